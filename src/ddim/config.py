@@ -1,0 +1,175 @@
+"""Constructor arguments as a config, and back: the contract of diffusers' `ConfigMixin`.
+
+A class decorates its `__init__` with `register_to_config`; from then on `obj.config` holds every argument, and
+`cls.from_config(obj.config)` builds its like. What a config has and the class does not know (a PNDM scheduler's
+`skip_prk_steps`) is carried along and saved again, so that nothing is lost on the way through this package.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
+
+import numpy as np
+
+from ddim.errors import ConfigError
+
+# What our files say they are written by: the oldest diffusers whose reading of them was checked.
+DIFFUSERS_VERSION = "0.30.0"
+
+
+class Config(dict[str, Any]):
+    """A read-only dict whose keys are attributes too; lists in it become tuples, dicts in it `Config`s.
+
+    >>> config = Config(steps_offset=1, block_out_channels=[32, 64])
+    >>> config.steps_offset, config["block_out_channels"]
+    (1, (32, 64))
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__({key: _freeze(value) for key, value in dict(*args, **kwargs).items()})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the config has no {name!r}; it has {', '.join(sorted(self))}") from None
+
+    def _read_only(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("a config is read-only: build a new object with from_config(config, name=value)")
+
+    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _read_only
+    clear = pop = popitem = setdefault = update = _read_only
+
+    def __reduce__(self) -> tuple[type[Config], tuple[dict[str, Any]]]:
+        return Config, (dict(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Config:
+        return self
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping) and not isinstance(value, Config):
+        return Config(value)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return tuple(_freeze(item) for item in value)
+    return value
+
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def register_to_config(init: Init) -> Init:
+    """Decorate `__init__`: every argument, given or default, goes into `self.config`.
+
+    The names left at their defaults are remembered under `_use_default_values` (in memory, never on disk): another
+    class that is built from this config applies its own defaults to them.
+    """
+    names = list(inspect.signature(init).parameters)[1:]
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(init).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+
+    @functools.wraps(init)
+    def wrapper(self: ConfigMixin, *args: Any, **kwargs: Any) -> None:
+        private = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("_")}
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments = {name: value for name, value in {**defaults, **given}.items() if name in names}
+        left = [name for name in names if name not in given]
+        self.register_to_config(**private, **arguments, **({"_use_default_values": left} if left else {}))
+        init(self, *args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+class ConfigMixin:
+    """Gives a class `config`, `from_config` and the config's JSON."""
+
+    config_name: ClassVar[str] = "config.json"
+    # Keys of classes whose configs this one accepts: carried along without a warning.
+    foreign_keys: ClassVar[frozenset[str]] = frozenset()
+    # Arguments that diffusers does not know: written only when they are not at their default.
+    own_keys: ClassVar[frozenset[str]] = frozenset()
+
+    _internal_dict: Config
+
+    @property
+    def config(self) -> Config:
+        """The constructor's arguments and whatever else the config that this was built from held."""
+        return self._internal_dict
+
+    def register_to_config(self, **values: Any) -> None:
+        """Add to, or replace in, `self.config`."""
+        object.__setattr__(self, "_internal_dict", Config({**getattr(self, "_internal_dict", {}), **values}))
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any
+    ) -> Self | tuple[Self, dict[str, Any]]:
+        """Build from a config of this class or a compatible one; `overrides` win over the config.
+
+        Args:
+            config: a dict, for example another object's `.config`. Keys listed in its `_use_default_values` are
+                resolved to this class's defaults.
+            return_unused_kwargs: also return the entries that the constructor did not take.
+
+        Raises:
+            TypeError: `config` is no mapping.
+            ConfigError: the constructor refuses a value.
+        """
+        if not isinstance(config, Mapping):
+            raise TypeError(
+                f"{cls.__name__}.from_config takes a dict, not {type(config).__name__}; "
+                f"for a path or a hub id use {cls.__name__}.from_pretrained"
+            )
+        class_name = config.get("_class_name", cls.__name__)
+        if not isinstance(class_name, (str, list, tuple)):
+            raise ConfigError(f"_class_name in the config must be a string, not {class_name!r}")
+        left = set(config.get("_use_default_values", ()))
+        original = {key: value for key, value in config.items() if key not in left and key != "_use_default_values"}
+        parameters = list(inspect.signature(cls.__init__).parameters)[1:]
+
+        arguments = {}
+        for name in parameters:
+            if name in overrides:
+                arguments[name] = overrides.pop(name)
+            elif name in original:
+                arguments[name] = original[name]
+        rest = {key: value for key, value in original.items() if key not in arguments}
+        unknown = sorted(k for k in rest if not k.startswith("_") and k not in cls.foreign_keys)
+        if unknown:
+            warnings.warn(
+                f"{cls.__name__} does not know these keys of the config and ignores them: {', '.join(unknown)}",
+                stacklevel=2,
+            )
+        try:
+            built = cls(**arguments)
+        except TypeError as error:
+            raise ConfigError(f"the config does not fit {cls.__name__}: {error}") from error
+        if "_class_name" in rest:
+            rest["_class_name"] = cls.__name__
+        built.register_to_config(**rest)
+        return (built, {**overrides, **rest}) if return_unused_kwargs else built
+
+    def to_json_string(self) -> str:
+        """The config as it is written to disk: sorted keys, indented by two, one line feed at the end."""
+        values = {
+            key: value
+            for key, value in self.config.items()
+            if key != "_use_default_values" and not (key in self.own_keys and value == self._default(key))
+        }
+        values["_class_name"] = type(self).__name__
+        values["_diffusers_version"] = DIFFUSERS_VERSION
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def _default(cls, name: str) -> Any:
+        return inspect.signature(cls.__init__).parameters[name].default
