@@ -1,0 +1,63 @@
+"""Attention: over the positions of an image, and from them to a text."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddim.errors import ConfigError
+
+KeyValue = tuple[Tensor, Tensor]  # each (b heads s d)
+
+
+class Attention(nn.Module):
+    """Multi-head attention from `dim` channels to a context of `context_dim` (None: to itself).
+
+    Keys and values are a function of the context alone, so `project` can be called once and its result used many times.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, head_dim: int, *, context_dim: int | None = None, qkv_bias: bool = False
+    ) -> None:
+        super().__init__()
+        if heads < 1:
+            raise ConfigError(f"attention_head_dim={head_dim} leaves no head for a layer of {dim} channels")
+        self.heads = heads
+        inner = heads * head_dim
+        self.to_q = nn.Linear(dim, inner, bias=qkv_bias)
+        self.to_k = nn.Linear(context_dim or dim, inner, bias=qkv_bias)
+        self.to_v = nn.Linear(context_dim or dim, inner, bias=qkv_bias)
+        self.to_out = nn.Sequential(nn.Linear(inner, dim))
+
+    def project(self, context: Tensor) -> KeyValue:
+        """Keys and values of a context (b s c), split into heads."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (b s heads·d) -> (b heads s d)
+
+    def attend(self, x: Tensor, context: KeyValue | None = None, mask: Tensor | None = None) -> Tensor:
+        """From x (b n c) to itself or to a projected context; `mask` is added to the scores, (b 1 n|1 s)."""
+        key, value = self.project(x) if context is None else context
+        # SDPA keeps the scores in float32 whatever the inputs are, which is all that `upcast_attention` asks for.
+        out = F.scaled_dot_product_attention(self._split(self.to_q(x)), key, value, attn_mask=mask)
+        result: Tensor = self.to_out(out.transpose(1, 2).flatten(2))  # (b n c)
+        return result
+
+
+class SpatialAttention(Attention):
+    """Self-attention among all positions of a feature map (b c h w), normalised before and added to its input after."""
+
+    def __init__(
+        self, channels: int, head_dim: int | None, *, groups: int | None, eps: float, output_scale: float = 1.0
+    ) -> None:
+        head_dim = head_dim or channels
+        super().__init__(channels, channels // head_dim, head_dim, qkv_bias=True)
+        self.group_norm = nn.Identity() if groups is None else nn.GroupNorm(groups, channels, eps)
+        self.output_scale = output_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (b hw c)
+        # Seen as (b c h w) without a copy; the sum has the memory format of x, its first term.
+        out: Tensor = x + self.attend(tokens).transpose(1, 2).view(x.shape)
+        return out if self.output_scale == 1 else out / self.output_scale

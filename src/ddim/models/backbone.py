@@ -1,0 +1,161 @@
+"""What the two U-Nets share: the way down, the middle, the way up, and everything that can be computed beforehand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ddim.checkpoint import PretrainedModel
+from ddim.errors import ConfigError
+from ddim.models.activations import activation
+from ddim.models.blocks import AttentionFactory, Block, DownBlock2D, MidBlock2D, Style, UpBlock2D
+from ddim.models.recompute import set_gradient_checkpointing
+
+_OLD_ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
+_NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def convert_attention_key(key: str) -> str:
+    """The present name of a weight of an attention layer, which the first published checkpoints call otherwise.
+
+    >>> convert_attention_key("mid_block.attentions.0.proj_attn.bias")
+    'mid_block.attentions.0.to_out.0.bias'
+    """
+    match = _OLD_ATTENTION.fullmatch(key)
+    return f"{match[1]}.{_NEW_NAMES[match[2]]}.{match[3]}" if match else key
+
+
+class UNet2DOutput(NamedTuple):
+    """What a U-Net returns: `.sample`, which is `[0]` too."""
+
+    sample: Tensor  # (b c h w)
+
+
+class Level(NamedTuple):
+    """One resolution, on one way."""
+
+    channels: int
+    layers: int
+    attention: AttentionFactory | None
+    resampler: str | None
+
+
+class TimeCache(NamedTuple):
+    """Every residual block's projection of every timestep of a run, made by `project_time`."""
+
+    timesteps: Tensor  # (n) float32
+    table: Tensor  # (n b|1 K), all blocks' projections side by side
+    widths: tuple[int, ...]  # their widths; the sum is K
+
+    def at(self, timestep: Tensor | float) -> tuple[Tensor, ...]:
+        """The rows of a timestep, or of one for each sample: (b|1 k) each. NaN where it is not in the cache."""
+        if isinstance(timestep, Tensor):
+            timestep = timestep.to(self.timesteps).reshape(-1, 1)  # (b|1 1)
+        hit = (self.timesteps == timestep).reshape(-1, len(self.timesteps))  # (b|1 n)
+        index = hit.to(torch.uint8).argmax(dim=1)
+        if self.table.shape[1] == 1 or len(index) == 1:
+            rows = self.table[index].flatten(0, 1)  # (b|1 K)
+        else:
+            rows = self.table[index, torch.arange(len(index), device=index.device)]  # (b K)
+        rows = rows.masked_fill(~hit.any(dim=1, keepdim=True), torch.nan)
+        return torch.split(rows, list(self.widths), dim=1)
+
+
+class Backbone(PretrainedModel):
+    """A U-Net without its embeddings; `UNet2DModel` and `UNet2DConditionModel` add them."""
+
+    conv_in: nn.Conv2d
+    conv_norm_out: nn.Module
+    conv_act: nn.Module
+    conv_out: nn.Conv2d
+    down_blocks: nn.ModuleList
+    mid_block: MidBlock2D | None
+    up_blocks: nn.ModuleList
+
+    @classmethod
+    def convert_key(cls, key: str) -> str:
+        return convert_attention_key(key)
+
+    def enable_gradient_checkpointing(self, on: bool = True) -> None:
+        """Save memory in training by computing activations a second time in the backward pass."""
+        set_gradient_checkpointing(self, on)
+
+    def disable_gradient_checkpointing(self) -> None:
+        set_gradient_checkpointing(self, False)
+
+    def build(
+        self, style: Style, down: Sequence[Level], middle: MidBlock2D | None, up: Sequence[Level], padding: int
+    ) -> None:
+        """Make the blocks; `down` is from the highest resolution to the lowest, `up` the other way."""
+        self.time_act = activation(style.act_fn)
+        self.down_blocks = nn.ModuleList(
+            DownBlock2D(before.channels, level.channels, level.layers, style, level.attention, level.resampler, padding)
+            for before, level in zip([down[0], *down], down, strict=False)
+        )
+        self.mid_block = middle
+        self.up_blocks = nn.ModuleList(
+            UpBlock2D(
+                before.channels, level.channels, after.channels, level.layers, style, level.attention, level.resampler
+            )
+            for before, level, after in zip([up[0], *up], up, [*up[1:], up[-1]], strict=False)
+        )
+
+    def blocks(self) -> list[Block]:
+        """All blocks in the order in which they run."""
+        middle = [] if self.mid_block is None else [self.mid_block]
+        return [*self.down_blocks, *middle, *self.up_blocks]
+
+    def embed(self, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """The embedding of timesteps (b,) and class labels, (b e)."""
+        raise NotImplementedError
+
+    def project(self, emb: Tensor) -> list[Tensor]:
+        """The embedding (b e), projected for every residual block: (b k) each, in the order of running."""
+        emb = self.time_act(emb)
+        return [projection for block in self.blocks() for projection in block.project_time(emb)]
+
+    @torch.no_grad()
+    def project_time(self, timesteps: Tensor, class_labels: Tensor | None = None) -> TimeCache:
+        """Compute what every residual block makes of each timestep of a run, so that `forward` needn't.
+
+        Args:
+            timesteps: (n,), the run's.
+            class_labels: (b,) or as `forward` takes them; they are part of the result.
+        """
+        timesteps = timesteps.to(self.device, torch.float32)
+        batch = 1
+        repeated = timesteps
+        if class_labels is not None:
+            batch = len(class_labels)
+            repeated = timesteps.repeat_interleave(batch)  # (n·b)
+            class_labels = class_labels.repeat(len(timesteps), *[1] * (class_labels.ndim - 1))
+        projections = self.project(self.embed(repeated, class_labels))
+        table = torch.cat(projections, dim=1).view(len(timesteps), batch, -1)  # (n b K)
+        return TimeCache(timesteps, table, tuple(projection.shape[1] for projection in projections))
+
+    def body(self, x: Tensor, times: Iterable[Tensor]) -> Tensor:
+        """From `conv_in` to `conv_out`."""
+        times = iter(times)
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            skips += block(skips[-1], times)
+        x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], times)
+        for block in self.up_blocks:
+            x = block(x, skips, times)
+        out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return out
+
+
+def check_levels(groups: int, **settings: Sequence[object]) -> None:
+    """Raise a ConfigError unless all lists are as long as one another and norms divide the channels."""
+    if len({len(values) for values in settings.values()}) != 1:
+        lengths = ", ".join(f"{name} has {len(values)}" for name, values in settings.items())
+        raise ConfigError(f"these must have one entry for each resolution: {lengths}")
+    for channels in settings["block_out_channels"]:
+        if not isinstance(channels, int) or channels < 1 or channels % groups:
+            raise ConfigError(f"block_out_channels must be multiples of norm_num_groups={groups}, not {channels}")

@@ -1,0 +1,222 @@
+"""What the networks are built from: residual blocks, resampling, and their stacks for one resolution.
+
+A residual block takes the timestep as a vector that was projected for it already. All of them are projected at one
+place (`Block.project_time`), so that a sampler can do it once for all timesteps of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddim.models.activations import activation, choose
+from ddim.models.recompute import Recomputing
+
+Times = Iterator[Tensor | None]  # for every residual block in order, its projection of the timestep (b|1 k)
+Size = tuple[int, int]
+AttentionFactory = Callable[[int], nn.Module]  # channels -> a layer
+
+
+class Style(NamedTuple):
+    """What all residual blocks of a network have in common."""
+
+    time_channels: int | None  # None: the block is not told the timestep
+    groups: int = 32
+    eps: float = 1e-6
+    act_fn: str = "silu"
+    time_scale_shift: str = "default"
+    dropout: float = 0.0
+    output_scale: float = 1.0
+
+
+def halve(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class ResnetBlock2D(nn.Module):
+    """Two convolutions around the timestep, added to the input: (b in h w), (b|1 k) -> (b out h' w').
+
+    The timestep shifts (k = out) or, with `time_scale_shift="scale_shift"`, scales and shifts (k = 2·out). `resample`
+    changes height and width on the way, in the residual as in the input.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, style: Style, resample: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        shifts = choose("resnet_time_scale_shift", style.time_scale_shift, {"default": 1, "scale_shift": 2})
+        self.scales = shifts == 2
+        self.output_scale = style.output_scale
+        self.resample = resample
+        self.act = activation(style.act_fn)
+        self.norm1 = nn.GroupNorm(style.groups, in_channels, style.eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        if style.time_channels is not None:
+            self.time_emb_proj = nn.Linear(style.time_channels, shifts * out_channels)
+        self.norm2 = nn.GroupNorm(style.groups, out_channels, style.eps)
+        self.dropout = nn.Dropout(style.dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        h: Tensor = self.act(self.norm1(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h)
+        if time is None:
+            h = self.norm2(h)
+        elif self.scales:
+            scale, shift = time[:, :, None, None].chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time[:, :, None, None])
+        h = self.conv_shortcut(x) + self.conv2(self.dropout(self.act(h)))  # (b out h' w')
+        return h if self.output_scale == 1 else h / self.output_scale
+
+
+class Downsample2D(nn.Module):
+    """A strided convolution: (b c h w) -> (b c h/2 w/2). Padding 0 pads at the right and the bottom alone."""
+
+    def __init__(self, channels: int, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class Upsample2D(nn.Module):
+    """Nearest neighbours, to twice the size or to `size`, and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
+        out: Tensor = self.conv(double(x) if size is None else F.interpolate(x, size=size, mode="nearest"))
+        return out
+
+
+class Block(Recomputing):
+    """Residual blocks for one resolution, an attention layer after each or none, and resampling at the end."""
+
+    resnets: nn.ModuleList
+    attentions: nn.ModuleList
+
+    def resamplers(self) -> Iterable[nn.Module]:
+        return ()
+
+    def project_time(self, emb: Tensor) -> list[Tensor]:
+        """The activated time embedding (b e), projected for every residual block: (b k) each."""
+        layers = (*self.resnets, *self.resamplers())
+        return [layer.time_emb_proj(emb) for layer in layers if isinstance(layer, ResnetBlock2D)]
+
+    def attend(self, i: int, x: Tensor) -> Tensor:
+        """The i-th attention layer, where the block has any."""
+        return self.run(self.attentions[i], x) if self.attentions else x
+
+
+class DownBlock2D(Block):
+    """The way down at one resolution; `downsampler` is None, "conv" or "resnet"."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        layers: int,
+        style: Style,
+        attention: AttentionFactory | None = None,
+        downsampler: str | None = None,
+        padding: int = 1,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (layers - 1)
+        self.attentions = nn.ModuleList(attention(out_channels) for _ in widths if attention)
+        self.resnets = nn.ModuleList(ResnetBlock2D(width, out_channels, style) for width in widths)
+        if downsampler is not None:
+            kinds: dict[str, Callable[[], nn.Module]] = {
+                "conv": lambda: Downsample2D(out_channels, padding),
+                "resnet": lambda: ResnetBlock2D(out_channels, out_channels, style, halve),
+            }
+            self.downsamplers = nn.ModuleList([choose("downsample_type", downsampler, kinds)()])
+
+    def resamplers(self) -> Iterable[nn.Module]:
+        return getattr(self, "downsamplers", ())
+
+    def forward(self, x: Tensor, times: Times) -> list[Tensor]:
+        """All that the way up will want; the last is the input of what follows."""
+        outputs = []
+        for i, resnet in enumerate(self.resnets):
+            x = self.attend(i, self.run(resnet, x, next(times)))
+            outputs.append(x)
+        for layer in self.resamplers():
+            x = self.run(layer, x, next(times)) if isinstance(layer, ResnetBlock2D) else layer(x)
+            outputs.append(x)
+        return outputs
+
+
+class MidBlock2D(Block):
+    """A residual block, then pairs of attention (if any) and residual block."""
+
+    def __init__(self, channels: int, style: Style, attention: AttentionFactory | None = None, layers: int = 1) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList(attention(channels) for _ in range(layers) if attention)
+        self.resnets = nn.ModuleList(ResnetBlock2D(channels, channels, style) for _ in range(layers + 1))
+
+    def forward(self, x: Tensor, times: Times) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = self.run(resnet, self.attend(i - 1, x) if i else x, next(times))
+        return x
+
+
+class UpBlock2D(Block):
+    """The way up at one resolution; `upsampler` is None, "conv" or "resnet".
+
+    Every residual block is also given an output of the way down; the last one's has `skip_channels` channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        skip_channels: int,
+        layers: int,
+        style: Style,
+        attention: AttentionFactory | None = None,
+        upsampler: str | None = None,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (layers - 1)
+        skips = [out_channels] * (layers - 1) + [skip_channels]
+        self.attentions = nn.ModuleList(attention(out_channels) for _ in widths if attention)
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(width + skip, out_channels, style) for width, skip in zip(widths, skips, strict=True)
+        )
+        if upsampler is not None:
+            kinds: dict[str, Callable[[], nn.Module]] = {
+                "conv": lambda: Upsample2D(out_channels),
+                "resnet": lambda: ResnetBlock2D(out_channels, out_channels, style, double),
+            }
+            self.upsamplers = nn.ModuleList([choose("upsample_type", upsampler, kinds)()])
+
+    def resamplers(self) -> Iterable[nn.Module]:
+        return getattr(self, "upsamplers", ())
+
+    def forward(self, x: Tensor, skips: list[Tensor], times: Times) -> Tensor:
+        """`skips` are the outputs of the way down; those used are taken off its end."""
+        for i, resnet in enumerate(self.resnets):
+            x = self.attend(i, self.run(resnet, torch.cat((x, skips.pop()), dim=1), next(times)))
+        for layer in self.resamplers():
+            takes_time = isinstance(layer, ResnetBlock2D)
+            x = self.run(layer, x, next(times)) if takes_time else layer(x, skips[-1].shape[-2:])
+        return x

@@ -1,0 +1,96 @@
+"""What a network is told besides the sample: the timestep, and maybe a class, as a vector."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddim.models.activations import activation
+
+
+def as_timesteps(timestep: Tensor | float, batch: int, device: torch.device) -> Tensor:
+    """A timestep, or one for each sample, as a float32 tensor of shape (b,). A number costs no copy to the device.
+
+    Raises:
+        ValueError: a tensor that has neither one element nor `batch`.
+    """
+    if not isinstance(timestep, Tensor):
+        return torch.full((batch,), timestep, dtype=torch.float32, device=device)
+    if timestep.ndim > 1 or timestep.numel() not in (1, batch):
+        raise ValueError(f"timestep must have shape () or ({batch},), not {tuple(timestep.shape)}")
+    return timestep.to(device=device, dtype=torch.float32).expand(batch)
+
+
+def sinusoids(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
+    """Sines and cosines of `t` (b,) at dim/2 frequencies from 1 down to about 1/10000, in float32: (b dim).
+
+    The order is sines, cosines; `flip_sin_to_cos` is the other. With `freq_shift` 1 the last frequency is 1/10000
+    exactly.
+    """
+    half = dim // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
+    angles = t.float()[:, None] * exponent.exp()  # (b half)
+    waves = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
+    return F.pad(torch.cat(waves, dim=-1), (0, dim % 2))
+
+
+class Timesteps(nn.Module):
+    """`sinusoids` as a layer; it has no parameters."""
+
+    def __init__(self, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> None:
+        super().__init__()
+        self.dim, self.flip_sin_to_cos, self.freq_shift = dim, flip_sin_to_cos, freq_shift
+
+    def forward(self, t: Tensor) -> Tensor:
+        return sinusoids(t, self.dim, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift)
+
+
+class GaussianFourierProjection(nn.Module):
+    """Sines and cosines of log t at random, fixed frequencies: (b,) -> (b 2·dim). For t > 0."""
+
+    def __init__(self, dim: int, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(dim) * scale, requires_grad=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t.float().log()[:, None] * self.weight.float() * 2 * math.pi  # (b dim)
+        return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+class LearnedTimesteps(nn.Embedding):
+    """One learned vector for each timestep: (b,) -> (b dim)."""
+
+    def forward(self, t: Tensor) -> Tensor:
+        return super().forward(t.long())
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers on top of the timestep's features: (b in) -> (b out)."""
+
+    def __init__(self, in_channels: int, out_channels: int, act_fn: str = "silu") -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, out_channels)
+        self.act = activation(act_fn)
+        self.linear_2 = nn.Linear(out_channels, out_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.linear_2(self.act(self.linear_1(features)))
+        return out
+
+
+def embed_labels(table: nn.Embedding, labels: Tensor) -> Tensor:
+    """The vectors of integer class labels: (b,) -> (b e).
+
+    Raises:
+        ValueError: not integers, not one a sample, or (on a CPU, where it costs nothing to know) out of range.
+    """
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"class_labels must be integers of shape (b,), not {labels.dtype} {tuple(labels.shape)}")
+    try:
+        vectors: Tensor = table(labels.long())
+    except IndexError as error:
+        raise ValueError(f"class_labels must be in 0..{table.num_embeddings - 1}") from error
+    return vectors

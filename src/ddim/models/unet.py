@@ -1,0 +1,232 @@
+"""The U-Net of DDPM and DDIM: a noisy image and a timestep, maybe a class, to a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ddim.config import register_to_config
+from ddim.errors import ConfigError
+from ddim.models.activations import choose
+from ddim.models.attention import SpatialAttention
+from ddim.models.backbone import Backbone, Level, TimeCache, UNet2DOutput, check_levels
+from ddim.models.blocks import MidBlock2D, Style
+from ddim.models.embeddings import (
+    GaussianFourierProjection,
+    LearnedTimesteps,
+    TimestepEmbedding,
+    Timesteps,
+    as_timesteps,
+    embed_labels,
+)
+
+# Name in a config -> (attention after each residual block?, what resamples; None: the config says).
+DOWN_BLOCKS: dict[str, tuple[bool, str | None]] = {
+    "DownBlock2D": (False, "conv"),
+    "ResnetDownsampleBlock2D": (False, "resnet"),
+    "AttnDownBlock2D": (True, None),
+}
+UP_BLOCKS: dict[str, tuple[bool, str | None]] = {
+    "UpBlock2D": (False, "conv"),
+    "ResnetUpsampleBlock2D": (False, "resnet"),
+    "AttnUpBlock2D": (True, None),
+}
+
+
+class UNet2DModel(Backbone):
+    """The unconditional or class-conditional U-Net; the constructor's arguments are diffusers'.
+
+    Args:
+        sample_size: height and width of the samples (or a pair); for information, any multiple will do.
+        center_input_sample: the input is in [0, 1] and is moved to [-1, 1] first.
+        time_embedding_type: "positional", "fourier" (t is a noise level, and the output is divided by it) or "learned"
+            (needs `num_train_timesteps`).
+        freq_shift, flip_sin_to_cos: see `embeddings.sinusoids`.
+        down_block_types, up_block_types: from the highest resolution down, and back up: keys of DOWN_BLOCKS, UP_BLOCKS.
+        mid_block_type: "UNetMidBlock2D" or None.
+        layers_per_block: residual blocks at each resolution on the way down; there is one more on the way up.
+        downsample_type, upsample_type: "conv" or "resnet", in blocks that have attention.
+        attention_head_dim: channels of an attention head; None: one head.
+        attn_norm_num_groups: groups of the middle attention's norm, if not as everywhere else.
+        resnet_time_scale_shift: "default" (the timestep shifts) or "scale_shift".
+        add_attention: whether there is attention in the middle.
+        class_embed_type: None (a table, if `num_class_embeds` is given), "timestep" or "identity".
+
+    Raises:
+        ConfigError: arguments that are unknown or do not fit together.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        center_input_sample: bool = False,
+        time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type: str | None = "UNetMidBlock2D",
+        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
+        layers_per_block: int = 2,
+        mid_block_scale_factor: float = 1,
+        downsample_padding: int = 1,
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        attention_head_dim: int | None = 8,
+        norm_num_groups: int = 32,
+        attn_norm_num_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "default",
+        add_attention: bool = True,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        num_train_timesteps: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_levels(
+            norm_num_groups,
+            block_out_channels=block_out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+        )
+        if mid_block_type not in (None, "UNetMidBlock2D"):
+            raise ConfigError(f"unknown mid_block_type {mid_block_type!r}; known are UNetMidBlock2D and None")
+        width = block_out_channels[0]
+        emb_dim = time_embedding_dim or 4 * width
+        self.center_input_sample = center_input_sample
+        self.divides_by_timestep = time_embedding_type == "fourier"
+        self.multiple = 2 ** (len(block_out_channels) - 1)
+        self.in_channels = in_channels
+
+        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.time_proj = _time_features(time_embedding_type, width, flip_sin_to_cos, freq_shift, num_train_timesteps)
+        features = 2 * width if self.divides_by_timestep else width
+        self.time_embedding = TimestepEmbedding(features, emb_dim)
+        self.class_embed_type = class_embed_type
+        self.class_embedding = _class_embedding(class_embed_type, num_class_embeds, features, emb_dim)
+
+        style = Style(emb_dim, norm_num_groups, norm_eps, act_fn, resnet_time_scale_shift, dropout)
+
+        def attention(channels: int) -> nn.Module:
+            return SpatialAttention(channels, attention_head_dim, groups=norm_num_groups, eps=norm_eps)
+
+        def middle_attention(channels: int) -> nn.Module:
+            groups = attn_norm_num_groups
+            if groups is None and resnet_time_scale_shift == "default":
+                groups = norm_num_groups
+            scale = mid_block_scale_factor
+            return SpatialAttention(channels, attention_head_dim, groups=groups, eps=norm_eps, output_scale=scale)
+
+        def level(channels: int, layers: int, has_attention: bool, resampler: str | None) -> Level:
+            return Level(channels, layers, attention if has_attention else None, resampler)
+
+        down, up = [], []
+        for i, (channels, name) in enumerate(zip(block_out_channels, down_block_types, strict=True)):
+            has_attention, resampler = choose("down block type", name.removeprefix("UNetRes"), DOWN_BLOCKS)
+            last = i == len(block_out_channels) - 1
+            down.append(
+                level(channels, layers_per_block, has_attention, None if last else resampler or downsample_type)
+            )
+        for i, (channels, name) in enumerate(zip(reversed(block_out_channels), up_block_types, strict=True)):
+            has_attention, resampler = choose("up block type", name.removeprefix("UNetRes"), UP_BLOCKS)
+            last = i == len(block_out_channels) - 1
+            up.append(
+                level(channels, layers_per_block + 1, has_attention, None if last else resampler or upsample_type)
+            )
+        middle = None
+        if mid_block_type is not None:
+            scaled = style._replace(output_scale=mid_block_scale_factor)
+            middle = MidBlock2D(block_out_channels[-1], scaled, middle_attention if add_attention else None)
+        self.build(style, down, middle, up, downsample_padding)
+
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, norm_eps)
+        self.conv_act = nn.SiLU()
+        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+
+    def embed(self, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """The embedding of timesteps (b,) and class labels, (b e).
+
+        Raises:
+            ValueError: labels are missing, not wanted, or of a wrong shape, type or range.
+        """
+        emb: Tensor = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
+        if self.class_embedding is None:
+            if class_labels is not None:
+                raise ValueError("class_labels were given to a model without classes (see num_class_embeds)")
+            return emb
+        if class_labels is None:
+            raise ValueError("this model is conditional on a class: class_labels are needed")
+        if len(class_labels) != len(timesteps):
+            raise ValueError(f"{len(class_labels)} class_labels were given for {len(timesteps)} samples")
+        if self.class_embed_type == "timestep":
+            vectors: Tensor = self.class_embedding(self.time_proj(class_labels).to(self.dtype))
+            return emb + vectors
+        if self.class_embed_type == "identity":
+            return emb + class_labels.to(self.dtype)
+        assert isinstance(self.class_embedding, nn.Embedding)
+        return emb + embed_labels(self.class_embedding, class_labels)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+        *,
+        time_cache: TimeCache | None = None,
+    ) -> UNet2DOutput:
+        """Predict from noisy samples.
+
+        Args:
+            sample: (b c h w); h and w multiples of 2 to the number of resolutions less one.
+            timestep: one for all, or (b,).
+            class_labels: (b,); for "identity" (b e).
+            return_dict: without effect: the result is a tuple of one either way, and has `.sample`.
+            time_cache: what `project_time` made of the run's timesteps and the class labels.
+
+        Raises:
+            ValueError: a shape, or class labels, do not fit.
+        """
+        if sample.ndim != 4 or sample.shape[1] != self.in_channels:
+            raise ValueError(f"sample must have shape (b, {self.in_channels}, h, w), not {tuple(sample.shape)}")
+        if sample.shape[2] % self.multiple or sample.shape[3] % self.multiple:
+            raise ValueError(f"height and width must be multiples of {self.multiple}, not {tuple(sample.shape[2:])}")
+        if self.center_input_sample:
+            sample = 2 * sample - 1
+        timesteps = as_timesteps(timestep, len(sample), sample.device)  # (b)
+        times = time_cache.at(timestep) if time_cache else self.project(self.embed(timesteps, class_labels))
+        out = self.body(sample, times)
+        if self.divides_by_timestep:
+            out = out / timesteps[:, None, None, None].to(out.dtype)
+        return UNet2DOutput(out)
+
+
+def _time_features(kind: str, dim: int, flip_sin_to_cos: bool, freq_shift: int, timesteps: int | None) -> nn.Module:
+    def learned() -> nn.Module:
+        if timesteps is None:
+            raise ConfigError("time_embedding_type='learned' needs num_train_timesteps")
+        return LearnedTimesteps(timesteps, dim)
+
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "positional": lambda: Timesteps(dim, flip_sin_to_cos, freq_shift),
+        "fourier": lambda: GaussianFourierProjection(dim, scale=16),
+        "learned": learned,
+    }
+    return choose("time_embedding_type", kind, kinds)()
+
+
+def _class_embedding(kind: str | None, classes: int | None, features: int, emb_dim: int) -> nn.Module | None:
+    if kind is None:
+        return None if classes is None else nn.Embedding(classes, emb_dim)
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "timestep": lambda: TimestepEmbedding(features, emb_dim),
+        "identity": nn.Identity,
+    }
+    return choose("class_embed_type", kind, kinds)()
