@@ -264,6 +264,32 @@ class PretrainedMixin(ConfigMixin):
         config = read_json(found)
         return (config, options) if return_unused_kwargs else config
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Build from a stored config: `from_config(load_config(…))`.
+
+        Args:
+            pretrained_model_name_or_path: the file itself, a folder that has it, a bundled model or a hub id.
+            subfolder: the folder inside it, for example "scheduler".
+            return_unused_kwargs: return `(object, unused entries)`.
+            options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub; anything else
+                overrides the config.
+
+        Raises:
+            CheckpointError: no such file, or no JSON object in it.
+            ConfigError: the config makes no object of this class.
+        """
+        config, overrides = cls.load_config(
+            pretrained_model_name_or_path, subfolder=subfolder, return_unused_kwargs=True, **options
+        )
+        return cls.from_config(config, return_unused_kwargs, **overrides)
+
     def save_config(self, save_directory: str | os.PathLike[str]) -> None:
         """Write the config file into a folder, which is made if it is not there."""
         if Path(save_directory).is_file():

@@ -144,10 +144,11 @@ class ConfigMixin:
             elif name in original:
                 arguments[name] = original[name]
         rest = {key: value for key, value in original.items() if key not in arguments}
-        unknown = sorted(k for k in rest if not k.startswith("_") and k not in cls.foreign_keys)
+        unused = rest if return_unused_kwargs else {**rest, **overrides}
+        unknown = sorted(k for k in unused if not k.startswith("_") and k not in cls.foreign_keys)
         if unknown:
             warnings.warn(
-                f"{cls.__name__} does not know these keys of the config and ignores them: {', '.join(unknown)}",
+                f"{cls.__name__} does not know these settings and ignores them: {', '.join(unknown)}",
                 stacklevel=2,
             )
         try:

@@ -1,0 +1,74 @@
+"""Classifier-free guidance (Ho and Salimans 2022) as a denoiser made of denoisers.
+
+    guided = u + w·(c - u)          u without the condition, c with it, w the guidance scale
+
+With a large w the result's contrast grows; `rescale` brings its standard deviation back to that of c (Lin et al. 2024,
+section 3.4). The loop that samples never hears of any of this.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddim.errors import ConfigError
+from ddim.sampling import Denoiser
+
+
+def guide(
+    both: Denoiser,
+    conditional: Denoiser,
+    scale: float,
+    rescale: float = 0.0,
+    interval: tuple[int, int] | None = None,
+) -> Denoiser:
+    """A denoiser under guidance.
+
+    Args:
+        both: the network on a batch of 2·b: the samples without the condition, then the same with it.
+        conditional: the network on a batch of b with the condition; all that is run where guidance is off.
+        scale: w; 1 is no guidance.
+        rescale: φ in [0, 1], how much of the standard deviation to bring back.
+        interval: guide only at timesteps from the first to the second, both included (Kynkäänniemi et al. 2024).
+
+    Raises:
+        ConfigError: a scale that is not finite, a rescale outside [0, 1], an empty interval.
+    """
+    if not math.isfinite(scale):
+        raise ConfigError(f"guidance_scale must be finite, not {scale}")
+    if not 0 <= rescale <= 1:
+        raise ConfigError(f"guidance_rescale must be in [0, 1], not {rescale}")
+    if interval is not None and interval[0] > interval[1]:
+        raise ConfigError(f"guidance_interval {interval} is empty: give (lowest timestep, highest timestep)")
+    if scale == 1:
+        return conditional
+
+    def guided(x: Tensor, timestep: Tensor) -> Tensor:
+        if interval is not None and not interval[0] <= int(timestep) <= interval[1]:
+            return conditional(x, timestep)
+        without, within = both(torch.cat([x, x]), timestep).chunk(2)
+        combined = torch.lerp(without, within, scale)
+        return rescale_noise(combined, within, rescale) if rescale else combined
+
+    return guided
+
+
+def rescale_noise(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor:
+    """φ·guided·std(conditional)/std(guided) + (1-φ)·guided, the deviations taken over each sample.
+
+    A constant prediction, whose deviation is zero, is left as it is.
+
+    Args:
+        guided: (batch, …).
+        conditional: of the same shape.
+        rescale: φ in [0, 1].
+    """
+    ratio = _deviation(conditional) / _deviation(guided)
+    ratio = torch.where(ratio.isfinite(), ratio, torch.ones_like(ratio))
+    return guided * (rescale * ratio + (1 - rescale)).to(guided.dtype)
+
+
+def _deviation(x: Tensor) -> Tensor:
+    return x.float().std(dim=tuple(range(1, x.ndim)), keepdim=True)

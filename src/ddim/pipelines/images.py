@@ -1,0 +1,62 @@
+"""Tensors in [-1, 1] to pictures, and pictures to one grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+def to_images(x: Tensor, output_type: str = "pil") -> Any:
+    """Pictures from a model's output.
+
+    Args:
+        x: (batch, channels, height, width) in [-1, 1]; what lies outside is clamped.
+        output_type: "pt" gives a tensor (b c h w) in [0, 1]; "np" an array (b h w c) in [0, 1]; "pil" a list of
+            images, grey ones for one channel.
+    """
+    x = (x.detach() / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return x
+    array = x.permute(0, 2, 3, 1).float().cpu().numpy()
+    if output_type == "np":
+        return array
+    if output_type != "pil":
+        raise ValueError(f"output_type={output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
+    return [to_pil(image) for image in array]
+
+
+def to_pil(image: np.ndarray[Any, Any]) -> Image.Image:
+    """A picture from an array (h w c) in [0, 1] with 1, 3 or 4 channels."""
+    pixels = (image * 255).round().astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def image_grid(
+    images: Sequence[Image.Image], columns: int | None = None, scale: int | None = None, gap: int = 2
+) -> Image.Image:
+    """One picture of many, row by row, on white.
+
+    Args:
+        images: all of one size.
+        columns: how many in a row; as square as can be unless told.
+        scale: enlarge each this many times with hard pixel edges; small pictures to about 64 pixels unless told.
+        gap: pixels between them.
+    """
+    width, height = images[0].size
+    scale = scale or max(1, 64 // max(width, height))
+    width, height = width * scale, height * scale
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+        grid.paste(enlarged, (column * (width + gap), row * (height + gap)))
+    return grid

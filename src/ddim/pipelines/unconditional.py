@@ -1,0 +1,157 @@
+"""DDIMPipeline: images from a U-Net on pixels, unconditional or by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddim.errors import ConfigError
+from ddim.guidance import guide
+from ddim.models import UNet2DModel
+from ddim.pipelines.base import DiffusionPipeline
+from ddim.pipelines.images import OUTPUT_TYPES, to_images
+from ddim.process import Eta, Generators
+from ddim.sampling import Denoiser, sample
+from ddim.scheduler import DDIMScheduler
+
+
+class ImagePipelineOutput(NamedTuple):
+    """What a pipeline returns.
+
+    Attributes:
+        images: a list of PIL images, an array (b h w c) or a tensor (b c h w), as `output_type` asked.
+    """
+
+    images: Any
+
+
+class DDIMPipeline(DiffusionPipeline):
+    """Images from a U-Net on pixels.
+
+    Args:
+        unet: predicts what `scheduler.config.prediction_type` says. If it has class embeddings, the last one is taken
+            for "no class": what guidance compares with, and what is drawn when no class is asked for.
+        scheduler: any scheduler with a config that `DDIMScheduler.from_config` accepts.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ("unet", "scheduler")
+    unet: UNet2DModel
+    scheduler: DDIMScheduler
+
+    def __init__(self, unet: UNet2DModel, scheduler: Any) -> None:
+        if not isinstance(scheduler, DDIMScheduler):
+            scheduler = DDIMScheduler.from_config(scheduler.config)
+        super().__init__(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: Generators = None,
+        eta: Eta = 0.0,
+        num_inference_steps: int = 50,
+        use_clipped_model_output: bool | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        *,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[int, int] | None = None,
+        seed: int | Sequence[int] | None = None,
+        latents: Tensor | None = None,
+        timesteps: Sequence[int] | None = None,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict[str, Any]], Any] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Make images.
+
+        Args:
+            batch_size: how many; a list of class labels says so too.
+            generator: of all noise: one for the batch, or a list with one for each image.
+            eta: η of equation 16: 0 is DDIM, 1 is DDPM; or "sigma_hat".
+            num_inference_steps: N, from 1 to T.
+            use_clipped_model_output: see `SamplingPlan.step`.
+            output_type: "pil", "np" or "pt".
+            return_dict: False gives a plain tuple (images,).
+            class_labels: for a class-conditional model; one, or one for each image.
+            guidance_scale: how much to prefer the class over none; 1 is no guidance.
+            guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`.
+            guidance_interval: guide only at timesteps from the first to the second.
+            seed: instead of a generator: image k of a seed is the same whatever the batch size, device or thread
+                count. A list has one for each image.
+            latents: x_T, (batch, channels, height, width), instead of noise.
+            timesteps: the timesteps themselves, instead of `num_inference_steps`.
+            callback_on_step_end: called as (pipe, index, timestep, {"latents": …, "pred_original_sample": …}) after
+                each step. A dict that it returns may have other "latents" to go on with; False stops here.
+
+        Raises:
+            ConfigError, ValueError, TypeError: settings, shapes or types that cannot work, before anything is run.
+            NonFiniteError: the network gave NaN; names the step.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
+        if isinstance(class_labels, (list, tuple, Tensor)) and batch_size == 1:
+            batch_size = torch.as_tensor(class_labels).numel()
+        elif latents is not None and batch_size == 1:
+            batch_size = len(latents)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive int, not {batch_size!r}")
+        plan = self.scheduler.plan(None if timesteps else num_inference_steps, eta=eta, timesteps=timesteps)
+        denoiser = self._denoiser(batch_size, class_labels, guidance_scale, guidance_rescale, guidance_interval)
+        x, generator = self._initial_noise(self._shape(batch_size, latents), generator, seed, latents)
+        with self.progress_bar(len(plan)) as bar:
+            for step in sample(
+                denoiser, x, plan, generator=generator, use_clipped_model_output=bool(use_clipped_model_output)
+            ):
+                x = step.sample
+                bar.update()
+                if callback_on_step_end is not None:
+                    state = {"latents": x, "pred_original_sample": step.pred_original_sample}
+                    answer = callback_on_step_end(self, step.index, step.timestep, state)
+                    if answer is False:
+                        break
+                    if isinstance(answer, dict):
+                        x = step.sample = answer.get("latents", x)
+        images = to_images(x, output_type)
+        return ImagePipelineOutput(images) if return_dict else (images,)
+
+    def _shape(self, batch_size: int, latents: Tensor | None) -> tuple[int, ...]:
+        size = self.unet.config.sample_size
+        if size is None:
+            if latents is None:
+                raise ConfigError("the U-Net's config has no sample_size: give latents")
+            size = tuple(latents.shape[2:])
+        height, width = (size, size) if isinstance(size, int) else size
+        return batch_size, self.unet.config.in_channels, height, width
+
+    def _denoiser(
+        self,
+        batch_size: int,
+        class_labels: int | Sequence[int] | Tensor | None,
+        scale: float,
+        rescale: float,
+        interval: tuple[int, int] | None,
+    ) -> Denoiser:
+        classes = self.unet.config.num_class_embeds
+        if classes is None or self.unet.config.class_embed_type is not None:
+            if class_labels is not None or scale != 1:
+                raise ConfigError("this model knows no classes: class_labels and guidance_scale are not for it")
+            return lambda x, timestep: self.unet(x, timestep).sample
+        none = torch.full((batch_size,), classes - 1, device=self.device)
+        labels = none if class_labels is None else torch.as_tensor(class_labels, device=self.device).reshape(-1)
+        if labels.is_floating_point() or labels.dtype == torch.bool or len(labels) not in (1, batch_size):
+            raise ValueError(f"class_labels must be ints, one or {batch_size}: {class_labels!r:.100}")
+        if not bool(((labels >= 0) & (labels < classes)).all()):
+            raise ValueError(f"class_labels must be in 0…{classes - 1}: {class_labels!r:.100}")
+        labels = labels.expand(batch_size)
+        pairs = torch.cat([none, labels])
+        return guide(
+            both=lambda x, timestep: self.unet(x, timestep, pairs).sample,
+            conditional=lambda x, timestep: self.unet(x, timestep, labels).sample,
+            scale=scale,
+            rescale=rescale,
+            interval=interval,
+        )

@@ -1,0 +1,467 @@
+"""SamplingPlan: a whole sampler as one table of numbers.
+
+Without clipping, every DDIM step is linear in what it is given, whatever the network predicts:
+
+    x_prev = a·x_t + b·out + σ·z          x0 = p·x_t + q·out          eps = r·x_t + s·out
+
+A plan holds these numbers for every timestep, computed once in float64. It never changes, so threads share it. Running
+it costs a few passes over the tensor a step. Where x0 is clipped or thresholded a step is no longer linear, and is
+computed as x_prev = √ᾱ_prev·x0' + direction·eps + σ·z, from columns of the same table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddim.errors import ConfigError
+from ddim.process import (
+    SIGMA_HAT,
+    Eta,
+    Generators,
+    ddim_step,
+    gaussian_noise,
+    prediction,
+    sigma,
+    sigma_hat,
+    threshold,
+)
+
+LARGE = 2**18  # elements; from here on one pass over memory costs more than the views that make it possible
+
+
+class DDIMSchedulerOutput(NamedTuple):
+    """What a step gives: by attribute, by key, by index, and as a tuple.
+
+    Attributes:
+        prev_sample: x_prev, of the sample's shape.
+        pred_original_sample: the predicted x0, clipped where the plan says so; None if it was not asked for.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+    def __getitem__(self, key: Any) -> Any:
+        return getattr(self, key) if isinstance(key, str) and key in self._fields else tuple(self)[key]
+
+    def keys(self) -> tuple[str, ...]:
+        return self._fields
+
+    def to_tuple(self) -> tuple[Tensor | None, ...]:
+        return tuple(self)
+
+
+class Row(NamedTuple):
+    """The numbers of one step: floats, or tensors that broadcast over a batch of timesteps."""
+
+    a: Any  # x_prev = a·x + b·out + sigma·z
+    b: Any
+    sigma: Any
+    p: Any  # x0 = p·x + q·out
+    q: Any
+    r: Any  # eps = r·x + s·out
+    s: Any
+    root_prev: Any  # √ᾱ_prev
+    direction: Any  # √(1-ᾱ_prev-σ²)
+    root: Any  # √ᾱ
+    noise: Any  # √(1-ᾱ)
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """The timesteps of a run and the numbers of each step; made by `DDIMScheduler.plan`.
+
+    Attributes:
+        timesteps: in the order in which they are visited: falling, or rising for an inverse plan.
+        alphas_cumprod: ᾱ of all T timesteps.
+        final_alpha_cumprod: ᾱ of what lies before the lowest timestep: 1, the image itself, unless told.
+        prediction_type: a key of `process.PREDICTIONS`.
+        eta: η of equation 16, or "sigma_hat".
+        clip_range: x0 is clamped to ± this; None leaves it.
+        thresholding: (ratio, maximum) of dynamic thresholding, which takes the place of clipping; or None.
+        legacy_stride: diffusers' rule, previous = t - stride; None takes the next listed timestep.
+        inverse: run from the image to the noise.
+
+    Raises:
+        ConfigError: timesteps that are not in order or not in range, or settings under which a step has no finite
+            result; names the setting that would work.
+    """
+
+    timesteps: tuple[int, ...]
+    alphas_cumprod: tuple[float, ...] = field(repr=False)
+    final_alpha_cumprod: float = 1.0
+    prediction_type: str = "epsilon"
+    eta: Eta = 0.0
+    clip_range: float | None = None
+    thresholding: tuple[float, float] | None = None
+    legacy_stride: int | None = None
+    inverse: bool = False
+
+    def __post_init__(self) -> None:
+        _check_timesteps(self.timesteps, len(self.alphas_cumprod), self.inverse)
+        _check_eta(self.eta)
+        prediction(self.prediction_type)
+        if self.inverse and self.eta != 0:
+            raise ConfigError(f"an inverse plan is deterministic: eta must be 0, not {self.eta}")
+        if self.clip_range is not None and not self.clip_range > 0:
+            raise ConfigError(f"clip_sample_range must be positive, not {self.clip_range}")
+        if self.thresholding is not None and not (0 <= self.thresholding[0] <= 1 and self.thresholding[1] >= 1):
+            raise ConfigError(
+                "thresholding needs dynamic_thresholding_ratio in [0, 1] and sample_max_value of 1 or more, "
+                f"not {self.thresholding[0]} and {self.thresholding[1]}"
+            )
+        for timestep in self.timesteps:
+            self._row(timestep)
+
+    # --- the table ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _previous(self) -> NDArray[np.int64]:
+        """The previous timestep of every timestep 0…T-1: the next lower listed one; negative past the end."""
+        every = np.arange(len(self.alphas_cumprod))
+        if self.legacy_stride is not None:
+            return np.maximum(every - self.legacy_stride, -1)
+        listed = np.array([-1, *sorted(self.timesteps)])
+        return np.asarray(listed[np.searchsorted(listed, every) - 1])
+
+    @cached_property
+    def _table(self) -> NDArray[np.float64]:
+        """The columns of `Row` for every timestep 0…T-1, shape (T, 11); not finite where a step cannot be made."""
+        levels = np.array([*self.alphas_cumprod, self.final_alpha_cumprod])  # index -1 is past the end
+        here, there = levels[:-1], levels[self._previous]
+        if self.inverse:
+            here, there = there, here
+        kind = prediction(self.prediction_type)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            deviation = np.zeros_like(here)
+            if self.eta != 0:
+                eta = 1.0 if isinstance(self.eta, str) else self.eta
+                deviation = np.where(here == there, 0.0, sigma(here, there, eta))
+            radicand = 1 - there - deviation**2
+            radicand = np.where(np.abs(radicand) < 1e-12, 0.0, radicand)  # what rounding makes of an exact 0
+            direction = np.sqrt(radicand)
+            if self.eta == SIGMA_HAT:  # the larger noise, in the direction of the smaller
+                deviation = np.where(here == there, 0.0, sigma_hat(here, there))
+            p, q = kind.x0(here)
+            r, s = kind.eps(here)
+            a = ddim_step(p, r, there, direction)
+            b = ddim_step(q, s, there, direction)
+        columns = Row(a, b, deviation, p, q, r, s, np.sqrt(there), direction, np.sqrt(here), np.sqrt(1 - here))
+        return np.stack(np.broadcast_arrays(*columns), axis=1)
+
+    @cached_property
+    def _rows(self) -> list[Row | None]:
+        return [Row(*row) if all(map(math.isfinite, row)) else None for row in self._table.tolist()]
+
+    def _row(self, timestep: int) -> Row:
+        """The numbers of one timestep, listed or not."""
+        if not 0 <= timestep < len(self.alphas_cumprod):
+            raise ConfigError(f"timestep {timestep} is not in 0…{len(self.alphas_cumprod) - 1}")
+        row = self._rows[timestep]
+        if row is None:
+            raise ConfigError(self._why_not(timestep))
+        return row
+
+    def _why_not(self, timestep: int) -> str:
+        previous = int(self._previous[timestep])
+        levels = (*self.alphas_cumprod, self.final_alpha_cumprod)
+        here, there = levels[timestep], levels[previous]
+        if self.inverse:
+            here, there = there, here
+        if here == 0 and self.prediction_type == "epsilon":
+            return (
+                f"at timestep {timestep} the sample is pure noise (alphas_cumprod is 0, as rescale_betas_zero_snr "
+                "makes it), from which a predicted epsilon tells nothing of the image: use "
+                "prediction_type='v_prediction' or 'sample' with a model trained for it, or "
+                "rescale_betas_zero_snr=False"
+            )
+        if here == 1 and self.prediction_type == "sample":
+            return (
+                f"at timestep {timestep} there is no noise to predict from a 'sample' prediction: use "
+                "set_alpha_to_one=False for inversion, or a schedule whose first beta is not 0"
+            )
+        if there == 0:
+            return f"the timestep {previous} before {timestep} has alphas_cumprod 0: a step cannot lead to pure noise"
+        return (
+            f"eta={self.eta} asks at timestep {timestep} for more noise than the step to {previous} has room for "
+            "(1 - alphas_cumprod_prev - sigma² is negative): use eta in [0, 1], or 'sigma_hat'"
+        )
+
+    def _device_table(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The table on a device, kept there after the first use."""
+        key = (device, dtype)
+        tables: dict[tuple[torch.device, torch.dtype], Tensor] = self.__dict__.setdefault("_tables", {})
+        if key not in tables:
+            tables[key] = torch.from_numpy(self._table).to(dtype).to(device)
+        return tables[key]
+
+    def _coefficients(self, timestep: int | Tensor, sample: Tensor, dtype: torch.dtype) -> Row:
+        """One `Row`: of floats for a timestep on the host, of tensors (b 1 …) for those on a device or for a batch."""
+        if isinstance(timestep, Tensor):
+            if timestep.is_floating_point() or timestep.is_complex() or timestep.dtype == torch.bool:
+                raise TypeError(f"a timestep must be an integer, not {timestep.dtype}")
+            if timestep.ndim > 1 or (timestep.ndim == 1 and len(timestep) not in (1, len(sample))):
+                raise ValueError(
+                    f"timesteps of shape {tuple(timestep.shape)} do not fit a batch of {len(sample)}: "
+                    "give one, or one for each sample"
+                )
+            host = timestep.device.type == "cpu" and not torch.compiler.is_compiling()
+            if not (host and timestep.numel() == 1):
+                if host:
+                    for value in timestep.tolist():
+                        self._row(value)
+                table = self._device_table(sample.device, dtype)
+                chosen = table.index_select(0, timestep.reshape(-1).to(sample.device))  # (b 11) or (1 11)
+                return Row(*(column.view(-1, *[1] * (sample.ndim - 1)) for column in chosen.unbind(1)))
+            timestep = timestep.item()  # type: ignore[assignment]
+        elif isinstance(timestep, bool) or not isinstance(timestep, (int, np.integer)):
+            raise TypeError(f"a timestep must be an integer, not {timestep!r}")
+        return self._row(int(timestep))
+
+    # --- stepping ----------------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        *,
+        use_clipped_model_output: bool = False,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        x0: bool = True,
+        out: tuple[Tensor, Tensor | None] | None = None,
+    ) -> DDIMSchedulerOutput:
+        """One step from `timestep` to the previous one (equation 12). Half precision is computed in float32.
+
+        Args:
+            model_output: what the network predicted, (batch, …).
+            timestep: an int, or a tensor of none or one dimension with one value or one for each sample. One that the
+                plan does not list steps to the next lower listed one.
+            sample: x_t, of the same shape.
+            use_clipped_model_output: derive eps anew from the clipped x0.
+            generator: of the noise, if eta is not 0; one, or a list with one for each sample.
+            variance_noise: the noise itself, instead.
+            x0: also return the predicted x0.
+            out: buffers `(prev_sample, pred_original_sample or None)` to write into, of the sample's shape; the first
+                may be `sample` itself.
+
+        Raises:
+            ValueError, TypeError: shapes or types that do not fit; generator and variance_noise together.
+            ConfigError: a timestep out of range, or one at which these settings have no finite result.
+        """
+        if model_output.shape != sample.shape:
+            raise ValueError(_shape_message(model_output, sample))
+        dtype = sample.dtype
+        if dtype is not model_output.dtype:
+            dtype = torch.promote_types(dtype, model_output.dtype)
+        noise = self._noise(model_output, generator, variance_noise) if self.eta != 0 else None
+        if out is not None:
+            _check_buffers(out, sample, model_output, dtype)
+            x0 = out[1] is not None
+        if dtype is torch.float32 or dtype is torch.float64:
+            return self._advance(model_output, timestep, sample, dtype, use_clipped_model_output, noise, x0, out)
+        if not dtype.is_floating_point:
+            raise TypeError(f"samples and model outputs must be floating point, not {dtype}")
+        wide = self._advance(
+            model_output.float(), timestep, sample.float(), torch.float32, use_clipped_model_output, noise, x0, None
+        )
+        prev, original = wide
+        if out is not None:
+            prev = out[0].copy_(prev)
+            original = out[1] if out[1] is None or original is None else out[1].copy_(original)
+        return DDIMSchedulerOutput(prev.to(dtype), None if original is None else original.to(dtype))
+
+    def _noise(self, like: Tensor, generator: Generators, given: Tensor | None) -> Tensor:
+        if given is None:
+            return gaussian_noise(like.shape, generator, like.device, like.dtype)
+        if generator is not None:
+            raise ValueError("give a generator or variance_noise, not both")
+        if given.shape != like.shape:
+            raise ValueError(_shape_message(given, like, "variance_noise"))
+        return given.to(like.device)
+
+    def _advance(
+        self,
+        output: Tensor,
+        timestep: int | Tensor,
+        x: Tensor,
+        dtype: torch.dtype,
+        use_clipped_model_output: bool,
+        noise: Tensor | None,
+        x0: bool,
+        out: tuple[Tensor, Tensor | None] | None,
+    ) -> DDIMSchedulerOutput:
+        """The step itself, in float32 or float64."""
+        row = self._coefficients(timestep, x, dtype)
+        prev_into, x0_into = out or (None, None)
+        original = None
+        if self.clip_range is None and self.thresholding is None:
+            if x0:
+                original = _combine(x, output, row.p, row.q, x0_into)
+            prev = _combine(x, output, row.a, row.b, prev_into)
+        else:
+            original = self._clip(_combine(x, output, row.p, row.q, x0_into))
+            if use_clipped_model_output:  # eps = (x - √ᾱ x0') / √(1-ᾱ)
+                share = row.direction / row.noise
+                prev = _combine(x, original, share, row.root_prev - share * row.root, prev_into)
+            else:
+                eps = _combine(x, output, row.r, row.s)
+                prev = _combine(eps, original, row.direction, row.root_prev, prev_into)
+        if noise is not None:
+            in_place = isinstance(row.sigma, Tensor)
+            prev = prev.addcmul_(noise, row.sigma) if in_place else prev.add_(noise, alpha=row.sigma)
+        return DDIMSchedulerOutput(prev, original if x0 else None)
+
+    def _clip(self, original: Tensor) -> Tensor:
+        if self.thresholding is not None:
+            limited = threshold(original, *self.thresholding)
+            return limited if original.requires_grad else original.copy_(limited)
+        assert self.clip_range is not None
+        return original.clamp_(-self.clip_range, self.clip_range)
+
+    # --- other views of it -------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def previous_timesteps(self) -> tuple[int, ...]:
+        """Where each step leads (an inverse plan: comes from); -1 is past the lowest timestep: the image itself."""
+        return tuple(int(self._previous[timestep]) for timestep in self.timesteps)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The numbers of each listed step, in order."""
+        return tuple(self._row(timestep) for timestep in self.timesteps)
+
+    @property
+    def alpha_bars(self) -> tuple[tuple[float, float], ...]:
+        """(ᾱ before the step, ᾱ after it) of each listed step."""
+        levels = (*self.alphas_cumprod, self.final_alpha_cumprod)
+        pairs = [
+            (levels[t], levels[previous]) for t, previous in zip(self.timesteps, self.previous_timesteps, strict=True)
+        ]
+        return tuple((after, before) if self.inverse else (before, after) for before, after in pairs)
+
+    def with_eta(self, eta: Eta) -> SamplingPlan:
+        """The same plan with another η; made once."""
+        _check_eta(eta)
+        plans: dict[Eta, SamplingPlan] = self.__dict__.setdefault("_with_eta", {})
+        if eta not in plans:
+            plans[eta] = replace(self, eta=eta)
+        return plans[eta]
+
+    def inverted(self) -> SamplingPlan:
+        """The plan over the reversed pairs of ᾱ: from the image to the noise, or back again."""
+        return replace(self, timesteps=self.timesteps[::-1], eta=0.0, inverse=not self.inverse)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, as JSON holds them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SamplingPlan:
+        """The plan that `to_dict` gave.
+
+        Raises:
+            ConfigError: keys that are missing or unknown, or values that make no plan.
+        """
+        names = {f.name for f in fields(cls)}
+        if not isinstance(values, Mapping) or not {"timesteps", "alphas_cumprod"} <= set(values) <= names:
+            raise ConfigError(f"a plan's dict has the keys {', '.join(sorted(names))}")
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        try:
+            return cls(**arguments)
+        except TypeError as error:
+            raise ConfigError(f"a plan cannot be made of this dict: {error}") from error
+
+    def __repr__(self) -> str:
+        clip = "no" if self.clip_range is None else f"±{self.clip_range:g}"
+        if self.thresholding is not None:
+            clip = f"quantile {self.thresholding[0]:g}, at most {self.thresholding[1]:g}"
+        head = (
+            f"SamplingPlan: {len(self)} {'inverse ' if self.inverse else ''}steps of {len(self.alphas_cumprod)}, "
+            f"{self.prediction_type}, eta {self.eta}, clipping {clip}\n"
+            f"{'t':>5} {'prev':>5} {'ᾱ':>10} {'ᾱ prev':>10} {'a':>10} {'b':>10} {'σ':>9} {'p':>10} {'q':>10}"
+        )
+        lines = [
+            f"{t:>5} {previous:>5} {here:>10.6f} {there:>10.6f} {row.a:>10.6f} {row.b:>10.6f} {row.sigma:>9.6f} "
+            f"{row.p:>10.5g} {row.q:>10.5g}"
+            for t, previous, (here, there), row in zip(
+                self.timesteps, self.previous_timesteps, self.alpha_bars, self.rows, strict=True
+            )
+        ]
+        if len(lines) > 60:
+            lines = [*lines[:20], f"  … {len(lines) - 40} more …", *lines[-20:]]
+        return "\n".join([head, *lines])
+
+
+def _combine(x: Tensor, y: Tensor, a: Any, b: Any, into: Tensor | None = None) -> Tensor:
+    """a·x + b·y, for floats or broadcastable tensors a and b."""
+    if isinstance(a, Tensor):
+        return torch.addcmul(x * a, y, b) if into is None else torch.addcmul(x * a, y, b, out=into)
+    if a == 0.0:  # an x that is not finite has no say
+        return torch.mul(y, b, out=into)
+    if x.numel() >= LARGE and _one_pass(x, y, into):
+        column = None if into is None else into.view(-1, 1)
+        one = x.new_ones(1)
+        return torch.addr(x.view(-1, 1), y.view(-1), one, beta=a, alpha=b, out=column).view(x.shape)
+    return torch.mul(x, a, out=into).add_(y, alpha=b)
+
+
+def _one_pass(x: Tensor, y: Tensor, into: Tensor | None) -> bool:
+    """Can a·x + b·y be had as a rank-one update of a column, which reads and writes each number once?"""
+    return x.dtype is y.dtype and x.is_contiguous() and y.is_contiguous() and (into is None or into.is_contiguous())
+
+
+def _shape_message(given: Tensor, sample: Tensor, name: str = "model_output") -> str:
+    message = f"{name} has shape {tuple(given.shape)}, the sample {tuple(sample.shape)}"
+    if given.ndim == sample.ndim > 1 and given.shape[1] == 2 * sample.shape[1]:
+        message += ": a model that also predicts its variance; pass model_output.chunk(2, dim=1)[0]"
+    return message
+
+
+def _check_buffers(out: tuple[Tensor, Tensor | None], sample: Tensor, model_output: Tensor, dtype: torch.dtype) -> None:
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], Tensor):
+        raise TypeError("out must be (a buffer for prev_sample, a buffer for pred_original_sample or None)")
+    for name, buffer in zip(("prev_sample", "pred_original_sample"), out, strict=True):
+        if buffer is None:
+            continue
+        if buffer.shape != sample.shape or buffer.dtype is not dtype or buffer.device != sample.device:
+            raise ValueError(
+                f"the buffer for {name} is {buffer.dtype} {tuple(buffer.shape)} on {buffer.device}; needed is "
+                f"{dtype} {tuple(sample.shape)} on {sample.device}"
+            )
+    first, second = (None if buffer is None else buffer.data_ptr() for buffer in out)
+    if first == second or first == model_output.data_ptr() or second in (model_output.data_ptr(), sample.data_ptr()):
+        raise ValueError(
+            "the buffers must be apart from each other and from the inputs; only prev_sample may be sample"
+        )
+
+
+def _check_timesteps(timesteps: Sequence[int], steps: int, inverse: bool) -> None:
+    if not timesteps:
+        raise ConfigError("a plan needs at least one timestep")
+    if any(isinstance(t, bool) or not isinstance(t, int) for t in timesteps):
+        raise ConfigError(f"timesteps must be ints, not {timesteps!r:.200}")
+    if not all(0 <= t < steps for t in timesteps):
+        raise ConfigError(f"timesteps must be in 0…{steps - 1}: {min(timesteps)}…{max(timesteps)} are not")
+    order = sorted(set(timesteps), reverse=not inverse)
+    if list(timesteps) != order:
+        raise ConfigError(f"timesteps must {'rise' if inverse else 'fall'} strictly: {timesteps!r:.200}")
+
+
+def _check_eta(eta: Eta) -> None:
+    if eta == SIGMA_HAT:
+        return
+    if isinstance(eta, (bool, str)) or not isinstance(eta, (int, float)) or not 0 <= eta < math.inf:
+        raise ConfigError(f"eta must be a number of 0 or more, or 'sigma_hat', not {eta!r}")

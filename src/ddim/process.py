@@ -1,0 +1,185 @@
+"""The DDIM paper (Song, Meng, Ermon 2020, arXiv 2010.02502), equation by equation.
+
+The paper's α is everybody else's ᾱ (`alphas_cumprod`), and so it is here:
+
+    here                      paper          diffusers
+    x_t                       x_t            sample
+    x_prev                    x_{t-1}        prev_sample
+    x0                        f_θ(x_t), (9)  pred_original_sample
+    eps                       ε_θ(x_t)       the model output, if prediction_type is "epsilon"
+    alpha_bar                 α_t            alphas_cumprod[timestep]
+    alpha_bar_prev            α_{t-1}        alphas_cumprod[previous timestep]
+    sigma                     σ_t(η), (16)   the root of `_get_variance`, times eta
+    add_noise                 (4)            add_noise
+    PREDICTIONS               (9)            prediction_type
+    ddim_step                 (12)           step
+
+Whatever a network predicts is a mixture of x0 and eps, so both are linear in (x_t, out), and a step is too: the
+functions here take numbers, numpy arrays or tensors alike, and `plan` applies them to the coefficients alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.errors import ConfigError
+
+# A number, a numpy array or a tensor; those of one call broadcast.
+Value: TypeAlias = Any
+
+SIGMA_HAT = "sigma_hat"
+Eta: TypeAlias = float | str  # in [0, 1], or SIGMA_HAT
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+
+
+def add_noise(x0: Value, eps: Value, alpha_bar: Value) -> Value:
+    """x_t = √ᾱ_t x0 + √(1-ᾱ_t) ε (equation 4)."""
+    return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * eps
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network's output means.
+
+    Attributes:
+        target: ᾱ -> (u, w): the output for a known image and noise is u·x0 + w·eps.
+        x0: ᾱ -> (p, q): x0 = p·x_t + q·out.
+        eps: ᾱ -> (r, s): eps = r·x_t + s·out.
+    """
+
+    target: Callable[[Value], tuple[Value, Value]]
+    x0: Callable[[Value], tuple[Value, Value]]
+    eps: Callable[[Value], tuple[Value, Value]]
+
+
+PREDICTIONS: dict[str, Prediction] = {
+    # ε: the noise (Ho et al. 2020). Says nothing of x0 where ᾱ = 0.
+    "epsilon": Prediction(
+        target=lambda ab: (0.0 * ab, 1.0 + 0.0 * ab),
+        x0=lambda ab: (ab**-0.5, -((1 - ab) ** 0.5) * ab**-0.5),
+        eps=lambda ab: (0.0 * ab, 1.0 + 0.0 * ab),
+    ),
+    # x0: the image. Says nothing of eps where ᾱ = 1.
+    "sample": Prediction(
+        target=lambda ab: (1.0 + 0.0 * ab, 0.0 * ab),
+        x0=lambda ab: (0.0 * ab, 1.0 + 0.0 * ab),
+        eps=lambda ab: ((1 - ab) ** -0.5, -(ab**0.5) * (1 - ab) ** -0.5),
+    ),
+    # v = √ᾱ ε - √(1-ᾱ) x0 (Salimans and Ho 2022, appendix D). Says both, everywhere.
+    "v_prediction": Prediction(
+        target=lambda ab: (-((1 - ab) ** 0.5), ab**0.5),
+        x0=lambda ab: (ab**0.5, -((1 - ab) ** 0.5)),
+        eps=lambda ab: ((1 - ab) ** 0.5, ab**0.5),
+    ),
+}
+
+
+def prediction(prediction_type: str) -> Prediction:
+    """The entry of `PREDICTIONS`, or a `ConfigError` that lists them."""
+    try:
+        return PREDICTIONS[prediction_type]
+    except (KeyError, TypeError):
+        raise ConfigError(f"prediction_type={prediction_type!r} is none of {', '.join(PREDICTIONS)}") from None
+
+
+def sigma(alpha_bar: Value, alpha_bar_prev: Value, eta: float = 1.0) -> Value:
+    """σ(η) = η √((1-ᾱ_prev)/(1-ᾱ)) √(1-ᾱ/ᾱ_prev) (equation 16); η=0 is DDIM, η=1 the posterior of DDPM."""
+    return eta * ((1 - alpha_bar_prev) / (1 - alpha_bar)) ** 0.5 * sigma_hat(alpha_bar, alpha_bar_prev)
+
+
+def sigma_hat(alpha_bar: Value, alpha_bar_prev: Value) -> Value:
+    """σ̂ = √(1-ᾱ/ᾱ_prev): the larger variance of DDPM (section 5, below equation 16)."""
+    return (1 - alpha_bar / alpha_bar_prev) ** 0.5
+
+
+def ddim_step(x0: Value, eps: Value, alpha_bar_prev: Value, direction: Value) -> Value:
+    """√ᾱ_prev x0 + √(1-ᾱ_prev-σ²) eps: equation 12 without its noise.
+
+    `direction` is the second root; the caller knows whether its radicand can be negative.
+    """
+    return alpha_bar_prev**0.5 * x0 + direction * eps
+
+
+# --- on tensors ------------------------------------------------------------------------------------------------------
+
+
+def threshold(x0: Tensor, ratio: float, maximum: float) -> Tensor:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3): clamp each sample to ±s and divide by s.
+
+    s is the quantile `ratio` of the sample's |x0| (linearly interpolated), clamped to [1, maximum].
+
+    Args:
+        x0: (batch, …), float32 or float64.
+        ratio: in [0, 1].
+        maximum: 1 or more.
+    """
+    magnitude = x0.abs().flatten(1)  # (b n)
+    scale = _quantile(magnitude, ratio, maximum).clamp(1, maximum)
+    scale = scale.view(-1, *[1] * (x0.ndim - 1))  # (b 1 …)
+    return torch.minimum(torch.maximum(x0, -scale), scale).div_(scale)
+
+
+def _quantile(values: Tensor, ratio: float, maximum: float) -> Tensor:
+    """The quantile of each row of (b n), exact where it is below `maximum`."""
+    count = values.shape[1]
+    position = ratio * (count - 1)
+    low = int(position)
+    above = count - low  # how many of the sorted values stand at `low` or after
+    if values.device.type == "cpu" and not values.requires_grad and not torch.compiler.is_compiling():
+        scale = values.new_full((len(values),), maximum)
+        for row in range(len(values)):  # a partial sort is the costly part: spare it where the clamp decides
+            if int((values[row] < maximum).sum()) > low:
+                part = np.partition(values[row].numpy(), [low, min(low + 1, count - 1)])
+                lower, upper = float(part[low]), float(part[min(low + 1, count - 1)])
+                scale[row] = lower + (position - low) * (upper - lower)
+        return scale
+    top = values.topk(above, dim=1).values  # sorted downwards, so `low` is the last
+    below, beyond = top[:, -1], top[:, max(above - 2, 0)]
+    return below + (position - low) * (beyond - below)
+
+
+def gaussian_noise(shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers, drawn on the generator's own device and then moved to `device`.
+
+    Args:
+        shape: (batch, …).
+        generator: None for torch's global one; one for the whole batch; or a list, one for each sample.
+
+    Raises:
+        ValueError: the list's length is not the batch.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        source = device if generator is None else generator.device
+        return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators were given for a batch of {shape[0]}: give one for each sample")
+    rows = [torch.randn((1, *shape[1:]), generator=g, device=g.device, dtype=dtype).to(device) for g in generator]
+    return torch.cat(rows)
+
+
+def seeded_generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
+    """One generator for each image: the k-th image of a seed has a stream of its own.
+
+    The streams do not depend on how many images are drawn at once, on the device or on the number of threads.
+    A list of seeds gives each its image number 0.
+
+    >>> one, four = seeded_generators(7, 1), seeded_generators(7, 4)
+    >>> bool((torch.randn(3, generator=one[0]) == torch.randn(3, generator=four[0])).all())
+    True
+    """
+    if isinstance(seed, int):
+        keys = [(seed, k) for k in range(count)]
+    else:
+        keys = [(s, 0) for s in seed]
+        if len(keys) != count:
+            raise ValueError(f"{len(keys)} seeds were given for {count} images")
+    if any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s, _ in keys):
+        raise ValueError(f"a seed must be an int of 0 or more, not {seed!r}")
+    states = [np.random.SeedSequence(s, spawn_key=(k,)).generate_state(1, np.uint64)[0] for s, k in keys]
+    return [torch.Generator().manual_seed(int(state)) for state in states]

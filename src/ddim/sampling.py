@@ -1,0 +1,107 @@
+"""The loop: from noise to a sample, one step at a time.
+
+`sample` is a generator: progress, preview, trajectory, steering and early stop are what a `for` loop makes of it.
+
+    for step in sample(denoiser, x, plan):
+        progress.update()                      # progress
+        show(step.pred_original_sample)        # preview
+        step.sample = step.sample + nudge      # steering
+        if good_enough(step): break            # early stop
+    image = step.sample
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ddim.errors import NonFiniteError
+from ddim.plan import SamplingPlan
+from ddim.process import Generators
+
+# (x, timestep) -> what the network predicts for x: x (batch, …); timestep a 0-dim int64 tensor on the host.
+Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class SampleStep:
+    """One step of a run, after it was made.
+
+    Attributes:
+        index: 0 to len(plan) - 1.
+        timestep: at which the network was asked.
+        previous_timestep: where the step led; -1 is the image.
+        sample: x_prev. The next step starts from it: assign another tensor to steer.
+        pred_original_sample: the predicted x0, or None if it was not asked for.
+        model_output: what the network predicted.
+    """
+
+    index: int
+    timestep: int
+    previous_timestep: int
+    sample: Tensor
+    pred_original_sample: Tensor | None
+    model_output: Tensor
+
+
+def sample(
+    denoiser: Denoiser,
+    x: Tensor,
+    plan: SamplingPlan,
+    *,
+    generator: Generators = None,
+    use_clipped_model_output: bool = False,
+    x0: bool = True,
+) -> Iterator[SampleStep]:
+    """Run a plan.
+
+    Args:
+        denoiser: the network, or what wraps it. One that predicts its variance too (twice the channels) is cut.
+        x: where to start, (batch, …): noise, or for an inverse plan the image.
+        plan: from `DDIMScheduler.plan`.
+        generator: of the noise, where the plan's eta is not 0: one, or a list with one for each sample.
+        use_clipped_model_output: see `SamplingPlan.step`.
+        x0: False spares the predicted x0.
+
+    Yields:
+        A `SampleStep` after each step; its tensors are never written to again.
+
+    Raises:
+        NonFiniteError: the network gave NaN or infinity; names the step. On an accelerator the check waits for the end
+            of the run, so as not to hold it up.
+    """
+    timesteps = torch.tensor(plan.timesteps)
+    finite: list[Tensor] = []
+    for index, (timestep, previous) in enumerate(zip(plan.timesteps, plan.previous_timesteps, strict=True)):
+        output = denoiser(x, timesteps[index])
+        if output.ndim == x.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
+            output = output[:, : x.shape[1]]
+        finite.append(output.detach().sum(dtype=torch.float32).isfinite())
+        if x.device.type == "cpu":
+            _check(finite, plan)
+        prev, original = plan.step(
+            output,
+            timestep,
+            x,
+            use_clipped_model_output=use_clipped_model_output,
+            generator=generator,
+            x0=x0,
+        )
+        step = SampleStep(index, timestep, previous, prev, original, output)
+        yield step
+        x = step.sample
+    _check(finite, plan)
+
+
+def _check(finite: list[Tensor], plan: SamplingPlan) -> None:
+    if finite and not bool(torch.stack(finite[-1:] if finite[-1].device.type == "cpu" else finite).all()):
+        index = next(i for i, ok in enumerate(finite) if not ok)
+        raise NonFiniteError(
+            f"the network's output is not finite at step {index + 1} of {len(plan)} "
+            f"(timestep {plan.timesteps[index]}): check its input and its weights; "
+            "float16 overflows in some networks: try bfloat16 or float32"
+        )

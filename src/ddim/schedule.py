@@ -1,0 +1,171 @@
+"""Noise schedules and timestep spacings: pure functions on float64 numpy arrays.
+
+A schedule is ᾱ_0 > ᾱ_1 > … > ᾱ_{T-1}, the share of the signal's variance that is left at each timestep
+(`alphas_cumprod`; the DDIM paper writes α for it). A spacing picks N of the T timesteps, largest first.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddim.errors import ConfigError
+
+Array = NDArray[np.float64]
+
+
+# --- betas -----------------------------------------------------------------------------------------------------------
+
+
+def _linear(steps: int, start: float, end: float) -> Array:
+    """Ho et al. 2020, section 4."""
+    return np.linspace(start, end, steps)
+
+
+def _scaled_linear(steps: int, start: float, end: float) -> Array:
+    """Linear in √β: latent diffusion, Rombach et al. 2022."""
+    return np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
+
+
+def _squared_cosine(steps: int, start: float, end: float) -> Array:
+    """ᾱ(t) = cos²((t + 0.008)/1.008 · π/2), β at most 0.999: Nichol and Dhariwal 2021, equation 17. No start or end."""
+    edges: Array = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.asarray(np.minimum(1 - edges[1:] / edges[:-1], 0.999))
+
+
+BETA_SCHEDULES: dict[str, Callable[[int, float, float], Array]] = {
+    "linear": _linear,
+    "scaled_linear": _scaled_linear,
+    "squaredcos_cap_v2": _squared_cosine,
+}
+
+
+def make_betas(
+    num_train_timesteps: int,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    beta_schedule: str = "linear",
+    trained_betas: Sequence[float] | Array | None = None,
+) -> Array:
+    """The variances β_t of the forward process, shape (T,), each in [0, 1].
+
+    Raises:
+        ConfigError: an unknown schedule, a β outside [0, 1], or `trained_betas` that are not T numbers.
+    """
+    if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int) or num_train_timesteps < 1:
+        raise ConfigError(f"num_train_timesteps must be a positive int, not {num_train_timesteps!r}")
+    if trained_betas is not None:
+        try:
+            betas = np.asarray(trained_betas, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"trained_betas must be numbers: {error}") from error
+        if betas.shape != (num_train_timesteps,):
+            raise ConfigError(
+                f"trained_betas has shape {betas.shape}, but num_train_timesteps={num_train_timesteps} "
+                f"asks for ({num_train_timesteps},): give num_train_timesteps={betas.size}"
+            )
+    else:
+        if beta_schedule not in BETA_SCHEDULES:
+            raise ConfigError(f"beta_schedule={beta_schedule!r} is none of {', '.join(BETA_SCHEDULES)}")
+        for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ConfigError(f"{name} must be a number in [0, 1], not {value!r}")
+        betas = BETA_SCHEDULES[beta_schedule](num_train_timesteps, beta_start, beta_end)
+    if not ((betas >= 0) & (betas <= 1)).all():
+        bad = int(np.flatnonzero(~((betas >= 0) & (betas <= 1)))[0])
+        raise ConfigError(f"every beta must be in [0, 1], but beta[{bad}] = {betas[bad]}")
+    return betas
+
+
+def make_alphas_cumprod(betas: Array, rescale_betas_zero_snr: bool = False) -> Array:
+    """ᾱ_t = ∏ (1 - β), shape (T,); with `rescale_betas_zero_snr` the last one is exactly 0."""
+    alphas_cumprod: Array = np.cumprod(1 - betas, dtype=np.float64)
+    return zero_terminal_snr(alphas_cumprod) if rescale_betas_zero_snr else alphas_cumprod
+
+
+def zero_terminal_snr(alphas_cumprod: Array) -> Array:
+    """Shift and scale √ᾱ so that its last value is 0 and its first stays (Lin et al. 2024, algorithm 1)."""
+    root = np.sqrt(alphas_cumprod)
+    if root[0] == root[-1]:
+        raise ConfigError("rescale_betas_zero_snr needs a schedule of more than one noise level")
+    return np.asarray(((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2, dtype=np.float64)
+
+
+def snr(alphas_cumprod: Array) -> Array:
+    """The signal-to-noise ratio ᾱ/(1 - ᾱ); infinite where there is no noise."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(alphas_cumprod / (1 - alphas_cumprod), dtype=np.float64)
+
+
+# --- spacings --------------------------------------------------------------------------------------------------------
+
+
+def _leading(count: int, steps: int, offset: int) -> Array:
+    """0, c, 2c, … with c = ⌊T/N⌋, plus the offset, or as much of it as keeps the largest below T."""
+    ratio = steps // count
+    return np.arange(count, dtype=np.float64)[::-1] * ratio + min(offset, steps - 1 - (count - 1) * ratio)
+
+
+def _trailing(count: int, steps: int, offset: int) -> Array:
+    """T-1 downwards in steps of T/N: ends on the noisiest timestep (Lin et al. 2024, section 3.3)."""
+    return np.asarray(np.round(np.arange(steps, 0, -steps / count))[:count] - 1)
+
+
+def _linspace(count: int, steps: int, offset: int) -> Array:
+    """From T-1 to 0, both included."""
+    return np.asarray(np.round(np.linspace(0, steps - 1, count))[::-1])
+
+
+def _quadratic(count: int, steps: int, offset: int) -> Array:
+    """⌊c·i²⌋ up to 0.8·T: denser near the image (DDIM paper, appendix D.2). Repeated values are dropped."""
+    chosen = np.unique(np.linspace(0, math.sqrt(0.8 * steps), count).astype(np.float64) ** 2 // 1)
+    chosen = chosen[chosen < steps]
+    if len(chosen) < count:
+        warnings.warn(
+            f"quadratic spacing has only {len(chosen)} different timesteps for num_inference_steps={count}; "
+            "the repeated ones are dropped",
+            stacklevel=4,
+        )
+    return chosen[::-1]
+
+
+SPACINGS: dict[str, Callable[[int, int, int], Array]] = {
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+    "quadratic": _quadratic,
+}
+
+
+def space_timesteps(
+    num_inference_steps: int, num_train_timesteps: int, spacing: str = "leading", steps_offset: int = 0
+) -> tuple[int, ...]:
+    """Pick N of the T timesteps, largest first.
+
+    Args:
+        num_inference_steps: N, from 1 to T.
+        spacing: one of `SPACINGS`.
+        steps_offset: added by "leading" alone; reduced where it would lead past T-1.
+
+    >>> space_timesteps(4, 1000, "leading", steps_offset=1), space_timesteps(4, 1000, "trailing")
+    ((751, 501, 251, 1), (999, 749, 499, 249))
+
+    Raises:
+        ConfigError: N is no int from 1 to T, the offset is negative, or there is no such spacing.
+    """
+    if isinstance(num_inference_steps, (bool, np.bool_)) or not isinstance(num_inference_steps, (int, np.integer)):
+        raise ConfigError(f"num_inference_steps must be an int, not {num_inference_steps!r}")
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ConfigError(
+            f"num_inference_steps={num_inference_steps} must be from 1 to num_train_timesteps={num_train_timesteps}"
+        )
+    if spacing not in SPACINGS:
+        raise ConfigError(f"timestep_spacing={spacing!r} is none of {', '.join(SPACINGS)}")
+    if isinstance(steps_offset, bool) or not isinstance(steps_offset, int) or steps_offset < 0:
+        raise ConfigError(f"steps_offset must be an int of 0 or more, not {steps_offset!r}")
+    chosen = SPACINGS[spacing](int(num_inference_steps), num_train_timesteps, steps_offset)
+    return tuple(int(timestep) for timestep in chosen)

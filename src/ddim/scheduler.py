@@ -1,0 +1,399 @@
+"""DDIMScheduler and DDIMInverseScheduler: diffusers' interface, a thin shell over `SamplingPlan`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.checkpoint import PretrainedMixin
+from ddim.config import Config, register_to_config
+from ddim.errors import ConfigError
+from ddim.plan import DDIMSchedulerOutput, SamplingPlan
+from ddim.process import Eta, sigma
+from ddim.schedule import make_alphas_cumprod, make_betas, space_timesteps
+
+# Arguments of the schedulers whose configs a DDIMScheduler accepts; they are kept and saved again.
+_FOREIGN = """
+algorithm_type disable_corrector euler_at_final final_sigmas_type flow_shift interpolation_type lambda_min_clipped
+lower_order_final predict_x0 rho shift_terminal sigma_data sigma_max sigma_min sigma_schedule skip_prk_steps
+solver_order solver_p solver_type time_shift_type timestep_type use_beta_sigmas use_dynamic_shifting
+use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas variance_type noise_sampler_seed
+""".split()
+_COMPATIBLE = """
+DDIMScheduler DDPMScheduler PNDMScheduler LMSDiscreteScheduler EulerDiscreteScheduler HeunDiscreteScheduler
+EulerAncestralDiscreteScheduler DPMSolverMultistepScheduler DPMSolverSinglestepScheduler KDPM2DiscreteScheduler
+KDPM2AncestralDiscreteScheduler DEISMultistepScheduler UniPCMultistepScheduler DPMSolverSDEScheduler EDMEulerScheduler
+""".split()
+
+
+class _Scheduler(PretrainedMixin):
+    """What the two schedulers share: the schedule, the config that is read when a plan is made, the forward process."""
+
+    config_name: ClassVar[str] = "scheduler_config.json"
+    foreign_keys: ClassVar[frozenset[str]] = frozenset(_FOREIGN)
+    own_keys: ClassVar[frozenset[str]] = frozenset({"legacy_previous_timestep"})
+    order: ClassVar[int] = 1
+    _compatibles: ClassVar[list[str]] = _COMPATIBLE
+    _inverse: ClassVar[bool] = False
+
+    init_noise_sigma = 1.0
+    num_inference_steps: int | None
+
+    def _set_up(self) -> None:
+        config = self.config
+        betas = make_betas(
+            config.num_train_timesteps,
+            config.beta_start,
+            config.beta_end,
+            config.beta_schedule,
+            config.trained_betas,
+        )
+        alphas_cumprod = make_alphas_cumprod(betas, config.rescale_betas_zero_snr)
+        alphas = alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])
+        self._levels = tuple(alphas_cumprod.tolist())
+        self._forward_tables: dict[torch.device, Tensor] = {}
+        self.betas = torch.from_numpy(1 - alphas).float()  # (T,)
+        self.alphas = torch.from_numpy(alphas).float()
+        self._alphas_cumprod = torch.from_numpy(alphas_cumprod).float()
+        self.num_inference_steps = None
+        every = range(config.num_train_timesteps)
+        self._timesteps = torch.tensor(every if self._inverse else every[::-1])
+        self._planned: tuple[Config, SamplingPlan] | None = None
+
+    # --- plans -------------------------------------------------------------------------------------------------------
+
+    def plan(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        eta: Eta = 0.0,
+        timesteps: Sequence[int] | Tensor | None = None,
+    ) -> SamplingPlan:
+        """The table of a run. Changes nothing here; reads `config` as it is now.
+
+        Args:
+            num_inference_steps: N, from 1 to `num_train_timesteps`; spaced as `config.timestep_spacing` says.
+            eta: η of equation 16 in [0, 1], or "sigma_hat".
+            timesteps: the timesteps themselves, instead of N: distinct, in the order of the run.
+
+        Raises:
+            ConfigError: N, the timesteps or the settings cannot work; names the setting that would.
+        """
+        config = self.config
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ConfigError("give either num_inference_steps or timesteps")
+        if timesteps is None:
+            assert num_inference_steps is not None
+            chosen = space_timesteps(
+                num_inference_steps, len(self._levels), config.timestep_spacing, config.steps_offset
+            )
+            chosen = chosen[::-1] if self._inverse else chosen
+        else:
+            chosen = _as_timesteps(timesteps)
+        thresholding = None
+        if config.get("thresholding"):
+            thresholding = (config.dynamic_thresholding_ratio, config.sample_max_value)
+        count = len(chosen) if num_inference_steps is None else num_inference_steps
+        return SamplingPlan(
+            timesteps=chosen,
+            alphas_cumprod=self._levels,
+            final_alpha_cumprod=1.0 if config.set_alpha_to_one else self._levels[0],
+            prediction_type=config.prediction_type,
+            eta=eta,
+            clip_range=config.clip_sample_range if config.clip_sample else None,
+            thresholding=thresholding,
+            legacy_stride=len(self._levels) // count if config.get("legacy_previous_timestep") else None,
+            inverse=self._inverse,
+        )
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Make a plan for `step` and put its timesteps into `self.timesteps`.
+
+        Args:
+            num_inference_steps: N, from 1 to `num_train_timesteps`.
+            device: where `self.timesteps` goes; None is the host, which is fastest.
+            timesteps: the timesteps themselves, instead of N.
+
+        Raises:
+            ConfigError: as `plan`.
+        """
+        plan = self.plan(num_inference_steps, timesteps=timesteps)
+        self._store(plan, torch.tensor(plan.timesteps, device=device))
+
+    def _store(self, plan: SamplingPlan, timesteps: Tensor) -> None:
+        self._planned = (self.config, plan)
+        self.num_inference_steps = len(plan)
+        self._timesteps = timesteps
+
+    @property
+    def timesteps(self) -> Tensor:
+        """The timesteps of the run, (N,) int64; all T of them before `set_timesteps`. Assigning makes a new plan."""
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: Tensor | Sequence[int]) -> None:
+        tensor = torch.as_tensor(value)
+        self._store(self.plan(timesteps=tensor), tensor)
+
+    def _current_plan(self) -> SamplingPlan:
+        if self._planned is None:
+            raise ConfigError("num_inference_steps is not set: call set_timesteps first")
+        config, plan = self._planned
+        if config is not self._internal_dict:  # rewritten since, as some pipelines do
+            plan = self.plan(timesteps=plan.timesteps)
+            self._planned = (self._internal_dict, plan)
+        return plan
+
+    def previous_timestep(self, timestep: int | Tensor) -> int | Tensor:
+        """Where a step from `timestep` leads; -1 is the image. Before `set_timesteps`, `timestep` - 1."""
+        every = range(len(self._levels))
+        plan = self._current_plan() if self._planned else self.plan(timesteps=every if self._inverse else every[::-1])
+        if isinstance(timestep, Tensor):
+            return torch.from_numpy(plan._previous).to(timestep.device)[timestep]
+        plan._row(timestep)
+        return int(plan._previous[timestep])
+
+    # --- the forward process -----------------------------------------------------------------------------------------
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: int | Tensor) -> Tensor:
+        """x_t = √ᾱ_t x0 + √(1-ᾱ_t) ε (equation 4). Half precision is computed in float32.
+
+        Args:
+            original_samples: (batch, …).
+            noise: of the same shape.
+            timesteps: one, or one for each sample.
+        """
+        return self._mix(original_samples, noise, timesteps, 1.0)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: int | Tensor) -> Tensor:
+        """v = √ᾱ ε - √(1-ᾱ) x0: what a v-prediction network is trained to give. Arguments as `add_noise`."""
+        return self._mix(noise, sample, timesteps, -1.0)
+
+    def _mix(self, first: Tensor, second: Tensor, timesteps: int | Tensor, sign: float) -> Tensor:
+        """√ᾱ·first + sign·√(1-ᾱ)·second."""
+        if first.shape != second.shape:
+            raise ValueError(f"sample and noise differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
+        if not isinstance(timesteps, Tensor):
+            timesteps = torch.tensor(timesteps)
+        if timesteps.is_floating_point() or timesteps.dtype == torch.bool:
+            raise TypeError(f"timesteps must be integers, not {timesteps.dtype}")
+        if timesteps.numel() not in (1, len(first)):
+            raise ValueError(f"{timesteps.numel()} timesteps do not fit a batch of {len(first)}")
+        if timesteps.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(timesteps.min()), int(timesteps.max())
+            if low < 0 or high >= len(self._levels):
+                raise ConfigError(f"timesteps must be in 0…{len(self._levels) - 1}, not {low}…{high}")
+        dtype = torch.promote_types(first.dtype, second.dtype)
+        wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+        roots = self._forward_table(first.device).index_select(0, timesteps.reshape(-1).to(first.device)).to(wide)
+        signal, deviation = (column.view(-1, *[1] * (first.ndim - 1)) for column in roots.unbind(1))
+        return torch.addcmul(first.to(wide) * signal, second.to(wide), sign * deviation).to(dtype)
+
+    def _forward_table(self, device: torch.device) -> Tensor:
+        """(√ᾱ, √(1-ᾱ)) of every timestep, (T 2), kept on the device after the first use."""
+        if device not in self._forward_tables:
+            levels = np.array(self._levels)
+            table = torch.from_numpy(np.stack([np.sqrt(levels), np.sqrt(1 - levels)], axis=1))
+            self._forward_tables[device] = (table if device.type == "cpu" else table.float()).to(device)
+        return self._forward_tables[device]
+
+    # --- what pipelines expect ---------------------------------------------------------------------------------------
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """ᾱ of every timestep, (T,) float32, for reading: plans use the float64 values. May be moved to a device."""
+        return self._alphas_cumprod
+
+    @alphas_cumprod.setter
+    def alphas_cumprod(self, value: Tensor) -> None:
+        if value.shape != self._alphas_cumprod.shape or not torch.allclose(
+            value.cpu().float(), self._alphas_cumprod.cpu(), atol=1e-3
+        ):
+            raise AttributeError(
+                "the noise schedule is set at construction: build a scheduler with trained_betas= for another one"
+            )
+        self._alphas_cumprod = value
+
+    @property
+    def compatibles(self) -> list[type]:
+        """The classes of this package whose configs fit; those of other packages are named in `_compatibles`."""
+        return [DDIMScheduler]
+
+    def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
+        """The identity: a network of this family takes x_t as it is."""
+        return sample
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    def __getattr__(self, name: str) -> Any:
+        config = self.__dict__.get("_internal_dict", {})
+        if name not in config or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        warnings.warn(f"read {name} from the config: scheduler.config.{name}", FutureWarning, stacklevel=2)
+        return config[name]
+
+
+class DDIMScheduler(_Scheduler):
+    """Denoising diffusion implicit models (Song, Meng, Ermon 2020), with diffusers' interface.
+
+    Args:
+        num_train_timesteps: T.
+        beta_start: the first β, in [0, 1].
+        beta_end: the last β.
+        beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2".
+        trained_betas: T betas to use instead.
+        clip_sample: clamp the predicted x0 to ± `clip_sample_range`. For pixels, not for latents.
+        set_alpha_to_one: end on ᾱ = 1, the image; else on ᾱ_0.
+        steps_offset: added to the timesteps of "leading" (Stable Diffusion has 1).
+        prediction_type: "epsilon", "sample" or "v_prediction".
+        thresholding: dynamic thresholding of the predicted x0, instead of clipping.
+        dynamic_thresholding_ratio: its quantile, in [0, 1].
+        clip_sample_range: the largest |x0| that `clip_sample` leaves.
+        sample_max_value: the largest threshold, 1 or more.
+        timestep_spacing: "leading", "trailing", "linspace" or "quadratic".
+        rescale_betas_zero_snr: make the last timestep pure noise (Lin et al. 2024); needs a v or x0 model.
+        legacy_previous_timestep: step to t - T//N as diffusers does, even where that is not the next timestep.
+
+    Raises:
+        ConfigError: no noise schedule can be made of these. What cannot work for other reasons (zero terminal SNR with
+            epsilon, say) is refused by `plan`, so that it can still be loaded, changed and saved.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | np.ndarray[Any, Any] | None = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+        legacy_previous_timestep: bool = False,
+    ) -> None:
+        self._set_up()
+        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """One step from `timestep` to the one before it (equation 12); changes nothing in the scheduler.
+
+        Args:
+            model_output: what the network predicted, (batch, …).
+            timestep: an int, a 0-dim tensor, or one for each sample.
+            sample: x_t, of the same shape.
+            eta: η in [0, 1], or "sigma_hat".
+            use_clipped_model_output: derive eps anew from the clipped x0.
+            generator: of the noise, if `eta` is not 0; one, or a list with one for each sample.
+            variance_noise: the noise itself, instead.
+            return_dict: False gives a plain tuple (prev_sample, pred_original_sample).
+
+        Raises:
+            ValueError, TypeError, ConfigError: see `SamplingPlan.step`.
+        """
+        plan = self._current_plan()
+        if eta != plan.eta:
+            plan = plan.with_eta(eta)
+        result = plan.step(
+            model_output,
+            timestep,
+            sample,
+            use_clipped_model_output=use_clipped_model_output,
+            generator=generator,
+            variance_noise=variance_noise,
+        )
+        return result if return_dict else tuple(result)  # type: ignore[return-value]
+
+    def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
+        """σ²(1) of a step between any two timesteps; a negative `prev_timestep` is past the end."""
+        here = self._levels[timestep]
+        final = 1.0 if self.config.set_alpha_to_one else self._levels[0]
+        there = self._levels[prev_timestep] if prev_timestep >= 0 else final
+        return torch.tensor(0.0 if here == there else sigma(here, there) ** 2)
+
+
+class DDIMInverseScheduler(_Scheduler):
+    """The sampler run backwards, from an image to its noise: the same plan over the reversed pairs of ᾱ.
+
+    The arguments are those of `DDIMScheduler`, without thresholding. `timesteps` rise.
+    """
+
+    foreign_keys: ClassVar[frozenset[str]] = frozenset(
+        [*_FOREIGN, "thresholding", "dynamic_thresholding_ratio", "sample_max_value"]
+    )
+    _inverse: ClassVar[bool] = True
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | np.ndarray[Any, Any] | None = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        clip_sample_range: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+        legacy_previous_timestep: bool = False,
+    ) -> None:
+        self._set_up()
+        self.initial_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+
+    def step(
+        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """One step from the timestep before `timestep` up to it.
+
+        Args:
+            model_output: what the network predicted for `sample` at `timestep`.
+            timestep: where the step leads.
+            sample: x at the timestep before it.
+            return_dict: False gives a plain tuple.
+        """
+        result = self._current_plan().step(model_output, timestep, sample)
+        return result if return_dict else tuple(result)  # type: ignore[return-value]
+
+
+def _as_timesteps(timesteps: Any) -> tuple[int, ...]:
+    try:
+        values = timesteps.tolist() if isinstance(timesteps, (Tensor, np.ndarray)) else list(timesteps)
+    except TypeError as error:
+        raise ConfigError(f"timesteps must be a list of ints, not {timesteps!r:.100}") from error
+    if not isinstance(values, list):
+        raise ConfigError(f"timesteps must be a list of ints, not {timesteps!r:.100}")
+    return tuple(int(value) if isinstance(value, np.integer) else value for value in values)
