@@ -2,5 +2,6 @@
 
 from ddim.models.backbone import TimeCache, UNet2DOutput
 from ddim.models.unet import UNet2DModel
+from ddim.models.unet_condition import TextCache, UNet2DConditionModel
 
-__all__ = ["TimeCache", "UNet2DModel", "UNet2DOutput"]
+__all__ = ["TextCache", "TimeCache", "UNet2DConditionModel", "UNet2DModel", "UNet2DOutput"]

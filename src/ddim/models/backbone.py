@@ -13,7 +13,9 @@ from ddim.checkpoint import PretrainedModel
 from ddim.errors import ConfigError
 from ddim.models.activations import activation
 from ddim.models.blocks import AttentionFactory, Block, DownBlock2D, MidBlock2D, Style, UpBlock2D
+from ddim.models.embeddings import TimestepEmbedding, embed_labels
 from ddim.models.recompute import set_gradient_checkpointing
+from ddim.models.transformer import Text
 
 _OLD_ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 _NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -66,8 +68,12 @@ class TimeCache(NamedTuple):
 
 
 class Backbone(PretrainedModel):
-    """A U-Net without its embeddings; `UNet2DModel` and `UNet2DConditionModel` add them."""
+    """A U-Net whose parts `UNet2DModel` and `UNet2DConditionModel` choose."""
 
+    time_proj: nn.Module
+    time_embedding: TimestepEmbedding
+    class_embedding: nn.Module | None
+    class_embed_type: str | None
     conv_in: nn.Conv2d
     conv_norm_out: nn.Module
     conv_act: nn.Module
@@ -109,9 +115,31 @@ class Backbone(PretrainedModel):
         middle = [] if self.mid_block is None else [self.mid_block]
         return [*self.down_blocks, *middle, *self.up_blocks]
 
-    def embed(self, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """The embedding of timesteps (b,) and class labels, (b e)."""
-        raise NotImplementedError
+    def embed(
+        self, timesteps: Tensor, class_labels: Tensor | None = None, timestep_cond: Tensor | None = None
+    ) -> Tensor:
+        """The embedding (b e) of timesteps (b,), class labels, and a condition (b time_cond_proj_dim).
+
+        Raises:
+            ValueError: labels are missing, not wanted, or of a wrong shape, type or range.
+        """
+        emb: Tensor = self.time_embedding(self.time_proj(timesteps).to(self.dtype), timestep_cond)
+        if self.class_embedding is None:
+            if class_labels is not None:
+                raise ValueError("class_labels were given to a model without classes")
+            return emb
+        if class_labels is None:
+            raise ValueError("this model is conditional on a class: class_labels are needed")
+        if len(class_labels) != len(timesteps):
+            raise ValueError(f"{len(class_labels)} class_labels were given for {len(timesteps)} samples")
+        if isinstance(self.class_embedding, nn.Embedding):
+            return emb + embed_labels(self.class_embedding, class_labels)
+        if self.class_embed_type == "timestep":
+            class_labels = self.time_proj(class_labels)
+        vectors: Tensor = self.class_embedding(class_labels.to(self.dtype))
+        if vectors.shape != emb.shape:
+            raise ValueError(f"class_labels make {tuple(vectors.shape)} where {tuple(emb.shape)} is needed")
+        return emb + vectors
 
     def project(self, emb: Tensor) -> list[Tensor]:
         """The embedding (b e), projected for every residual block: (b k) each, in the order of running."""
@@ -119,34 +147,37 @@ class Backbone(PretrainedModel):
         return [projection for block in self.blocks() for projection in block.project_time(emb)]
 
     @torch.no_grad()
-    def project_time(self, timesteps: Tensor, class_labels: Tensor | None = None) -> TimeCache:
+    def project_time(
+        self, timesteps: Tensor, class_labels: Tensor | None = None, timestep_cond: Tensor | None = None
+    ) -> TimeCache:
         """Compute what every residual block makes of each timestep of a run, so that `forward` needn't.
 
         Args:
             timesteps: (n,), the run's.
-            class_labels: (b,) or as `forward` takes them; they are part of the result.
+            class_labels, timestep_cond: as `forward` takes them, for a batch of b; they become part of the result.
         """
         timesteps = timesteps.to(self.device, torch.float32)
-        batch = 1
-        repeated = timesteps
-        if class_labels is not None:
-            batch = len(class_labels)
-            repeated = timesteps.repeat_interleave(batch)  # (n·b)
-            class_labels = class_labels.repeat(len(timesteps), *[1] * (class_labels.ndim - 1))
-        projections = self.project(self.embed(repeated, class_labels))
-        table = torch.cat(projections, dim=1).view(len(timesteps), batch, -1)  # (n b K)
+        n = len(timesteps)
+        batch = next((len(given) for given in (class_labels, timestep_cond) if given is not None), 1)
+
+        def repeated(given: Tensor | None) -> Tensor | None:  # (b ...) -> (n·b ...)
+            return None if given is None else given.repeat(n, *[1] * (given.ndim - 1))
+
+        emb = self.embed(timesteps.repeat_interleave(batch), repeated(class_labels), repeated(timestep_cond))
+        projections = self.project(emb)
+        table = torch.cat(projections, dim=1).view(n, batch, -1)  # (n b K)
         return TimeCache(timesteps, table, tuple(projection.shape[1] for projection in projections))
 
-    def body(self, x: Tensor, times: Iterable[Tensor]) -> Tensor:
+    def body(self, x: Tensor, projected_times: Iterable[Tensor], text: Text | None = None) -> Tensor:
         """From `conv_in` to `conv_out`."""
-        times = iter(times)
+        times = iter(projected_times)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            skips += block(skips[-1], times)
-        x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], times)
+            skips += block(skips[-1], times, text)
+        x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], times, text)
         for block in self.up_blocks:
-            x = block(x, skips, times)
+            x = block(x, skips, times, text)
         out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return out
 

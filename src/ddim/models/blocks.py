@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddim.models.activations import activation, choose
+from ddim.models.attention import KeyValue
 from ddim.models.recompute import Recomputing
+from ddim.models.transformer import Text, Transformer2DModel
 
 Times = Iterator[Tensor | None]  # for every residual block in order, its projection of the timestep (b|1 k)
 Size = tuple[int, int]
@@ -121,9 +123,18 @@ class Block(Recomputing):
         layers = (*self.resnets, *self.resamplers())
         return [layer.time_emb_proj(emb) for layer in layers if isinstance(layer, ResnetBlock2D)]
 
-    def attend(self, i: int, x: Tensor) -> Tensor:
+    def project_text(self, text: Tensor) -> list[KeyValue]:
+        """The keys and values that the attention layers make of a text (b s d), in the order of their use."""
+        layers = (layer for layer in self.attentions if isinstance(layer, Transformer2DModel))
+        return [pair for layer in layers for pair in layer.project_text(text)]
+
+    def attend(self, i: int, x: Tensor, text: Text | None) -> Tensor:
         """The i-th attention layer, where the block has any."""
-        return self.run(self.attentions[i], x) if self.attentions else x
+        if not self.attentions:
+            return x
+        layer = self.attentions[i]
+        out: Tensor = layer(x, text) if isinstance(layer, Transformer2DModel) else self.run(layer, x)
+        return out
 
 
 class DownBlock2D(Block):
@@ -153,11 +164,11 @@ class DownBlock2D(Block):
     def resamplers(self) -> Iterable[nn.Module]:
         return getattr(self, "downsamplers", ())
 
-    def forward(self, x: Tensor, times: Times) -> list[Tensor]:
+    def forward(self, x: Tensor, times: Times, text: Text | None = None) -> list[Tensor]:
         """All that the way up will want; the last is the input of what follows."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
-            x = self.attend(i, self.run(resnet, x, next(times)))
+            x = self.attend(i, self.run(resnet, x, next(times)), text)
             outputs.append(x)
         for layer in self.resamplers():
             x = self.run(layer, x, next(times)) if isinstance(layer, ResnetBlock2D) else layer(x)
@@ -173,9 +184,9 @@ class MidBlock2D(Block):
         self.attentions = nn.ModuleList(attention(channels) for _ in range(layers) if attention)
         self.resnets = nn.ModuleList(ResnetBlock2D(channels, channels, style) for _ in range(layers + 1))
 
-    def forward(self, x: Tensor, times: Times) -> Tensor:
+    def forward(self, x: Tensor, times: Times, text: Text | None = None) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            x = self.run(resnet, self.attend(i - 1, x) if i else x, next(times))
+            x = self.run(resnet, self.attend(i - 1, x, text) if i else x, next(times))
         return x
 
 
@@ -212,10 +223,10 @@ class UpBlock2D(Block):
     def resamplers(self) -> Iterable[nn.Module]:
         return getattr(self, "upsamplers", ())
 
-    def forward(self, x: Tensor, skips: list[Tensor], times: Times) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], times: Times, text: Text | None = None) -> Tensor:
         """`skips` are the outputs of the way down; those used are taken off its end."""
         for i, resnet in enumerate(self.resnets):
-            x = self.attend(i, self.run(resnet, torch.cat((x, skips.pop()), dim=1), next(times)))
+            x = self.attend(i, self.run(resnet, torch.cat((x, skips.pop()), dim=1), next(times)), text)
         for layer in self.resamplers():
             takes_time = isinstance(layer, ResnetBlock2D)
             x = self.run(layer, x, next(times)) if takes_time else layer(x, skips[-1].shape[-2:])

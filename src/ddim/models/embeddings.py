@@ -68,15 +68,25 @@ class LearnedTimesteps(nn.Embedding):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers on top of the timestep's features: (b in) -> (b out)."""
+    """Two linear layers on top of the timestep's features: (b in) -> (b out).
 
-    def __init__(self, in_channels: int, out_channels: int, act_fn: str = "silu") -> None:
+    With `condition_dim`, a condition (b condition_dim) may be added to the features.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, act_fn: str = "silu", condition_dim: int | None = None
+    ) -> None:
         super().__init__()
+        self.cond_proj = None if condition_dim is None else nn.Linear(condition_dim, in_channels, bias=False)
         self.linear_1 = nn.Linear(in_channels, out_channels)
         self.act = activation(act_fn)
         self.linear_2 = nn.Linear(out_channels, out_channels)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is not None:
+            if self.cond_proj is None:
+                raise ValueError("timestep_cond was given to a model without time_cond_proj_dim")
+            features = features + self.cond_proj(condition.to(features.dtype))
         out: Tensor = self.linear_2(self.act(self.linear_1(features)))
         return out
 
@@ -85,7 +95,7 @@ def embed_labels(table: nn.Embedding, labels: Tensor) -> Tensor:
     """The vectors of integer class labels: (b,) -> (b e).
 
     Raises:
-        ValueError: not integers, not one a sample, or (on a CPU, where it costs nothing to know) out of range.
+        ValueError: not integers of that shape, or (on a CPU, where it costs nothing to know) out of range.
     """
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"class_labels must be integers of shape (b,), not {labels.dtype} {tuple(labels.shape)}")

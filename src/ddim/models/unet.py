@@ -18,7 +18,6 @@ from ddim.models.embeddings import (
     TimestepEmbedding,
     Timesteps,
     as_timesteps,
-    embed_labels,
 )
 
 # Name in a config -> (attention after each residual block?, what resamples; None: the config says).
@@ -149,29 +148,6 @@ class UNet2DModel(Backbone):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, norm_eps)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
-
-    def embed(self, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """The embedding of timesteps (b,) and class labels, (b e).
-
-        Raises:
-            ValueError: labels are missing, not wanted, or of a wrong shape, type or range.
-        """
-        emb: Tensor = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
-        if self.class_embedding is None:
-            if class_labels is not None:
-                raise ValueError("class_labels were given to a model without classes (see num_class_embeds)")
-            return emb
-        if class_labels is None:
-            raise ValueError("this model is conditional on a class: class_labels are needed")
-        if len(class_labels) != len(timesteps):
-            raise ValueError(f"{len(class_labels)} class_labels were given for {len(timesteps)} samples")
-        if self.class_embed_type == "timestep":
-            vectors: Tensor = self.class_embedding(self.time_proj(class_labels).to(self.dtype))
-            return emb + vectors
-        if self.class_embed_type == "identity":
-            return emb + class_labels.to(self.dtype)
-        assert isinstance(self.class_embedding, nn.Embedding)
-        return emb + embed_labels(self.class_embedding, class_labels)
 
     def forward(
         self,
