@@ -12,9 +12,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NoReturn, Self, TypeVar
-
-import numpy as np
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar, overload
 
 from ddim.errors import ConfigError
 
@@ -55,7 +53,7 @@ class Config(dict[str, Any]):
 def _freeze(value: Any) -> Any:
     if isinstance(value, Mapping) and not isinstance(value, Config):
         return Config(value)
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "tolist"):  # arrays, tensors and their numbers
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return tuple(_freeze(item) for item in value)
@@ -109,6 +107,18 @@ class ConfigMixin:
     def register_to_config(self, **values: Any) -> None:
         """Add to, or replace in, `self.config`."""
         object.__setattr__(self, "_internal_dict", Config({**getattr(self, "_internal_dict", {}), **values}))
+
+    @overload
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], return_unused_kwargs: Literal[False] = ..., **overrides: Any
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], return_unused_kwargs: bool, **overrides: Any
+    ) -> Self | tuple[Self, dict[str, Any]]: ...
 
     @classmethod
     def from_config(

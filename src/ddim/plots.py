@@ -1,0 +1,81 @@
+"""Pictures of what a sampler does. Colours are those of Okabe and Ito, which the colour-blind can tell apart."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddim.checkpoint import atomic_write
+from ddim.errors import ConfigError, require
+from ddim.schedule import BETA_SCHEDULES, SPACINGS, snr, space_timesteps
+from ddim.scheduler import DDIMScheduler
+from ddim.settings import PlotSettings
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def save_figure(figure: Any, out: str) -> Path:
+    """Write a matplotlib figure atomically.
+
+    Raises:
+        ConfigError: the name does not end in .png, .svg or .pdf.
+    """
+    path = Path(out)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{out} must end in one of {', '.join(SUFFIXES)}")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return path
+
+
+def plot_schedule(settings: PlotSettings) -> Path:
+    """ᾱ and log SNR over the timesteps, and which timesteps each spacing picks."""
+    figures = require("matplotlib.figure", "plot")
+    if settings.model is None:
+        schedulers = {
+            name: DDIMScheduler(beta_schedule=name, rescale_betas_zero_snr=settings.zero_snr) for name in BETA_SCHEDULES
+        }
+    else:
+        scheduler = DDIMScheduler.from_pretrained(settings.model, subfolder="scheduler")
+        if settings.zero_snr:
+            scheduler = DDIMScheduler.from_config(scheduler.config, rescale_betas_zero_snr=True)
+        schedulers = {settings.model: scheduler}
+    figure = figures.Figure(figsize=(11, 7), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(3, 2))
+    level, ratio, spacing = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
+    for (name, scheduler), colour in zip(schedulers.items(), COLOURS, strict=False):
+        levels = scheduler.alphas_cumprod.double().numpy()
+        level.plot(levels, color=colour, label=name, linewidth=2)
+        with np.errstate(divide="ignore"):
+            decibels = 10 * np.log10(snr(levels))
+        ratio.plot(decibels, color=colour, label=name, linewidth=2)
+        if levels[-1] == 0:  # the line ends where the SNR does
+            ratio.plot(len(levels) - 1, decibels[-2], marker="v", color=colour)
+    level.set(title="signal left: ᾱ", xlabel="timestep", ylabel="ᾱ (alphas_cumprod)", ylim=(-0.02, 1.02))
+    ratio.set(title="signal-to-noise ratio", xlabel="timestep", ylabel="SNR (dB)")
+    level.legend(frameon=False)
+
+    steps = next(iter(schedulers.values())).config.num_train_timesteps
+    for row, name in enumerate(SPACINGS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # quadratic: repeats dropped, as the picture shows
+            chosen = space_timesteps(settings.steps, steps, name)
+        colour = COLOURS[row]
+        spacing.scatter(chosen, [row] * len(chosen), color=colour, s=36)
+        spacing.annotate(f"{chosen[0]}", (chosen[0], row), (6, 6), textcoords="offset points", color=colour)
+    spacing.axvline(steps - 1, color="0.7", linewidth=1, zorder=0)
+    spacing.set(
+        title=f"which {settings.steps} of {steps} timesteps each spacing picks (the line is the noisiest)",
+        xlabel="timestep",
+        yticks=range(len(SPACINGS)),
+        yticklabels=list(SPACINGS),
+        ylim=(len(SPACINGS) - 0.5, -0.7),
+    )
+    for axes in (level, ratio, spacing):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return save_figure(figure, settings.out)
