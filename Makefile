@@ -1,0 +1,44 @@
+# Each target sets up what it needs in .venv, pinned by constraints.txt. Needed beforehand: Python 3.11 or later.
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL ?= digits
+OUT ?= sample.png
+
+.PHONY: help sample test test-all lint bench digits clean
+
+help:  ## say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed; have " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.core: .venv/.python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+.venv/.all: .venv/.python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[all,test]"
+	@touch $@ .venv/.core
+
+sample: .venv/.core  ## set up, and draw from a bundled model: make sample MODEL=digits OUT=sample.png
+	$(BIN)/ddim sample --model $(MODEL) --out $(OUT)
+
+test: .venv/.all  ## set up, and run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: .venv/.all  ## the slow tests too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
+
+lint: .venv/.all  ## formatting, lint and types
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+bench: .venv/.all  ## measure against diffusers and write docs/benchmarks.md
+	$(BIN)/python benchmarks/step.py --write docs/benchmarks.md
+
+digits: .venv/.all  ## train the bundled digits model anew (about half an hour on two cores; resumable)
+	$(BIN)/python scripts/train_digits.py
+
+clean:  ## remove what was set up, not what was made
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
