@@ -50,7 +50,11 @@ class DDIMSchedulerOutput(NamedTuple):
     pred_original_sample: Tensor | None = None
 
     def __getitem__(self, key: Any) -> Any:
-        return getattr(self, key) if isinstance(key, str) and key in self._fields else tuple(self)[key]
+        if not isinstance(key, str):
+            return tuple(self)[key]
+        if key not in self._fields:
+            raise KeyError(key)
+        return getattr(self, key)
 
     def keys(self) -> tuple[str, ...]:
         return self._fields
@@ -106,18 +110,24 @@ class SamplingPlan:
     inverse: bool = False
 
     def __post_init__(self) -> None:
+        _check_levels(self.alphas_cumprod, self.final_alpha_cumprod)
         _check_timesteps(self.timesteps, len(self.alphas_cumprod), self.inverse)
         _check_eta(self.eta)
         prediction(self.prediction_type)
         if self.inverse and self.eta != 0:
             raise ConfigError(f"an inverse plan is deterministic: eta must be 0, not {self.eta}")
-        if self.clip_range is not None and not self.clip_range > 0:
-            raise ConfigError(f"clip_sample_range must be positive, not {self.clip_range}")
-        if self.thresholding is not None and not (0 <= self.thresholding[0] <= 1 and self.thresholding[1] >= 1):
-            raise ConfigError(
-                "thresholding needs dynamic_thresholding_ratio in [0, 1] and sample_max_value of 1 or more, "
-                f"not {self.thresholding[0]} and {self.thresholding[1]}"
-            )
+        if self.clip_range is not None and not (_is_number(self.clip_range) and self.clip_range > 0):
+            raise ConfigError(f"clip_sample_range must be a positive number, not {self.clip_range!r}")
+        if self.thresholding is not None:
+            ratio, maximum = self.thresholding
+            if not (_is_number(ratio) and _is_number(maximum) and 0 <= ratio <= 1 and maximum >= 1):
+                raise ConfigError(
+                    "thresholding needs dynamic_thresholding_ratio in [0, 1] and sample_max_value of 1 or more, "
+                    f"not {ratio!r} and {maximum!r}"
+                )
+        stride = self.legacy_stride
+        if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 1):
+            raise ConfigError(f"legacy_stride must be a positive int, not {stride!r}")
         for timestep in self.timesteps:
             self._row(timestep)
 
@@ -141,15 +151,15 @@ class SamplingPlan:
             here, there = there, here
         kind = prediction(self.prediction_type)
         with np.errstate(divide="ignore", invalid="ignore"):
-            deviation = np.zeros_like(here)
+            direction, deviation = np.sqrt(1 - there), np.zeros_like(here)
             if self.eta != 0:
                 eta = 1.0 if isinstance(self.eta, str) else self.eta
-                deviation = np.where(here == there, 0.0, sigma(here, there, eta))
-            radicand = 1 - there - deviation**2
-            radicand = np.where(np.abs(radicand) < 1e-12, 0.0, radicand)  # what rounding makes of an exact 0
-            direction = np.sqrt(radicand)
-            if self.eta == SIGMA_HAT:  # the larger noise, in the direction of the smaller
-                deviation = np.where(here == there, 0.0, sigma_hat(here, there))
+                # 1-ᾱ_prev-σ² as a product: the difference would lose its digits where η=1 and ᾱ is small
+                kept = np.where(here == there, 1.0, here * (1 - there) / (there * (1 - here)))
+                direction = direction * np.sqrt(1 - eta**2 + eta**2 * kept)
+                # σ̂ is the larger noise, in the direction of the smaller
+                noise = sigma_hat(here, there) if self.eta == SIGMA_HAT else sigma(here, there, eta)
+                deviation = np.where(here == there, 0.0, noise)
             p, q = kind.x0(here)
             r, s = kind.eps(here)
             a = ddim_step(p, r, there, direction)
@@ -161,13 +171,18 @@ class SamplingPlan:
     def _rows(self) -> list[Row | None]:
         return [Row(*row) if all(map(math.isfinite, row)) else None for row in self._table.tolist()]
 
-    def _row(self, timestep: int) -> Row:
-        """The numbers of one timestep, listed or not."""
+    def _row(self, timestep: int, rederive: bool = False) -> Row:
+        """The numbers of one timestep, listed or not; `rederive`: eps is to be derived from x0."""
         if not 0 <= timestep < len(self.alphas_cumprod):
             raise ConfigError(f"timestep {timestep} is not in 0…{len(self.alphas_cumprod) - 1}")
         row = self._rows[timestep]
         if row is None:
             raise ConfigError(self._why_not(timestep))
+        if rederive and row.noise == 0:
+            raise ConfigError(
+                f"at timestep {timestep} the sample has no noise (alphas_cumprod is 1), so none can be derived from "
+                "its clipped x0: use use_clipped_model_output=False"
+            )
         return row
 
     def _why_not(self, timestep: int) -> str:
@@ -203,28 +218,28 @@ class SamplingPlan:
             tables[key] = torch.from_numpy(self._table).to(dtype).to(device)
         return tables[key]
 
-    def _coefficients(self, timestep: int | Tensor, sample: Tensor, dtype: torch.dtype) -> Row:
+    def _coefficients(self, timestep: int | Tensor, sample: Tensor, dtype: torch.dtype, rederive: bool) -> Row:
         """One `Row`: of floats for a timestep on the host, of tensors (b 1 …) for those on a device or for a batch."""
         if isinstance(timestep, Tensor):
             if timestep.is_floating_point() or timestep.is_complex() or timestep.dtype == torch.bool:
                 raise TypeError(f"a timestep must be an integer, not {timestep.dtype}")
-            if timestep.ndim > 1 or (timestep.ndim == 1 and len(timestep) not in (1, len(sample))):
+            if timestep.ndim > 1 or (timestep.ndim == 1 and len(timestep) not in (1, *sample.shape[:1])):
                 raise ValueError(
-                    f"timesteps of shape {tuple(timestep.shape)} do not fit a batch of {len(sample)}: "
-                    "give one, or one for each sample"
+                    f"timesteps of shape {tuple(timestep.shape)} do not fit a sample of shape {tuple(sample.shape)}: "
+                    "give one, or one for each sample of the batch"
                 )
             host = timestep.device.type == "cpu" and not torch.compiler.is_compiling()
             if not (host and timestep.numel() == 1):
                 if host:
                     for value in timestep.tolist():
-                        self._row(value)
+                        self._row(value, rederive)
                 table = self._device_table(sample.device, dtype)
-                chosen = table.index_select(0, timestep.reshape(-1).to(sample.device))  # (b 11) or (1 11)
+                chosen = table.index_select(0, timestep.reshape(-1).to(sample.device, torch.int64))  # (b 11) or (1 11)
                 return Row(*(column.view(-1, *[1] * (sample.ndim - 1)) for column in chosen.unbind(1)))
             timestep = timestep.item()  # type: ignore[assignment]
         elif isinstance(timestep, bool) or not isinstance(timestep, (int, np.integer)):
             raise TypeError(f"a timestep must be an integer, not {timestep!r}")
-        return self._row(int(timestep))
+        return self._row(int(timestep), rederive)
 
     # --- stepping ----------------------------------------------------------------------------------------------------
 
@@ -258,6 +273,8 @@ class SamplingPlan:
             ValueError, TypeError: shapes or types that do not fit; generator and variance_noise together.
             ConfigError: a timestep out of range, or one at which these settings have no finite result.
         """
+        if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor)):
+            raise TypeError(f"needed are tensors, not {type(model_output).__name__} and {type(sample).__name__}")
         if model_output.shape != sample.shape:
             raise ValueError(_shape_message(model_output, sample))
         dtype = sample.dtype
@@ -265,16 +282,15 @@ class SamplingPlan:
             dtype = torch.promote_types(dtype, model_output.dtype)
         noise = self._noise(model_output, generator, variance_noise) if self.eta != 0 else None
         if out is not None:
-            _check_buffers(out, sample, model_output, dtype)
+            _check_buffers(out, sample, (model_output, noise), dtype)
             x0 = out[1] is not None
-        if dtype is torch.float32 or dtype is torch.float64:
-            return self._advance(model_output, timestep, sample, dtype, use_clipped_model_output, noise, x0, out)
         if not dtype.is_floating_point:
             raise TypeError(f"samples and model outputs must be floating point, not {dtype}")
-        wide = self._advance(
-            model_output.float(), timestep, sample.float(), torch.float32, use_clipped_model_output, noise, x0, None
-        )
-        prev, original = wide
+        wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+        output, x = model_output.to(wide), sample.to(wide)
+        if wide is dtype:
+            return self._advance(output, timestep, x, wide, use_clipped_model_output, noise, x0, out)
+        prev, original = self._advance(output, timestep, x, wide, use_clipped_model_output, noise, x0, None)
         if out is not None:
             prev = out[0].copy_(prev)
             original = out[1] if out[1] is None or original is None else out[1].copy_(original)
@@ -285,6 +301,8 @@ class SamplingPlan:
             return gaussian_noise(like.shape, generator, like.device, like.dtype)
         if generator is not None:
             raise ValueError("give a generator or variance_noise, not both")
+        if not isinstance(given, Tensor):
+            raise TypeError(f"variance_noise must be a tensor, not {type(given).__name__}")
         if given.shape != like.shape:
             raise ValueError(_shape_message(given, like, "variance_noise"))
         return given.to(like.device)
@@ -301,10 +319,11 @@ class SamplingPlan:
         out: tuple[Tensor, Tensor | None] | None,
     ) -> DDIMSchedulerOutput:
         """The step itself, in float32 or float64."""
-        row = self._coefficients(timestep, x, dtype)
+        clipping = self.clip_range is not None or self.thresholding is not None
+        row = self._coefficients(timestep, x, dtype, rederive=clipping and use_clipped_model_output)
         prev_into, x0_into = out or (None, None)
         original = None
-        if self.clip_range is None and self.thresholding is None:
+        if not clipping:
             if x0:
                 original = _combine(x, output, row.p, row.q, x0_into)
             prev = _combine(x, output, row.a, row.b, prev_into)
@@ -381,7 +400,7 @@ class SamplingPlan:
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
             return cls(**arguments)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"a plan cannot be made of this dict: {error}") from error
 
     def __repr__(self) -> str:
@@ -430,7 +449,9 @@ def _shape_message(given: Tensor, sample: Tensor, name: str = "model_output") ->
     return message
 
 
-def _check_buffers(out: tuple[Tensor, Tensor | None], sample: Tensor, model_output: Tensor, dtype: torch.dtype) -> None:
+def _check_buffers(
+    out: tuple[Tensor, Tensor | None], sample: Tensor, others: Sequence[Tensor | None], dtype: torch.dtype
+) -> None:
     if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], Tensor):
         raise TypeError("out must be (a buffer for prev_sample, a buffer for pred_original_sample or None)")
     for name, buffer in zip(("prev_sample", "pred_original_sample"), out, strict=True):
@@ -441,11 +462,24 @@ def _check_buffers(out: tuple[Tensor, Tensor | None], sample: Tensor, model_outp
                 f"the buffer for {name} is {buffer.dtype} {tuple(buffer.shape)} on {buffer.device}; needed is "
                 f"{dtype} {tuple(sample.shape)} on {sample.device}"
             )
+    read = {tensor.data_ptr() for tensor in others if tensor is not None}
     first, second = (None if buffer is None else buffer.data_ptr() for buffer in out)
-    if first == second or first == model_output.data_ptr() or second in (model_output.data_ptr(), sample.data_ptr()):
+    if first == second or first in read or second in (*read, sample.data_ptr()):
         raise ValueError(
             "the buffers must be apart from each other and from the inputs; only prev_sample may be sample"
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_levels(alphas_cumprod: Sequence[float], final: float) -> None:
+    levels = np.array([final, *alphas_cumprod])
+    if levels.dtype.kind not in "iuf" or not ((levels >= 0) & (levels <= 1)).all():
+        raise ConfigError("alphas_cumprod and final_alpha_cumprod must be numbers in [0, 1]")
+    if (levels[2:] > levels[1:-1]).any():
+        raise ConfigError("alphas_cumprod must fall: a later timestep has no less noise than an earlier one")
 
 
 def _check_timesteps(timesteps: Sequence[int], steps: int, inverse: bool) -> None:

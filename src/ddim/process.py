@@ -157,6 +157,8 @@ def gaussian_noise(shape: Sequence[int], generator: Generators, device: torch.de
     if generator is None or isinstance(generator, torch.Generator):
         source = device if generator is None else generator.device
         return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(device)
+    if not isinstance(generator, Sequence) or not all(isinstance(g, torch.Generator) for g in generator):
+        raise TypeError(f"generator must be a torch.Generator or a list of them, not {generator!r:.100}")
     if len(generator) != shape[0]:
         raise ValueError(f"{len(generator)} generators were given for a batch of {shape[0]}: give one for each sample")
     rows = [torch.randn((1, *shape[1:]), generator=g, device=g.device, dtype=dtype).to(device) for g in generator]
@@ -173,13 +175,15 @@ def seeded_generators(seed: int | Sequence[int], count: int) -> list[torch.Gener
     >>> bool((torch.randn(3, generator=one[0]) == torch.randn(3, generator=four[0])).all())
     True
     """
-    if isinstance(seed, int):
+    if isinstance(seed, (int, np.integer)):
         keys = [(seed, k) for k in range(count)]
+    elif not isinstance(seed, Sequence):
+        raise TypeError(f"a seed must be an int or a list of them, not {seed!r}")
     else:
         keys = [(s, 0) for s in seed]
         if len(keys) != count:
             raise ValueError(f"{len(keys)} seeds were given for {count} images")
-    if any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s, _ in keys):
+    if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s, _ in keys):
         raise ValueError(f"a seed must be an int of 0 or more, not {seed!r}")
-    states = [np.random.SeedSequence(s, spawn_key=(k,)).generate_state(1, np.uint64)[0] for s, k in keys]
+    states = [np.random.SeedSequence(int(s), spawn_key=(k,)).generate_state(1, np.uint64)[0] for s, k in keys]
     return [torch.Generator().manual_seed(int(state)) for state in states]

@@ -80,6 +80,7 @@ def sample(
         output = denoiser(x, timesteps[index])
         if output.ndim == x.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]
+        output = output.clone()  # a denoiser may keep its buffer and write to it in the next step
         finite.append(output.detach().sum(dtype=torch.float32).isfinite())
         if x.device.type == "cpu":
             _check(finite, plan)

@@ -69,7 +69,7 @@ def make_betas(
                 f"asks for ({num_train_timesteps},): give num_train_timesteps={betas.size}"
             )
     else:
-        if beta_schedule not in BETA_SCHEDULES:
+        if not isinstance(beta_schedule, str) or beta_schedule not in BETA_SCHEDULES:
             raise ConfigError(f"beta_schedule={beta_schedule!r} is none of {', '.join(BETA_SCHEDULES)}")
         for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -163,9 +163,9 @@ def space_timesteps(
         raise ConfigError(
             f"num_inference_steps={num_inference_steps} must be from 1 to num_train_timesteps={num_train_timesteps}"
         )
-    if spacing not in SPACINGS:
+    if not isinstance(spacing, str) or spacing not in SPACINGS:
         raise ConfigError(f"timestep_spacing={spacing!r} is none of {', '.join(SPACINGS)}")
     if isinstance(steps_offset, bool) or not isinstance(steps_offset, int) or steps_offset < 0:
         raise ConfigError(f"steps_offset must be an int of 0 or more, not {steps_offset!r}")
     chosen = SPACINGS[spacing](int(num_inference_steps), num_train_timesteps, steps_offset)
-    return tuple(int(timestep) for timestep in chosen)
+    return tuple(chosen.astype(np.int64).tolist())

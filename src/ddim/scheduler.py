@@ -54,7 +54,8 @@ class _Scheduler(PretrainedMixin):
             config.trained_betas,
         )
         alphas_cumprod = make_alphas_cumprod(betas, config.rescale_betas_zero_snr)
-        alphas = alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])
+        before = np.concatenate([[1.0], alphas_cumprod[:-1]])
+        alphas = np.divide(alphas_cumprod, before, out=np.zeros_like(before), where=before > 0)
         self._levels = tuple(alphas_cumprod.tolist())
         self._forward_tables: dict[torch.device, Tensor] = {}
         self.betas = torch.from_numpy(1 - alphas).float()  # (T,)
@@ -156,12 +157,10 @@ class _Scheduler(PretrainedMixin):
 
     def previous_timestep(self, timestep: int | Tensor) -> int | Tensor:
         """Where a step from `timestep` leads; -1 is the image. Before `set_timesteps`, `timestep` - 1."""
-        every = range(len(self._levels))
-        plan = self._current_plan() if self._planned else self.plan(timesteps=every if self._inverse else every[::-1])
-        if isinstance(timestep, Tensor):
-            return torch.from_numpy(plan._previous).to(timestep.device)[timestep]
-        plan._row(timestep)
-        return int(plan._previous[timestep])
+        previous = self._current_plan()._previous if self._planned else np.arange(len(self._levels)) - 1
+        wanted = self._as_indices(timestep)
+        result = torch.from_numpy(previous).to(wanted.device)[wanted]
+        return result if isinstance(timestep, Tensor) else int(result)
 
     # --- the forward process -----------------------------------------------------------------------------------------
 
@@ -181,23 +180,31 @@ class _Scheduler(PretrainedMixin):
 
     def _mix(self, first: Tensor, second: Tensor, timesteps: int | Tensor, sign: float) -> Tensor:
         """√ᾱ·first + sign·√(1-ᾱ)·second."""
+        if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+            raise TypeError(f"needed are tensors, not {type(first).__name__} and {type(second).__name__}")
         if first.shape != second.shape:
             raise ValueError(f"sample and noise differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
-        if not isinstance(timesteps, Tensor):
-            timesteps = torch.tensor(timesteps)
-        if timesteps.is_floating_point() or timesteps.dtype == torch.bool:
-            raise TypeError(f"timesteps must be integers, not {timesteps.dtype}")
-        if timesteps.numel() not in (1, len(first)):
-            raise ValueError(f"{timesteps.numel()} timesteps do not fit a batch of {len(first)}")
-        if timesteps.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = int(timesteps.min()), int(timesteps.max())
-            if low < 0 or high >= len(self._levels):
-                raise ConfigError(f"timesteps must be in 0…{len(self._levels) - 1}, not {low}…{high}")
         dtype = torch.promote_types(first.dtype, second.dtype)
+        if not dtype.is_floating_point:
+            raise TypeError(f"sample and noise must be floating point, not {dtype}")
+        timesteps = self._as_indices(timesteps)
+        if timesteps.numel() not in (1, *first.shape[:1]):
+            raise ValueError(f"{timesteps.numel()} timesteps do not fit samples of shape {tuple(first.shape)}")
         wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
         roots = self._forward_table(first.device).index_select(0, timesteps.reshape(-1).to(first.device)).to(wide)
         signal, deviation = (column.view(-1, *[1] * (first.ndim - 1)) for column in roots.unbind(1))
         return torch.addcmul(first.to(wide) * signal, second.to(wide), sign * deviation).to(dtype)
+
+    def _as_indices(self, timesteps: Any) -> Tensor:
+        """Timesteps as an int64 tensor; those on the host are checked."""
+        indices = timesteps if isinstance(timesteps, Tensor) else torch.from_numpy(np.asarray(timesteps))
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise TypeError(f"timesteps must be integers, not {indices.dtype}")
+        if indices.numel() and indices.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(indices.min()), int(indices.max())
+            if low < 0 or high >= len(self._levels):
+                raise ConfigError(f"timesteps must be in 0…{len(self._levels) - 1}, not {low}…{high}")
+        return indices.to(torch.int64)
 
     def _forward_table(self, device: torch.device) -> Tensor:
         """(√ᾱ, √(1-ᾱ)) of every timestep, (T 2), kept on the device after the first use."""
@@ -308,6 +315,9 @@ class DDIMScheduler(_Scheduler):
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """One step from `timestep` to the one before it (equation 12); changes nothing in the scheduler.
+
+        Under `torch.compile` give the timestep as a tensor; before the first step with an `eta` that is not 0, make one
+        step with it uncompiled (or compile the step of `plan(N, eta=eta)`).
 
         Args:
             model_output: what the network predicted, (batch, …).

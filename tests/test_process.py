@@ -1,0 +1,266 @@
+"""The paper's equations: predictions, variances, the step, thresholding, noise."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ddim.errors import ConfigError
+from ddim.process import (
+    PREDICTIONS,
+    add_noise,
+    ddim_step,
+    gaussian_noise,
+    prediction,
+    seeded_generators,
+    sigma,
+    sigma_hat,
+    threshold,
+)
+
+levels = st.floats(1e-6, 1 - 1e-6)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@given(ab=levels, x0=st.floats(-3, 3), eps=st.floats(-3, 3))
+def test_prediction_round_trips_through_image_and_noise(kind: str, ab: float, x0: float, eps: float) -> None:
+    entry = prediction(kind)
+    (u, w), (p, q), (r, s) = entry.target(ab), entry.x0(ab), entry.eps(ab)
+    x = add_noise(x0, eps, ab)
+    out = u * x0 + w * eps
+    assert p * x + q * out == pytest.approx(x0, abs=1e-8)
+    assert r * x + s * out == pytest.approx(eps, abs=1e-8)
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(PREDICTIONS, 2)))
+def test_predictions_convert_into_each_other_and_back(first: str, second: str) -> None:
+    ab = np.array([1e-4, 0.1, 0.5, 0.9, 0.9999])
+    rng = np.random.default_rng(0)
+    x, out = rng.standard_normal((2, 7, 5))
+
+    def convert(value: Any, source: str, target: str) -> Any:
+        (p, q), (r, s) = prediction(source).x0(ab), prediction(source).eps(ab)
+        u, w = prediction(target).target(ab)
+        return u * (p * x + q * value) + w * (r * x + s * value)
+
+    there = convert(out, first, second)
+    assert not np.allclose(there, out)
+    np.testing.assert_allclose(convert(there, second, first), out, rtol=1e-6, atol=1e-9)
+
+
+def test_each_prediction_is_what_its_name_says() -> None:
+    ab, x0, eps = 0.3, 2.0, -1.0
+    expected = {"epsilon": eps, "sample": x0, "v_prediction": math.sqrt(0.3) * eps - math.sqrt(0.7) * x0}
+    assert set(expected) == set(PREDICTIONS)
+    for kind, value in expected.items():
+        u, w = prediction(kind).target(ab)
+        assert u * x0 + w * eps == pytest.approx(value)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_coefficients_have_the_shape_of_alpha_bar(kind: str) -> None:
+    for ab in (np.linspace(0.1, 0.9, 4), torch.linspace(0.1, 0.9, 4)):
+        for pair in (prediction(kind).target(ab), prediction(kind).x0(ab), prediction(kind).eps(ab)):
+            assert [value.shape for value in pair] == [ab.shape, ab.shape]
+
+
+def test_a_v_prediction_says_all_even_where_there_is_no_signal() -> None:
+    assert prediction("v_prediction").x0(0.0) == (0.0, -1.0)
+    assert prediction("v_prediction").eps(0.0) == (1.0, 0.0)
+    assert prediction("v_prediction").x0(1.0) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["noise", "", None, 3, ["epsilon"]])
+def test_an_unknown_prediction_is_refused(kind: Any) -> None:
+    with pytest.raises(ConfigError, match="epsilon, sample, v_prediction"):
+        prediction(kind)
+
+
+def test_add_noise_keeps_unit_variance() -> None:
+    x0, eps = torch.randn(2, 100_000, dtype=torch.float64)
+    for ab in (0.0, 0.2, 0.7, 1.0):
+        assert float(add_noise(x0, eps, ab).var()) == pytest.approx(1, abs=0.02)
+    assert torch.equal(add_noise(x0, eps, 1.0), x0)
+    assert torch.equal(add_noise(x0, eps, 0.0), eps)
+
+
+# --- variances and the step ------------------------------------------------------------------------------------------
+
+pairs = st.tuples(st.floats(1e-4, 0.999), st.floats(1e-4, 0.9999)).map(sorted).filter(lambda p: p[1] - p[0] > 1e-6)
+
+
+@given(pair=pairs, x0=st.floats(-2, 2), eps=st.floats(-2, 2))
+def test_eta_one_is_the_posterior_of_ddpm(pair: list[float], x0: float, eps: float) -> None:
+    """q(x_{t-1} | x_t, x0) of Ho et al. 2020, equations 6 and 7, in its own variables α_t and β_t."""
+    here, there = pair
+    alpha = here / there
+    beta = 1 - alpha
+    x = math.sqrt(here) * x0 + math.sqrt(1 - here) * eps
+    mean = (math.sqrt(there) * beta * x0 + math.sqrt(alpha) * (1 - there) * x) / (1 - here)
+    variance = (1 - there) / (1 - here) * beta
+
+    deviation = sigma(here, there)
+    assert deviation**2 == pytest.approx(variance, rel=1e-9)
+    direction = math.sqrt(max(1 - there - deviation**2, 0))
+    assert ddim_step(x0, eps, there, direction) == pytest.approx(mean, abs=1e-6)
+
+
+@given(pair=pairs, eta=st.floats(0, 1))
+def test_every_eta_keeps_the_marginal(pair: list[float], eta: float) -> None:
+    """Lemma 1: if x_t has the forward marginal, so has x_{t-1}; mean √ᾱ_prev x0, variance 1-ᾱ_prev."""
+    here, there = pair
+    deviation = sigma(here, there, eta)
+    direction = math.sqrt(max(1 - there - deviation**2, 0))
+    assert ddim_step(1.0, 0.0, there, direction) == pytest.approx(math.sqrt(there))
+    assert ddim_step(0.0, 1.0, there, direction) ** 2 + deviation**2 == pytest.approx(1 - there)
+
+
+@given(pair=pairs)
+def test_sigma_is_linear_in_eta_and_below_sigma_hat(pair: list[float]) -> None:
+    here, there = pair
+    assert sigma(here, there, 0.0) == 0
+    assert sigma(here, there, 0.5) == pytest.approx(sigma(here, there) / 2)
+    assert sigma(here, there) <= sigma_hat(here, there)
+    assert sigma_hat(here, there) ** 2 == pytest.approx(1 - here / there)
+
+
+def test_sigma_hat_of_neighbours_is_the_root_of_beta() -> None:
+    beta = 0.013
+    assert sigma_hat(0.4 * (1 - beta), 0.4) == pytest.approx(math.sqrt(beta))
+
+
+# --- thresholding ----------------------------------------------------------------------------------------------------
+
+
+def by_sorting(x0: Tensor, ratio: float, maximum: float) -> Tensor:
+    rows = []
+    for row in x0:
+        s = np.quantile(row.abs().double().numpy().ravel(), ratio)
+        s = min(max(float(s), 1.0), maximum)
+        rows.append(row.clamp(-s, s) / s)
+    return torch.stack(rows)
+
+
+@given(
+    ratio=st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 0.995, 1.0])),
+    maximum=st.sampled_from([1.0, 1.5, 3.0, 100.0]),
+    count=st.sampled_from([1, 2, 3, 48, 257]),
+    scale=st.sampled_from([0.1, 1.0, 5.0]),
+    seed=st.integers(0, 99),
+    double=st.booleans(),
+)
+def test_threshold_is_the_quantile_of_each_sample(
+    ratio: float, maximum: float, count: int, scale: float, seed: int, double: bool
+) -> None:
+    x0 = torch.randn(3, count, generator=generator(seed), dtype=torch.float64 if double else torch.float32)
+    x0 = x0 * torch.tensor([[scale], [1.0], [3 * scale]])
+    exact = by_sorting(x0, ratio, maximum)
+    torch.testing.assert_close(threshold(x0, ratio, maximum), exact, rtol=1e-5, atol=1e-6)
+    # the way that accelerators, autograd and the compiler take
+    other = threshold(x0.clone().requires_grad_(), ratio, maximum).detach()
+    torch.testing.assert_close(other, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_threshold_leaves_its_input_and_the_range_alone() -> None:
+    x0 = torch.randn(2, 3, 8, 8) * 4
+    before = x0.clone()
+    found = threshold(x0, 0.9, 100.0)
+    assert torch.equal(x0, before)
+    assert found.abs().max() == 1
+    small = torch.rand(2, 3, 8, 8) - 0.5
+    assert torch.equal(threshold(small, 0.995, 10.0), small)  # s = 1
+    assert torch.equal(threshold(x0, 0.995, 1.0), x0.clamp(-1, 1))
+
+
+def test_threshold_of_nan_is_nan_and_only_there() -> None:
+    x0 = torch.full((2, 4), 0.5)
+    x0[0, 1] = math.nan
+    found = threshold(x0, 0.5, 2.0)
+    assert found.isnan().sum() == 1
+    assert torch.equal(found[1], x0[1])
+
+
+# --- noise -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_generator_draws_the_whole_batch_and_a_list_one_sample_each() -> None:
+    shape, cpu = (3, 2, 4), torch.device("cpu")
+    whole = gaussian_noise(shape, generator(5), cpu, torch.float32)
+    assert torch.equal(whole, torch.randn(shape, generator=generator(5)))
+    each = gaussian_noise(shape, [generator(5), generator(6), generator(5)], cpu, torch.float32)
+    assert torch.equal(each[0], each[2])
+    assert not torch.equal(each[0], each[1])
+    assert torch.equal(each[:1], torch.randn((1, 2, 4), generator=generator(5)))
+    torch.manual_seed(3)
+    free = gaussian_noise(shape, None, cpu, torch.float64)
+    torch.manual_seed(3)
+    assert torch.equal(free, torch.randn(shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("given_", [5, "cpu", [1, 2], [None, None], {"a": 1}])
+def test_a_generator_of_another_kind_is_refused(given_: Any) -> None:
+    with pytest.raises(TypeError, match="generator"):
+        gaussian_noise((2, 3), given_, torch.device("cpu"), torch.float32)
+
+
+def test_a_list_of_generators_must_fit_the_batch() -> None:
+    with pytest.raises(ValueError, match="1 generators were given for a batch of 2"):
+        gaussian_noise((2, 3), [generator(0)], torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**40])
+def test_the_kth_image_of_a_seed_is_the_same_for_every_batch_size(seed: int) -> None:
+    drawn = {n: [torch.randn(4, generator=g) for g in seeded_generators(seed, n)] for n in (1, 2, 5)}
+    for count, rows in drawn.items():
+        assert len(rows) == count
+        for row, other in zip(rows, drawn[5], strict=False):
+            assert torch.equal(row, other)
+    assert len({tuple(row.tolist()) for row in drawn[5]}) == 5
+
+
+def test_a_list_of_seeds_gives_each_its_first_image() -> None:
+    listed = seeded_generators([3, 9], 2)
+    for seed, found in zip([3, 9], listed, strict=True):
+        assert found.initial_seed() == seeded_generators(seed, 1)[0].initial_seed()
+    assert listed[0].initial_seed() != listed[1].initial_seed()
+    # image 1 of a seed is not image 0 of the next one
+    assert seeded_generators(3, 2)[1].initial_seed() != seeded_generators(4, 1)[0].initial_seed()
+
+
+def test_seeds_do_not_touch_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    seeded_generators(1, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("seed", [-1, True, [1, -2], [1.5, 2], [1, None], "ab"])
+def test_a_seed_that_is_none_is_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        seeded_generators(seed, 2)
+
+
+@pytest.mark.parametrize("seed", [1.5, None, {1, 2}])
+def test_a_seed_of_another_type_is_refused(seed: Any) -> None:
+    with pytest.raises(TypeError, match="seed"):
+        seeded_generators(seed, 2)
+
+
+def test_a_list_of_seeds_must_fit_the_count() -> None:
+    with pytest.raises(ValueError, match="2 seeds were given for 3 images"):
+        seeded_generators([1, 2], 3)
+    assert seeded_generators(np.int64(4), 1)[0].initial_seed() == seeded_generators(4, 1)[0].initial_seed()  # type: ignore[arg-type]
