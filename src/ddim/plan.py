@@ -156,7 +156,7 @@ class SamplingPlan:
                 eta = 1.0 if isinstance(self.eta, str) else self.eta
                 # 1-ᾱ_prev-σ² as a product: the difference would lose its digits where η=1 and ᾱ is small
                 kept = np.where(here == there, 1.0, here * (1 - there) / (there * (1 - here)))
-                direction = direction * np.sqrt(1 - eta**2 + eta**2 * kept)
+                direction = np.sqrt((1 - there) * (1 - eta**2 + eta**2 * kept))
                 # σ̂ is the larger noise, in the direction of the smaller
                 noise = sigma_hat(here, there) if self.eta == SIGMA_HAT else sigma(here, there, eta)
                 deviation = np.where(here == there, 0.0, noise)
@@ -280,12 +280,12 @@ class SamplingPlan:
         dtype = sample.dtype
         if dtype is not model_output.dtype:
             dtype = torch.promote_types(dtype, model_output.dtype)
+        if not dtype.is_floating_point:
+            raise TypeError(f"samples and model outputs must be floating point, not {dtype}")
         noise = self._noise(model_output, generator, variance_noise) if self.eta != 0 else None
         if out is not None:
             _check_buffers(out, sample, (model_output, noise), dtype)
             x0 = out[1] is not None
-        if not dtype.is_floating_point:
-            raise TypeError(f"samples and model outputs must be floating point, not {dtype}")
         wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
         output, x = model_output.to(wide), sample.to(wide)
         if wide is dtype:
@@ -432,8 +432,8 @@ def _combine(x: Tensor, y: Tensor, a: Any, b: Any, into: Tensor | None = None) -
         return torch.mul(y, b, out=into)
     if x.numel() >= LARGE and _one_pass(x, y, into):
         column = None if into is None else into.view(-1, 1)
-        one = x.new_ones(1)
-        return torch.addr(x.view(-1, 1), y.view(-1), one, beta=a, alpha=b, out=column).view(x.shape)
+        column = torch.addr(x.view(-1, 1), y.view(-1), x.new_ones(1), beta=a, alpha=b, out=column)
+        return column.view(x.shape) if into is None else into
     return torch.mul(x, a, out=into).add_(y, alpha=b)
 
 
