@@ -424,6 +424,8 @@ def _check(settings: TrainSettings) -> None:
     for name in positive.split():
         if getattr(settings, name) < 1:
             raise ConfigError(f"{name} must be 1 or more, not {getattr(settings, name)}")
+    if not settings.block_out_channels or min(settings.block_out_channels) < 1:
+        raise ConfigError(f"block_out_channels must be positive widths, not {settings.block_out_channels}")
     for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
         if not 0 < getattr(settings, name) < math.inf:
             raise ConfigError(f"{name} must be positive, not {getattr(settings, name)}")
