@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ddim.checkpoint import PretrainedModel, Repository, read_json, upload, write_json
+from ddim.checkpoint import Repository, Savable, choose_dtype, read_json, write_json
 from ddim.config import DIFFUSERS_VERSION
 from ddim.errors import CheckpointError
 from ddim.process import Generators, gaussian_noise, seeded_generators
-from ddim.scheduler import DDIMScheduler
+from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
 
 INDEX = "model_index.json"
 
@@ -26,16 +27,10 @@ PIPELINES = {
     "DDPMPipeline": "ddim.pipelines.unconditional:DDIMPipeline",
 }
 NETWORKS = {"UNet2DModel": "ddim.models"}
+LIBRARIES = ("diffusers", "transformers")
 
 
-def _class(name: str, table: dict[str, str], what: str, index: str) -> Any:
-    if not isinstance(name, str) or name not in table:
-        raise CheckpointError(f"{index} names the {what} {name!r:.100}; known are {', '.join(table)}")
-    module, _, attribute = table[name].partition(":")
-    return getattr(importlib.import_module(module), attribute or name)
-
-
-class DiffusionPipeline:
+class DiffusionPipeline(Savable):
     """Networks and a scheduler that together make images; this class loads any of its subclasses."""
 
     # The parts' names, in the constructor's order.
@@ -48,6 +43,8 @@ class DiffusionPipeline:
             setattr(self, name, component)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "scheduler":
+            value = as_ddim(value)
         if name in self.parts:
             self.components[name] = value
         super().__setattr__(name, value)
@@ -77,54 +74,43 @@ class DiffusionPipeline:
             CheckpointError: a file is missing, broken, or names a class that this package does not have.
             WeightsError: weights do not fit their config.
         """
-        hub = {key: options[key] for key in _hub_options() & set(options)}
+        dtype = choose_dtype(dtype, torch_dtype)
         repository = Repository.open(pretrained_model_name_or_path, options)
         path = repository.find(INDEX)
         if path is None:
             raise CheckpointError(f"{repository.name} has no {INDEX}: it is no pipeline")
         index = read_json(path)
-        pipeline = _class(index.get("_class_name", ""), PIPELINES, "pipeline", str(path))
+        pipeline = _look_up(index.get("_class_name"), PIPELINES, "pipeline", path)
         if not issubclass(pipeline, cls):
             raise CheckpointError(f"{path} is a {pipeline.__name__}, not a {cls.__name__}: use DiffusionPipeline")
         unknown = sorted(set(options) - set(pipeline.parts))
         if unknown:
-            raise TypeError(f"{pipeline.__name__}.from_pretrained has no argument {', '.join(unknown)}")
+            raise TypeError(
+                f"{pipeline.__name__}.from_pretrained has no argument {', '.join(unknown)}; "
+                f"its parts are {', '.join(pipeline.parts)}"
+            )
         components = {}
         for name in pipeline.parts:
             if name in options:
                 components[name] = options[name]
             elif name == "scheduler":
-                components[name] = DDIMScheduler.from_pretrained(repository.name, subfolder=name, **hub)
+                _check_entry(index, name, path)
+                components[name] = _load_scheduler(repository)
             else:
-                entry = index.get(name)
-                if not isinstance(entry, list) or len(entry) != 2:
-                    raise CheckpointError(f"{path} does not say what its {name} is")
-                network = _class(entry[1], NETWORKS, name, str(path))
-                components[name] = network.from_pretrained(
-                    repository.name, subfolder=name, dtype=dtype, torch_dtype=torch_dtype, variant=variant, **hub
+                network = _look_up(_check_entry(index, name, path), NETWORKS, name, path)
+                components[name] = network.load(
+                    repository, _subfolder(repository, name, network.config_name), dtype=dtype, variant=variant
                 )
         return cast(Self, pipeline(**components))
 
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        push_to_hub: bool = False,
-        *,
-        variant: str | None = None,
-        **options: Any,
-    ) -> None:
-        """Save into a folder that `from_pretrained` reads, here and in diffusers; the index is written last."""
+    def write(self, folder: Path, variant: str | None) -> None:
+        """Write what `from_pretrained` reads, here and in diffusers; the index last."""
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
         for name, component in self.components.items():
-            folder = Path(save_directory) / name
-            if isinstance(component, PretrainedModel):
-                component.save_pretrained(folder, variant=variant)
-            else:
-                component.save_pretrained(folder)
+            component = getattr(component, "_orig_mod", component)  # what torch.compile has wrapped
+            component.save_pretrained(folder / name, variant=variant)
             index[name] = ["diffusers", type(component).__name__]
-        write_json(Path(save_directory) / INDEX, index)
-        if push_to_hub:
-            upload(save_directory, **{"repo_id": Path(save_directory).name, **options})
+        write_json(folder / INDEX, index)
 
     # --- where it runs -----------------------------------------------------------------------------------------------
 
@@ -165,6 +151,11 @@ class DiffusionPipeline:
             if generator is not None:
                 raise ValueError("give a generator or a seed, not both")
             generator = seeded_generators(seed, shape[0])
+        each = generator if isinstance(generator, Sequence) else [] if generator is None else [generator]
+        if not all(isinstance(one, torch.Generator) for one in each):
+            raise TypeError(
+                f"generator must be a torch.Generator or a list of them, not {generator!r:.100}; or use seed="
+            )
         if latents is None:
             return gaussian_noise(shape, generator, self.device, self.dtype), generator
         if tuple(latents.shape) != shape:
@@ -172,5 +163,60 @@ class DiffusionPipeline:
         return latents.to(self.device, self.dtype), generator
 
 
-def _hub_options() -> set[str]:
-    return {"revision", "token", "cache_dir", "local_files_only", "force_download"}
+def as_ddim(scheduler: Any) -> DDIMScheduler:
+    """A DDIMScheduler with the settings of any scheduler that has a config.
+
+    Raises:
+        TypeError: it has none, or it is a scheduler that makes noise of images.
+    """
+    if isinstance(scheduler, DDIMScheduler):
+        return scheduler
+    config = getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping):
+        raise TypeError(f"a scheduler is needed, such as DDIMScheduler(), not {type(scheduler).__name__}")
+    if isinstance(scheduler, DDIMInverseScheduler):
+        raise TypeError(
+            "a pipeline makes images of noise; to make noise of images, run "
+            "ddim.sample(denoiser, images, inverse_scheduler.plan(steps))"
+        )
+    return DDIMScheduler.from_config(config)
+
+
+# --- reading model_index.json ----------------------------------------------------------------------------------------
+
+
+def _look_up(name: Any, table: Mapping[str, str], what: str, index: Path) -> Any:
+    if not isinstance(name, str) or name not in table:
+        raise CheckpointError(f"{index} names the {what} {reprlib.repr(name)}; known are {', '.join(table)}")
+    module, _, attribute = table[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or name)
+
+
+def _check_entry(index: Mapping[str, Any], name: str, path: Path) -> str:
+    """The class that the index gives for a part: ["diffusers", "UNet2DModel"]."""
+    entry = index.get(name)
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(word, str) for word in entry):
+        raise CheckpointError(f"{path} does not say what its {name} is, but {reprlib.repr(entry)}: give {name}=…")
+    library, class_name = entry
+    if library not in LIBRARIES:
+        raise CheckpointError(
+            f"{path} takes its {name} from {reprlib.repr(library)}: code of other places than "
+            f"{' and '.join(LIBRARIES)} is never run; give {name}=…"
+        )
+    return str(class_name)
+
+
+def _subfolder(repository: Repository, name: str, config_name: str) -> str | None:
+    """Where a part is: in a folder of its name or, as in the first published checkpoints, beside the index."""
+    if repository.find(config_name, name) is None and repository.find(config_name) is not None:
+        return None
+    return name
+
+
+def _load_scheduler(repository: Repository) -> DDIMScheduler:
+    subfolder = _subfolder(repository, "scheduler", DDIMScheduler.config_name)
+    config, path = DDIMScheduler.read_config(repository, subfolder)
+    named = config.get("_class_name", "DDIMScheduler")
+    if named != "DDIMScheduler" and not {"beta_start", "beta_schedule", "trained_betas"} & set(config):
+        raise CheckpointError(f"{path} describes a {reprlib.repr(named)}, which has no betas that DDIM could use")
+    return cast(DDIMScheduler, DDIMScheduler.construct(config, path))

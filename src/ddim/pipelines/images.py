@@ -21,19 +21,23 @@ def to_images(x: Tensor, output_type: str = "pil") -> Any:
         output_type: "pt" gives a tensor (b c h w) in [0, 1]; "np" an array (b h w c) in [0, 1]; "pil" a list of
             images, grey ones for one channel.
     """
-    x = (x.detach() / 2 + 0.5).clamp(0, 1)
-    if output_type == "pt":
-        return x
-    array = x.permute(0, 2, 3, 1).float().cpu().numpy()
-    if output_type == "np":
-        return array
-    if output_type != "pil":
+    if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type={output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
-    return [to_pil(image) for image in array]
+    wide = (x.detach().float() / 2 + 0.5).clamp(0, 1)  # half precision has too few digits for the shift
+    if output_type == "pt":
+        return wide.to(x.dtype)
+    array = wide.permute(0, 2, 3, 1).cpu().numpy()
+    return array if output_type == "np" else [to_pil(image) for image in array]
 
 
 def to_pil(image: np.ndarray[Any, Any]) -> Image.Image:
-    """A picture from an array (h w c) in [0, 1] with 1, 3 or 4 channels."""
+    """A picture from an array (h w c) in [0, 1] with 1, 3 or 4 channels.
+
+    Raises:
+        ValueError: another number of channels.
+    """
+    if image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"no picture has the shape {image.shape}, (h w c): use output_type='np' or 'pt'")
     pixels = (image * 255).round().astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
@@ -48,7 +52,12 @@ def image_grid(
         columns: how many in a row; as square as can be unless told.
         scale: enlarge each this many times with hard pixel edges; small pictures to about 64 pixels unless told.
         gap: pixels between them.
+
+    Raises:
+        ValueError: no images, or of several sizes.
     """
+    if len({image.size for image in images}) != 1:
+        raise ValueError(f"a grid needs images of one size, not {sorted({image.size for image in images})}")
     width, height = images[0].size
     scale = scale or max(1, 64 // max(width, height))
     width, height = width * scale, height * scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,8 +43,6 @@ class DDIMPipeline(DiffusionPipeline):
     scheduler: DDIMScheduler
 
     def __init__(self, unet: UNet2DModel, scheduler: Any) -> None:
-        if not isinstance(scheduler, DDIMScheduler):
-            scheduler = DDIMScheduler.from_config(scheduler.config)
         super().__init__(unet=unet, scheduler=scheduler)
 
     @torch.no_grad()
@@ -69,7 +68,7 @@ class DDIMPipeline(DiffusionPipeline):
         """Make images.
 
         Args:
-            batch_size: how many; a list of class labels says so too.
+            batch_size: how many; a list of class labels, seeds or generators, or latents, say so too.
             generator: of all noise: one for the batch, or a list with one for each image.
             eta: η of equation 16: 0 is DDIM, 1 is DDPM; or "sigma_hat".
             num_inference_steps: N, from 1 to T.
@@ -93,13 +92,11 @@ class DDIMPipeline(DiffusionPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
-        if isinstance(class_labels, (list, tuple, Tensor)) and batch_size == 1:
-            batch_size = torch.as_tensor(class_labels).numel()
-        elif latents is not None and batch_size == 1:
-            batch_size = len(latents)
+        if batch_size == 1:
+            batch_size = _count(class_labels, seed, generator, latents)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive int, not {batch_size!r}")
-        plan = self.scheduler.plan(None if timesteps else num_inference_steps, eta=eta, timesteps=timesteps)
+        plan = self.scheduler.plan(num_inference_steps if timesteps is None else None, eta=eta, timesteps=timesteps)
         denoiser = self._denoiser(batch_size, class_labels, guidance_scale, guidance_rescale, guidance_interval)
         x, generator = self._initial_noise(self._shape(batch_size, latents), generator, seed, latents)
         with self.progress_bar(len(plan)) as bar:
@@ -114,7 +111,7 @@ class DDIMPipeline(DiffusionPipeline):
                     if answer is False:
                         break
                     if isinstance(answer, dict):
-                        x = step.sample = answer.get("latents", x)
+                        x = step.sample = _same_shape(answer.get("latents", x), x)
         images = to_images(x, output_type)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
@@ -124,8 +121,14 @@ class DDIMPipeline(DiffusionPipeline):
             if latents is None:
                 raise ConfigError("the U-Net's config has no sample_size: give latents")
             size = tuple(latents.shape[2:])
-        height, width = (size, size) if isinstance(size, int) else size
-        return batch_size, self.unet.config.in_channels, height, width
+        sides = (size, size) if isinstance(size, int) else size
+        if (
+            not isinstance(sides, (tuple, list))
+            or len(sides) != 2
+            or not all(isinstance(n, int) and n > 0 for n in sides)
+        ):
+            raise ConfigError(f"the U-Net's sample_size must be one or two positive ints, not {size!r:.100}")
+        return batch_size, self.unet.config.in_channels, *sides
 
     def _denoiser(
         self,
@@ -135,23 +138,57 @@ class DDIMPipeline(DiffusionPipeline):
         rescale: float,
         interval: tuple[int, int] | None,
     ) -> Denoiser:
-        classes = self.unet.config.num_class_embeds
-        if classes is None or self.unet.config.class_embed_type is not None:
+        config = self.unet.config
+
+        def predict(x: Tensor, timestep: Tensor, *labels: Tensor) -> Tensor:
+            out: Tensor = self.unet(x, timestep, *labels).sample
+            return out.chunk(2, dim=1)[0] if out.shape[1] == 2 * x.shape[1] else out  # without a learned variance
+
+        if config.class_embed_type is not None:
+            raise ConfigError(
+                f"DDIMPipeline is for integer classes, not class_embed_type={config.class_embed_type!r}: "
+                "pass your own denoiser to ddim.sample"
+            )
+        classes = config.num_class_embeds
+        if classes is None:
             if class_labels is not None or scale != 1:
                 raise ConfigError("this model knows no classes: class_labels and guidance_scale are not for it")
-            return lambda x, timestep: self.unet(x, timestep).sample
+            return predict
         none = torch.full((batch_size,), classes - 1, device=self.device)
-        labels = none if class_labels is None else torch.as_tensor(class_labels, device=self.device).reshape(-1)
-        if labels.is_floating_point() or labels.dtype == torch.bool or len(labels) not in (1, batch_size):
-            raise ValueError(f"class_labels must be ints, one or {batch_size}: {class_labels!r:.100}")
-        if not bool(((labels >= 0) & (labels < classes)).all()):
-            raise ValueError(f"class_labels must be in 0…{classes - 1}: {class_labels!r:.100}")
-        labels = labels.expand(batch_size)
+        labels = none if class_labels is None else _as_labels(class_labels, batch_size, classes).to(self.device)
         pairs = torch.cat([none, labels])
         return guide(
-            both=lambda x, timestep: self.unet(x, timestep, pairs).sample,
-            conditional=lambda x, timestep: self.unet(x, timestep, labels).sample,
+            both=lambda x, timestep: predict(x, timestep, pairs),
+            conditional=lambda x, timestep: predict(x, timestep, labels),
             scale=scale,
             rescale=rescale,
             interval=interval,
         )
+
+
+def _count(*given: Any) -> int:
+    """How many images are asked for by arguments that may hold one thing for each."""
+    several = [each for each in given if isinstance(each, (Sequence, Tensor, np.ndarray)) and np.ndim(each) > 0]
+    return max(map(len, several), default=1)
+
+
+def _as_labels(labels: Any, batch_size: int, classes: int) -> Tensor:
+    """Class labels as a tensor (b,)."""
+    try:
+        tensor = torch.as_tensor(labels).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"class_labels must be ints, not {labels!r:.100}") from error
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"class_labels must be ints, not {labels!r:.100}")
+    if len(tensor) not in (1, batch_size):
+        raise ValueError(f"{len(tensor)} class_labels were given for {batch_size} images: give one, or one for each")
+    if not bool(((tensor >= 0) & (tensor < classes)).all()):
+        raise ValueError(f"class_labels must be in 0…{classes - 1}: {labels!r:.100}")
+    return tensor.long().expand(batch_size)
+
+
+def _same_shape(given: Any, x: Tensor) -> Tensor:
+    if not isinstance(given, Tensor) or given.shape != x.shape:
+        what = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"the callback's latents must be a tensor of shape {tuple(x.shape)}, not {what}")
+    return given.to(x)

@@ -1,0 +1,196 @@
+"""One file at a time: JSON and tensors, read as data, written whole.
+
+A file that is read may come from anywhere. Nothing in it is run, what it claims of itself is checked before it costs
+memory, and whatever is wrong with it is a single `CheckpointError` that names it. A file that is written is written
+under a temporary name and renamed, so a reader never sees half of one and a full disk loses nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ddim.errors import CheckpointError, DDIMError
+
+# Of a JSON file, a safetensors header or a .bin's pickle. Ten times what the largest networks need; parsed, it is some
+# 250 MB at worst.
+MAX_DESCRIPTION = 4 * 2**20
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed, on failure removed.
+
+    Raises:
+        CheckpointError: the file system refuses; what was at `path` before is whole.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # what the umask leaves of 0666
+        yield temporary
+        os.chmod(temporary, mode)  # some writers replace the file by one of their own
+        with open(temporary, "r+b") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, DDIMError):
+            raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file, in UTF-8, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically: sorted keys, indented by two. A number in it that is not finite is refused."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file atomically. Tensors may be on any device; shared memory is written out twice."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    host = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    seen: set[int] = set()
+    for name, tensor in host.items():
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in seen:
+            host[name] = tensor.clone()
+        seen.add(storage)
+    with atomic_write(path) as temporary:
+        try:
+            save_file(host, temporary, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:  # its word for what the disk said
+            raise OSError(str(error)) from error
+
+
+# --- reading JSON ----------------------------------------------------------------------------------------------------
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: missing, over 4 MiB, no UTF-8, no JSON, nested too deeply, or not an object.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_DESCRIPTION + 1)
+        if len(raw) > MAX_DESCRIPTION:
+            raise CheckpointError(f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB: no config is")
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {str(error)[:200]}") from error
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__} where an object is needed")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {digits[:50]} is too large")
+    return value
+
+
+# --- reading tensors -------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a `.bin`, which is read with `weights_only=True`; memory-mapped.
+
+    Raises:
+        CheckpointError: missing, truncated, not the format its name says, or a pickle of anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    return _read_bin(path) if path.suffix == ".bin" else _read_safetensors(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MAX_DESCRIPTION:
+            raise ValueError(f"its first bytes claim a header of {header} bytes")
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # the reader's own kinds, and what torch makes of absurd shapes
+        raise CheckpointError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    try:
+        _check_archive(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch.load raises whatever its unpickler meets
+        raise CheckpointError(
+            f"{path} cannot be read as plain weights, and nothing else is read from a .bin: "
+            f"ask for safetensors ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise CheckpointError(f"{path} is not a dict of names and tensors: save a network's state_dict() alone")
+    for name, tensor in state.items():
+        if not _is_plain(tensor):
+            raise CheckpointError(f"{path} holds {name[:200]!r}, which is not a plain dense tensor")
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _check_archive(path: Path) -> None:
+    """Raise a ValueError unless this is what `torch.save` writes: an archive, not compressed, with a small pickle."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no archive as torch.save has written them since 1.6")
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename[:100]} in it is compressed")
+            if entry.filename.endswith(".pkl") and entry.file_size > MAX_DESCRIPTION:
+                raise ValueError(f"{entry.filename[:100]} in it has {entry.file_size} bytes")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Dense, in memory, and with memory of its own for every element (an expanded one would grow when converted)."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
