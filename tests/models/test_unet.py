@@ -321,7 +321,7 @@ def test_the_result_for_a_sample_does_not_depend_on_its_batch() -> None:
     sample, _ = inputs(SMALL, batch=3)
     together = model(sample, torch.tensor([1, 2, 3])).sample
     alone = model(sample[1:2], 2).sample
-    torch.testing.assert_close(together[1:2], alone, atol=2e-6, rtol=0)
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_projections_of_time_computed_beforehand(name: str) -> None:
     cache = model.project_time(torch.tensor([900, 500, 1]), labels)
     for timestep in (500, torch.tensor(1), torch.tensor([1, 900])):
         plain = model(sample, timestep, labels).sample
-        torch.testing.assert_close(model(sample, timestep, labels, time_cache=cache).sample, plain, atol=1e-6, rtol=0)
+        torch.testing.assert_close(model(sample, timestep, labels, time_cache=cache).sample, plain, atol=3e-6, rtol=0)
 
 
 def test_a_timestep_that_was_not_computed_beforehand_is_nan_not_another() -> None:
@@ -377,7 +377,7 @@ def test_channels_last_gives_the_same_and_stays_so() -> None:
     with torch.no_grad():
         expected = model(sample, 5).sample
         last = model.to(memory_format=torch.channels_last)(sample.to(memory_format=torch.channels_last), 5).sample
-    torch.testing.assert_close(last, expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(last, expected, atol=1e-5, rtol=0)
     assert last.is_contiguous(memory_format=torch.channels_last)
 
 
