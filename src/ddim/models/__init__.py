@@ -1,7 +1,21 @@
-"""Networks that load weights in diffusers' layout unchanged."""
+"""Networks that load weights in the layout of diffusers and transformers unchanged."""
 
 from ddim.models.backbone import TimeCache, UNet2DOutput
+from ddim.models.clip import CLIPTextModel, CLIPTextOutput
 from ddim.models.unet import UNet2DModel
 from ddim.models.unet_condition import TextCache, UNet2DConditionModel
+from ddim.models.vae import AutoencoderKL, AutoencoderKLOutput, DecoderOutput, DiagonalGaussianDistribution
 
-__all__ = ["TextCache", "TimeCache", "UNet2DConditionModel", "UNet2DModel", "UNet2DOutput"]
+__all__ = [
+    "AutoencoderKL",
+    "AutoencoderKLOutput",
+    "CLIPTextModel",
+    "CLIPTextOutput",
+    "DecoderOutput",
+    "DiagonalGaussianDistribution",
+    "TextCache",
+    "TimeCache",
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "UNet2DOutput",
+]

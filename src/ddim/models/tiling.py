@@ -1,0 +1,46 @@
+"""A function of images applied tile by tile, where the whole would not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tiles(NamedTuple):
+    """Sides of a tile before and after the function, and the share of a tile that overlaps the next."""
+
+    before: int
+    after: int
+    overlap: float
+
+
+def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tiles: Tiles) -> Tensor:
+    """`function(x)` (b c h w), computed on overlapping tiles that fade into each other."""
+    stride = int(tiles.before * (1 - tiles.overlap))
+    fade = int(tiles.after * tiles.overlap)
+    kept = tiles.after - fade
+    rows: list[list[Tensor]] = []
+    for top in range(0, x.shape[2], stride):
+        row: list[Tensor] = []
+        for left in range(0, x.shape[3], stride):
+            tile = function(x[:, :, top : top + tiles.before, left : left + tiles.before])
+            if rows:
+                tile = faded(rows[-1][len(row)], tile, fade, dim=2)
+            if row:
+                tile = faded(row[-1], tile, fade, dim=3)
+            row.append(tile)
+        rows.append(row)
+    return torch.cat([torch.cat([tile[:, :, :kept, :kept] for tile in row], dim=3) for row in rows], dim=2)
+
+
+def faded(before: Tensor, tile: Tensor, extent: int, dim: int) -> Tensor:
+    """A tile whose first rows (dim 2) or columns (dim 3) fade from the last ones of the tile before it."""
+    extent = min(extent, before.shape[dim], tile.shape[dim])
+    weight = torch.arange(extent, device=tile.device, dtype=tile.dtype) / max(extent, 1)
+    weight = weight.view(-1, 1) if dim == 2 else weight
+    last = before.narrow(dim, before.shape[dim] - extent, extent)
+    first, rest = torch.split(tile, [extent, tile.shape[dim] - extent], dim)
+    return torch.cat((last * (1 - weight) + first * weight, rest), dim)

@@ -1,0 +1,341 @@
+"""The autoencoder of latent diffusion: images in [-1, 1] to latents an eighth as wide and high, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ddim.checkpoint import PretrainedModel
+from ddim.config import register_to_config
+from ddim.models.activations import choose
+from ddim.models.attention import SpatialAttention
+from ddim.models.backbone import check_levels, convert_attention_key
+from ddim.models.blocks import Downsample2D, MidBlock2D, ResnetBlock2D, Style, Upsample2D
+from ddim.models.recompute import Recomputing, set_gradient_checkpointing
+from ddim.models.tiling import Tiles, in_tiles
+
+
+@dataclass(frozen=True)
+class DiagonalGaussianDistribution:
+    """What the encoder says of an image: a Gaussian for each latent number.
+
+    `parameters` (b 2·z h w) holds means and log variances, side by side.
+    """
+
+    parameters: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        return self.parameters.chunk(2, dim=1)[0]
+
+    @property
+    def logvar(self) -> Tensor:
+        return self.parameters.chunk(2, dim=1)[1].clamp(-30.0, 20.0)
+
+    @property
+    def std(self) -> Tensor:
+        return (0.5 * self.logvar).exp()
+
+    @property
+    def var(self) -> Tensor:
+        return self.logvar.exp()
+
+    def mode(self) -> Tensor:
+        """The most likely latents, which are the mean: (b z h w)."""
+        return self.mean
+
+    def sample(self, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
+        """Latents drawn at random (b z h w), by one generator or by one for each image."""
+        mean = self.mean
+        if not isinstance(generator, Sequence):
+            return mean + self.std * _randn(mean, generator)
+        if len(generator) != len(mean):
+            raise ValueError(f"{len(generator)} generators were given for {len(mean)} images")
+        noise = [_randn(one, its_own) for one, its_own in zip(torch.split(mean, 1), generator, strict=True)]
+        return mean + self.std * torch.cat(noise)
+
+    def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
+        """The divergence from `other`, or from the standard normal distribution, in nats: (b,)."""
+        if other is None:
+            terms = self.mean**2 + self.var - 1 - self.logvar
+        else:
+            terms = ((self.mean - other.mean) ** 2 + self.var) / other.var - 1 - self.logvar + other.logvar
+        return 0.5 * terms.sum(dim=(1, 2, 3))
+
+    def nll(self, sample: Tensor) -> Tensor:
+        """The negative log likelihood of latents (b z h w), in nats: (b,)."""
+        terms = math.log(2 * math.pi) + self.logvar + (sample - self.mean) ** 2 / self.var
+        return 0.5 * terms.sum(dim=(1, 2, 3))
+
+
+def _randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+class AutoencoderKLOutput(NamedTuple):
+    latent_dist: DiagonalGaussianDistribution
+
+
+class DecoderOutput(NamedTuple):
+    sample: Tensor  # (b c h w)
+
+
+class DownEncoderBlock2D(Recomputing):
+    """Residual blocks at one resolution, then half of it unless it is the last."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, style: Style, resample: bool) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (layers - 1)
+        self.resnets = nn.ModuleList(ResnetBlock2D(width, out_channels, style) for width in widths)
+        self.downsamplers = nn.ModuleList([Downsample2D(out_channels, padding=0)] if resample else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.downsamplers):
+            x = self.run(layer, x)
+        return x
+
+
+class UpDecoderBlock2D(Recomputing):
+    """Residual blocks at one resolution, then twice of it unless it is the last."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, style: Style, resample: bool) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (layers - 1)
+        self.resnets = nn.ModuleList(ResnetBlock2D(width, out_channels, style) for width in widths)
+        self.upsamplers = nn.ModuleList([Upsample2D(out_channels)] if resample else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.upsamplers):
+            x = self.run(layer, x)
+        return x
+
+
+DOWN_BLOCKS = {"DownEncoderBlock2D": DownEncoderBlock2D}
+UP_BLOCKS = {"UpDecoderBlock2D": UpDecoderBlock2D}
+
+
+class Coder(nn.Module):
+    """What encoder and decoder share: a middle with attention, and the layers at both ends."""
+
+    def __init__(
+        self, ends: tuple[int, int], widths: tuple[int, int], deepest: int, style: Style, attend: bool
+    ) -> None:
+        super().__init__()
+
+        def attention(channels: int) -> nn.Module:
+            return SpatialAttention(channels, None, groups=style.groups, eps=style.eps)
+
+        self.conv_in = nn.Conv2d(ends[0], widths[0], 3, padding=1)
+        self.mid_block = MidBlock2D(deepest, style, attention if attend else None)
+        self.conv_norm_out = nn.GroupNorm(style.groups, widths[1], style.eps)
+        self.conv_act = nn.SiLU()
+        self.conv_out = nn.Conv2d(widths[1], ends[1], 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mid_block(x, repeat(None))  # there is no timestep
+        return out
+
+    def finish(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return out
+
+
+class Encoder(Coder):
+    """Images (b c H W) to the parameters of a distribution (b 2·z h w)."""
+
+    def __init__(
+        self,
+        channels: int,
+        latents: int,
+        types: Sequence[str],
+        widths: Sequence[int],
+        layers: int,
+        style: Style,
+        attend: bool,
+    ) -> None:
+        super().__init__((channels, 2 * latents), (widths[0], widths[-1]), widths[-1], style, attend)
+        self.down_blocks = nn.ModuleList(
+            choose("down block type", name, DOWN_BLOCKS)(before, width, layers, style, resample=i < len(widths) - 1)
+            for i, (name, before, width) in enumerate(zip(types, [widths[0], *widths], widths, strict=False))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.finish(self.middle(x))
+
+
+class Decoder(Coder):
+    """Latents (b z h w) to images (b c H W)."""
+
+    def __init__(
+        self,
+        channels: int,
+        latents: int,
+        types: Sequence[str],
+        widths: Sequence[int],
+        layers: int,
+        style: Style,
+        attend: bool,
+    ) -> None:
+        super().__init__((latents, channels), (widths[-1], widths[0]), widths[-1], style, attend)
+        upwards = list(reversed(widths))
+        self.up_blocks = nn.ModuleList(
+            choose("up block type", name, UP_BLOCKS)(before, width, layers + 1, style, resample=i < len(widths) - 1)
+            for i, (name, before, width) in enumerate(zip(types, [upwards[0], *upwards], upwards, strict=False))
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.middle(self.conv_in(z))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.finish(x)
+
+
+class AutoencoderKL(PretrainedModel):
+    """Stable Diffusion's autoencoder; the constructor's arguments are diffusers'.
+
+    Args:
+        down_block_types, up_block_types: keys of DOWN_BLOCKS, UP_BLOCKS, one for each resolution.
+        latent_channels: channels of the latents.
+        sample_size: height and width of the images it was trained on (or a pair): the size of a tile.
+        scaling_factor, shift_factor: a diffusion model is given (latents - shift) · scaling. This class leaves that to
+            its caller, as it does `latents_mean`, `latents_std` and `force_upcast`.
+        use_quant_conv, use_post_quant_conv: whether there is a 1x1 convolution after the encoder, before the decoder.
+        mid_block_add_attention: whether there is attention in the middle of both.
+
+    Raises:
+        ConfigError: arguments that are unknown or do not fit together.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
+        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
+        block_out_channels: tuple[int, ...] = (64,),
+        layers_per_block: int = 1,
+        act_fn: str = "silu",
+        latent_channels: int = 4,
+        norm_num_groups: int = 32,
+        sample_size: int | tuple[int, int] = 32,
+        scaling_factor: float = 0.18215,
+        shift_factor: float | None = None,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+        force_upcast: bool = True,
+        use_quant_conv: bool = True,
+        use_post_quant_conv: bool = True,
+        mid_block_add_attention: bool = True,
+    ) -> None:
+        super().__init__()
+        check_levels(
+            norm_num_groups,
+            block_out_channels=block_out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+        )
+        style = Style(None, norm_num_groups, 1e-6, act_fn)
+        rest = (block_out_channels, layers_per_block, style, mid_block_add_attention)
+        self.encoder = Encoder(in_channels, latent_channels, down_block_types, *rest)
+        self.decoder = Decoder(out_channels, latent_channels, up_block_types, *rest)
+        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1) if use_quant_conv else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else nn.Identity()
+
+        size = sample_size if isinstance(sample_size, int) else sample_size[0]
+        self.in_channels, self.latent_channels = in_channels, latent_channels
+        self.tile_sample_min_size = size
+        self.tile_latent_min_size = size // 2 ** (len(block_out_channels) - 1)
+        self.tile_overlap_factor = 0.25
+        self.use_slicing = self.use_tiling = False
+
+    @classmethod
+    def convert_key(cls, key: str) -> str:
+        return convert_attention_key(key)
+
+    def enable_gradient_checkpointing(self, on: bool = True) -> None:
+        """Save memory in training by computing activations a second time in the backward pass."""
+        set_gradient_checkpointing(self, on)
+
+    def disable_gradient_checkpointing(self) -> None:
+        set_gradient_checkpointing(self, False)
+
+    def enable_slicing(self) -> None:
+        """Save memory: one image of a batch after another. The result is the same."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        self.use_slicing = False
+
+    def enable_tiling(self) -> None:
+        """Save memory for images larger than `tile_sample_min_size`: in tiles that overlap and are blended.
+
+        The result differs a little, as each tile is normalised by itself.
+        """
+        self.use_tiling = True
+
+    def disable_tiling(self) -> None:
+        self.use_tiling = False
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
+        """Images (b c H W) to the distribution of their latents, `.latent_dist`.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"images must have shape (b, {self.in_channels}, h, w), not {tuple(x.shape)}")
+        parts = torch.split(x, 1) if self.use_slicing else (x,)
+        return AutoencoderKLOutput(DiagonalGaussianDistribution(torch.cat([self._encode(part) for part in parts])))
+
+    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput:
+        """Latents (b z h w), without the scaling, to images `.sample` (b c H W).
+
+        Raises:
+            ValueError: another shape.
+        """
+        if z.ndim != 4 or z.shape[1] != self.latent_channels:
+            raise ValueError(f"latents must have shape (b, {self.latent_channels}, h, w), not {tuple(z.shape)}")
+        parts = torch.split(z, 1) if self.use_slicing else (z,)
+        return DecoderOutput(torch.cat([self._decode(part) for part in parts]))
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> DecoderOutput:
+        """Encode images and decode the mode, or a sample, of their latents."""
+        latents = self.encode(sample).latent_dist
+        return self.decode(latents.sample(generator) if sample_posterior else latents.mode())
+
+    def _encode(self, x: Tensor) -> Tensor:
+        def encode(tile: Tensor) -> Tensor:
+            out: Tensor = self.quant_conv(self.encoder(tile))
+            return out
+
+        size = self.tile_sample_min_size
+        if self.use_tiling and max(x.shape[2:]) > size:
+            return in_tiles(encode, x, Tiles(size, self.tile_latent_min_size, self.tile_overlap_factor))
+        return encode(x)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        def decode(tile: Tensor) -> Tensor:
+            out: Tensor = self.decoder(self.post_quant_conv(tile))
+            return out
+
+        size = self.tile_latent_min_size
+        if self.use_tiling and max(z.shape[2:]) > size:
+            return in_tiles(decode, z, Tiles(size, self.tile_sample_min_size, self.tile_overlap_factor))
+        return decode(z)
