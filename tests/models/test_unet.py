@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import pickle
 from collections.abc import Callable
@@ -381,6 +382,18 @@ def test_channels_last_gives_the_same_and_stays_so() -> None:
     assert last.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_copies_and_pickles_are_whole() -> None:
+    torch.manual_seed(0)
+    model = UNet2DModel(**SMALL).eval()
+    sample, _ = inputs(SMALL)
+    expected = model(sample, 5).sample
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        model.conv_in.weight.detach().zero_()  # a copy has weights of its own
+        assert torch.equal(other(sample, 5).sample, expected)
+        assert other.config == model.config
+        model = other
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # of inductor
 @pytest.mark.parametrize(
@@ -434,7 +447,8 @@ def test_settings_that_cannot_work(change: dict[str, Any], message: str) -> None
     ("labels", "message"),
     [
         (None, "class_labels are needed"),
-        (torch.tensor([1]), "1 class_labels were given for 2 samples"),
+        (torch.tensor([1]), r"one entry for each of 2 samples; their shape is \(1,\)"),
+        (torch.tensor(1), r"one entry for each of 2 samples; their shape is \(\)"),
         (torch.tensor([[1, 2], [1, 2]]), r"integers of shape \(b,\), not torch.int64 \(2, 2\)"),
         (torch.tensor([1.0, 2.0]), "integers of shape"),
         (torch.tensor([1, 10]), r"must be in 0\.\.9"),

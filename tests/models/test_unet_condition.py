@@ -206,6 +206,39 @@ def test_lists_of_a_config_survive_a_round_trip(tmp_path: Path) -> None:
     assert UNet2DConditionModel.from_pretrained(tmp_path).config.attention_head_dim == (2, 8)
 
 
+def test_a_published_config_loads_without_a_warning() -> None:
+    config = {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": "0.8.0",
+        "_name_or_path": "somewhere",
+        "act_fn": "silu",
+        "attention_head_dim": [5, 10, 20, 20],
+        "block_out_channels": [320, 640, 1280, 1280],
+        "center_input_sample": False,
+        "cross_attention_dim": 1024,
+        "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
+        "downsample_padding": 1,
+        "dual_cross_attention": False,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        "num_class_embeds": None,
+        "only_cross_attention": False,
+        "out_channels": 4,
+        "sample_size": 96,
+        "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+        "upcast_attention": True,
+        "use_linear_projection": True,
+    }
+    with torch.device("meta"):
+        model = UNet2DConditionModel.from_config(config)
+        assert shapes(model) == shapes(UNet2DConditionModel(**SD21))
+
+
 # --- what does not change between steps is computed once -------------------------------------------------------------
 
 
@@ -301,6 +334,22 @@ def test_compiles_without_a_graph_break(name: str) -> None:
         }
         cached = compiled(given["sample"], torch.tensor(7), **caches).sample
         torch.testing.assert_close(cached, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_exports_for_any_batch_and_text_length() -> None:
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(**SMALL).eval()
+
+    def given(batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.randn(batch, 4, 8, 8), torch.rand(batch) * 999, torch.randn(batch, length, 24)
+
+    batch, length = torch.export.Dim("batch", min=2), torch.export.Dim("length", min=2)
+    shapes = {"sample": {0: batch}, "timestep": {0: batch}, "encoder_hidden_states": {0: batch, 1: length}}
+    with torch.no_grad():
+        exported = torch.export.export(model, given(2, 5), dynamic_shapes=shapes).module()
+        for other in (given(2, 5), given(5, 9)):
+            torch.testing.assert_close(exported(*other).sample, model(*other).sample, atol=1e-5, rtol=0)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

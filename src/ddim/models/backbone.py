@@ -57,12 +57,12 @@ class TimeCache(NamedTuple):
         """The rows of a timestep, or of one for each sample: (b|1 k) each. NaN where it is not in the cache."""
         if isinstance(timestep, Tensor):
             timestep = timestep.to(self.timesteps).reshape(-1, 1)  # (b|1 1)
-        hit = (self.timesteps == timestep).reshape(-1, len(self.timesteps))  # (b|1 n)
+        hit = (self.timesteps == timestep).reshape(-1, self.timesteps.shape[0])  # (b|1 n)
         index = hit.to(torch.uint8).argmax(dim=1)
-        if self.table.shape[1] == 1 or len(index) == 1:
+        if self.table.shape[1] == 1 or index.shape[0] == 1:
             rows = self.table[index].flatten(0, 1)  # (b|1 K)
         else:
-            rows = self.table[index, torch.arange(len(index), device=index.device)]  # (b K)
+            rows = self.table[index, torch.arange(index.shape[0], device=index.device)]  # (b K)
         rows = rows.masked_fill(~hit.any(dim=1, keepdim=True), torch.nan)
         return torch.split(rows, list(self.widths), dim=1)
 
@@ -130,8 +130,9 @@ class Backbone(PretrainedModel):
             return emb
         if class_labels is None:
             raise ValueError("this model is conditional on a class: class_labels are needed")
-        if len(class_labels) != len(timesteps):
-            raise ValueError(f"{len(class_labels)} class_labels were given for {len(timesteps)} samples")
+        if class_labels.shape[:1] != timesteps.shape:
+            shape, batch = tuple(class_labels.shape), timesteps.shape[0]
+            raise ValueError(f"class_labels must have one entry for each of {batch} samples; their shape is {shape}")
         if isinstance(self.class_embedding, nn.Embedding):
             return emb + embed_labels(self.class_embedding, class_labels)
         if self.class_embed_type == "timestep":

@@ -242,5 +242,5 @@ class CLIPTextModel(PretrainedModel):
         last: Tensor = self.text_model.final_layer_norm(states[-1])
         ends = input_ids if self.eos_token_id == _OLD_EOS else (input_ids == self.eos_token_id).int()
         end = ends.argmax(dim=-1)  # the first of the highest: (b)
-        pooled = last[torch.arange(len(last), device=last.device), end]
+        pooled = last[torch.arange(last.shape[0], device=last.device), end]
         return CLIPTextOutput(last, pooled, tuple(states) if output_hidden_states else None)

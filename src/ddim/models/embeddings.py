@@ -19,7 +19,7 @@ def as_timesteps(timestep: Tensor | float, batch: int, device: torch.device) -> 
     """
     if not isinstance(timestep, Tensor):
         return torch.full((batch,), timestep, dtype=torch.float32, device=device)
-    if timestep.ndim > 1 or timestep.numel() not in (1, batch):
+    if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch)):
         raise ValueError(f"timestep must have shape () or ({batch},), not {tuple(timestep.shape)}")
     return timestep.to(device=device, dtype=torch.float32).expand(batch)
 

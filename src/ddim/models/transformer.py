@@ -113,7 +113,6 @@ class Transformer2DModel(Recomputing):
         return [pair for block in blocks for pair in block.project_text(text)]
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
-        height, width = x.shape[2:]
         h = self.norm(x)
         if self.use_linear_projection:
             h = self.proj_in(h.flatten(2).transpose(1, 2))  # (b hw inner)
@@ -124,6 +123,6 @@ class Transformer2DModel(Recomputing):
             h = self.run(block, h, first, next(text.contexts), text.mask, text.own_mask)
         if self.use_linear_projection:
             h = self.proj_out(h)
-        h = h.transpose(1, 2).reshape(len(x), -1, height, width)  # (b c|inner h w)
+        h = h.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])  # (b c|inner h w)
         out: Tensor = x + (h if self.use_linear_projection else self.proj_out(h))  # in the memory format of x
         return out

@@ -176,7 +176,7 @@ class UNet2DModel(Backbone):
             raise ValueError(f"height and width must be multiples of {self.multiple}, not {tuple(sample.shape[2:])}")
         if self.center_input_sample:
             sample = 2 * sample - 1
-        timesteps = as_timesteps(timestep, len(sample), sample.device)  # (b)
+        timesteps = as_timesteps(timestep, sample.shape[0], sample.device)  # (b)
         times = time_cache.at(timestep) if time_cache else self.project(self.embed(timesteps, class_labels))
         out = self.body(sample, times)
         if self.divides_by_timestep:

@@ -254,13 +254,13 @@ class UNet2DConditionModel(Backbone):
         if text_cache is None:
             if encoder_hidden_states is None:
                 raise ValueError("the text is missing: give encoder_hidden_states or text_cache")
-            if len(encoder_hidden_states) != len(sample):
+            if encoder_hidden_states.shape[0] != sample.shape[0]:
                 raise ValueError(f"{len(encoder_hidden_states)} texts were given for {len(sample)} samples")
             text_cache = self.project_text(encoder_hidden_states)
         if self.center_input_sample:
             sample = 2 * sample - 1
         if time_cache is None:
-            timesteps = as_timesteps(timestep, len(sample), sample.device)
+            timesteps = as_timesteps(timestep, sample.shape[0], sample.device)
             times: Sequence[Tensor] = self.project(self.embed(timesteps, class_labels, timestep_cond))
         else:
             times = time_cache.at(timestep)
