@@ -105,7 +105,7 @@ def level_at(settings: Settings, timestep: int) -> Long:
 
 def sigma(here: Long, there: Long, eta: float) -> Long:
     """Equation 16."""
-    if here == there:
+    if eta == 0 or here == there:
         return Long(0)
     return Long(eta) * np.sqrt((1 - there) / (1 - here)) * np.sqrt(1 - here / there)
 

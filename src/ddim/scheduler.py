@@ -224,7 +224,7 @@ class _Scheduler(PretrainedMixin):
     @alphas_cumprod.setter
     def alphas_cumprod(self, value: Tensor) -> None:
         if value.shape != self._alphas_cumprod.shape or not torch.allclose(
-            value.cpu().float(), self._alphas_cumprod.cpu(), atol=1e-3
+            value.cpu().float(), self._alphas_cumprod.cpu().float(), atol=1e-3
         ):
             raise AttributeError(
                 "the noise schedule is set at construction: build a scheduler with trained_betas= for another one"
