@@ -95,7 +95,10 @@ def _open_pipeline(settings: SampleSettings) -> Any:
         changes["rescale_betas_zero_snr"] = settings.zero_snr
     if changes:
         pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **changes)
-    return pipe.to(settings.device or _best_device())
+    try:
+        return pipe.to(settings.device or _best_device())
+    except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
+        raise ConfigError(f"--device {settings.device} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _best_device() -> str:
