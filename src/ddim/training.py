@@ -329,7 +329,7 @@ class Trainer:
             "step": self.step,
             "images": self.source.count,
             "class_names": list(self.source.class_names),
-            "settings": dataclasses.asdict(self.settings),
+            "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if k != "output_dir"},
         }
 
     def save(self) -> None:
