@@ -37,7 +37,7 @@ lint: .venv/.all  ## formatting, lint and types
 bench: .venv/.all  ## measure against diffusers and write docs/benchmarks.md
 	$(BIN)/python benchmarks/step.py --write docs/benchmarks.md
 
-digits: .venv/.all  ## train the bundled digits model anew (about half an hour on two cores; resumable)
+digits: .venv/.all  ## train the bundled digits model anew (about a quarter of an hour on two cores; resumable)
 	$(BIN)/python scripts/train_digits.py
 
 clean:  ## remove what was set up, not what was made

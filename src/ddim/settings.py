@@ -119,7 +119,9 @@ class TrainSettings:
     scale_lr: bool = False
     """Multiply the learning rate by batch size, accumulation and processes."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
-    """After the warm-up; linear and cosine fall to zero at max_train_steps."""
+    """After the warm-up; linear and cosine fall to zero at lr_decay_steps."""
+    lr_decay_steps: int | None = None
+    """Where the learning rate reaches zero: max_train_steps if not given. Give it to stop before that, or to go on."""
     lr_warmup_steps: int = 500
     """The learning rate rises from zero over so many steps."""
     adam_beta1: float = 0.9

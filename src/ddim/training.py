@@ -197,8 +197,9 @@ class Trainer:
         )
         losses: list[Tensor] = []
         while self.step < self.total:
+            factor = learning_rate_factor(settings, self.step, settings.lr_decay_steps or self.total)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * learning_rate_factor(settings, self.step, self.total)
+                group["lr"] = self.rate * factor
             losses.append(self._accumulate(batches))
             norm = accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
             self.optimizer.step()
