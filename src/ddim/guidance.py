@@ -65,10 +65,9 @@ def rescale_noise(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor
         conditional: of the same shape.
         rescale: φ in [0, 1].
     """
-    ratio = _deviation(conditional) / _deviation(guided)
-    ratio = torch.where(ratio.isfinite(), ratio, torch.ones_like(ratio))
+    wide = torch.promote_types(guided.dtype, torch.float32)
+    each = tuple(range(1, guided.ndim))  # all dimensions but the batch's
+    deviation, goal = (x.to(wide).std(dim=each, keepdim=True) for x in (guided, conditional))
+    rounding = 1e-5 * guided.to(wide).abs().amax(dim=each, keepdim=True)  # the deviation of a constant is not quite 0
+    ratio = torch.where(deviation > rounding, goal / deviation, 1.0)
     return guided * (rescale * ratio + (1 - rescale)).to(guided.dtype)
-
-
-def _deviation(x: Tensor) -> Tensor:
-    return x.float().std(dim=tuple(range(1, x.ndim)), keepdim=True)

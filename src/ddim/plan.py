@@ -221,25 +221,29 @@ class SamplingPlan:
     def _coefficients(self, timestep: int | Tensor, sample: Tensor, dtype: torch.dtype, rederive: bool) -> Row:
         """One `Row`: of floats for a timestep on the host, of tensors (b 1 …) for those on a device or for a batch."""
         if isinstance(timestep, Tensor):
-            if timestep.is_floating_point() or timestep.is_complex() or timestep.dtype == torch.bool:
-                raise TypeError(f"a timestep must be an integer, not {timestep.dtype}")
-            if timestep.ndim > 1 or (timestep.ndim == 1 and len(timestep) not in (1, *sample.shape[:1])):
-                raise ValueError(
-                    f"timesteps of shape {tuple(timestep.shape)} do not fit a sample of shape {tuple(sample.shape)}: "
-                    "give one, or one for each sample of the batch"
-                )
-            host = timestep.device.type == "cpu" and not torch.compiler.is_compiling()
-            if not (host and timestep.numel() == 1):
-                if host:
-                    for value in timestep.tolist():
-                        self._row(value, rederive)
-                table = self._device_table(sample.device, dtype)
-                chosen = table.index_select(0, timestep.reshape(-1).to(sample.device, torch.int64))  # (b 11) or (1 11)
-                return Row(*(column.view(-1, *[1] * (sample.ndim - 1)) for column in chosen.unbind(1)))
+            if timestep.numel() != 1 or not timestep.is_cpu or torch.compiler.is_compiling():
+                return self._device_row(timestep, sample, dtype, rederive)
             timestep = timestep.item()  # type: ignore[assignment]
-        elif isinstance(timestep, bool) or not isinstance(timestep, (int, np.integer)):
-            raise TypeError(f"a timestep must be an integer, not {timestep!r}")
-        return self._row(int(timestep), rederive)
+        if type(timestep) is not int:
+            if not isinstance(timestep, np.integer):
+                raise TypeError(f"a timestep must be an integer, not {timestep!r}")
+            timestep = int(timestep)
+        return self._row(timestep, rederive)
+
+    def _device_row(self, timestep: Tensor, sample: Tensor, dtype: torch.dtype, rederive: bool) -> Row:
+        if timestep.is_floating_point() or timestep.is_complex() or timestep.dtype == torch.bool:
+            raise TypeError(f"a timestep must be an integer, not {timestep.dtype}")
+        if timestep.ndim > 1 or (timestep.ndim == 1 and len(timestep) not in (1, *sample.shape[:1])):
+            raise ValueError(
+                f"timesteps of shape {tuple(timestep.shape)} do not fit a sample of shape {tuple(sample.shape)}: "
+                "give one, or one for each sample of the batch"
+            )
+        if timestep.is_cpu and not torch.compiler.is_compiling():
+            for value in timestep.tolist():
+                self._row(value, rederive)
+        table = self._device_table(sample.device, dtype)
+        chosen = table.index_select(0, timestep.reshape(-1).to(sample.device, torch.int64))  # (b 11) or (1 11)
+        return Row(*(column.view(-1, *[1] * (sample.ndim - 1)) for column in chosen.unbind(1)))
 
     # --- stepping ----------------------------------------------------------------------------------------------------
 
@@ -278,7 +282,8 @@ class SamplingPlan:
         if model_output.shape != sample.shape:
             raise ValueError(_shape_message(model_output, sample))
         dtype = sample.dtype
-        if dtype is not model_output.dtype:
+        same = dtype is model_output.dtype
+        if not same:
             dtype = torch.promote_types(dtype, model_output.dtype)
         if not dtype.is_floating_point:
             raise TypeError(f"samples and model outputs must be floating point, not {dtype}")
@@ -286,11 +291,12 @@ class SamplingPlan:
         if out is not None:
             _check_buffers(out, sample, (model_output, noise), dtype)
             x0 = out[1] is not None
-        wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-        output, x = model_output.to(wide), sample.to(wide)
+        wide = dtype if dtype is torch.float32 or dtype is torch.float64 else torch.float32
+        if not same or wide is not dtype:
+            model_output, sample = model_output.to(wide), sample.to(wide)
         if wide is dtype:
-            return self._advance(output, timestep, x, wide, use_clipped_model_output, noise, x0, out)
-        prev, original = self._advance(output, timestep, x, wide, use_clipped_model_output, noise, x0, None)
+            return self._advance(model_output, timestep, sample, wide, use_clipped_model_output, noise, x0, out)
+        prev, original = self._advance(model_output, timestep, sample, wide, use_clipped_model_output, noise, x0, None)
         if out is not None:
             prev = out[0].copy_(prev)
             original = out[1] if out[1] is None or original is None else out[1].copy_(original)
@@ -332,8 +338,10 @@ class SamplingPlan:
             if use_clipped_model_output:  # eps = (x - √ᾱ x0') / √(1-ᾱ)
                 share = row.direction / row.noise
                 prev = _combine(x, original, share, row.root_prev - share * row.root, prev_into)
+            elif self.prediction_type == "epsilon":  # the output is eps: one pass less
+                prev = _combine(output, original, row.direction, row.root_prev, prev_into)
             else:
-                eps = _combine(x, output, row.r, row.s)
+                eps = _combine(x, output, row.r, row.s, prev_into)
                 prev = _combine(eps, original, row.direction, row.root_prev, prev_into)
         if noise is not None:
             in_place = isinstance(row.sigma, Tensor)
@@ -342,8 +350,7 @@ class SamplingPlan:
 
     def _clip(self, original: Tensor) -> Tensor:
         if self.thresholding is not None:
-            limited = threshold(original, *self.thresholding)
-            return limited if original.requires_grad else original.copy_(limited)
+            return threshold(original, *self.thresholding, out=None if original.requires_grad else original)
         assert self.clip_range is not None
         return original.clamp_(-self.clip_range, self.clip_range)
 
