@@ -220,15 +220,16 @@ class SamplingPlan:
 
     def _coefficients(self, timestep: int | Tensor, sample: Tensor, dtype: torch.dtype, rederive: bool) -> Row:
         """One `Row`: of floats for a timestep on the host, of tensors (b 1 …) for those on a device or for a batch."""
+        value: Any = timestep
         if isinstance(timestep, Tensor):
             if timestep.numel() != 1 or not timestep.is_cpu or torch.compiler.is_compiling():
                 return self._device_row(timestep, sample, dtype, rederive)
-            timestep = timestep.item()  # type: ignore[assignment]
-        if type(timestep) is not int:
-            if not isinstance(timestep, np.integer):
-                raise TypeError(f"a timestep must be an integer, not {timestep!r}")
-            timestep = int(timestep)
-        return self._row(timestep, rederive)
+            value = timestep.item()
+        if type(value) is not int:
+            if not isinstance(value, np.integer):
+                raise TypeError(f"a timestep must be an integer, not {value!r}")
+            value = int(value)
+        return self._row(value, rederive)
 
     def _device_row(self, timestep: Tensor, sample: Tensor, dtype: torch.dtype, rederive: bool) -> Row:
         if timestep.is_floating_point() or timestep.is_complex() or timestep.dtype == torch.bool:
@@ -283,10 +284,10 @@ class SamplingPlan:
             raise ValueError(_shape_message(model_output, sample))
         dtype = sample.dtype
         same = dtype is model_output.dtype
+        if not (dtype.is_floating_point and model_output.dtype.is_floating_point):
+            raise TypeError(f"needed are floating point tensors, not {model_output.dtype} and {dtype}")
         if not same:
             dtype = torch.promote_types(dtype, model_output.dtype)
-        if not dtype.is_floating_point:
-            raise TypeError(f"samples and model outputs must be floating point, not {dtype}")
         noise = self._noise(model_output, generator, variance_noise) if self.eta != 0 else None
         if out is not None:
             _check_buffers(out, sample, (model_output, noise), dtype)

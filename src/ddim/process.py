@@ -109,7 +109,7 @@ def ddim_step(x0: Value, eps: Value, alpha_bar_prev: Value, direction: Value) ->
 # --- on tensors ------------------------------------------------------------------------------------------------------
 
 
-def threshold(x0: Tensor, ratio: float, maximum: float) -> Tensor:
+def threshold(x0: Tensor, ratio: float, maximum: float, out: Tensor | None = None) -> Tensor:
     """Dynamic thresholding (Saharia et al. 2022, section 2.3): clamp each sample to ±s and divide by s.
 
     s is the quantile `ratio` of the sample's |x0| (linearly interpolated), clamped to [1, maximum].
@@ -118,30 +118,37 @@ def threshold(x0: Tensor, ratio: float, maximum: float) -> Tensor:
         x0: (batch, …), float32 or float64.
         ratio: in [0, 1].
         maximum: 1 or more.
+        out: where to write; may be x0 itself.
     """
-    magnitude = x0.abs().flatten(1)  # (b n)
-    scale = _quantile(magnitude, ratio, maximum).clamp(1, maximum)
-    scale = scale.view(-1, *[1] * (x0.ndim - 1))  # (b 1 …)
-    return torch.minimum(torch.maximum(x0, -scale), scale).div_(scale)
+    if x0.is_cpu and not x0.requires_grad and not torch.compiler.is_compiling():
+        scale = torch.stack([_quantile_below(sample, ratio, maximum) for sample in x0])
+    else:
+        scale = _quantile(x0.abs().flatten(1), ratio)
+    scale = scale.clamp(1, maximum).view(-1, *[1] * (x0.ndim - 1))  # (b 1 …)
+    return torch.div(torch.clamp(x0, -scale, scale, out=out), scale, out=out)
 
 
-def _quantile(values: Tensor, ratio: float, maximum: float) -> Tensor:
-    """The quantile of each row of (b n), exact where it is below `maximum`."""
-    count = values.shape[1]
-    position = ratio * (count - 1)
+def _quantile_below(sample: Tensor, ratio: float, maximum: float) -> Tensor:
+    """The quantile of one sample's magnitudes if it is below `maximum`, else `maximum`.
+
+    Sorting is the costly part, and counting spares it where the clamp decides.
+    """
+    values = sample.abs().flatten()
+    position = ratio * (len(values) - 1)
     low = int(position)
-    above = count - low  # how many of the sorted values stand at `low` or after
-    if values.device.type == "cpu" and not values.requires_grad and not torch.compiler.is_compiling():
-        scale = values.new_full((len(values),), maximum)
-        for row in range(len(values)):  # a partial sort is the costly part: spare it where the clamp decides
-            if int((values[row] < maximum).sum()) > low:
-                part = np.partition(values[row].numpy(), [low, min(low + 1, count - 1)])
-                lower, upper = float(part[low]), float(part[min(low + 1, count - 1)])
-                scale[row] = lower + (position - low) * (upper - lower)
-        return scale
-    top = values.topk(above, dim=1).values  # sorted downwards, so `low` is the last
-    below, beyond = top[:, -1], top[:, max(above - 2, 0)]
-    return below + (position - low) * (beyond - below)
+    if int(torch.count_nonzero(values < maximum)) <= low:
+        return values.new_tensor(maximum)
+    high = min(low + 1, len(values) - 1)
+    part = torch.from_numpy(np.partition(values.numpy(), [low, high]))
+    return torch.lerp(part[low], part[high], position - low)
+
+
+def _quantile(values: Tensor, ratio: float) -> Tensor:
+    """The quantile of each row of (b n), from what lies above it alone."""
+    position = ratio * (values.shape[1] - 1)
+    low = int(position)
+    top = values.topk(values.shape[1] - low, dim=1).values  # sorted downwards, so `low` is the last
+    return torch.lerp(top[:, -1], top[:, max(top.shape[1] - 2, 0)], position - low)
 
 
 def gaussian_noise(shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype) -> Tensor:
