@@ -858,8 +858,9 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"chunk\(2, dim=1\)"):
         plan.step(torch.cat([out, out], dim=1), 5, x)
     for wrong in (out.long(), out.cfloat(), out.bool()):
-        with pytest.raises(TypeError, match="floating point"):
-            plan.step(wrong, 5, wrong)
+        for one, other in ((wrong, wrong), (wrong, x), (out, wrong)):
+            with pytest.raises(TypeError, match="floating point"):
+                plan.step(one, 5, other)
     for wrong in ([1.0], None, 5.0, np.zeros((2, 3, 4, 4))):
         with pytest.raises(TypeError, match="tensors"):
             plan.step(wrong, 5, x)  # type: ignore[arg-type]

@@ -491,7 +491,7 @@ def test_what_makes_no_noisy_sample_is_refused(method: str) -> None:
             call(image, noise, wrong)
     with pytest.raises(ValueError, match="differ in shape"):
         call(image, noise[:1], 5)
-    for one, other in ((image.long(), noise.long()), (image.cfloat(), noise)):
+    for one, other in ((image.long(), noise.long()), (image, noise.long()), (image.cfloat(), noise)):
         with pytest.raises(TypeError, match="floating point"):
             call(one, other, 5)
     for wrong in (None, [1.0], np.zeros((2, 3, 4, 4))):

@@ -184,9 +184,9 @@ class _Scheduler(PretrainedMixin):
             raise TypeError(f"needed are tensors, not {type(first).__name__} and {type(second).__name__}")
         if first.shape != second.shape:
             raise ValueError(f"sample and noise differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
+        if not (first.dtype.is_floating_point and second.dtype.is_floating_point):
+            raise TypeError(f"needed are floating point tensors, not {first.dtype} and {second.dtype}")
         dtype = torch.promote_types(first.dtype, second.dtype)
-        if not dtype.is_floating_point:
-            raise TypeError(f"sample and noise must be floating point, not {dtype}")
         timesteps = self._as_indices(timesteps)
         if timesteps.numel() not in (1, *first.shape[:1]):
             raise ValueError(f"{timesteps.numel()} timesteps do not fit samples of shape {tuple(first.shape)}")
