@@ -167,3 +167,12 @@ def test_training_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["train", "--output-dir", str(tmp_path / "run"), *options.split()]) == 0
     assert capsys.readouterr().out.strip().endswith(str(tmp_path / "run"))
     assert main(["info", str(tmp_path / "run")]) == 0
+
+
+def test_settings_that_cannot_work_are_refused_by_the_parser(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--output-dir", str(tmp_path), "--train-batch-size", "0"])
+    assert stopped.value.code == 2
+    assert "train_batch_size must be 1 or more" in " ".join(capsys.readouterr().err.split())

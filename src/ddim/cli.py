@@ -27,12 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"ddim {__version__}")
         return 0
-    settings = tyro.cli(
-        Command,
-        prog="ddim",
-        description="Denoising diffusion implicit models: sample, train, look inside.",
-        args=arguments,
-    )
     commands: dict[type, Callable[[Any], None]] = {
         SampleSettings: run_sample,
         TrainSettings: run_train,
@@ -40,6 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PlotSettings: run_plot,
     }
     try:
+        settings = tyro.cli(
+            Command,
+            prog="ddim",
+            description="Denoising diffusion implicit models: sample, train, look inside.",
+            args=arguments,
+        )
         commands[type(settings)](settings)
     except KeyboardInterrupt:
         print("ddim: interrupted", file=sys.stderr)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+
+from ddim.errors import ConfigError
 
 Spacing = Literal["leading", "trailing", "linspace", "quadratic"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -163,6 +167,29 @@ class TrainSettings:
     """The type of the finished pipeline's weights."""
     push_to_hub: bool = False
     """Upload the finished pipeline; named like output_dir."""
+
+    def __post_init__(self) -> None:
+        counts = (
+            "train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs checkpointing_steps "
+            "checkpoints_total_limit logging_steps num_train_timesteps layers_per_block attention_head_dim resolution "
+            "max_train_samples lr_decay_steps"
+        )
+        _require(self, counts, "must be 1 or more", lambda value: value >= 1)
+        sizes = "noise_offset input_perturbation lr_warmup_steps validation_steps dataloader_num_workers seed"
+        _require(self, f"{sizes} adam_weight_decay", "must be 0 or more", lambda value: 0 <= value < math.inf)
+        positive = "learning_rate max_grad_norm adam_epsilon snr_gamma"
+        _require(self, positive, "must be positive", lambda value: 0 < value < math.inf)
+        _require(self, "dropout class_dropout", "must be in [0, 1]", lambda value: 0 <= value <= 1)
+        _require(self, "ema_decay adam_beta1 adam_beta2", "must be in [0, 1)", lambda value: 0 <= value < 1)
+        _require(self, "block_out_channels", "must be positive widths", lambda value: bool(value) and min(value) >= 1)
+
+
+def _require(settings: object, names: str, what: str, holds: Callable[[Any], bool]) -> None:
+    """Raise a ConfigError for the first of these options that is given and wrong."""
+    for name in names.split():
+        value = getattr(settings, name)
+        if value is not None and not holds(value):
+            raise ConfigError(f"{name} {what}, not {value}")
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,6 @@ class Trainer:
         accelerate = require("accelerate", "train")
         if settings.report_to == "tensorboard":
             require("tensorboard", "train")
-        _check(settings)
         self.settings = settings
         self.output_dir = Path(settings.output_dir)
         self.accelerator = accelerate.Accelerator(
@@ -417,31 +416,11 @@ def _load(module: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
     module.load_state_dict(state)
 
 
-def _check(settings: TrainSettings) -> None:
-    positive = (
-        "train_batch_size gradient_accumulation_steps max_train_steps checkpointing_steps logging_steps "
-        "num_train_timesteps layers_per_block attention_head_dim"
-    )
-    for name in positive.split():
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"{name} must be 1 or more, not {getattr(settings, name)}")
-    if not settings.block_out_channels or min(settings.block_out_channels) < 1:
-        raise ConfigError(f"block_out_channels must be positive widths, not {settings.block_out_channels}")
-    for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
-        if not 0 < getattr(settings, name) < math.inf:
-            raise ConfigError(f"{name} must be positive, not {getattr(settings, name)}")
-    for name in ("dropout", "class_dropout", "ema_decay"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise ConfigError(f"{name} must be in [0, 1], not {getattr(settings, name)}")
-    if settings.checkpoints_total_limit is not None and settings.checkpoints_total_limit < 1:
-        raise ConfigError("checkpoints_total_limit must be 1 or more; leave it out to keep all")
-
-
 def train(settings: TrainSettings) -> Path:
     """Train a U-Net on pixels and save it as a pipeline that `DiffusionPipeline.from_pretrained` loads.
 
     Raises:
-        ConfigError, DataError: settings or data that cannot work, before anything is written.
+        ConfigError, DataError: settings or data that cannot work together, before anything is written.
         NonFiniteError: the loss became NaN; the checkpoints before it are left as they are.
     """
     return Trainer(settings).run()
