@@ -8,9 +8,10 @@ its file.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -27,10 +28,10 @@ from ddim.files import write_text as write_text
 from ddim.hub import Repository as Repository
 from ddim.hub import bundled_models as bundled_models
 from ddim.hub import upload as upload
+from ddim.limits import check_kinds, check_size
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-MAX_TIMESTEPS = 100_000
-MAX_BLOCKS = 1000  # the resolutions of a network times the layers at each
+MIN_MAPPED = 8 * 2**20  # bytes to convert from one mapping, at least
 MAX_LISTED = 500  # differences between weights and network that an error spells out
 
 
@@ -135,7 +136,8 @@ class Stored(ConfigMixin, Savable):
         Raises:
             ConfigError: the config makes no object of this class; names the file.
         """
-        _check_size(config, path)
+        check_size(config, path)
+        check_kinds(cls, config, path)
         try:
             return cls.from_config(config, **options)
         except Warning:  # somebody wants warnings to be errors
@@ -231,6 +233,8 @@ class PretrainedModel(Stored, nn.Module):
         cls, repository: Repository, subfolder: str | None, *, dtype: torch.dtype, variant: str | None, **overrides: Any
     ) -> Self:
         """`from_pretrained` for a repository that is open; `overrides` are of the config."""
+        if os.path.isfile(repository.name):
+            raise CheckpointError(f"{repository.name} is a file: give the folder that it is in")
         config, path = cls.read_config(repository, subfolder)
         stored = config.get("_class_name", cls.__name__)
         if stored != cls.__name__:
@@ -254,32 +258,6 @@ def choose_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> 
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise TypeError(f"dtype must be a floating-point type such as torch.float16, not {chosen!r}")
     return chosen
-
-
-def _check_size(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse what would take minutes and gigabytes to build before it turns out not to fit its weights."""
-    timesteps = config.get("num_train_timesteps")
-    if isinstance(timesteps, int) and timesteps > MAX_TIMESTEPS:
-        raise ConfigError(f"{path}: num_train_timesteps={str(timesteps)[:20]} is over {MAX_TIMESTEPS}")
-    lists = [value for key, value in config.items() if isinstance(value, list) and key != "trained_betas"]
-    levels = max(map(len, lists), default=1)
-    counts = [count for key in config if "layers" in key for count in _ints(config[key])]
-    layers = max(counts, default=1)
-    if min(counts, default=1) < 0:
-        raise ConfigError(f"{path} asks for {min(counts)} layers")
-    if levels * layers > MAX_BLOCKS:
-        raise ConfigError(
-            f"{path} asks for {levels} resolutions of {str(layers)[:20]} layers each: "
-            f"{MAX_BLOCKS} in all is more than any network has"
-        )
-
-
-def _ints(value: Any) -> Iterator[int]:
-    if isinstance(value, int):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _ints(item)
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -322,16 +300,10 @@ def _shards(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map of names to files")
-    shards = set()
     for shard in weight_map.values():
-        if (
-            not isinstance(shard, str)
-            or PurePosixPath(shard).name != shard
-            or not shard.endswith((".safetensors", ".bin"))
-        ):
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", shard):
             raise CheckpointError(f"{index} names {str(shard)[:200]!r}, which is no weight file beside it")
-        shards.add(shard)
-    return sorted(shards)
+    return sorted(set(weight_map.values()))
 
 
 def _shard(repository: Repository, shard: str, subfolder: str | None, index: Path) -> Path:
@@ -348,27 +320,62 @@ def load_weights(model: PretrainedModel, files: list[Path], dtype: torch.dtype) 
         WeightsError: every missing key, unexpected key, wrong shape and wrong type, in one message.
     """
     what = f"{', '.join(map(str, files))} does not fit {type(model).__name__}"
-    state: dict[str, Tensor] = {}
-    for file in files:
-        for stored, tensor in read_tensors(file).items():
-            key = model.convert_key(stored)
-            if key is None:
-                continue
-            if key in state:
-                raise WeightsError(f"{what}: {stored[:200]} is there twice, maybe under an older name or in two files")
-            state[key] = tensor
+
+    def read() -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for file in files:
+            for stored, tensor in read_tensors(file).items():
+                key = model.convert_key(stored)
+                if key is None:
+                    continue
+                if key in state:
+                    why = "is there twice, maybe under an older name or in two files"
+                    raise WeightsError(f"{what}: {stored[:200]} {why}")
+                state[key] = tensor
+        return state
+
+    state = read()
     check_state(model.state_dict(), state, what)
-    for key, tensor in state.items():
-        if tensor.is_floating_point():
-            try:
-                state[key] = tensor.to(dtype)
-            except (RuntimeError, NotImplementedError) as error:
-                raise WeightsError(f"{what}: {key} is {tensor.dtype}, which cannot be made {dtype}") from error
-    model.load_state_dict(state, strict=True, assign=True)
+    fill(model, state, read, dtype, what)
 
 
-def check_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
-    """Raise one `WeightsError` that lists all that differs between two sets of names, shapes and kinds of number."""
+def fill(
+    model: nn.Module, state: dict[str, Tensor], read: Callable[[], dict[str, Tensor]], dtype: torch.dtype, what: str
+) -> None:
+    """Put a mapped file's tensors into a network built on the meta device.
+
+    What has the right type is not copied: it is read when it is first used. The rest is converted now, some of it at a
+    time, and each time the file is mapped anew: what was read of it is held in memory as long as its mapping, and so
+    beside the converted weights there is never more than 1/32 of what is to be converted, or one tensor.
+
+    Args:
+        state: what `read` gives; it is emptied.
+        read: maps the tensors.
+        what: begins the error.
+
+    Raises:
+        WeightsError: a tensor cannot be converted.
+    """
+    ready = {key: tensor for key, tensor in state.items() if not tensor.is_floating_point() or tensor.dtype == dtype}
+    others = [(key, tensor.nbytes) for key, tensor in state.items() if key not in ready]
+    state.clear()
+    total = sum(size for _, size in others)
+    mapped: dict[str, Tensor] = {}
+    used = 0  # bytes read of this mapping
+    for key, size in others:
+        if not mapped or used + size > max(total // 32, MIN_MAPPED):
+            mapped, used = read(), 0
+        tensor = mapped.pop(key)
+        used += size
+        try:
+            ready[key] = tensor.to(dtype)
+        except (RuntimeError, NotImplementedError) as error:
+            raise WeightsError(f"{what}: {key} is {tensor.dtype}, which cannot be made {dtype}") from error
+    model.load_state_dict(ready, strict=True, assign=True)
+
+
+def differences(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """All that differs between two sets of names, shapes and kinds of number, in words."""
     problems = [f"missing: {key} {tuple(wanted[key].shape)}" for key in wanted if key not in state]
     problems += [f"unexpected: {key[:200]} {tuple(state[key].shape)}" for key in state if key not in wanted]
     problems += [
@@ -381,8 +388,18 @@ def check_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], what:
         for key in wanted
         if key in state and _kind(state[key]) != _kind(wanted[key])
     ]
+    return problems
+
+
+def check_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
+    """Raise one `WeightsError` that lists all that differs between two sets of names, shapes and kinds of number."""
+    refuse(differences(wanted, state), what)
+
+
+def refuse(problems: Sequence[str], what: str) -> None:
+    """Raise one `WeightsError` that lists all problems, if there are any."""
     if problems:
-        listed = problems[:MAX_LISTED] + ["…"] * (len(problems) > MAX_LISTED)
+        listed = [*problems[:MAX_LISTED], *["…"] * (len(problems) > MAX_LISTED)]
         raise WeightsError(f"{what} ({len(problems)} differences):\n  " + "\n  ".join(listed))
 
 

@@ -149,12 +149,30 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
+            start = file.read(8)
+        if start == b"version ":
+            raise ValueError("it is Git LFS's note of where the file is; fetch the file itself with `git lfs pull`")
+        header = int.from_bytes(start, "little")
         if header > MAX_DESCRIPTION:
             raise ValueError(f"its first bytes claim a header of {header} bytes")
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # the reader's own kinds, and what torch makes of absurd shapes
+        raise CheckpointError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What a safetensors file says of itself; its tensors must have been read before.
+
+    Raises:
+        CheckpointError: as `read_tensors`.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return file.metadata() or {}
+    except Exception as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
 
 

@@ -49,6 +49,10 @@ class DiffusionPipeline(Savable):
             self.components[name] = value
         super().__setattr__(name, value)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Make images; see the subclass."""
+        raise NotImplementedError(f"{type(self).__name__} makes no images: use DiffusionPipeline.from_pretrained")
+
     # --- loading and saving ------------------------------------------------------------------------------------------
 
     @classmethod
