@@ -79,8 +79,8 @@ def test_a_grid_by_default_with_a_note_of_how_it_was_made(
     assert main(["sample", "--model", model, "--steps", "2", "--seed", "3", "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     assert size(out) == (3 * 66 - 2, 64)
-    assert note(out)["class_labels"] == [0, 1, 2]
-    assert note(out)["seed"] == 3
+    assert note(out)["settings"]["seed"] == 3  # type: ignore[index]
+    assert note(out)["image"] is None
 
 
 def test_a_folder_gets_a_file_for_each_image(model: str, tmp_path: Path) -> None:
@@ -90,6 +90,40 @@ def test_a_folder_gets_a_file_for_each_image(model: str, tmp_path: Path) -> None
     assert [file.name for file in files] == ["00000.png", "00001.png", "00002.png"]
     assert size(files[0]) == (8, 8)
     assert [note(file)["image"] for file in files] == [0, 1, 2]
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def test_a_picture_is_made_again_from_itself(model: str, tmp_path: Path) -> None:
+    options = ["--steps", "3", "--eta", "0.5", "--spacing", "trailing", "--seed", "5", "--class-labels", "2", "1"]
+    main(["sample", "--model", model, *options, "--batch", "4", "--out", str(tmp_path / "many") + "/"])
+    main(["sample", "--model", model, *options, "--batch", "4", "--out", str(tmp_path / "grid.png")])
+    for name in ("many/00000.png", "many/00003.png", "grid.png"):
+        assert main(["sample", "--from", str(tmp_path / name), "--out", str(tmp_path / "again.png")]) == 0
+        assert pixels(tmp_path / "again.png") == pixels(tmp_path / name)
+    assert main(["sample", "--from", str(tmp_path / "again.png"), "--out", str(tmp_path / "twice.png")]) == 0
+    assert pixels(tmp_path / "twice.png") == pixels(tmp_path / "grid.png")
+
+
+@pytest.mark.parametrize("content", [b"no picture", None])
+def test_a_picture_that_does_not_say_how_it_was_made(
+    tmp_path: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.png"
+    if content is None:
+        Image.new("L", (8, 8)).save(path)
+    else:
+        path.write_bytes(content)
+    assert main(["sample", "--from", str(path)]) == 1
+    assert "says how ddim made it" in capsys.readouterr().err
+
+
+def test_options_of_another_kind_of_model_are_refused(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "a red heart", "--model", model]) == 1
+    assert "draws no texts" in capsys.readouterr().err
 
 
 def test_the_seed_decides_the_picture(model: str, tmp_path: Path) -> None:
@@ -106,7 +140,7 @@ def test_sampler_options_reach_the_sampler(unconditional: str, tmp_path: Path) -
     options = ["--spacing", "trailing", "--eta", "sigma_hat", "--dtype", "bfloat16", "--device", "cpu", "--batch", "4"]
     out = tmp_path / "x.webp"
     assert main(["sample", "--model", unconditional, "--steps", "3", *options, "--out", str(out)]) == 0
-    assert size(out) == (2 * 66 - 2, 2 * 66 - 2)
+    assert size(out) == (4 * 66 - 2, 64)
 
 
 @pytest.mark.parametrize(

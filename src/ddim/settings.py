@@ -17,19 +17,24 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Draw images from a model.
+    """Draw images from a model: of a text, of a class, or of nothing in particular.
 
-    One picture with all of them in a grid is written, or, if --out is a folder, one file for each.
+    One picture with all of them in a grid is written, or, if --out is a folder, one file for each. A PNG says how it
+    was made; --from makes it again.
     """
 
+    prompt: tyro.conf.Positional[str | None] = None
+    """What to draw, for a text-to-image model."""
     model: str = "digits"
     """A folder in diffusers' layout, the name of a bundled model (see `ddim info`), or an id on the hub."""
+    negative_prompt: str | None = None
+    """What to keep away from, for a text-to-image model."""
     class_labels: tuple[int, ...] = ()
     """Classes to draw, for a class-conditional model; repeated to fill the batch. All of them in turn if not given."""
-    guidance_scale: float = 1.0
-    """How much to prefer the class over none. 1 is no guidance."""
+    guidance_scale: float | None = None
+    """How much to prefer the text or class over none; 1 is no guidance. If not given, 7.5 for texts, 1 for classes."""
     guidance_rescale: float = 0.0
-    """In [0, 1]: how much of the contrast that guidance adds to take back."""
+    """In [0, 1]: how much of the contrast that guidance adds to take back; 0.7 suits zero terminal SNR."""
     steps: int = 50
     """Sampling steps, 1 to the model's training timesteps."""
     eta: float | Literal["sigma_hat"] = 0.0
@@ -41,11 +46,23 @@ class SampleSettings:
     seed: int = 0
     """Image k of a seed is the same whatever the batch size."""
     batch: int | None = None
-    """How many images. If not given, the number of class labels, or a row of all classes, or 16."""
+    """How many images. If not given, the number of class labels, or all classes, or 1 for a text, or 16."""
+    height: int | None = None
+    """In pixels, for a text-to-image model. What it was trained on if not given."""
+    width: int | None = None
+    """In pixels, for a text-to-image model."""
+    image: str | None = None
+    """A picture to start from, for a text-to-image model."""
+    strength: float = 0.8
+    """In [0, 1]: how much of --image is lost."""
+    mask_image: str | None = None
+    """White where --image is to be painted anew."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The type to run in."""
     device: str | None = None
     """For example cuda, cuda:1, mps or cpu. The best there is if not given."""
+    from_image: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """A PNG that this command wrote: make it again with its settings, except for --out and --device."""
     out: str = "samples.png"
     """A file for a grid of all images, or a folder (existing, or ending in /) for one file each."""
 
