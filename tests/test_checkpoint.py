@@ -102,6 +102,27 @@ except OSError as error:
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_full_disk_leaves_the_old_network(failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its config nor its weights are replaced alone."""
+    old = tiny_unet(seed=1)
+    old.save_pretrained(tmp_path)
+    made = os.open
+    opened: list[Any] = []
+
+    def fill_up(path: Any, *args: Any) -> int:
+        opened.append(path)
+        return made(path, *args) if len(opened) < failing else int(full())
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddim.files.os.open", fill_up)
+        with pytest.raises(CheckpointError, match="was not written: No space left on device"):
+            tiny_unet(seed=2, block_out_channels=(32, 64)).save_pretrained(tmp_path)
+    assert len(opened) == failing
+    assert same_state(UNet2DModel.from_pretrained(tmp_path), old)
+    assert leftovers(tmp_path) == []
+
+
 @pytest.mark.parametrize("save", [files.write_json, files.save_tensors])
 def test_a_path_that_cannot_be_written_to_is_named(save: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")

@@ -267,6 +267,7 @@ def tensor(start: int = 0, end: int = 4, shape: Any = (1,), dtype: str = "F32") 
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
+NONE = json.dumps(tensor(0, 0, [0])).encode()
 for what, spoil in {
     "empty": raw(WEIGHTS, b""),
     "seven bytes": raw(WEIGHTS, b"1234567"),
@@ -276,6 +277,7 @@ for what, spoil in {
     "header of 2**63 bytes": safetensors({}, length=2**63),
     "header of -1 bytes": safetensors({}, length=-1),
     "header of 64 MiB": safetensors(b" " * 2**26),
+    "header of 300,000 tensors": safetensors(b"{" + b",".join(b'"%d":%b' % (k, NONE) for k in range(300_000)) + b"}"),
     "header no JSON": safetensors(b"not json"),
     "header not UTF-8": safetensors(b'{"\xff": 1}'),
     "header a list": safetensors([1]),

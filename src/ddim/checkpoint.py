@@ -245,9 +245,10 @@ class PretrainedModel(Stored, nn.Module):
         return model.eval()
 
     def write(self, folder: Path, variant: str | None) -> None:
-        """Write config and weights, in the parameters' own type."""
-        self.save_config(folder)
-        save_tensors(folder / _with_variant(self.weights_name, variant), self.state_dict())
+        """Write config and weights, in the parameters' own type; if either cannot be written, neither is."""
+        with atomic_write(folder / self.config_name) as config:
+            config.write_text(self.to_json_string(), encoding="utf-8")
+            save_tensors(folder / _with_variant(self.weights_name, variant), self.state_dict())
 
 
 def choose_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype:
