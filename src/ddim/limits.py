@@ -12,7 +12,7 @@ from ddim.errors import ConfigError
 MAX_TIMESTEPS = 100_000
 MAX_BLOCKS = 1000  # the resolutions of a network times the layers at each
 
-_KINDS = {
+_KINDS: dict[Any, str] = {
     **dict.fromkeys((bool, int, float), "a number"),
     **dict.fromkeys((tuple, list, Sequence), "a list"),
     **dict.fromkeys((dict, Mapping), "an object"),
