@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ddim.config import ConfigMixin
 from ddim.errors import CheckpointError, ConfigError, WeightsError
 from ddim.files import atomic_write as atomic_write
+from ddim.files import outline
 from ddim.files import read_json as read_json
 from ddim.files import read_tensors as read_tensors
 from ddim.files import save_tensors as save_tensors
@@ -29,10 +30,10 @@ from ddim.hub import Repository as Repository
 from ddim.hub import bundled_models as bundled_models
 from ddim.hub import upload as upload
 from ddim.limits import check_kinds, check_size
+from ddim.loading import check_state as check_state
+from ddim.loading import fill, skeleton
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-MIN_MAPPED = 8 * 2**20  # bytes to convert from one mapping, at least
-MAX_LISTED = 500  # differences between weights and network that an error spells out
 
 
 class Savable:
@@ -239,7 +240,7 @@ class PretrainedModel(Stored, nn.Module):
         stored = config.get("_class_name", cls.__name__)
         if stored != cls.__name__:
             raise CheckpointError(f"{path} describes a {stored!r:.100}, not a {cls.__name__}")
-        with torch.device("meta"):
+        with skeleton():
             model: Self = cls.construct(config, path, **overrides)
         load_weights(model, find_weights(repository, cls.weights_name, subfolder, variant), dtype)
         return model.eval()
@@ -321,88 +322,24 @@ def load_weights(model: PretrainedModel, files: list[Path], dtype: torch.dtype) 
         WeightsError: every missing key, unexpected key, wrong shape and wrong type, in one message.
     """
     what = f"{', '.join(map(str, files))} does not fit {type(model).__name__}"
-
-    def read() -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        for file in files:
-            for stored, tensor in read_tensors(file).items():
-                key = model.convert_key(stored)
-                if key is None:
-                    continue
-                if key in state:
-                    why = "is there twice, maybe under an older name or in two files"
-                    raise WeightsError(f"{what}: {stored[:200]} {why}")
-                state[key] = tensor
-        return state
-
-    state = read()
+    places: dict[str, tuple[Path, str]] = {}  # by the network's names: the file, and the name there
+    state: dict[str, Tensor] = {}
+    for file in files:
+        for stored, tensor in outline(file).items():
+            key = model.convert_key(stored)
+            if key is None:
+                continue
+            if key in places:
+                raise WeightsError(f"{what}: {stored[:200]} is there twice, maybe under an older name or in two files")
+            places[key], state[key] = (file, stored), tensor
     check_state(model.state_dict(), state, what)
+
+    def read(keys: Collection[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for file in files:
+            names = {places[key][1]: key for key in keys if places[key][0] == file}
+            tensors = read_tensors(file, names) if names else {}
+            found |= {names[stored]: tensor for stored, tensor in tensors.items()}
+        return found
+
     fill(model, state, read, dtype, what)
-
-
-def fill(
-    model: nn.Module, state: dict[str, Tensor], read: Callable[[], dict[str, Tensor]], dtype: torch.dtype, what: str
-) -> None:
-    """Put a mapped file's tensors into a network built on the meta device.
-
-    What has the right type is not copied: it is read when it is first used. The rest is converted now, some of it at a
-    time, and each time the file is mapped anew: what was read of it is held in memory as long as its mapping, and so
-    beside the converted weights there is never more than 1/32 of what is to be converted, or one tensor.
-
-    Args:
-        state: what `read` gives; it is emptied.
-        read: maps the tensors.
-        what: begins the error.
-
-    Raises:
-        WeightsError: a tensor cannot be converted.
-    """
-    ready = {key: tensor for key, tensor in state.items() if not tensor.is_floating_point() or tensor.dtype == dtype}
-    others = [(key, tensor.nbytes) for key, tensor in state.items() if key not in ready]
-    state.clear()
-    total = sum(size for _, size in others)
-    mapped: dict[str, Tensor] = {}
-    used = 0  # bytes read of this mapping
-    for key, size in others:
-        if not mapped or used + size > max(total // 32, MIN_MAPPED):
-            mapped, used = read(), 0
-        tensor = mapped.pop(key)
-        used += size
-        try:
-            ready[key] = tensor.to(dtype)
-        except (RuntimeError, NotImplementedError) as error:
-            raise WeightsError(f"{what}: {key} is {tensor.dtype}, which cannot be made {dtype}") from error
-    model.load_state_dict(ready, strict=True, assign=True)
-
-
-def differences(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """All that differs between two sets of names, shapes and kinds of number, in words."""
-    problems = [f"missing: {key} {tuple(wanted[key].shape)}" for key in wanted if key not in state]
-    problems += [f"unexpected: {key[:200]} {tuple(state[key].shape)}" for key in state if key not in wanted]
-    problems += [
-        f"wrong shape: {key} is {tuple(state[key].shape)}, the config asks for {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
-    ]
-    problems += [
-        f"wrong type: {key} is {state[key].dtype}, needed is {wanted[key].dtype}"
-        for key in wanted
-        if key in state and _kind(state[key]) != _kind(wanted[key])
-    ]
-    return problems
-
-
-def check_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
-    """Raise one `WeightsError` that lists all that differs between two sets of names, shapes and kinds of number."""
-    refuse(differences(wanted, state), what)
-
-
-def refuse(problems: Sequence[str], what: str) -> None:
-    """Raise one `WeightsError` that lists all problems, if there are any."""
-    if problems:
-        listed = [*problems[:MAX_LISTED], *["…"] * (len(problems) > MAX_LISTED)]
-        raise WeightsError(f"{what} ({len(problems)} differences):\n  " + "\n  ".join(listed))
-
-
-def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex()

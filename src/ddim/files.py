@@ -14,7 +14,7 @@ import os
 import secrets
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -132,8 +132,12 @@ def _finite(digits: str) -> float:
 # --- reading tensors -------------------------------------------------------------------------------------------------
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_tensors(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a `.bin`, which is read with `weights_only=True`; memory-mapped.
+
+    Args:
+        path: the file.
+        names: only these, all of which are in it.
 
     Raises:
         CheckpointError: missing, truncated, not the format its name says, or a pickle of anything but tensors.
@@ -141,10 +145,22 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
-    return _read_bin(path) if path.suffix == ".bin" else _read_safetensors(path)
+    if path.suffix == ".bin":
+        tensors = _read_bin(path)
+        return tensors if names is None else {name: tensors[name] for name in names}
+    return _read_safetensors(path, names)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def outline(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The shapes and types of a file's tensors, as tensors on the meta device.
+
+    Raises:
+        CheckpointError: as `read_tensors`.
+    """
+    return {name: torch.empty_like(tensor, device="meta") for name, tensor in read_tensors(path).items()}
+
+
+def _read_safetensors(path: Path, names: Collection[str] | None) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     try:
@@ -156,7 +172,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         if header > MAX_DESCRIPTION:
             raise ValueError(f"its first bytes claim a header of {header} bytes")
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except Exception as error:  # the reader's own kinds, and what torch makes of absurd shapes
         raise CheckpointError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
 
