@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ddim._version import __version__ as __version__
 
 _HOMES = {
+    "AutoencoderKL": "ddim.models",
+    "CLIPTextModel": "ddim.models",
+    "CLIPTokenizer": "ddim.tokenizer",
     "DDIMInverseScheduler": "ddim.scheduler",
     "DDIMPipeline": "ddim.pipelines.unconditional",
     "DDIMScheduler": "ddim.scheduler",
@@ -18,6 +21,10 @@ _HOMES = {
     "DiffusionPipeline": "ddim.pipelines",
     "SampleStep": "ddim.sampling",
     "SamplingPlan": "ddim.plan",
+    "StableDiffusionImg2ImgPipeline": "ddim.pipelines",
+    "StableDiffusionInpaintPipeline": "ddim.pipelines",
+    "StableDiffusionPipeline": "ddim.pipelines",
+    "UNet2DConditionModel": "ddim.models",
     "UNet2DModel": "ddim.models",
     "sample": "ddim.sampling",
 }
@@ -25,15 +32,22 @@ _HOMES = {
 __all__ = sorted([*_HOMES, "__version__"])
 
 if TYPE_CHECKING:
+    from ddim.models import AutoencoderKL as AutoencoderKL
+    from ddim.models import CLIPTextModel as CLIPTextModel
+    from ddim.models import UNet2DConditionModel as UNet2DConditionModel
     from ddim.models import UNet2DModel as UNet2DModel
     from ddim.pipelines import DDIMPipeline as DDIMPipeline
     from ddim.pipelines import DiffusionPipeline as DiffusionPipeline
+    from ddim.pipelines import StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline
+    from ddim.pipelines import StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline
+    from ddim.pipelines import StableDiffusionPipeline as StableDiffusionPipeline
     from ddim.plan import DDIMSchedulerOutput as DDIMSchedulerOutput
     from ddim.plan import SamplingPlan as SamplingPlan
     from ddim.sampling import SampleStep as SampleStep
     from ddim.sampling import sample as sample
     from ddim.scheduler import DDIMInverseScheduler as DDIMInverseScheduler
     from ddim.scheduler import DDIMScheduler as DDIMScheduler
+    from ddim.tokenizer import CLIPTokenizer as CLIPTokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -50,6 +50,8 @@ class CLIPTokenizer(Savable):
     Raises:
         ConfigError: a merge of what is not in the vocabulary, ids that are none, or an unk_token without one.
     """
+
+    config_name: ClassVar[str] = "tokenizer_config.json"
 
     def __init__(
         self,
@@ -156,8 +158,15 @@ class CLIPTokenizer(Savable):
         return cls.load(repository, subfolder, **options)
 
     @classmethod
-    def load(cls, repository: Repository, subfolder: str | None, **overrides: Any) -> Self:
-        """`from_pretrained` for a repository that is open."""
+    def load(
+        cls,
+        repository: Repository,
+        subfolder: str | None,
+        dtype: Any = None,
+        variant: str | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """`from_pretrained` for a repository that is open; `dtype` and `variant` are of the networks beside it."""
         path = repository.find("tokenizer.json", subfolder)
         listed: dict[str, Any] = {}
         if path is not None:
@@ -189,7 +198,7 @@ class CLIPTokenizer(Savable):
             "model_max_length": self.model_max_length,
             "tokenizer_class": "CLIPTokenizer",
         }
-        write_json(folder / "tokenizer_config.json", {**config, **self.special_tokens})
+        write_json(folder / self.config_name, {**config, **self.special_tokens})
 
 
 # --- making one ------------------------------------------------------------------------------------------------------
@@ -297,7 +306,7 @@ def _settings(repository: Repository, subfolder: str | None, listed: Mapping[str
         path = repository.find(name, subfolder)
         return {} if path is None else read_json(path)
 
-    values = read("tokenizer_config.json")
+    values = read(CLIPTokenizer.config_name)
     for side in ("padding_side", "truncation_side"):
         if values.get(side, "right") != "right":
             raise ConfigError(f"{side}={values[side]!r:.50} in tokenizer_config.json is not implemented, only 'right'")

@@ -25,16 +25,33 @@ INDEX = "model_index.json"
 PIPELINES = {
     "DDIMPipeline": "ddim.pipelines.unconditional",
     "DDPMPipeline": "ddim.pipelines.unconditional:DDIMPipeline",
+    "StableDiffusionPipeline": "ddim.pipelines.text_to_image",
+    "StableDiffusionImg2ImgPipeline": "ddim.pipelines.image_to_image",
+    "StableDiffusionInpaintPipeline": "ddim.pipelines.image_to_image",
 }
-NETWORKS = {"UNet2DModel": "ddim.models"}
+NETWORKS = {
+    "AutoencoderKL": "ddim.models",
+    "CLIPTextModel": "ddim.models",
+    "CLIPTokenizer": "ddim.tokenizer",
+    "CLIPTokenizerFast": "ddim.tokenizer:CLIPTokenizer",
+    "UNet2DConditionModel": "ddim.models",
+    "UNet2DModel": "ddim.models",
+}
 LIBRARIES = ("diffusers", "transformers")
+OF_TRANSFORMERS = ("CLIPTextModel", "CLIPTokenizer")
+# What diffusers' users write, and is so in any case.
+WITHOUT_EFFECT = ("low_cpu_mem_usage", "use_safetensors")
 
 
 class DiffusionPipeline(Savable):
     """Networks and a scheduler that together make images; this class loads any of its subclasses."""
 
-    # The parts' names, in the constructor's order.
+    # The parts' names, in the constructor's order; the classes that each may be of in an index; those that may be null.
     parts: ClassVar[tuple[str, ...]] = ()
+    classes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    nullable: ClassVar[tuple[str, ...]] = ()
+    # Entries of diffusers' index, and arguments of its constructor, for what this package leaves out.
+    left_out: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, **components: Any) -> None:
         self.components: dict[str, Any] = {}
@@ -72,7 +89,8 @@ class DiffusionPipeline(Savable):
             dtype: the networks' type, float32 unless told; `torch_dtype` is its older name.
             variant: "fp16" reads the `.fp16.safetensors` files.
             options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub; a part by its
-                name (`unet=…`, `scheduler=…`) is used instead of the stored one.
+                name (`unet=…`, `scheduler=…`) is used instead of the stored one. `use_safetensors` and
+                `low_cpu_mem_usage` are without effect: safetensors come first, and are mapped into memory.
 
         Raises:
             CheckpointError: a file is missing, broken, or names a class that this package does not have.
@@ -85,35 +103,46 @@ class DiffusionPipeline(Savable):
             raise CheckpointError(f"{repository.name} has no {INDEX}: it is no pipeline")
         index = read_json(path)
         pipeline = _look_up(index.get("_class_name"), PIPELINES, "pipeline", path)
+        if cls.classes and cls.classes is pipeline.classes:  # inherited: another use of the same networks
+            pipeline = cls
         if not issubclass(pipeline, cls):
             raise CheckpointError(f"{path} is a {pipeline.__name__}, not a {cls.__name__}: use DiffusionPipeline")
-        unknown = sorted(set(options) - set(pipeline.parts))
+        options = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
+        unknown = sorted(set(options) - {*pipeline.parts, *pipeline.left_out})
         if unknown:
             raise TypeError(
                 f"{pipeline.__name__}.from_pretrained has no argument {', '.join(unknown)}; "
                 f"its parts are {', '.join(pipeline.parts)}"
             )
-        components = {}
+        components = dict(options)
         for name in pipeline.parts:
             if name in options:
-                components[name] = options[name]
+                continue
+            if name in pipeline.nullable and index.get(name, [None]) in (None, [None], [None, None]):
+                components[name] = None
             elif name == "scheduler":
                 _check_entry(index, name, path)
                 components[name] = _load_scheduler(repository)
             else:
-                network = _look_up(_check_entry(index, name, path), NETWORKS, name, path)
-                components[name] = network.load(
-                    repository, _subfolder(repository, name, network.config_name), dtype=dtype, variant=variant
+                known = {kind: NETWORKS[kind] for kind in pipeline.classes.get(name, NETWORKS)}
+                part = _look_up(_check_entry(index, name, path), known, name, path)
+                components[name] = part.load(
+                    repository, _subfolder(repository, name, part.config_name), dtype=dtype, variant=variant
                 )
         return cast(Self, pipeline(**components))
 
     def write(self, folder: Path, variant: str | None) -> None:
         """Write what `from_pretrained` reads, here and in diffusers; the index last."""
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
+        index |= self.left_out
         for name, component in self.components.items():
+            if component is None:
+                index[name] = [None, None]
+                continue
             component = getattr(component, "_orig_mod", component)  # what torch.compile has wrapped
             component.save_pretrained(folder / name, variant=variant)
-            index[name] = ["diffusers", type(component).__name__]
+            kind = type(component).__name__
+            index[name] = ["transformers" if kind in OF_TRANSFORMERS else "diffusers", kind]
         write_json(folder / INDEX, index)
 
     # --- where it runs -----------------------------------------------------------------------------------------------
@@ -151,20 +180,39 @@ class DiffusionPipeline(Savable):
         self, shape: tuple[int, ...], generator: Generators, seed: int | Sequence[int] | None, latents: Tensor | None
     ) -> tuple[Tensor, Generators]:
         """x_T, and the generators of what noise the steps add."""
-        if seed is not None:
-            if generator is not None:
-                raise ValueError("give a generator or a seed, not both")
-            generator = seeded_generators(seed, shape[0])
-        each = generator if isinstance(generator, Sequence) else [] if generator is None else [generator]
-        if not all(isinstance(one, torch.Generator) for one in each):
-            raise TypeError(
-                f"generator must be a torch.Generator or a list of them, not {generator!r:.100}; or use seed="
-            )
+        generator = generators(generator, seed, shape[0])
         if latents is None:
             return gaussian_noise(shape, generator, self.device, self.dtype), generator
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, needed is {shape}")
         return latents.to(self.device, self.dtype), generator
+
+
+def generators(generator: Generators, seed: int | Sequence[int] | None, count: int) -> Generators:
+    """What draws the noise of `count` images: what is given, or one generator for each image of a seed.
+
+    Raises:
+        ValueError: both are given, or a list that is not as long as there are images.
+        TypeError: neither is what it should be.
+    """
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("give a generator or a seed, not both")
+        return seeded_generators(seed, count)
+    each = generator if isinstance(generator, Sequence) else [] if generator is None else [generator]
+    if not all(isinstance(one, torch.Generator) for one in each):
+        raise TypeError(f"generator must be a torch.Generator or a list of them, not {generator!r:.100}; or use seed=")
+    if isinstance(generator, Sequence) and len(generator) != count:
+        raise ValueError(f"{len(generator)} generators were given for a batch of {count}: give one for each sample")
+    return generator
+
+
+def same_shape(given: Any, x: Tensor) -> Tensor:
+    """The latents that a callback returned, in the place of `x`; an error unless they are of its shape."""
+    if not isinstance(given, Tensor) or given.shape != x.shape:
+        what = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"the callback's latents must be a tensor of shape {tuple(x.shape)}, not {what}")
+    return given.to(x)
 
 
 def as_ddim(scheduler: Any) -> DDIMScheduler:

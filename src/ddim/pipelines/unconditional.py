@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from ddim.errors import ConfigError
 from ddim.guidance import guide
 from ddim.models import UNet2DModel
-from ddim.pipelines.base import DiffusionPipeline
+from ddim.pipelines.base import DiffusionPipeline, same_shape
 from ddim.pipelines.images import OUTPUT_TYPES, to_images
 from ddim.process import Eta, Generators
 from ddim.sampling import Denoiser, sample
@@ -39,6 +39,7 @@ class DDIMPipeline(DiffusionPipeline):
     """
 
     parts: ClassVar[tuple[str, ...]] = ("unet", "scheduler")
+    classes: ClassVar[Mapping[str, tuple[str, ...]]] = {"unet": ("UNet2DModel",)}
     unet: UNet2DModel
     scheduler: DDIMScheduler
 
@@ -111,7 +112,7 @@ class DDIMPipeline(DiffusionPipeline):
                     if answer is False:
                         break
                     if isinstance(answer, dict):
-                        x = step.sample = _same_shape(answer.get("latents", x), x)
+                        x = step.sample = same_shape(answer.get("latents", x), x)
         images = to_images(x, output_type)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
@@ -185,10 +186,3 @@ def _as_labels(labels: Any, batch_size: int, classes: int) -> Tensor:
     if not bool(((tensor >= 0) & (tensor < classes)).all()):
         raise ValueError(f"class_labels must be in 0…{classes - 1}: {labels!r:.100}")
     return tensor.long().expand(batch_size)
-
-
-def _same_shape(given: Any, x: Tensor) -> Tensor:
-    if not isinstance(given, Tensor) or given.shape != x.shape:
-        what = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        raise ValueError(f"the callback's latents must be a tensor of shape {tuple(x.shape)}, not {what}")
-    return given.to(x)

@@ -1,0 +1,102 @@
+"""The U-Net as a denoiser that looks at a text, with all that does not change between steps computed once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim.guidance import guide
+from ddim.models.embeddings import sinusoids
+from ddim.plan import SamplingPlan
+from ddim.sampling import Denoiser
+
+
+class TextDenoiser:
+    """A denoiser for one run.
+
+    The keys and values of every cross-attention and every timestep's embedding are made here and not at each step; a
+    U-Net that cannot do so (one of another library, or one that is exported) is given the text and the timestep.
+
+    Args:
+        unet: called as `UNet2DConditionModel` is.
+        plan: of the run.
+        embeds: the text, (b s d).
+        negative: the text to keep away from, (b s d); None is no guidance.
+        scale, rescale, interval: see `guidance.guide`.
+        channels: what the U-Net is given beside the sample, (b c h w).
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        plan: SamplingPlan,
+        embeds: Tensor,
+        negative: Tensor | None,
+        *,
+        scale: float,
+        rescale: float = 0.0,
+        interval: tuple[int, int] | None = None,
+        channels: Tensor | None = None,
+    ) -> None:
+        self.unet = unet
+        self.channels = channels
+        self._batch = len(embeds)
+        self._guidance = (scale, rescale, interval)
+        self._caches = hasattr(unet, "project_text")
+        self._time: dict[str, Any] = {}
+        width = unet.config.get("time_cond_proj_dim")
+        cond = None
+        if width is not None:  # distilled under guidance (Meng et al. 2023): its scale is an input
+            steps = torch.tensor([(scale - 1) * 1000.0])
+            cond = sinusoids(steps, width, flip_sin_to_cos=False, freq_shift=1).to(embeds)  # (1 width)
+        if self._caches:
+            self._time["time_cache"] = unet.project_time(torch.tensor(plan.timesteps), timestep_cond=cond)
+        elif cond is not None:
+            self._time["timestep_cond"] = cond.expand(self._batch, -1)
+        self.negative: Tensor | None = None
+        self.look_at(embeds if negative is None else torch.cat([negative, embeds]))
+
+    def change(self, embeds: Tensor | None, negative: Tensor | None) -> None:
+        """Take what a callback returned: other texts, as in `look_at`, or other negative ones alone, (b s d)."""
+        if embeds is not None and embeds is not self.embeds:
+            self.look_at(embeds)
+        elif negative is not None and negative is not self.negative and self.negative is not None:
+            self.look_at(torch.cat([negative.to(self.embeds), self.embeds[self._batch :]]))
+
+    def look_at(self, embeds: Tensor) -> None:
+        """Take another text from now on: (b s d), or (2·b s d) with the negative one first, under guidance.
+
+        Raises:
+            ValueError: neither b nor 2·b texts.
+        """
+        if not isinstance(embeds, Tensor) or len(embeds) not in (self._batch, 2 * self._batch):
+            found = len(embeds) if isinstance(embeds, Tensor) else type(embeds).__name__
+            raise ValueError(f"needed are {self._batch} texts, or twice as many under guidance, not {found}")
+        scale, rescale, interval = self._guidance
+        is_guided = len(embeds) == 2 * self._batch
+        every = self._text(embeds)
+        within = self._text(embeds[self._batch :]) if is_guided and interval is not None else every
+        self.embeds = embeds
+        self.negative = embeds[: self._batch] if is_guided else None
+        self._denoise: Denoiser = guide(
+            both=lambda x, timestep: self._predict(x, timestep, every),
+            conditional=lambda x, timestep: self._predict(x, timestep, within),
+            scale=scale if is_guided else 1.0,
+            rescale=rescale,
+            interval=interval,
+        )
+
+    def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return self._denoise(x, timestep)
+
+    def _text(self, embeds: Tensor) -> dict[str, Any]:
+        return {"text_cache": self.unet.project_text(embeds)} if self._caches else {"encoder_hidden_states": embeds}
+
+    def _predict(self, x: Tensor, timestep: Tensor, text: dict[str, Any]) -> Tensor:
+        if self.channels is not None:
+            beside = self.channels if len(x) == len(self.channels) else torch.cat([self.channels, self.channels])
+            x = torch.cat([x, beside], dim=1)
+        out: Tensor = self.unet(x, timestep, **text, **self._time).sample
+        return out

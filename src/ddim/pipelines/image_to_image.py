@@ -1,0 +1,67 @@
+"""The pipelines that start from a picture, under their names and with their order of arguments in diffusers.
+
+`StableDiffusionPipeline` does all of it; these are for code that is there already, and for checkpoints that name them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from ddim.pipelines.text_to_image import StableDiffusionPipeline, StableDiffusionPipelineOutput
+
+_ENDING = """
+negative_prompt_embeds ip_adapter_image ip_adapter_image_embeds output_type return_dict cross_attention_kwargs
+clip_skip callback_on_step_end callback_on_step_end_tensor_inputs
+""".split()
+_FROM_PICTURE = """
+prompt image strength num_inference_steps timesteps sigmas guidance_scale negative_prompt num_images_per_prompt eta
+generator prompt_embeds
+""".split()
+_INPAINT = """
+prompt image mask_image masked_image_latents height width padding_mask_crop strength num_inference_steps timesteps
+sigmas guidance_scale negative_prompt num_images_per_prompt eta generator latents prompt_embeds
+""".split()
+
+
+def _signature(order: Sequence[str], **defaults: Any) -> inspect.Signature:
+    """That of a call, with these arguments first and in this order."""
+    own = dict(inspect.signature(StableDiffusionPipeline.__call__).parameters)
+    own |= {name: own[name].replace(default=default) for name, default in defaults.items()}
+    first = [own[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *order)]
+    rest = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items()]
+    rest = [parameter for parameter in rest if parameter.name not in ("self", *order)]
+    return inspect.Signature([*first, *rest], return_annotation=StableDiffusionPipelineOutput | tuple[Any, None])
+
+
+class StableDiffusionImg2ImgPipeline(StableDiffusionPipeline):
+    """A picture made anew from its noised self.
+
+    The arguments of a call are those of `StableDiffusionPipeline`; in order: prompt, image, strength, …
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput | tuple[Any, None]:
+        given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
+        if given.get("image") is None:
+            raise ValueError("image is missing")
+        return super().__call__(**{name: value for name, value in given.items() if name != "self"})
+
+    __call__.__signature__ = _signature([*_FROM_PICTURE, *_ENDING])  # type: ignore[attr-defined]
+
+
+class StableDiffusionInpaintPipeline(StableDiffusionPipeline):
+    """A part of a picture made anew, where a mask is white.
+
+    The arguments of a call are those of `StableDiffusionPipeline`; in order: prompt, image, mask_image, …; `strength`
+    is 1 unless told.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput | tuple[Any, None]:
+        given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
+        if given.get("image") is None or given.get("mask_image") is None:
+            raise ValueError("image or mask_image is missing")
+        given = {"strength": 1.0, **given}
+        return super().__call__(**{name: value for name, value in given.items() if name != "self"})
+
+    __call__.__signature__ = _signature([*_INPAINT, *_ENDING], strength=1.0)  # type: ignore[attr-defined]

@@ -1,0 +1,132 @@
+"""Pictures and masks that people give to a pipeline, as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+# A picture or a list of them: PIL images; arrays (h w c) or (b h w c); tensors (c h w) or (b c h w).
+Pictures: TypeAlias = Any
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def to_tensor(
+    pictures: Pictures, size: tuple[int | None, int | None], factor: int, channels: int, latents: int
+) -> Tensor:
+    """Pictures as (b channels h w) float32 in [-1, 1]; latents, which a tensor may hold instead, as they are.
+
+    Args:
+        pictures: PIL images are resized with Lanczos' filter, the rest takes the nearest pixel. Numbers are bytes, or
+            in [0, 1]; where one is negative, in [-1, 1].
+        size: (height, width); None takes the first picture's, rounded down to a multiple of `factor`.
+        factor: pixels of a latent, on each axis.
+        channels: of the autoencoder's images; grey pictures are copied to all.
+        latents: channels of a latent. A tensor with so many holds latents.
+
+    Raises:
+        TypeError, ValueError: what is given is no picture, or has other channels or numbers.
+    """
+    listed = _as_list(pictures, "image")
+    if isinstance(listed[0], Image.Image):
+        converted = [picture.convert(_MODES.get(channels, "RGB")) for picture in listed]
+        tensor = _from_pil(converted, _sides(size, converted[0].size[::-1], factor))
+    else:
+        tensor = _from_numbers(listed, "image")
+        if isinstance(listed[0], Tensor) and tensor.shape[1] == latents:
+            return tensor
+        tensor = _nearest(tensor, _sides(size, tensor.shape[2:], factor))
+    if tensor.shape[1] not in (1, channels):
+        raise ValueError(f"image has {tensor.shape[1]} channels; needed are {channels}, or 1 for grey")
+    low, high = float(tensor.min()), float(tensor.max())
+    if not (low >= -1 and high <= 1):
+        raise ValueError(f"image has numbers from {low:g} to {high:g}: give bytes, or numbers in [0, 1]")
+    return (tensor if low < 0 else 2 * tensor - 1).expand(-1, channels, -1, -1)
+
+
+def to_mask(pictures: Pictures, size: tuple[int, int]) -> Tensor:
+    """A mask as (b 1 height width) float32: 1, where the picture is a half or more, is what is painted anew.
+
+    Args:
+        pictures: as in `to_tensor`, but an array or tensor may be without its channel.
+        size: (height, width).
+
+    Raises:
+        TypeError, ValueError: what is given is no picture, or has several channels or other numbers.
+    """
+    listed = _as_list(pictures, "mask_image", dimensions=2)
+    if isinstance(listed[0], Image.Image):
+        tensor = _from_pil(listed, size, "L")
+    else:
+        tensor = _nearest(_from_numbers(listed, "mask_image"), size)
+    if tensor.shape[1] != 1:
+        raise ValueError(f"mask_image has {tensor.shape[1]} channels; needed is 1")
+    low, high = float(tensor.min()), float(tensor.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"mask_image has numbers from {low:g} to {high:g}: give bytes, or numbers in [0, 1]")
+    return (tensor >= 0.5).float()
+
+
+def _as_list(pictures: Pictures, name: str, dimensions: int = 3) -> list[Any]:
+    """One entry for each picture, or one array or tensor that is a batch."""
+    listed = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+    if not listed:
+        raise ValueError(f"{name} is an empty list")
+    kinds = {
+        next((kind for kind in (Image.Image, np.ndarray, Tensor) if isinstance(picture, kind)), None)
+        for picture in listed
+    }
+    if len(kinds) != 1 or None in kinds:
+        found = ", ".join(sorted({type(picture).__name__ for picture in listed}))
+        raise TypeError(f"{name} must be a PIL image, an array, a tensor, or a list of one kind of them, not {found}")
+    for picture in listed:
+        if not isinstance(picture, Image.Image) and not dimensions <= picture.ndim <= 4:
+            raise ValueError(f"{name} has shape {tuple(picture.shape)}: give one picture or a batch of them")
+    return listed
+
+
+def _from_pil(pictures: Sequence[Image.Image], size: tuple[int, int], mode: str | None = None) -> Tensor:
+    """Resized, and then brought to `mode`: (b c h w) in [0, 1]."""
+    height, width = size
+    resized = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
+    arrays = [np.asarray(picture if mode is None else picture.convert(mode), np.float32) / 255 for picture in resized]
+    return _from_numbers(arrays, "image")
+
+
+def _from_numbers(pictures: Sequence[Any], name: str) -> Tensor:
+    """Arrays (h w), (h w c) or (b h w c), or tensors with the channel before h, as one tensor (b c h w)."""
+    batches = []
+    for picture in pictures:
+        is_array = isinstance(picture, np.ndarray)
+        tensor = torch.tensor(np.ascontiguousarray(picture)) if is_array else picture
+        if not (tensor.is_floating_point() or tensor.dtype in (torch.uint8, torch.bool)):
+            raise TypeError(f"{name} must hold bytes or floating-point numbers, not {tensor.dtype}")
+        tensor = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+        if name == "mask_image" and tensor.ndim == 3 and tensor.shape[-1 if is_array else 0] != 1:
+            tensor = tensor[:, None]  # (b h w): a batch without channels
+        elif is_array:
+            tensor = tensor[None] if tensor.ndim == 2 else tensor.movedim(-1, -3)
+        elif tensor.ndim == 2:
+            tensor = tensor[None]
+        batches.append(tensor if tensor.ndim == 4 else tensor[None])
+    if len({batch.shape[1:] for batch in batches}) != 1:
+        raise ValueError(f"the pictures of {name} differ in shape: {sorted({tuple(b.shape[1:]) for b in batches})}")
+    return torch.cat(batches)
+
+
+def _nearest(tensor: Tensor, size: tuple[int, int]) -> Tensor:
+    return tensor if tuple(tensor.shape[2:]) == size else F.interpolate(tensor, size=size)
+
+
+def _sides(wanted: tuple[int | None, int | None], own: Sequence[int], factor: int) -> tuple[int, int]:
+    """What is wanted, or a picture's own height and width, rounded down."""
+    height, width = (own - own % factor if side is None else side for side, own in zip(wanted, own, strict=True))
+    if not (height and width):
+        raise ValueError(f"an image of {own[0]}x{own[1]} is smaller than {factor}x{factor}, which is one latent")
+    return height, width

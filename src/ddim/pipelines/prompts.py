@@ -1,0 +1,104 @@
+"""What people ask for, in words or as embeddings, to what the U-Net looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from ddim.errors import ConfigError
+
+Prompt: TypeAlias = str | Sequence[str] | None
+
+
+class Request(NamedTuple):
+    """Prompts after all checks: texts or embeddings (b s d) of the same number of pictures."""
+
+    size: int  # b
+    texts: list[str] | None
+    embeds: Tensor | None
+    negative_texts: list[str] | None
+    negative_embeds: Tensor | None
+
+
+def check_prompts(
+    prompt: Prompt, negative_prompt: Prompt, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None
+) -> Request:
+    """Bring prompts to lists of one length; without a negative prompt it is the empty text.
+
+    Raises:
+        ValueError: both or neither of a prompt and its embeddings; lists or embeddings that do not fit together.
+        TypeError: what is given is no text, no list of texts, or no tensor.
+    """
+    if (prompt is None) == (prompt_embeds is None):
+        raise ValueError("give either prompt or prompt_embeds" + ("" if prompt is None else ", not both"))
+    if negative_prompt is not None and negative_prompt_embeds is not None:
+        raise ValueError("give either negative_prompt or negative_prompt_embeds, not both")
+    texts = None if prompt is None else _as_texts(prompt, "prompt")
+    embeds = None if prompt_embeds is None else _as_embeds(prompt_embeds, "prompt_embeds")
+    count = len(texts or ()) if embeds is None else len(embeds)
+    if negative_prompt_embeds is None:
+        negatives = _as_texts("" if negative_prompt is None else negative_prompt, "negative_prompt")
+        if negative_prompt is None or isinstance(negative_prompt, str):
+            negatives *= count
+        if len(negatives) != count:
+            raise ValueError(f"{len(negatives)} negative prompts were given for {count} prompts: give one, or as many")
+        return Request(count, texts, embeds, negatives, None)
+    negative_embeds = _as_embeds(negative_prompt_embeds, "negative_prompt_embeds")
+    if len(negative_embeds) != count or (embeds is not None and negative_embeds.shape != embeds.shape):
+        wanted = f"{count} prompts" if embeds is None else f"prompt_embeds of shape {tuple(embeds.shape)}"
+        raise ValueError(f"negative_prompt_embeds of shape {tuple(negative_embeds.shape)} do not fit {wanted}")
+    return Request(count, texts, embeds, None, negative_embeds)
+
+
+def encode_texts(
+    tokenizer: Any, text_encoder: Any, texts: list[str], clip_skip: int | None = None, length: int | None = None
+) -> Tensor:
+    """What the text encoder makes of texts, (b s d), after its final norm.
+
+    Args:
+        clip_skip: how many of the last layers to leave out.
+        length: s; the tokenizer's own unless told.
+
+    Raises:
+        ConfigError: the pipeline has no text encoder, or fewer layers than are to be left out.
+    """
+    if tokenizer is None or text_encoder is None:
+        raise ConfigError("this pipeline has no tokenizer or no text encoder: give prompt_embeds")
+    different = list(dict.fromkeys(texts))
+    if len(different) < len(texts):  # the same negative prompt for all, most often
+        encoded = encode_texts(tokenizer, text_encoder, different, clip_skip, length)
+        return encoded[[different.index(text) for text in texts]]
+    ids = tokenizer(texts, length).to(text_encoder.device)
+    if clip_skip is None:
+        last: Tensor = text_encoder(ids).last_hidden_state
+        return last
+    layers = text_encoder.config.num_hidden_layers
+    if isinstance(clip_skip, bool) or not isinstance(clip_skip, int) or not 0 <= clip_skip <= layers:
+        raise ConfigError(f"clip_skip must be an int in 0…{layers}, the text encoder's layers, not {clip_skip!r:.50}")
+    state = text_encoder(ids, output_hidden_states=True).hidden_states[-1 - clip_skip]
+    normed: Tensor = text_encoder.text_model.final_layer_norm(state)
+    return normed
+
+
+def for_each_image(embeds: Tensor, images_per_prompt: int) -> Tensor:
+    """(b s d) to (b·n s d): the images of one prompt follow one another."""
+    return embeds.repeat_interleave(images_per_prompt, dim=0) if images_per_prompt > 1 else embeds
+
+
+def _as_texts(prompt: Any, name: str) -> list[str]:
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a str or a list of them, not {prompt!r:.100}")
+    if not texts:
+        raise ValueError(f"{name} is an empty list")
+    return list(texts)
+
+
+def _as_embeds(embeds: Any, name: str) -> Tensor:
+    if not isinstance(embeds, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(embeds).__name__}")
+    if embeds.ndim != 3 or not embeds.is_floating_point() or not len(embeds):
+        raise ValueError(f"{name} must have shape (b, tokens, channels), not {embeds.dtype} {tuple(embeds.shape)}")
+    return embeds

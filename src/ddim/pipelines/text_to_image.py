@@ -1,0 +1,369 @@
+"""StableDiffusionPipeline: images from texts, by a U-Net on latents; and from pictures, whole or under a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from ddim.pipelines.base import DiffusionPipeline, as_ddim, generators, same_shape
+from ddim.pipelines.conditioning import TextDenoiser
+from ddim.pipelines.crops import Crop
+from ddim.pipelines.images import OUTPUT_TYPES, to_images
+from ddim.pipelines.inputs import Pictures, to_mask, to_tensor
+from ddim.pipelines.memory import SavesMemory
+from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_texts, for_each_image
+from ddim.pipelines.runs import Run, Runs
+from ddim.pipelines.sizes import check_sides, pixels, positive
+from ddim.pipelines.starts import Batch, Start, check_channels, from_masked_picture, from_picture, shorten
+from ddim.process import Eta, Generators, gaussian_noise
+from ddim.sampling import SampleStep, sample
+from ddim.scheduler import DDIMScheduler
+from ddim.tokenizer import CLIPTokenizer
+
+_OUTPUT_TYPES = (*OUTPUT_TYPES, "latent")
+_CALLBACK_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds", "pred_original_sample")
+
+
+class StableDiffusionPipelineOutput(NamedTuple):
+    """What the pipeline returns.
+
+    Attributes:
+        images: a list of PIL images, an array (b h w c), a tensor (b c h w), or latents, as `output_type` asked.
+        nsfw_content_detected: None, as nothing looks for it.
+    """
+
+    images: Any
+    nsfw_content_detected: None = None
+
+
+class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
+    """Images from texts, by Stable Diffusion 1, 2 and their like.
+
+    As in diffusers, the scheduler that is given at construction gets steps_offset=1 and clip_sample=False (in a copy,
+    if need be): what these models were trained for, whatever their first configs say. One that is assigned later
+    (`pipe.scheduler = …`) is taken as it is. A call changes nothing in the pipeline, so threads may share it.
+
+    Args:
+        vae, text_encoder, tokenizer, unet: the networks. Without a text encoder and its tokenizer, calls need
+            `prompt_embeds`.
+        scheduler: any scheduler with a config that `DDIMScheduler.from_config` accepts.
+        safety_checker, feature_extractor, image_encoder: must be None: what these do is not done here.
+        requires_safety_checker: without effect.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    classes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "unet": ("UNet2DConditionModel",),
+    }
+    nullable: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    left_out: ClassVar[Mapping[str, Any]] = {
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    }
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel | None
+    tokenizer: CLIPTokenizer | None
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: CLIPTokenizer | None,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        safety_checker: None = None,
+        feature_extractor: None = None,
+        image_encoder: None = None,
+        requires_safety_checker: bool = False,
+    ) -> None:
+        if not (safety_checker is feature_extractor is image_encoder is None):
+            raise TypeError("safety_checker, feature_extractor and image_encoder must be None: they are not used here")
+        if not isinstance(tokenizer, (CLIPTokenizer, type(None))):
+            raise TypeError(f"the tokenizer must be a ddim.CLIPTokenizer, not a {type(tokenizer).__name__}")
+        scheduler = as_ddim(scheduler)
+        if scheduler.config.steps_offset != 1 or scheduler.config.clip_sample:
+            scheduler = DDIMScheduler.from_config(scheduler.config, steps_offset=1, clip_sample=False)
+        super().__init__(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self._running = []
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Prompt = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: Prompt = None,
+        num_images_per_prompt: int | None = 1,
+        eta: Eta = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: None = None,
+        ip_adapter_image_embeds: None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        guidance_interval: tuple[int, int] | None = None,
+        seed: int | Sequence[int] | None = None,
+        image: Pictures | None = None,
+        strength: float = 0.8,
+        mask_image: Pictures | None = None,
+        masked_image_latents: Tensor | None = None,
+        padding_mask_crop: int | None = None,
+    ) -> StableDiffusionPipelineOutput | tuple[Any, None]:
+        """Make images of texts; with `image` of a picture, and with `mask_image` of a part of it.
+
+        Args:
+            prompt: a text, or a list of b.
+            height, width: in pixels, multiples of `vae_scale_factor`. What the U-Net was trained on unless told; that
+                of `image`, if there is one without a mask.
+            num_inference_steps: N, from 1 to T.
+            timesteps: the timesteps themselves, instead of N.
+            guidance_scale: how much to prefer the text over the negative one; 1 or less is no guidance.
+            negative_prompt: what to keep away from; one for all, or a list of b. The empty text unless told.
+            num_images_per_prompt: n; the images of one prompt follow one another.
+            eta: η of equation 16: 0 is DDIM, 1 is DDPM; or "sigma_hat".
+            generator: of all noise: one, or a list with one for each of the b·n images.
+            latents: x_T, (b·n channels height/f width/f), instead of noise.
+            prompt_embeds, negative_prompt_embeds: what the text encoder would give, (b tokens channels), instead.
+            output_type: "pil", "np" (b h w c) or "pt" (b c h w), both in [0, 1], or "latent".
+            return_dict: False gives a plain tuple (images, None).
+            guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`; 0.7 suits zero terminal SNR.
+            clip_skip: how many of the text encoder's last layers to leave out, for the prompt alone.
+            callback_on_step_end: called as (pipe, index, timestep, a dict of what the next argument names) after each
+                step. What it returns in a dict is gone on with; False stops here, as does `pipe._interrupt = True`.
+            callback_on_step_end_tensor_inputs: of "latents", "prompt_embeds" (under guidance the negative ones come
+                first), "negative_prompt_embeds" and "pred_original_sample".
+            guidance_interval: guide only at timesteps from the first to the second.
+            seed: instead of a generator: image k of a seed is the same whatever the batch size, device or thread
+                count. A list has one for each image.
+            image: a picture to start from, or a list with one for each prompt or image; see `inputs.to_tensor`. A
+                tensor may hold latents.
+            strength: in [0, 1], the share of the steps that are made: how much of the picture is lost.
+            mask_image: white where the picture is to be painted anew; see `inputs.to_mask`.
+            masked_image_latents: of the picture without what the mask covers, for a U-Net that looks at them.
+            padding_mask_crop: paint what the mask covers and so many pixels around it in the full size, then put it
+                back. For one PIL image and PIL output.
+            sigmas, ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs: must be None.
+
+        Raises:
+            ConfigError, ValueError, TypeError: settings, shapes or types that cannot work, before anything is run.
+            NonFiniteError: the network gave NaN; names the step.
+        """
+        _refuse(
+            sigmas=sigmas,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            cross_attention_kwargs=cross_attention_kwargs,
+        )
+        if output_type not in _OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} is none of {', '.join(_OUTPUT_TYPES)}")
+        wanted = tuple(callback_on_step_end_tensor_inputs)
+        if not set(wanted) <= set(_CALLBACK_INPUTS):
+            raise ValueError(f"callback_on_step_end_tensor_inputs={wanted!r} are not all of {_CALLBACK_INPUTS}")
+        if mask_image is not None and image is None:
+            raise ValueError("mask_image needs the image that it is a mask of")
+        if padding_mask_crop is not None and (mask_image is None or output_type != "pil"):
+            raise ValueError("padding_mask_crop needs a mask_image and output_type='pil'")
+        if image is not None and mask_image is None and latents is not None:
+            raise ValueError("give latents to start from, or an image, not both")
+        request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        plan = self.scheduler.plan(num_inference_steps if timesteps is None else None, eta=eta, timesteps=timesteps)
+        is_masked = mask_image is not None
+        if image is None or is_masked:  # else the picture's own size will do
+            height, width = pixels(height, width, self.unet.config, latents, self.vae_scale_factor)
+        check_sides(height, width, self.vae_scale_factor)
+        crop = None
+        if padding_mask_crop is not None:
+            crop = Crop(image, mask_image, (height or 0, width or 0), padding_mask_crop)
+            image, mask_image = crop.picture, crop.mask
+        picture, size = self._picture_and_size(image, height, width)
+        images = 1 if num_images_per_prompt is None else positive(num_images_per_prompt, "num_images_per_prompt")
+        count = request.size * images
+        batch = Batch(
+            prompts=request.size,
+            shape=(count, self.vae.config.latent_channels, *size),
+            generator=generators(generator, seed, count),
+            seeded=seed is not None,
+        )
+        check_channels(self.unet, batch.shape[1], is_masked)
+        if latents is not None:
+            latents = self._given_latents(latents, batch.shape)
+
+        is_guided = not guidance_scale <= 1 and self.unet.config.get("time_cond_proj_dim") is None
+        embeds, negative = self._encode(request, is_guided, clip_skip)
+        if picture is None:
+            noise = (
+                gaussian_noise(batch.shape, batch.generator, self.device, self.dtype) if latents is None else latents
+            )
+            start = Start(noise, plan)
+        elif mask_image is None:
+            start = from_picture(self, picture, shorten(plan, strength), batch)
+        else:
+            mask = to_mask(mask_image, (size[0] * self.vae_scale_factor, size[1] * self.vae_scale_factor))
+            plan = shorten(plan, strength)
+            start = from_masked_picture(self, picture, mask, masked_image_latents, latents, strength, plan, batch)
+
+        with self.in_use(self.unet) as unet:
+            denoiser = TextDenoiser(
+                unet,
+                start.plan,
+                for_each_image(embeds, images),
+                None if negative is None else for_each_image(negative, images),
+                scale=guidance_scale,
+                rescale=guidance_rescale,
+                interval=guidance_interval,
+                channels=start.channels,
+            )
+            with self._run(len(start.plan), guidance_scale, is_guided) as run:
+                x = self._sample(run, start, denoiser, batch.generator, callback_on_step_end, wanted)
+        result = self._decode(x, output_type)
+        if crop is not None:
+            result = [crop.put_back(painted) for painted in result]
+        return StableDiffusionPipelineOutput(result) if return_dict else (result, None)
+
+    def _sample(
+        self,
+        run: Run,
+        start: Start,
+        denoiser: TextDenoiser,
+        generator: Generators,
+        callback: Callable[[Any, int, Tensor, dict[str, Any]], Any] | None,
+        wanted: tuple[str, ...],
+    ) -> Tensor:
+        """The latents after the last step, or after the one that the run was stopped at."""
+        x = start.x
+        with self.progress_bar(len(start.plan)) as bar:
+            for step in sample(denoiser, x, start.plan, generator=generator, x0="pred_original_sample" in wanted):
+                if start.keep is not None:
+                    step.sample = start.keep(step.sample, step.index)
+                bar.update()
+                going_on = callback is None or self._call_back(callback, step, denoiser, wanted)
+                x = step.sample
+                if not going_on or run.interrupted:
+                    break
+        return x
+
+    def _call_back(
+        self,
+        callback: Callable[[Any, int, Tensor, dict[str, Any]], Any],
+        step: SampleStep,
+        denoiser: TextDenoiser,
+        wanted: tuple[str, ...],
+    ) -> bool:
+        """Show a step to the caller and take over what comes back; False is to stop."""
+        shown = {
+            "latents": step.sample,
+            "prompt_embeds": denoiser.embeds,
+            "negative_prompt_embeds": denoiser.negative,
+            "pred_original_sample": step.pred_original_sample,
+        }
+        answer = callback(self, step.index, torch.tensor(step.timestep), {name: shown[name] for name in wanted})
+        if isinstance(answer, Mapping):
+            step.sample = same_shape(answer.get("latents", step.sample), step.sample)
+            denoiser.change(answer.get("prompt_embeds"), answer.get("negative_prompt_embeds"))
+        return answer is not False
+
+    # --- from words and pictures to tensors, and back ----------------------------------------------------------------
+
+    def encode_prompt(
+        self,
+        prompt: Prompt,
+        device: str | torch.device | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: Prompt = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the U-Net is to look at, and to keep away from: (b·n tokens channels) each.
+
+        Args:
+            device: where the result goes; to the U-Net unless told.
+            num_images_per_prompt: n.
+            do_classifier_free_guidance: False spares the second, which is None then.
+            lora_scale: must be None.
+
+        The rest is as in a call.
+        """
+        _refuse(lora_scale=lora_scale)
+        request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        images = positive(num_images_per_prompt, "num_images_per_prompt")
+        embeds, negative = self._encode(request, do_classifier_free_guidance, clip_skip)
+        embeds = for_each_image(embeds, images).to(device or self.device)
+        return embeds, None if negative is None else for_each_image(negative, images).to(device or self.device)
+
+    def _encode(self, request: Request, is_guided: bool, clip_skip: int | None) -> tuple[Tensor, Tensor | None]:
+        """The embeddings of the prompts and, under guidance, of the negative ones: (b tokens channels)."""
+        negative = request.negative_embeds
+        with self.in_use(self.text_encoder) as encoder:
+            embeds = request.embeds
+            if embeds is None:
+                embeds = encode_texts(self.tokenizer, encoder, request.texts or [], clip_skip)
+            if is_guided and negative is None:  # clip_skip is for the prompt alone, as in diffusers
+                negative = encode_texts(self.tokenizer, encoder, request.negative_texts or [], length=embeds.shape[1])
+        if is_guided and negative is not None and negative.shape != embeds.shape:
+            raise ValueError(
+                f"the prompts' embeddings have shape {tuple(embeds.shape)}, the negative ones' {tuple(negative.shape)}"
+            )
+        embeds = embeds.to(self.device, self.dtype)
+        return embeds, negative.to(self.device, self.dtype) if is_guided and negative is not None else None
+
+    def _picture_and_size(
+        self, image: Pictures | None, height: int | None, width: int | None
+    ) -> tuple[Tensor | None, tuple[int, int]]:
+        """The picture to start from, if there is one, and the latents' height and width."""
+        factor, config = self.vae_scale_factor, self.vae.config
+        if image is None:
+            return None, ((height or 0) // factor, (width or 0) // factor)
+        picture = to_tensor(image, (height, width), factor, config.in_channels, config.latent_channels)
+        if picture.shape[1] == config.latent_channels:
+            return picture, (picture.shape[2], picture.shape[3])
+        return picture, (picture.shape[2] // factor, picture.shape[3] // factor)
+
+    def _given_latents(self, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if not isinstance(latents, Tensor):
+            raise TypeError(f"latents must be a tensor, not {type(latents).__name__}")
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}, needed is {shape}")
+        return latents.to(self.device, self.dtype)
+
+    def _decode(self, x: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return x
+        config = self.vae.config
+        with self.in_use(self.vae) as vae:
+            latents = x / config.scaling_factor + (config.shift_factor or 0.0)
+            return to_images(vae.decode(latents.to(vae.device, vae.dtype)).sample, output_type)
+
+
+def _refuse(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} is not implemented: leave it at None")
