@@ -16,7 +16,7 @@ import stat
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,7 +104,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
             raw = file.read(MAX_DESCRIPTION + 1)
         if len(raw) > MAX_DESCRIPTION:
             raise CheckpointError(f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB: no config is")
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(raw.decode("utf-8"), parse_constant=_constant, parse_float=_finite)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}") from error
     except (ValueError, RecursionError) as error:
@@ -118,8 +118,11 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+def _constant(name: str) -> float:
+    """Infinities are no JSON, but diffusers writes one for the `lambda_min_clipped` of its DPM solvers."""
+    if name == "NaN":
+        raise ValueError("NaN is not a number that a config can have")
+    return float(name)
 
 
 def _finite(digits: str) -> float:
