@@ -20,7 +20,8 @@ from torch._dynamo.testing import CompileCounter
 
 from ddim import DDIMScheduler
 from ddim.errors import ConfigError
-from ddim.plan import LARGE, DDIMSchedulerOutput, Row, SamplingPlan
+from ddim.linear import LARGE
+from ddim.plan import DDIMSchedulerOutput, Row, SamplingPlan
 from ddim.process import PREDICTIONS, SIGMA_HAT
 
 KINDS = list(PREDICTIONS)
@@ -44,7 +45,7 @@ def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tenso
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test twice: as for small tensors, and on the path that large ones take."""
     if request.param == "large":
-        monkeypatch.setattr("ddim.plan.LARGE", 1)
+        monkeypatch.setattr("ddim.linear.LARGE", 1)
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def test_large_tensors_take_another_path_to_the_same_result(
     for eta in (0.0, 0.5):
         small = plan.with_eta(eta).step(out, 500, x, variance_noise=noise)
         with monkeypatch.context() as patch:
-            patch.setattr("ddim.plan.LARGE", 1)
+            patch.setattr("ddim.linear.LARGE", 1)
             large = plan.with_eta(eta).step(out, 500, x, variance_noise=noise)
             beside = plan.with_eta(eta).step(out[:, :, 1:], 500, x[:, :, 1:], variance_noise=noise[:, :, 1:])
         assert large.prev_sample.shape == x.shape

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddim.errors import ConfigError
+from ddim.linear import check_buffers, combine, shape_message
 from ddim.process import (
     SIGMA_HAT,
     Eta,
@@ -34,8 +35,6 @@ from ddim.process import (
     sigma_hat,
     threshold,
 )
-
-LARGE = 2**18  # elements; from here on one pass over memory costs more than the views that make it possible
 
 
 class DDIMSchedulerOutput(NamedTuple):
@@ -281,7 +280,7 @@ class SamplingPlan:
         if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor)):
             raise TypeError(f"needed are tensors, not {type(model_output).__name__} and {type(sample).__name__}")
         if model_output.shape != sample.shape:
-            raise ValueError(_shape_message(model_output, sample))
+            raise ValueError(shape_message(model_output, sample))
         dtype = sample.dtype
         same = dtype is model_output.dtype
         if not (dtype.is_floating_point and model_output.dtype.is_floating_point):
@@ -290,7 +289,7 @@ class SamplingPlan:
             dtype = torch.promote_types(dtype, model_output.dtype)
         noise = self._noise(model_output, generator, variance_noise) if self.eta != 0 else None
         if out is not None:
-            _check_buffers(out, sample, (model_output, noise), dtype)
+            check_buffers(out, sample, (model_output, noise), dtype)
             x0 = out[1] is not None
         wide = dtype if dtype is torch.float32 or dtype is torch.float64 else torch.float32
         if not same or wide is not dtype:
@@ -311,7 +310,7 @@ class SamplingPlan:
         if not isinstance(given, Tensor):
             raise TypeError(f"variance_noise must be a tensor, not {type(given).__name__}")
         if given.shape != like.shape:
-            raise ValueError(_shape_message(given, like, "variance_noise"))
+            raise ValueError(shape_message(given, like, "variance_noise"))
         return given.to(like.device)
 
     def _advance(
@@ -332,18 +331,18 @@ class SamplingPlan:
         original = None
         if not clipping:
             if x0:
-                original = _combine(x, output, row.p, row.q, x0_into)
-            prev = _combine(x, output, row.a, row.b, prev_into)
+                original = combine(x, output, row.p, row.q, x0_into)
+            prev = combine(x, output, row.a, row.b, prev_into)
         else:
-            original = self._clip(_combine(x, output, row.p, row.q, x0_into))
+            original = self._clip(combine(x, output, row.p, row.q, x0_into))
             if use_clipped_model_output:  # eps = (x - √ᾱ x0') / √(1-ᾱ)
                 share = row.direction / row.noise
-                prev = _combine(x, original, share, row.root_prev - share * row.root, prev_into)
+                prev = combine(x, original, share, row.root_prev - share * row.root, prev_into)
             elif self.prediction_type == "epsilon":  # the output is eps: one pass less
-                prev = _combine(output, original, row.direction, row.root_prev, prev_into)
+                prev = combine(output, original, row.direction, row.root_prev, prev_into)
             else:
-                eps = _combine(x, output, row.r, row.s, prev_into)
-                prev = _combine(eps, original, row.direction, row.root_prev, prev_into)
+                eps = combine(x, output, row.r, row.s, prev_into)
+                prev = combine(eps, original, row.direction, row.root_prev, prev_into)
         if noise is not None:
             in_place = isinstance(row.sigma, Tensor)
             prev = prev.addcmul_(noise, row.sigma) if in_place else prev.add_(noise, alpha=row.sigma)
@@ -430,53 +429,6 @@ class SamplingPlan:
         if len(lines) > 60:
             lines = [*lines[:20], f"  … {len(lines) - 40} more …", *lines[-20:]]
         return "\n".join([head, *lines])
-
-
-def _combine(x: Tensor, y: Tensor, a: Any, b: Any, into: Tensor | None = None) -> Tensor:
-    """a·x + b·y, for floats or broadcastable tensors a and b."""
-    if isinstance(a, Tensor):
-        return torch.addcmul(x * a, y, b) if into is None else torch.addcmul(x * a, y, b, out=into)
-    if a == 0.0:  # an x that is not finite has no say
-        return torch.mul(y, b, out=into)
-    if x.numel() >= LARGE and _one_pass(x, y, into):
-        column = None if into is None else into.view(-1, 1)
-        column = torch.addr(x.view(-1, 1), y.view(-1), x.new_ones(1), beta=a, alpha=b, out=column)
-        return column.view(x.shape) if into is None else into
-    # as a·(x + b/a·y): where the two cancel, as they do in x0 at high noise, this rounds less than a·x + b·y
-    return torch.add(x, y, alpha=b / a, out=into).mul_(a)
-
-
-def _one_pass(x: Tensor, y: Tensor, into: Tensor | None) -> bool:
-    """Can a·x + b·y be had as a rank-one update of a column, which reads and writes each number once?"""
-    return x.dtype is y.dtype and x.is_contiguous() and y.is_contiguous() and (into is None or into.is_contiguous())
-
-
-def _shape_message(given: Tensor, sample: Tensor, name: str = "model_output") -> str:
-    message = f"{name} has shape {tuple(given.shape)}, the sample {tuple(sample.shape)}"
-    if given.ndim == sample.ndim > 1 and given.shape[1] == 2 * sample.shape[1]:
-        message += ": a model that also predicts its variance; pass model_output.chunk(2, dim=1)[0]"
-    return message
-
-
-def _check_buffers(
-    out: tuple[Tensor, Tensor | None], sample: Tensor, others: Sequence[Tensor | None], dtype: torch.dtype
-) -> None:
-    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], Tensor):
-        raise TypeError("out must be (a buffer for prev_sample, a buffer for pred_original_sample or None)")
-    for name, buffer in zip(("prev_sample", "pred_original_sample"), out, strict=True):
-        if buffer is None:
-            continue
-        if buffer.shape != sample.shape or buffer.dtype is not dtype or buffer.device != sample.device:
-            raise ValueError(
-                f"the buffer for {name} is {buffer.dtype} {tuple(buffer.shape)} on {buffer.device}; needed is "
-                f"{dtype} {tuple(sample.shape)} on {sample.device}"
-            )
-    read = {tensor.data_ptr() for tensor in others if tensor is not None}
-    first, second = (None if buffer is None else buffer.data_ptr() for buffer in out)
-    if first == second or first in read or second in (*read, sample.data_ptr()):
-        raise ValueError(
-            "the buffers must be apart from each other and from the inputs; only prev_sample may be sample"
-        )
 
 
 def _is_number(value: Any) -> bool:
