@@ -189,6 +189,8 @@ class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
             raise ValueError("mask_image needs the image that it is a mask of")
         if padding_mask_crop is not None and (mask_image is None or output_type != "pil"):
             raise ValueError("padding_mask_crop needs a mask_image and output_type='pil'")
+        if latents is not None and not (isinstance(latents, Tensor) and latents.ndim == 4):
+            raise TypeError(f"latents must be a tensor (b channels height width), not {latents!r:.100}")
         if image is not None and mask_image is None and latents is not None:
             raise ValueError("give latents to start from, or an image, not both")
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
@@ -212,7 +214,9 @@ class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
         )
         check_channels(self.unet, batch.shape[1], is_masked)
         if latents is not None:
-            latents = self._given_latents(latents, batch.shape)
+            if tuple(latents.shape) != batch.shape:
+                raise ValueError(f"latents have shape {tuple(latents.shape)}, needed is {batch.shape}")
+            latents = latents.to(self.device, self.dtype)
 
         is_guided = not guidance_scale <= 1 and self.unet.config.get("time_cond_proj_dim") is None
         embeds, negative = self._encode(request, is_guided, clip_skip)
@@ -346,13 +350,6 @@ class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
         if picture.shape[1] == config.latent_channels:
             return picture, (picture.shape[2], picture.shape[3])
         return picture, (picture.shape[2] // factor, picture.shape[3] // factor)
-
-    def _given_latents(self, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
-        if not isinstance(latents, Tensor):
-            raise TypeError(f"latents must be a tensor, not {type(latents).__name__}")
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}, needed is {shape}")
-        return latents.to(self.device, self.dtype)
 
     def _decode(self, x: Tensor, output_type: str) -> Any:
         if output_type == "latent":
