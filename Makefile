@@ -35,7 +35,7 @@ lint: .venv/.all  ## formatting, lint and types
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
 
 bench: .venv/.all  ## measure against diffusers and write docs/benchmarks.md
-	$(BIN)/python benchmarks/step.py --write docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py --write docs/benchmarks.md
 
 digits: .venv/.all  ## train the bundled digits model anew (about a quarter of an hour on two cores; resumable)
 	$(BIN)/python scripts/train_digits.py

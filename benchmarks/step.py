@@ -1,6 +1,6 @@
 """The sampler's step beside diffusers', in one run on the same tensors.
 
-    python benchmarks/step.py [--write docs/benchmarks.md]
+    python benchmarks/run.py step
 
 Each row times, in turn and several rounds over: diffusers' `DDIMScheduler.step`; ours; `plan.step(x0=False)`, which
 leaves out the predicted x0; `plan.step(out=…)` into buffers of the caller's; and, as the floor, a one-pass addition of
@@ -10,17 +10,10 @@ median over ours. Nothing else should run on the machine meanwhile.
 
 from __future__ import annotations
 
-import argparse
-import platform
-import statistics
-import time
-import warnings
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
+from common import measure
 
-from ddim import DDIMScheduler, __version__
+from ddim import DDIMScheduler
 
 SHAPES = ((1, 4, 64, 64), (16, 4, 64, 64), (64, 3, 128, 128))
 KINDS = {
@@ -34,25 +27,6 @@ AIMS = {
     ((64, 3, 128, 128), "plain"): (1.1, 2.0, 5.0),
     ((64, 3, 128, 128), "thresholded"): (15.0, None, None),
 }
-
-
-def measure(functions: dict[str, Callable[[], object]], rounds: int, budget: float = 0.05) -> dict[str, float]:
-    """Median microseconds a call: every round runs each function for about `budget` seconds."""
-    counts = {}
-    for name, function in functions.items():
-        function()
-        started = time.perf_counter()
-        for _ in range(3):
-            function()
-        counts[name] = max(1, int(budget / ((time.perf_counter() - started) / 3)))
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            for _ in range(counts[name]):
-                function()
-            times[name].append((time.perf_counter() - started) / counts[name] * 1e6)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def row(shape: tuple[int, ...], kind: str, eta: float, rounds: int) -> dict[str, float]:
@@ -82,8 +56,15 @@ def row(shape: tuple[int, ...], kind: str, eta: float, rounds: int) -> dict[str,
     )
 
 
-def table(rounds: int) -> str:
+def section(rounds: int) -> str:
+    """The section of docs/benchmarks.md."""
     lines = [
+        "## The step",
+        "",
+        f"`python benchmarks/run.py step --rounds {rounds}` (seed 0). **Bold** is how many times faster than "
+        "diffusers' `step` on the same tensors. The last two columns are the floor: one addition of two such "
+        "tensors, into fresh memory and into a buffer.",
+        "",
         "| shape | x0 | η | diffusers µs | step | x0=False | out= | add µs | add into µs |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -103,36 +84,3 @@ def table(rounds: int) -> str:
                 )
                 print(lines[-1], flush=True)
     return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--write", type=Path, help="write the table into this file")
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    import diffusers
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-    machine = (
-        f"{cpu}, {torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"diffusers {diffusers.__version__}, ddim {__version__}"
-    )
-    print(machine)
-    text = table(options.rounds)
-    if options.write:
-        options.write.write_text(
-            "# Benchmarks\n\nWritten by `make bench`. Absolute times vary from machine to machine and day to day; the "
-            "ratios, of figures measured in one run, are what to quote.\n\n## The step\n\n"
-            f"`python benchmarks/step.py --rounds {options.rounds}` (seed 0). {machine}.\n\n"
-            "Medians; **bold** is how many times faster than diffusers' `step` on the same tensors. The last two "
-            "columns are the floor: one addition of two such tensors, into fresh memory and into a buffer.\n\n"
-            f"{text}\n",
-            encoding="utf-8",
-        )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,44 @@
+"""What every benchmark does the same way: times in turn, medians, and what it ran on."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ddim import __version__
+
+
+def measure(functions: dict[str, Callable[[], object]], rounds: int, budget: float = 0.05) -> dict[str, float]:
+    """Median microseconds a call: every round runs each function for about `budget` seconds."""
+    counts = {}
+    for name, function in functions.items():
+        function()
+        started = time.perf_counter()
+        function()
+        counts[name] = max(1, int(budget / (time.perf_counter() - started)))
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            for _ in range(counts[name]):
+                function()
+            times[name].append((time.perf_counter() - started) / counts[name] * 1e6)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def machine() -> str:
+    """The processor and the versions, for the head of a page."""
+    import diffusers
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+    return (
+        f"{cpu}, {torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"diffusers {diffusers.__version__}, ddim {__version__}"
+    )
