@@ -14,14 +14,18 @@ import pytest
 import torch
 import transformers
 from diffusers.loaders import single_file_utils as theirs
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_clip import vocabulary, write_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddim.errors import CheckpointError, ConfigError, WeightsError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.original_layout import convert
-from ddim.single_file import CLASSES, load_single_file
+from ddim.pipelines import DiffusionPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline
+from ddim.single_file import CLASSES, SCHEDULER, load_single_file
+from ddim.tokenizer import CLIPTokenizer
 
 UNET, VAE, CLIP, OPEN_CLIP = (
     "model.diffusion_model.",
@@ -326,6 +330,119 @@ def test_one_network_alone(part: str, prefix: str, files: dict[str, Path], tmp_p
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
     with pytest.raises(WeightsError, match=r"the whole text_encoder"):
         load_single_file(tmp_path / "x.safetensors")
+
+
+# --- the pipeline ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Single files whose text encoders know a tokenizer's tokens; and that, with the padding of either version."""
+    folder = tmp_path_factory.mktemp("texts")
+    of_text = {"width": 64, "layers": 2, "words": len(vocabulary()[0]), "positions": 77}
+    for version, channels in ((1, 4), (2, 4), (1, 9)):
+        name = f"{version}{' inpainting' if channels == 9 else ''}.safetensors"
+        save_file(original.tensors(original.shapes(version, channels, of_text=of_text)), folder / name)
+    write_tokenizer(folder / "tokenizer 1")
+    write_tokenizer(folder / "pipeline" / "tokenizer", pad="!")
+    return folder
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_images_are_those_of_the_same_weights_in_diffusers(version: int, with_texts: Path) -> None:
+    prediction_type = "epsilon" if version == 1 else "v_prediction"
+    # The other version's padding, as when somebody has one tokenizer for all.
+    tokenizer = with_texts / ("pipeline" if version == 1 else "tokenizer 1")
+    ours = StableDiffusionPipeline.from_single_file(
+        with_texts / f"{version}.safetensors", tokenizer=str(tokenizer), prediction_type=prediction_type
+    )
+    networks = {name: getattr(diffusers, type(ours.components[name]).__name__) for name in ("unet", "vae")}
+    theirs_parts: dict[str, Any] = {name: cls(**plain(ours.components[name].config)) for name, cls in networks.items()}
+    config = transformers.CLIPTextConfig(**plain(ours.text_encoder.config))  # type: ignore[union-attr]
+    theirs_parts["text_encoder"] = transformers.CLIPTextModel(config)
+    tensors = load_file(with_texts / f"{version}.safetensors")
+    convert_text = (
+        theirs.convert_ldm_clip_checkpoint
+        if version == 1
+        else lambda tensors: theirs.convert_open_clip_checkpoint(theirs_parts["text_encoder"], tensors)
+    )
+    text = {key.removeprefix("text_model."): value for key, value in convert_text(tensors).items()}
+    for name in ("embeddings.position_ids", "text_projection.weight"):
+        text.pop(name, None)
+    theirs_parts["text_encoder"].load_state_dict(text)
+    theirs_parts["unet"].load_state_dict(theirs.convert_ldm_unet_checkpoint(dict(tensors), ours.unet.config))
+    theirs_parts["vae"].load_state_dict(theirs.convert_ldm_vae_checkpoint(tensors, ours.vae.config))
+    right = with_texts / ("tokenizer 1" if version == 1 else "pipeline/tokenizer")
+    reference = diffusers.StableDiffusionPipeline(
+        **{name: network.eval() for name, network in theirs_parts.items()},
+        tokenizer=transformers.CLIPTokenizer.from_pretrained(right),
+        scheduler=diffusers.DDIMScheduler(**SCHEDULER, prediction_type=prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    options: dict[str, Any] = {
+        "prompt": ["a photo of a red cat", ""],
+        "latents": torch.randn(2, 4, 8, 8),
+        "num_inference_steps": 4,
+        "height": 16,
+        "width": 16,
+        "output_type": "np",
+    }
+    for pipe in (ours, reference):
+        pipe.set_progress_bar_config(disable=True)
+    expected = reference(**options).images
+    assert expected.std() > 0.05
+    assert abs(ours(**options).images - expected).max() < 1e-4
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def test_parts_of_ones_own_take_the_place_of_the_files(with_texts: Path) -> None:
+    file = with_texts / "1.safetensors"
+    tokenizer = CLIPTokenizer.from_pretrained(with_texts / "tokenizer 1")
+    vae = load_single_file(file, parts=["vae"])["vae"]
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing")
+    pipe = StableDiffusionPipeline.from_single_file(
+        file, tokenizer=tokenizer, vae=vae, scheduler=scheduler, torch_dtype=torch.float16
+    )
+    assert pipe.vae is vae
+    assert pipe.tokenizer is tokenizer
+    assert pipe.scheduler.config.timestep_spacing == "trailing"
+    assert pipe.unet.dtype == torch.float16
+    assert StableDiffusionPipeline.from_single_file(file, text_encoder=None).tokenizer is None
+    with pytest.raises(TypeError, match="a single file has no tokenizer: give tokenizer="):
+        StableDiffusionPipeline.from_single_file(file)
+    with pytest.raises(CheckpointError, match=r"neither tokenizer\.json nor"):
+        StableDiffusionPipeline.from_single_file(file, tokenizer=with_texts)
+    painter = StableDiffusionInpaintPipeline.from_single_file(
+        with_texts / "1 inpainting.safetensors", tokenizer=tokenizer
+    )
+    assert type(painter) is StableDiffusionInpaintPipeline
+    painter.set_progress_bar_config(disable=True)
+    picture, mask = Image.new("RGB", (16, 16), "red"), Image.new("L", (16, 16), 255)
+    (image,) = painter(
+        prompt="a cat", image=picture, mask_image=mask, num_inference_steps=2, height=16, width=16, seed=0
+    ).images
+    assert image.size == (16, 16)
+
+
+def test_a_pipeline_from_a_single_file_saves_in_diffusers_layout(with_texts: Path, tmp_path: Path) -> None:
+    pipe = StableDiffusionPipeline.from_single_file(with_texts / "1.safetensors", tokenizer=with_texts / "tokenizer 1")
+    pipe.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path)
+    other = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
+    for pipeline in (pipe, again, other):
+        pipeline.set_progress_bar_config(disable=True)
+    options: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, "height": 16, "width": 16}
+    images = [
+        pipeline(**options, latents=torch.ones(1, 4, 8, 8), output_type="np").images
+        for pipeline in (pipe, again, other)
+    ]
+    assert (images[0] == images[1]).all()
+    assert abs(images[0] - images[2]).max() < 1e-4
 
 
 # --- what the weights do not say -------------------------------------------------------------------------------------

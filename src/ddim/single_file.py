@@ -23,6 +23,7 @@ from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.original_layout import PREFIXES, Part, State, convert
 from ddim.process import prediction
 from ddim.scheduler import DDIMScheduler
+from ddim.tokenizer import END, CLIPTokenizer
 
 CLASSES: dict[str, type[PretrainedModel]] = {
     "unet": UNet2DConditionModel,
@@ -56,6 +57,7 @@ def load_single_file(
     path: str | os.PathLike[str],
     *,
     parts: Sequence[str] = PARTS,
+    tokenizer: CLIPTokenizer | str | os.PathLike[str] | None = None,
     dtype: torch.dtype | None = None,
     torch_dtype: torch.dtype | None = None,
     prediction_type: str | None = None,
@@ -67,7 +69,9 @@ def load_single_file(
     Args:
         path: a `.safetensors` file, or `https://huggingface.co/OWNER/NAME/blob/main/FILE.safetensors`. One that holds a
             U-Net or an autoencoder alone, without their prefix, will do for that part.
-        parts: which to load, of "unet", "vae", "text_encoder" and "scheduler". There is no tokenizer in such a file.
+        parts: which to load, of "unet", "vae", "text_encoder" and "scheduler".
+        tokenizer: there is none in such a file. One that is given is returned; of a folder or a hub id (of a tokenizer,
+            or of a pipeline that has one) one is loaded that fills texts up as the file's text encoder knows it.
         dtype: the parameters' type, float32 unless told; `torch_dtype` is its older name.
         prediction_type: what the U-Net predicts. The weights do not say. If the file's metadata does not either,
             "epsilon" is right for Stable Diffusion 1, "v_prediction" is taken for Stable Diffusion 2, with a warning,
@@ -79,7 +83,7 @@ def load_single_file(
         The parts by their names; networks in eval mode.
 
     Raises:
-        CheckpointError: no such file, or not this format. Pickles (`.ckpt`) are never read.
+        CheckpointError: no such file or tokenizer, or not this format. Pickles (`.ckpt`) are never read.
         WeightsError: names or shapes are not Stable Diffusion's; all are listed.
         ConfigError: the weights are of no sensible structure, or `prediction_type` is unknown.
     """
@@ -87,7 +91,7 @@ def load_single_file(
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
         raise ValueError(f"a single file has no part {', '.join(unknown)}: its parts are {', '.join(PARTS)}")
-    file = _locate(path, options)
+    file = _locate(path, {**options})
     tensors = outline(file)
     found, problems = convert(tensors, use_ema)
     unet, vae = found["unet"].config, found["vae"].config
@@ -99,7 +103,7 @@ def load_single_file(
     vae["sample_size"] = 8 * unet["sample_size"]
 
     networks: dict[str, PretrainedModel] = {}
-    for name in set(parts) & set(found):
+    for name in [name for name in CLASSES if name in parts]:
         part = found[name]
         if not part.state:
             problems.append(f"missing: {' or '.join(PREFIXES[name])}…, the whole {name}: load it from another file")
@@ -128,7 +132,22 @@ def load_single_file(
     made: dict[str, Any] = {**networks}
     if prediction_type is not None:
         made["scheduler"] = DDIMScheduler.from_config({**SCHEDULER, "prediction_type": prediction_type})
-    return {name: made[name] for name in PARTS if name in parts}
+    made = {name: made[name] for name in PARTS if name in parts}
+    if tokenizer is not None:
+        made["tokenizer"] = _tokenizer(tokenizer, found["text_encoder"].config, options)
+    return made
+
+
+def _tokenizer(given: Any, config: Mapping[str, Any], options: Mapping[str, Any]) -> CLIPTokenizer:
+    """What is given, or what is there: in the place itself or in its folder "tokenizer"."""
+    if isinstance(given, CLIPTokenizer):
+        return given
+    repository = Repository.open(given, {name: value for name, value in options.items() if name != "revision"})
+    names = ("tokenizer.json", "vocab.json")
+    subfolder = "tokenizer" if any(repository.find(name, "tokenizer") for name in names) else None
+    # OpenCLIP fills texts up with token 0, CLIP with the end token; the tokens are the same.
+    pad = "!" if config["hidden_act"] == "gelu" else END
+    return CLIPTokenizer.load(repository, subfolder, pad_token=pad)
 
 
 def _locate(path: str | os.PathLike[str], options: dict[str, Any]) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from ddim.pipelines.starts import Batch, Start, check_channels, from_masked_pict
 from ddim.process import Eta, Generators, gaussian_noise
 from ddim.sampling import SampleStep, sample
 from ddim.scheduler import DDIMScheduler
+from ddim.single_file import PARTS, load_single_file
 from ddim.tokenizer import CLIPTokenizer
 
 _OUTPUT_TYPES = (*OUTPUT_TYPES, "latent")
@@ -97,6 +99,49 @@ class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
         super().__init__(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self._running = []
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | os.PathLike[str],
+        *,
+        tokenizer: CLIPTokenizer | str | os.PathLike[str] | None = None,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        prediction_type: str | None = None,
+        use_ema: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Load a Stable Diffusion 1 or 2 checkpoint that is one `.safetensors` file in the original layout.
+
+        Args:
+            pretrained_model_link_or_path: the file, or its address at huggingface.co.
+            tokenizer: one, or where one is, such as "openai/clip-vit-large-patch14": there is none in such a file.
+            dtype: the networks' type, float32 unless told; `torch_dtype` is its older name.
+            prediction_type, use_ema: see `single_file.load_single_file`.
+            options: the hub's; a part by its name (`vae=…`, `scheduler=…`) is used instead of the file's.
+
+        Raises:
+            CheckpointError: no such file or tokenizer, or not this format.
+            WeightsError: names or shapes are not Stable Diffusion's; all are listed.
+        """
+        given = {name: options.pop(name) for name in cls.parts if name in options}
+        if tokenizer is None and given.get("text_encoder", cls) is not None:
+            raise TypeError(
+                "a single file has no tokenizer: give tokenizer=, for example a folder that has one, "
+                "or 'openai/clip-vit-large-patch14'"
+            )
+        loaded = load_single_file(
+            pretrained_model_link_or_path,
+            parts=[name for name in PARTS if name not in given],
+            tokenizer=tokenizer,
+            torch_dtype=torch_dtype,
+            dtype=dtype,
+            prediction_type=prediction_type,
+            use_ema=use_ema,
+            **options,
+        )
+        return cls(**{"tokenizer": None, **loaded, **given})
 
     # --- running -----------------------------------------------------------------------------------------------------
 
