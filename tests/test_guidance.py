@@ -89,6 +89,14 @@ def test_rescale_keeps_type_and_finds_the_deviation_in_float32(dtype: torch.dtyp
     assert float(found.float().std()) == pytest.approx(1, rel=0.02)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_rescale_does_not_depend_on_the_size_of_the_numbers(size: float) -> None:
+    guided, conditional = size * (1 + 0.01 * torch.randn(2, 2, 3, 8, 8))
+    expected = rescale_noise(guided.double() / size, conditional.double() / size, 0.8)
+    torch.testing.assert_close(rescale_noise(guided, conditional, 0.8).double() / size, expected, rtol=1e-4, atol=1e-6)
+    assert (expected - guided / size).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("rescale", [0.3, 1.0])
 def test_a_constant_prediction_is_left_as_it_is(rescale: float) -> None:
     flat, image = torch.full((1, 3, 4, 4), -0.7), torch.randn(1, 3, 4, 4)

@@ -219,8 +219,10 @@ def test_samples_may_have_any_number_of_dimensions() -> None:
         if shape:
             found = plan.step(out, torch.tensor([500, 500, 500]), x, variance_noise=noise).prev_sample
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    empty = plan.step(torch.zeros(0, 3), 500, torch.zeros(0, 3))
-    assert empty.prev_sample.shape == (0, 3)
+    for clip in CLIPS.values():
+        for t in (500, torch.zeros(0, dtype=torch.int64)):
+            empty = make_plan(Settings(**clip), 10).step(torch.zeros(0, 3), t, torch.zeros(0, 3))
+            assert empty.prev_sample.shape == (0, 3)
 
 
 def test_a_step_stays_on_the_device_of_a_device_timestep() -> None:

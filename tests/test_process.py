@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -77,6 +78,17 @@ def test_coefficients_have_the_shape_of_alpha_bar(kind: str) -> None:
     for ab in (np.linspace(0.1, 0.9, 4), torch.linspace(0.1, 0.9, 4)):
         for pair in (prediction(kind).target(ab), prediction(kind).x0(ab), prediction(kind).eps(ab)):
             assert [value.shape for value in pair] == [ab.shape, ab.shape]
+
+
+def test_each_prediction_has_a_target_even_where_there_is_no_signal_or_no_noise() -> None:
+    """Training visits these timesteps, too."""
+    expected = {"epsilon": ((0, 1), (0, 1)), "sample": ((1, 0), (1, 0)), "v_prediction": ((-1, 0), (0, 1))}
+    for kind, at in expected.items():
+        assert (prediction(kind).target(0.0), prediction(kind).target(1.0)) == at
+    assert prediction("epsilon").eps(0.0) == prediction("epsilon").eps(1.0) == (0, 1)
+    assert prediction("sample").x0(0.0) == prediction("sample").x0(1.0) == (0, 1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        prediction("epsilon").x0 = prediction("sample").x0  # type: ignore[misc]
 
 
 def test_a_v_prediction_says_all_even_where_there_is_no_signal() -> None:

@@ -153,6 +153,17 @@ def test_a_predicted_variance_is_cut_off() -> None:
         assert torch.equal(one.sample, other.sample)
 
 
+def test_a_predicted_variance_is_cut_off_vectors_too() -> None:
+    plan, x = make_plan(), noise(4, 5)
+    learned = drain(lambda x, t: torch.cat([DENOISER(x, t), x], dim=1), x, plan)
+    assert torch.equal(learned[-1].sample, drain(DENOISER, x, plan)[-1].sample)
+    for output in (noise(10), noise(4, 10, 1), noise(4, 6)):  # none of them is a prediction with a variance after it
+        with pytest.raises(ValueError, match="model_output has shape"):
+            drain(lambda x, t, output=output: output, x, plan)
+    with pytest.raises(ValueError, match="model_output has shape"):
+        drain(lambda x, t: torch.cat([x, x]), noise(5), plan)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("when", [0, 3, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])

@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler as Reference
 from oracle import Settings, alpha_bars, timesteps
 
+from ddim import DDIMScheduler
 from ddim.errors import ConfigError
 from ddim.schedule import (
     BETA_SCHEDULES,
@@ -68,6 +69,9 @@ def test_trained_betas_are_taken_as_they_are() -> None:
     given = [0.5, 0.25, 0.125]
     assert make_betas(3, trained_betas=given).tolist() == given
     assert make_betas(3, trained_betas=np.array(given, np.float32)).tolist() == given
+    assert make_betas(2, trained_betas=[0, 1]).tolist() == [0.0, 1.0]  # both ends of the range are in it
+    assert make_betas(3, 0, 1).tolist() == [0.0, 0.5, 1.0]
+    assert make_betas(2, 1, 0).tolist() == [1.0, 0.0]
     np.testing.assert_allclose(make_alphas_cumprod(make_betas(3, trained_betas=given)), [0.5, 0.375, 0.328125])
 
 
@@ -140,6 +144,12 @@ def test_quadratic_spacing_drops_repeats_and_says_so(steps: int) -> None:
         assert all("repeated" in str(w.message) for w in caught)
         warned += len(caught)
     assert 0 < warned < steps
+
+
+def test_the_warning_points_at_whoever_asked_for_a_plan() -> None:
+    with pytest.warns(UserWarning, match="only 7 different timesteps") as caught:
+        DDIMScheduler(10, timestep_spacing="quadratic").plan(10)
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])

@@ -120,7 +120,7 @@ def threshold(x0: Tensor, ratio: float, maximum: float, out: Tensor | None = Non
         maximum: 1 or more.
         out: where to write; may be x0 itself.
     """
-    if x0.is_cpu and not x0.requires_grad and not torch.compiler.is_compiling():
+    if len(x0) and x0.is_cpu and not x0.requires_grad and not torch.compiler.is_compiling():
         scale = torch.stack([_quantile_below(sample, ratio, maximum) for sample in x0])
     else:
         scale = _quantile(x0.abs().flatten(1), ratio)

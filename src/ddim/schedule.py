@@ -123,7 +123,6 @@ def _linspace(count: int, steps: int, offset: int) -> Array:
 def _quadratic(count: int, steps: int, offset: int) -> Array:
     """⌊c·i²⌋ up to 0.8·T: denser near the image (DDIM paper, appendix D.2). Repeated values are dropped."""
     chosen = np.unique(np.linspace(0, math.sqrt(0.8 * steps), count).astype(np.float64) ** 2 // 1)
-    chosen = chosen[chosen < steps]
     if len(chosen) < count:
         warnings.warn(
             f"quadratic spacing has only {len(chosen)} different timesteps for num_inference_steps={count}; "
