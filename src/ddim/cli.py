@@ -235,7 +235,8 @@ def _describe(pipe: DiffusionPipeline) -> list[str]:
             total = sum(weight.numel() for weight in weights)
             size = sum(weight.numel() * weight.element_size() for weight in weights)
             lines.append(f"  {total:,} parameters, {size / 2**20:.1f} MiB as {weights[0].dtype}")
-        settings = {key: value for key, value in part.config.items() if not key.startswith("_") and value is not None}
+        config = getattr(part, "config", {})
+        settings = {key: value for key, value in config.items() if not key.startswith("_") and value is not None}
         lines += [f"  {key} = {value}" for key, value in sorted(settings.items())]
     return lines
 
