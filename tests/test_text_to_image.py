@@ -46,9 +46,6 @@ class Pair:
         self.folder = folder
         self.theirs = tiny_reference(folder, version)
         self.ours: StableDiffusionPipeline = silent(ddim.DiffusionPipeline.from_pretrained(folder))
-        encoder = self.theirs.text_encoder
-        if not hasattr(encoder, "text_model"):  # transformers 5 has no such part, and diffusers' clip_skip needs it
-            object.__setattr__(encoder, "text_model", encoder)
 
     def images(self, scheduler: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Any]:
         """What both make of the same arguments and noise, (b h w c) in [0, 1]: theirs, ours."""

@@ -57,6 +57,8 @@ def tiny_parts(folder: Path, version: int, in_channels: int = 4, **scheduler: An
     for name, parameter in encoder.named_parameters():
         if "embedding" in name:
             torch.nn.init.normal_(parameter)  # so that texts differ
+    if not hasattr(encoder, "text_model"):  # transformers 5 has no such part, and diffusers' clip_skip needs it
+        object.__setattr__(encoder, "text_model", encoder)
     settings = {**SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, **scheduler}
     return {
         "vae": vae.eval(),

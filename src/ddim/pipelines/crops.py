@@ -44,8 +44,9 @@ class Crop:
         """The whole picture with what was painted where the mask lets it through."""
         left, top, right, bottom = self.box
         width, height = right - left, bottom - top
-        scale = max(width / painted.width, height / painted.height)  # cover the region; what is too much is cut off
-        covering = (max(width, int(painted.width * scale)), max(height, int(painted.height * scale)))
+        covering = (width, painted.height * width // painted.width)  # the region; what is too much is cut off
+        if covering[1] < height:
+            covering = (painted.width * height // painted.height, height)
         resized = painted.convert("RGB").resize(covering, Image.Resampling.LANCZOS)
         canvas = Image.new("RGB", (width, height))
         canvas.paste(resized, (width // 2 - covering[0] // 2, height // 2 - covering[1] // 2))
@@ -89,5 +90,16 @@ def fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     inner_height = picture.height * width // picture.width if is_wider else height
     resized = picture.resize((inner_width, inner_height), Image.Resampling.LANCZOS)
     left, top = width // 2 - inner_width // 2, height // 2 - inner_height // 2
-    margins = ((top, height - inner_height - top), (left, width - inner_width - left), (0, 0))
-    return Image.fromarray(np.pad(np.asarray(resized), margins, mode="edge"))
+    right, bottom = left + inner_width, top + inner_height
+    canvas = Image.new("RGB", (width, height))
+    canvas.paste(resized, (left, top))
+    for place, edge in (
+        ((0, 0, width, top), (0, 0, inner_width, 0)),
+        ((0, bottom, width, height), (0, inner_height, inner_width, inner_height)),
+        ((0, 0, left, height), (0, 0, 0, inner_height)),
+        ((right, 0, width, height), (inner_width, 0, inner_width, inner_height)),
+    ):
+        margin = (place[2] - place[0], place[3] - place[1])
+        if all(margin):
+            canvas.paste(resized.resize(margin, box=edge), place)
+    return canvas

@@ -83,7 +83,7 @@ def from_masked_picture(
         noise: x_T, instead of what the generator gives.
         strength: 1 starts from noise alone.
 
-    The generators are drawn from in diffusers' order, so that they give what they give there.
+    Generators that are given are drawn from in diffusers' order, so that they give what they give there.
     """
     channels, size = batch.shape[1], batch.shape[2:]
     blends = pipe.unet.config.in_channels == channels
@@ -101,7 +101,7 @@ def from_masked_picture(
     if blends:
         assert latents is not None
         original = latents
-        if masked_latents is None and not is_latent:  # not needed here; diffusers draws for its latents all the same
+        if masked_latents is None and not (is_latent or batch.seeded):  # of no use here, but diffusers draws for them
             pictures = max(len(picture), len(mask))
             gaussian_noise((pictures, *batch.shape[1:]), _first(batch.generator, pictures), pipe.device, pipe.vae.dtype)
 
