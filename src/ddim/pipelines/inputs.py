@@ -50,16 +50,18 @@ def to_tensor(
     return (tensor if low < 0 else 2 * tensor - 1).expand(-1, channels, -1, -1)
 
 
-def to_mask(pictures: Pictures, size: tuple[int, int]) -> Tensor:
+def to_mask(pictures: Pictures | None, size: tuple[int, int]) -> Tensor | None:
     """A mask as (b 1 height width) float32: 1, where the picture is a half or more, is what is painted anew.
 
     Args:
-        pictures: as in `to_tensor`, but an array or tensor may be without its channel.
+        pictures: as in `to_tensor`, but an array or tensor may be without its channel; None is no mask.
         size: (height, width).
 
     Raises:
         TypeError, ValueError: what is given is no picture, or has several channels or other numbers.
     """
+    if pictures is None:
+        return None
     listed = _as_list(pictures, "mask_image", dimensions=2)
     if isinstance(listed[0], Image.Image):
         tensor = _from_pil(listed, size, "L")

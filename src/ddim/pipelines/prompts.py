@@ -52,6 +52,27 @@ def check_prompts(
     return Request(count, texts, embeds, None, negative_embeds)
 
 
+def encode(pipe: Any, request: Request, is_guided: bool, clip_skip: int | None) -> tuple[Tensor, Tensor | None]:
+    """The embeddings (b s d) of the prompts and, under guidance, of the negative ones, where and as the U-Net is.
+
+    `clip_skip` is for the prompts alone, as in diffusers.
+    """
+    embeds, negative = request.embeds, request.negative_embeds
+    with pipe.in_use(pipe.text_encoder) as encoder:
+        if embeds is None:
+            embeds = encode_texts(pipe.tokenizer, encoder, request.texts or [], clip_skip)
+        if is_guided and negative is None:
+            negative = encode_texts(pipe.tokenizer, encoder, request.negative_texts or [], length=embeds.shape[1])
+    embeds = embeds.to(pipe.device, pipe.dtype)
+    if not is_guided or negative is None:
+        return embeds, None
+    if negative.shape != embeds.shape:
+        raise ValueError(
+            f"the prompts' embeddings have shape {tuple(embeds.shape)}, the negative ones' {tuple(negative.shape)}"
+        )
+    return embeds, negative.to(embeds)
+
+
 def encode_texts(
     tokenizer: Any, text_encoder: Any, texts: list[str], clip_skip: int | None = None, length: int | None = None
 ) -> Tensor:

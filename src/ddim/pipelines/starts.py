@@ -54,6 +54,26 @@ def shorten(plan: SamplingPlan, strength: float) -> SamplingPlan:
     return replace(plan, timesteps=plan.timesteps[-steps:])
 
 
+def begin(
+    pipe: Any,
+    plan: SamplingPlan,
+    batch: Batch,
+    latents: Tensor | None,
+    picture: Tensor | None,
+    strength: float,
+    mask: Tensor | None,
+    masked_latents: Tensor | None,
+) -> Start:
+    """The start that fits what is given: from noise (or the given latents), a picture, or a masked one."""
+    if picture is None:
+        return Start(_noise(pipe, batch) if latents is None else latents, plan)
+    picture = picture.to(pipe.device)
+    if mask is None:
+        return from_picture(pipe, picture, plan, batch)
+    mask = mask.to(pipe.device)
+    return from_masked_picture(pipe, picture, mask, masked_latents, latents, strength, plan, batch)
+
+
 def from_picture(pipe: Any, picture: Tensor, plan: SamplingPlan, batch: Batch) -> Start:
     """A picture (p 3 H W), or its latents, with the noise of the plan's first timestep."""
     latents = encode(pipe, picture, batch, each_its_own=True)

@@ -16,11 +16,11 @@ from ddim.pipelines.crops import Crop
 from ddim.pipelines.images import OUTPUT_TYPES, to_images
 from ddim.pipelines.inputs import Pictures, to_mask, to_tensor
 from ddim.pipelines.memory import SavesMemory
-from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_texts, for_each_image
+from ddim.pipelines.prompts import Prompt, check_prompts, encode, for_each_image
 from ddim.pipelines.runs import Run, Runs
 from ddim.pipelines.sizes import check_sides, pixels, positive
-from ddim.pipelines.starts import Batch, Start, check_channels, from_masked_picture, from_picture, shorten
-from ddim.process import Eta, Generators, gaussian_noise
+from ddim.pipelines.starts import Batch, Start, begin, check_channels, shorten
+from ddim.process import Eta, Generators
 from ddim.sampling import SampleStep, sample
 from ddim.scheduler import DDIMScheduler
 from ddim.single_file import PARTS, load_single_file
@@ -227,7 +227,7 @@ class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
         )
         if output_type not in _OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r} is none of {', '.join(_OUTPUT_TYPES)}")
-        wanted = tuple(callback_on_step_end_tensor_inputs)
+        wanted = tuple(callback_on_step_end_tensor_inputs or ())
         if not set(wanted) <= set(_CALLBACK_INPUTS):
             raise ValueError(f"callback_on_step_end_tensor_inputs={wanted!r} are not all of {_CALLBACK_INPUTS}")
         if mask_image is not None and image is None:
@@ -240,6 +240,7 @@ class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
             raise ValueError("give latents to start from, or an image, not both")
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         plan = self.scheduler.plan(num_inference_steps if timesteps is None else None, eta=eta, timesteps=timesteps)
+        plan = plan if image is None else shorten(plan, strength)
         is_masked = mask_image is not None
         if image is None or is_masked:  # else the picture's own size will do
             height, width = pixels(height, width, self.unet.config, latents, self.vae_scale_factor)
@@ -249,6 +250,7 @@ class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
             crop = Crop(image, mask_image, (height or 0, width or 0), padding_mask_crop)
             image, mask_image = crop.picture, crop.mask
         picture, size = self._picture_and_size(image, height, width)
+        mask = to_mask(mask_image, (size[0] * self.vae_scale_factor, size[1] * self.vae_scale_factor))
         images = 1 if num_images_per_prompt is None else positive(num_images_per_prompt, "num_images_per_prompt")
         count = request.size * images
         batch = Batch(
@@ -264,19 +266,8 @@ class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
             latents = latents.to(self.device, self.dtype)
 
         is_guided = not guidance_scale <= 1 and self.unet.config.get("time_cond_proj_dim") is None
-        embeds, negative = self._encode(request, is_guided, clip_skip)
-        if picture is None:
-            noise = (
-                gaussian_noise(batch.shape, batch.generator, self.device, self.dtype) if latents is None else latents
-            )
-            start = Start(noise, plan)
-        elif mask_image is None:
-            start = from_picture(self, picture, shorten(plan, strength), batch)
-        else:
-            mask = to_mask(mask_image, (size[0] * self.vae_scale_factor, size[1] * self.vae_scale_factor))
-            plan = shorten(plan, strength)
-            start = from_masked_picture(self, picture, mask, masked_image_latents, latents, strength, plan, batch)
-
+        embeds, negative = encode(self, request, is_guided, clip_skip)
+        start = begin(self, plan, batch, latents, picture, strength, mask, masked_image_latents)
         with self.in_use(self.unet) as unet:
             denoiser = TextDenoiser(
                 unet,
@@ -364,25 +355,9 @@ class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
         _refuse(lora_scale=lora_scale)
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         images = positive(num_images_per_prompt, "num_images_per_prompt")
-        embeds, negative = self._encode(request, do_classifier_free_guidance, clip_skip)
+        embeds, negative = encode(self, request, do_classifier_free_guidance, clip_skip)
         embeds = for_each_image(embeds, images).to(device or self.device)
         return embeds, None if negative is None else for_each_image(negative, images).to(device or self.device)
-
-    def _encode(self, request: Request, is_guided: bool, clip_skip: int | None) -> tuple[Tensor, Tensor | None]:
-        """The embeddings of the prompts and, under guidance, of the negative ones: (b tokens channels)."""
-        negative = request.negative_embeds
-        with self.in_use(self.text_encoder) as encoder:
-            embeds = request.embeds
-            if embeds is None:
-                embeds = encode_texts(self.tokenizer, encoder, request.texts or [], clip_skip)
-            if is_guided and negative is None:  # clip_skip is for the prompt alone, as in diffusers
-                negative = encode_texts(self.tokenizer, encoder, request.negative_texts or [], length=embeds.shape[1])
-        if is_guided and negative is not None and negative.shape != embeds.shape:
-            raise ValueError(
-                f"the prompts' embeddings have shape {tuple(embeds.shape)}, the negative ones' {tuple(negative.shape)}"
-            )
-        embeds = embeds.to(self.device, self.dtype)
-        return embeds, negative.to(self.device, self.dtype) if is_guided and negative is not None else None
 
     def _picture_and_size(
         self, image: Pictures | None, height: int | None, width: int | None
