@@ -156,7 +156,10 @@ class TestImageToImage:
 
 
 def test_what_is_named_after_diffusers_class_takes_its_arguments_in_its_order(four: Trio) -> None:
-    mine = silent(StableDiffusionImg2ImgPipeline(**four.ours.components))
+    mine = silent(StableDiffusionImg2ImgPipeline.from_pipe(four.ours))
+    assert mine.unet is four.ours.unet
+    with pytest.raises(TypeError, match="make no DDIMPipeline"):
+        ddim.DDIMPipeline.from_pipe(four.ours)
     mine.scheduler = DDIMScheduler(**BASE)
     four.from_picture.scheduler = diffusers.DDIMScheduler(**BASE)
     given = (PROMPT, picture(), 0.6, 5, None, None, 3.0, "bad", 1, 0.5)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from tiny_clip import vocabulary, write_tokenizer
 
+torch.set_num_threads(1)  # networks this small only lose time with more
+
 # Two resolutions; latents of 8x8 for images of 16x16.
 UNETS: dict[int, dict[str, Any]] = {
     1: {"attention_head_dim": 4},

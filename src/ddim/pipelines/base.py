@@ -131,6 +131,21 @@ class DiffusionPipeline(Savable):
                 )
         return cast(Self, pipeline(**components))
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **parts: Any) -> Self:
+        """Another use of the same networks, which are shared: `StableDiffusionImg2ImgPipeline.from_pipe(pipe)`.
+
+        Args:
+            pipeline: whose parts to take.
+            parts: others instead, by their names.
+
+        Raises:
+            TypeError: the parts are not this pipeline's.
+        """
+        if set(pipeline.parts) != set(cls.parts):
+            raise TypeError(f"the parts of a {type(pipeline).__name__} make no {cls.__name__}")
+        return cls(**{**pipeline.components, **parts})
+
     def write(self, folder: Path, variant: str | None) -> None:
         """Write what `from_pretrained` reads, here and in diffusers; the index last."""
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
