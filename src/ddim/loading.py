@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ddim.errors import WeightsError
 
 MIN_MAPPED = 4 * 2**20  # bytes to convert from one mapping, at least
+AROUND = 2**17  # bytes that the system maps around a small tensor that is read
 MAX_LISTED = 500  # differences between weights and network that an error spells out
 
 
@@ -54,15 +55,19 @@ def fill(
     Raises:
         WeightsError: a tensor cannot be converted.
     """
-    others = {key: tensor.nbytes for key, tensor in state.items() if _kind(tensor)[0] and tensor.dtype != dtype}
+    others = {
+        key: tensor.nbytes + AROUND for key, tensor in state.items() if _kind(tensor)[0] and tensor.dtype != dtype
+    }
     ready = dict(read(state.keys() - others.keys()))
     limit = max(sum(others.values()) // 64, MIN_MAPPED)
     batch: list[str] = []
+    size = 0
     for key in sorted(others, key=others.__getitem__, reverse=True):
-        if batch and sum(others[name] for name in batch) + others[key] > limit:
+        if batch and size + others[key] > limit:
             ready |= _converted(read(batch), dtype, what)
-            batch = []
+            batch, size = [], 0
         batch.append(key)
+        size += others[key]
     ready |= _converted(read(batch), dtype, what)
     model.load_state_dict(ready, strict=True, assign=True)
 

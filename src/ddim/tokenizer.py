@@ -183,8 +183,9 @@ class CLIPTokenizer(Savable):
             return cls(vocab, merges, **{**settings, **overrides})
         except CheckpointError:
             raise
-        except (ConfigError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} and the files beside it make no CLIP tokenizer: {error}") from error
+        except (ConfigError, TypeError, ValueError, AttributeError, KeyError) as error:
+            why = f"there is no {error}" if isinstance(error, KeyError) else error
+            raise CheckpointError(f"{path} and the files beside it make no CLIP tokenizer: {why}") from error
 
     def write(self, folder: Path, variant: str | None = None) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json, which transformers reads too."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from ddim.errors import NonFiniteError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.pipelines.base import DiffusionPipeline, as_ddim, generators, same_shape
 from ddim.pipelines.conditioning import TextDenoiser
@@ -377,7 +378,11 @@ class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
         config = self.vae.config
         with self.in_use(self.vae) as vae:
             latents = x / config.scaling_factor + (config.shift_factor or 0.0)
-            return to_images(vae.decode(latents.to(vae.device, vae.dtype)).sample, output_type)
+            decoded = vae.decode(latents.to(vae.device, vae.dtype)).sample
+        if not decoded.isfinite().all():
+            half = "; in half precision, some need pipe.vae.to(torch.float32)" * (decoded.dtype == torch.float16)
+            raise NonFiniteError(f"the autoencoder gave NaN or infinity{half}")
+        return to_images(decoded, output_type)
 
 
 def _refuse(**given: Any) -> None:
