@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -56,15 +55,11 @@ def note(path: Path) -> dict[str, object]:
 
 def test_help_is_instant_and_imports_no_torch() -> None:
     code = "import sys; from ddim.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
-    best = 9.0
-    for _ in range(5):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-        best = min(best, time.perf_counter() - started)
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    code += "import time; assert time.process_time() < 0.5"  # not the clock's: the machine may be busy
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "sample" in done.stdout
     assert "train" in done.stdout
-    assert best < 0.5
 
 
 def test_the_module_and_the_version() -> None:
