@@ -194,6 +194,14 @@ for what, entry in {
     "input of strings": {"in_channels": "3"},
     "a shift of frequencies in words": {"freq_shift": "one"},
     "a norm's epsilon in words": {"norm_eps": "1e-5"},
+    "padding as null": {"downsample_padding": None},
+    "padding as true": {"downsample_padding": True},
+    "half a pixel of padding": {"downsample_padding": 0.5},
+    "a norm's epsilon as null": {"norm_eps": None},
+    "negative groups": {"norm_num_groups": -1},
+    "a size of 10**9": {"sample_size": 10**9},
+    "one side of 10**9": {"sample_size": [8, 10**9]},
+    "a scale of 10**30": {"mid_block_scale_factor": 10**30},
     "padding as a list": {"downsample_padding": [1]},
     "size in words": {"sample_size": "8"},
     "size as an object": {"sample_size": {"height": 8}},
@@ -615,6 +623,24 @@ def measure(good: Path, place: Path) -> dict[str, float]:
         shutil.rmtree(folder)
         peaks[name] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024
     return peaks
+
+
+NONSENSE: list[Any] = [None, True, -1, 0, 3, 0.5, 10**9, 10**30, float("inf"), "x", [], [[1]], [-1, 0], {}]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not know these settings:UserWarning")
+@pytest.mark.parametrize("file", [INDEX, CONFIG, SCHEDULER])
+def test_any_value_of_any_setting_loads_or_is_one_clear_error(file: str, good: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(good, folder)
+    settings = json.loads((folder / file).read_text())
+    for name in [*settings, "_use_default_values", "unknown"]:
+        for value in NONSENSE:
+            (folder / file).write_text(json.dumps({**settings, name: value}))
+            try:
+                DiffusionPipeline.from_pretrained(folder)
+            except (CheckpointError, ConfigError) as error:
+                assert str(folder) in str(error), (name, value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ddim.errors import ConfigError
 
 MAX_TIMESTEPS = 100_000
 MAX_BLOCKS = 1000  # the resolutions of a network times the layers at each
+MAX_SIDE = 2**16  # pixels or latents
+MAX_INT = 2**53  # from here on floats are not exact
 
-_KINDS: dict[Any, str] = {
-    **dict.fromkeys((bool, int, float), "a number"),
-    **dict.fromkeys((tuple, list, Sequence), "a list"),
-    **dict.fromkeys((dict, Mapping), "an object"),
-    str: "a string",
+# What an annotation asks for, in words, and the types of JSON values that will do.
+_KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool, int)),
+    int: ("an integer", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a string", (str,)),
+    **dict.fromkeys((tuple, list, Sequence), ("a list", (list,))),
+    **dict.fromkeys((dict, Mapping), ("an object", (dict,))),
 }
 
 
@@ -24,17 +29,20 @@ def check_size(config: Mapping[str, Any], path: Path) -> None:
     """Refuse what would take minutes and gigabytes to build before it turns out not to fit its weights.
 
     Raises:
-        ConfigError: too many timesteps, or more or fewer layers than a network can have; names the file.
+        ConfigError: a size, or a number of timesteps or layers, that nothing can have; names the file.
     """
     timesteps = config.get("num_train_timesteps")
     if isinstance(timesteps, int) and timesteps > MAX_TIMESTEPS:
         raise ConfigError(f"{path}: num_train_timesteps={str(timesteps)[:20]} is over {MAX_TIMESTEPS}")
+    if max(_ints(config.get("sample_size")), default=0) > MAX_SIDE:
+        raise ConfigError(f"{path}: sample_size={config['sample_size']!r:.100} is over {MAX_SIDE}")
     lists = [value for key, value in config.items() if isinstance(value, list) and key != "trained_betas"]
     levels = max(map(len, lists), default=1)
-    counts = [count for key in config if "layers" in key for count in _ints(config[key])]
-    layers = max(counts, default=1)
-    if min(counts, default=1) < 0:
-        raise ConfigError(f"{path} asks for {min(counts)} layers")
+    counts = {key: list(_ints(value)) for key, value in config.items() if "layers" in key or "num_" in key}
+    for key, values in counts.items():
+        if min(values, default=0) < 0:
+            raise ConfigError(f"{path}: {key} must not be negative, but is {min(values)}")
+    layers = max((value for key in counts if "layers" in key for value in counts[key]), default=1)
     if levels * layers > MAX_BLOCKS:
         raise ConfigError(
             f"{path} asks for {levels} resolutions of {str(layers)[:20]} layers each: "
@@ -53,14 +61,18 @@ def _ints(value: Any) -> Iterator[int]:
 def check_kinds(cls: type, config: Mapping[str, Any], path: Path) -> None:
     """Refuse a string where the class's constructor is annotated with a number, and the like.
 
-    Some of it would only fail when the object is used. A null is left to the constructor, and so are a list's items.
+    Some of it would only fail when the object is used. A list's items are left to the constructor.
 
     Raises:
         ConfigError: names the file and the setting.
     """
     for name, hint in get_type_hints(cls.__init__).items():  # type: ignore[misc]
-        value = config.get(name)
         options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        wanted = {_KINDS[kind] for option in options if (kind := get_origin(option) or option) in _KINDS}
-        if value is not None and wanted and Any not in options and _KINDS.get(type(value)) not in wanted:
-            raise ConfigError(f"{path}: {name} must be {' or '.join(sorted(wanted))}, not {value!r:.100}")
+        kinds = [_KINDS[kind] for option in options if (kind := get_origin(option) or option) in _KINDS]
+        if name not in config or not kinds or Any in options:
+            continue
+        value = config[name]
+        accepted = {kind for _, types in kinds for kind in types} | ({NoneType} & set(options))
+        if type(value) not in accepted or (isinstance(value, int) and abs(value) > MAX_INT):
+            wanted = " or ".join(dict.fromkeys(words for words, _ in kinds))
+            raise ConfigError(f"{path}: {name} must be {wanted}, not {'null' if value is None else repr(value)[:100]}")
