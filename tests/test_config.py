@@ -256,6 +256,12 @@ def test_which_keys_are_at_the_default_survives_from_config() -> None:
     assert {"beta_start", "set_alpha_to_one", "legacy_previous_timestep"} <= left
 
 
+def test_a_config_says_whose_it_is() -> None:
+    stored = {**DDIMScheduler().config, "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0"}
+    assert DDIMScheduler.from_config(stored).config["_class_name"] == "DDIMScheduler"
+    assert "_class_name" not in DDIMScheduler.from_config(DDIMScheduler().config).config
+
+
 def test_unknown_keys_warn_by_name_and_are_kept() -> None:
     config = {**DDIMScheduler().config, "flavour": "vanilla", "aroma": 1, "skip_prk_steps": True, "_private": 3}
     with pytest.warns(UserWarning, match="aroma, flavour$"):

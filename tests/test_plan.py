@@ -650,6 +650,8 @@ def test_a_plan_shows_its_table() -> None:
     assert "quantile 0.9, at most 1.7" in repr(make_plan(Settings(**CLIPS["thresholded"]), 2))
     assert "clipping no" in repr(make_plan(Settings(clip_sample=False), 2))
     assert "3 inverse steps" in repr(make_plan(Settings(), 3).inverted())
+    assert len(repr(make_plan(Settings(), 60)).splitlines()) == 62
+    assert len(repr(make_plan(Settings(), 61)).splitlines()) == 43
     long = repr(make_plan(Settings(), 1000)).splitlines()
     assert len(long) < 60
     assert "960 more" in "".join(long)
@@ -799,6 +801,18 @@ def test_a_plan_that_cannot_work_is_refused_when_it_is_made(changed: dict[str, A
         SamplingPlan(**arguments)
 
 
+def test_the_ends_of_each_range_are_in_it() -> None:
+    limits = (
+        {"thresholding": (1.0, 1.0)},
+        {"thresholding": (0.0, 1.0)},
+        {"final_alpha_cumprod": 1},
+        {"legacy_stride": 1},
+    )
+    for changed in (*limits, {"eta": 0}, {"eta": 1}, {"alphas_cumprod": (1.0, 0.5, 0.5)}):
+        plan = SamplingPlan(**{"timesteps": (2, 0), "alphas_cumprod": (0.9, 0.5, 0.1), **changed})
+        assert all(math.isfinite(number) for row in plan.rows for number in row)
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -841,6 +855,9 @@ def test_a_dict_that_is_no_plan_is_refused(values: Any) -> None:
         (np.float64(5), TypeError),
         ([5, 5], TypeError),
         (torch.tensor(5.0), TypeError),
+        (torch.tensor([5.0, 4.0]), TypeError),
+        (torch.tensor([True, False]), TypeError),
+        (torch.tensor([5 + 0j, 4]), TypeError),
         (torch.tensor(True), TypeError),
         (torch.tensor(5 + 0j), TypeError),
         (torch.tensor([5, 4, 3]), ValueError),
@@ -860,6 +877,10 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
         plan.step(out[:1], 5, x)
     with pytest.raises(ValueError, match=r"chunk\(2, dim=1\)"):
         plan.step(torch.cat([out, out], dim=1), 5, x)
+    for odd in (torch.zeros(6), torch.zeros(2, 6), torch.zeros(6, 3)):
+        with pytest.raises(ValueError, match="has shape") as raised:
+            plan.step(odd, 5, torch.zeros(2, 3) if odd.ndim == 2 else torch.zeros(3))
+        assert ("chunk" in str(raised.value)) is (odd.shape == (2, 6))
     for wrong in (out.long(), out.cfloat(), out.bool()):
         for one, other in ((wrong, wrong), (wrong, x), (out, wrong)):
             with pytest.raises(TypeError, match="floating point"):
@@ -903,7 +924,8 @@ def test_inverting_a_predicted_image_needs_noise_to_start_from() -> None:
 def test_eta_above_one_is_refused_only_where_it_has_no_room() -> None:
     settings = Settings()
     assert alpha_bars(settings)[0] > 0.99
-    with pytest.raises(ConfigError, match=r"eta=1\.5 asks at timestep"):
-        make_plan(settings, 10, 1.5)
+    for kind in KINDS:
+        with pytest.raises(ConfigError, match=r"eta=1\.5 asks at timestep"):
+            make_plan(dataclasses.replace(settings, prediction_type=kind), 10, 1.5)
     # a single step to the image: σ is 0 whatever η is
     assert make_plan(settings, 1, 1.5).rows[0].sigma == 0
