@@ -538,9 +538,12 @@ def test_guidance_is_only_run_in_its_interval(ours: StableDiffusionPipeline, mon
 
 
 def test_a_guidance_distilled_network_is_told_the_scale(first: Pair) -> None:
-    config = {**first.theirs.unet.config, "time_cond_proj_dim": 16}
+    config = {key: value for key, value in first.theirs.unet.config.items() if not key.startswith("_")}
+    config["time_cond_proj_dim"] = 16
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel.from_config(config).eval()
+    with torch.no_grad():
+        unet.time_embedding.cond_proj.weight *= 30  # so that the scale shows
     mine = UNet2DConditionModel.from_config(config)
     mine.load_state_dict(unet.state_dict())
     own = (first.theirs.unet, first.ours.unet)

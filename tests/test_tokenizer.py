@@ -57,6 +57,12 @@ def sd2(folder: Path) -> None:
     write_tokenizer(folder, pad="!")
 
 
+def mixed(folder: Path) -> None:
+    """The end token in two ways: the last one that is new decides whether capital letters match it."""
+    write_tokenizer(folder)
+    edit(folder / "special_tokens_map.json", lambda m: m.update(unk_token=END, pad_token=m["eos_token"]))
+
+
 def whole(folder: Path) -> None:
     """tokenizer.json alone beside the config, as transformers 5 saves it."""
     write_tokenizer(folder / "old", pad="!")
@@ -95,7 +101,7 @@ def legacy_inversion(folder: Path) -> None:
     edit(folder / "special_tokens_map.json", lambda m: m.update(additional_special_tokens=["<cat-toy>", "[x]"]))
 
 
-LAYOUTS = [sd1, sd2, whole, bare, inversion, legacy_inversion]
+LAYOUTS = [sd1, sd2, mixed, whole, bare, inversion, legacy_inversion]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
