@@ -311,6 +311,20 @@ for what, content in {
     case(f"{ONE_FILE}: {what}", CheckpointError, ONE_FILE, raw(ONE_FILE, content))
 
 
+case(
+    f"{ONE_FILE}: large but allowed",
+    CheckpointError,
+    ONE_FILE,
+    raw(ONE_FILE, b'{"model": {"vocab": {"a": 0, "<|endoftext|>": 1}, "merges": [' + b"[]," * 1_390_000 + b"[]]}}"),
+)
+case(
+    f"{VOCAB}: large but allowed",
+    CheckpointError,
+    VOCAB,
+    raw(VOCAB, b"{" + b",".join(b'"%x":%d' % (i, i) for i in range(280_000)) + b"}"),
+)
+
+
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
@@ -595,6 +609,13 @@ def test_settings_that_show_when_it_runs(
     folder = prepare(Case(edit(file, **entry), ValueError, ""), good, tmp_path)
     with pytest.raises(error, match=says):
         DiffusionPipeline.from_pretrained(folder)("a cat", num_inference_steps=2)
+
+
+def test_a_million_merges_of_the_same_are_read_in_bounded_memory(good: Path, tmp_path: Path) -> None:
+    folder = prepare(Case(raw(MERGES, b"#version: 0.2\n" + b"c a\n" * 1_040_000), ValueError, ""), good, tmp_path)
+    rise = Rise()
+    CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    assert rise.mib() < MEMORY
 
 
 def test_a_token_that_the_text_encoder_does_not_have(good: Path, tmp_path: Path) -> None:
