@@ -229,7 +229,8 @@ def test_a_step_stays_on_the_device_of_a_device_timestep() -> None:
     """On the meta device there are no values, so whatever looked at the timestep on the host would fail."""
     plan = make_plan(Settings(thresholding=False), 10)
     out, x = (tensor.to("meta") for tensor in pair(2, 3, 4, 4))
-    for t in (torch.tensor(900, device="meta"), torch.tensor([900, 100], device="meta")):
+    for values in (900, [900], [900, 100]):
+        t = torch.tensor(values, device="meta")
         assert plan.step(out, t, x).prev_sample.device.type == "meta"
 
 
@@ -616,6 +617,8 @@ def test_a_plan_survives_json_pickle_and_copies(clip: str, eta: Any) -> None:
         assert twin.rows == plan.rows
         assert torch.equal(twin.step(out, torch.tensor([999, 142]), x, variance_noise=noise).prev_sample, expected)
     assert SamplingPlan.from_dict(json.loads(json.dumps(plan.inverted().to_dict()))) == plan.inverted()
+    least = SamplingPlan.from_dict({"timesteps": [1, 0], "alphas_cumprod": [0.5, 0.4]})
+    assert least == SamplingPlan((1, 0), (0.5, 0.4))
     assert make_plan(Settings(), 8, eta) != plan
 
 

@@ -516,6 +516,18 @@ def test_plan_leaves_the_scheduler_alone_and_reads_the_config() -> None:
     assert thresholded.thresholding == (0.9, 3.0)
 
 
+def test_legacy_steps_have_the_stride_of_the_number_asked_for() -> None:
+    scheduler = DDIMScheduler(legacy_previous_timestep=True, timestep_spacing="linspace")
+    assert scheduler.plan(7).legacy_stride == 1000 // 7
+    assert scheduler.plan(timesteps=[900, 500, 100]).previous_timesteps == (567, 167, -1)
+    scheduler.set_timesteps(7)
+    assert [scheduler.previous_timestep(t) for t in (999, 832, 100)] == [857, 690, -1]
+    with pytest.warns(UserWarning, match="quadratic"):
+        dropped = DDIMScheduler(legacy_previous_timestep=True, timestep_spacing="quadratic").plan(200)
+    assert len(dropped) < 200
+    assert dropped.legacy_stride == 5
+
+
 def test_plan_wants_a_count_or_a_list() -> None:
     scheduler = DDIMScheduler()
     for arguments in ({}, {"num_inference_steps": 5, "timesteps": [5, 4]}):

@@ -187,9 +187,7 @@ class SamplingPlan:
     def _why_not(self, timestep: int) -> str:
         previous = int(self._previous[timestep])
         levels = (*self.alphas_cumprod, self.final_alpha_cumprod)
-        here, there = levels[timestep], levels[previous]
-        if self.inverse:
-            here, there = there, here
+        here = levels[previous if self.inverse else timestep]
         if here == 0 and self.prediction_type == "epsilon":
             return (
                 f"at timestep {timestep} the sample is pure noise (alphas_cumprod is 0, as rescale_betas_zero_snr "
@@ -202,8 +200,6 @@ class SamplingPlan:
                 f"at timestep {timestep} there is no noise to predict from a 'sample' prediction: use "
                 "set_alpha_to_one=False for inversion, or a schedule whose first beta is not 0"
             )
-        if there == 0:
-            return f"the timestep {previous} before {timestep} has alphas_cumprod 0: a step cannot lead to pure noise"
         return (
             f"eta={self.eta} asks at timestep {timestep} for more noise than the step to {previous} has room for "
             "(1 - alphas_cumprod_prev - sigma² is negative): use eta in [0, 1], or 'sigma_hat'"
