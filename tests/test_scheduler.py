@@ -213,8 +213,9 @@ def test_get_variance(to_one: bool) -> None:
 
 def test_config_values_are_attributes_with_a_warning() -> None:
     scheduler = DDIMScheduler(steps_offset=3)
-    with pytest.warns(FutureWarning, match=r"config\.steps_offset"):
+    with pytest.warns(FutureWarning, match=r"config\.steps_offset") as caught:
         assert scheduler.steps_offset == 3
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for missing in ("sigmas", "_steps", "__wrapped__"):
