@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddim import DiffusionPipeline
-from ddim.data import Source, digits
 from ddim.evaluation import FeatureStatistics, frechet_distance, nearest_distances
+from ddim.sources import Source, digits
 
 SPLITS = 50
 

@@ -4,7 +4,7 @@
     python scripts/judge_digits.py digits      # what it is worth
 
 The recipe is the DDIM paper's (linear schedule, T = 1000, epsilon-prediction) on scikit-learn's 8x8 digits, by class,
-one image in ten without its class. Every fifth digit is held out (`ddim.data.digits`).
+one image in ten without its class. Every fifth digit is held out (`ddim.sources.digits`).
 """
 
 from __future__ import annotations

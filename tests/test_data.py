@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim.data import Preparation, Stream, digits, flatten, image_folder, open_source
+from ddim.data import Preparation, Stream, flatten
 from ddim.errors import DataError
+from ddim.sources import digits, image_folder, open_source
 
 RNG = np.random.default_rng
 

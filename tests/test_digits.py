@@ -12,8 +12,8 @@ import torch
 
 from ddim import DDIMPipeline, DiffusionPipeline
 from ddim.checkpoint import bundled_models, read_tensors
-from ddim.data import digits
 from ddim.evaluation import nearest_distances
+from ddim.sources import digits
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "src" / "ddim" / "weights" / "digits"

@@ -25,13 +25,14 @@ from tqdm.auto import tqdm
 
 from ddim import __version__
 from ddim.checkpoint import check_state, read_json, read_tensors, save_tensors, write_json
-from ddim.data import Preparation, Stream, open_source
+from ddim.data import Preparation, Stream
 from ddim.errors import CheckpointError, ConfigError, NonFiniteError, require
 from ddim.losses import DiffusionLoss
 from ddim.models import UNet2DModel
 from ddim.pipelines import DDIMPipeline, image_grid
 from ddim.scheduler import DDIMScheduler
 from ddim.settings import TrainSettings
+from ddim.sources import open_source
 
 # Settings that may change between the start of a run and its resumption without changing what it computes.
 FREE = frozenset(
