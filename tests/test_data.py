@@ -61,16 +61,23 @@ def test_labels_stay_with_their_images(tmp_path: Path) -> None:
 def test_broken_images_are_left_out_with_a_count_and_reasons(tmp_path: Path) -> None:
     picture().save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
+    cut_in_half(tmp_path / "cut.jpg")
     (tmp_path / "notes.txt").write_text("not an image, not counted")
-    with pytest.warns(UserWarning, match=r"left out 1 unreadable.*bad\.png"):
+    with pytest.warns(UserWarning, match=r"left out 2 of 3 images: 2 unreadable \(bad\.png, cut\.jpg\)$") as caught:
         source = image_folder(tmp_path)
+    assert caught[0].filename == __file__
     assert source.count == 1
 
 
-def test_a_truncated_image_is_an_error_that_names_it(tmp_path: Path) -> None:
-    Image.fromarray(RNG(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "cut.jpg", quality=95)
-    whole = (tmp_path / "cut.jpg").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+def cut_in_half(path: Path) -> None:
+    Image.fromarray(RNG(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path, quality=95)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def test_a_truncated_image_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddim.sources.pictures.DECODED_AT_START", 0)
+    cut_in_half(tmp_path / "cut.jpg")
     source = image_folder(tmp_path)
     with pytest.raises(DataError, match=r"cut\.jpg"):
         source.load(0)
