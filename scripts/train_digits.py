@@ -13,13 +13,13 @@ import shutil
 from pathlib import Path
 
 from ddim import DiffusionPipeline
-from ddim.settings import TrainSettings
+from ddim.settings import PixelSettings
 from ddim.training import train
 
 HERE = Path(__file__).parent.parent
 WEIGHTS = HERE / "src" / "ddim" / "weights" / "digits"
 
-SETTINGS = TrainSettings(
+SETTINGS = PixelSettings(
     output_dir=str(HERE / "runs" / "digits"),
     data="digits",
     class_conditional=True,

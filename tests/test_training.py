@@ -18,15 +18,15 @@ from PIL import Image
 from ddim import DDIMPipeline, DiffusionPipeline
 from ddim.checkpoint import read_json, read_tensors
 from ddim.errors import CheckpointError, ConfigError, DataError, DDIMError, NonFiniteError
-from ddim.settings import TrainSettings
-from ddim.training import Trainer, checkpoints, learning_rate_factor, train
+from ddim.settings import PixelSettings
+from ddim.training import checkpoints, learning_rate_factor, make_trainer, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:accelerate", "ignore::UserWarning:torch")
 
 
-def settings(output_dir: Path, **changes: object) -> TrainSettings:
+def settings(output_dir: Path, **changes: object) -> PixelSettings:
     """A network so small that a step takes a few milliseconds."""
-    base = TrainSettings(
+    base = PixelSettings(
         output_dir=str(output_dir),
         class_conditional=True,
         block_out_channels=(8, 16),
@@ -102,11 +102,11 @@ def test_diffusers_loads_what_was_trained(tmp_path: Path) -> None:
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
-    trainer = Trainer(
+    trainer = make_trainer(
         settings(tmp_path, max_train_steps=150, checkpointing_steps=1000, learning_rate=5e-3, dropout=0.0)
     )
     losses: list[float] = []
-    trainer._log = lambda values, norm, bar: losses.extend(float(v) for v in values)  # type: ignore[method-assign]
+    trainer._report = lambda log, norm, bar: losses.extend(float(v) for v in log.losses)  # type: ignore[method-assign]
     trainer.run()
     assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
 
@@ -117,7 +117,7 @@ def test_a_run_in_two_parts_ends_with_the_same_weights(tmp_path: Path, accumulat
     chosen = settings(tmp_path / "whole", use_ema=use_ema, gradient_accumulation_steps=accumulation, random_flip=True)
     whole = weights(train(chosen))
     stopped = dataclasses.replace(chosen, output_dir=str(tmp_path / "parts"))
-    trainer = Trainer(stopped)
+    trainer = make_trainer(stopped)
     save = trainer.save
 
     def save_and_die() -> None:
@@ -149,9 +149,11 @@ def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
 
 def test_the_average_is_what_is_saved(tmp_path: Path) -> None:
     folder = train(settings(tmp_path, max_train_steps=4))
-    average = read_tensors(folder / "checkpoint-4" / "average.safetensors")
-    assert_same({k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}, weights(folder))
-    plain = read_tensors(folder / "checkpoint-4" / "model.safetensors")
+    average, plain = (
+        {k.removeprefix("unet."): v for k, v in read_tensors(folder / "checkpoint-4" / file).items()}
+        for file in ("average.safetensors", "model.safetensors")
+    )
+    assert_same(average, weights(folder))
     assert any(not torch.equal(plain[name], value) for name, value in weights(folder).items())
 
 
@@ -188,8 +190,8 @@ def test_other_settings_or_a_broken_checkpoint_are_refused(tmp_path: Path) -> No
 
 def test_nan_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     train(settings(tmp_path, max_train_steps=4))
-    trainer = Trainer(settings(tmp_path))
-    trainer.loss.weight.fill_(float("nan"))
+    trainer = make_trainer(settings(tmp_path))
+    trainer.objective.loss.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="at step 8"):
         trainer.run()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4"]
@@ -262,7 +264,7 @@ def _command(output_dir: Path, steps: int) -> list[str]:
         f"--attention-head-dim 8 --train-batch-size 8 --max-train-steps {steps} --lr-warmup-steps 2 "
         "--checkpointing-steps 3 --checkpoints-total-limit 2 --validation-steps 0 --report-to none"
     )
-    return [sys.executable, "-m", "ddim", "train", *options.split()]
+    return [sys.executable, "-m", "ddim", "train", "pixels", *options.split()]
 
 
 @pytest.mark.slow

@@ -14,7 +14,17 @@ import tyro
 
 from ddim._version import __version__
 from ddim.errors import ConfigError, DDIMError
-from ddim.settings import Command, InfoSettings, PlotSettings, SampleSettings, TrainSettings
+from ddim.settings import (
+    Command,
+    InfoSettings,
+    LoraSettings,
+    PixelSettings,
+    PlotSettings,
+    SampleSettings,
+    TextToImageSettings,
+    TrainSettings,
+    VAESettings,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     commands: dict[type, Callable[[Any], None]] = {
         SampleSettings: run_sample,
-        TrainSettings: run_train,
+        PixelSettings: run_train,
+        VAESettings: run_train,
+        TextToImageSettings: run_train,
+        LoraSettings: run_train,
         InfoSettings: run_info,
         PlotSettings: run_plot,
     }

@@ -1,6 +1,6 @@
-"""The endless stream of prepared images that training reads.
+"""The endless stream of prepared images, and of their captions, that training reads.
 
-It is a pure function of a source and a seed: image number `position` of it is the same in every run, so a run that is
+It is a pure function of a source and a seed: item number `position` of it is the same in every run, so a run that is
 resumed reads on exactly where it was.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,42 +19,130 @@ from torch.utils.data import Dataset
 from ddim.errors import DataError
 from ddim.sources import Source
 
+Color = tuple[int, int, int]
+
+# Plain backgrounds for pictures with transparency: half of the pictures are on white, an eighth on black.
+BACKGROUNDS: dict[str, Color] = {
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+    "gray": (128, 128, 128),
+    "red": (220, 40, 40),
+    "orange": (250, 145, 30),
+    "yellow": (250, 220, 60),
+    "green": (40, 160, 70),
+    "light green": (150, 220, 130),
+    "turquoise": (60, 200, 190),
+    "light blue": (135, 200, 250),
+    "blue": (40, 90, 220),
+    "dark blue": (20, 30, 100),
+    "purple": (130, 60, 190),
+    "pink": (250, 150, 190),
+    "brown": (130, 85, 50),
+}
+_NAMES = tuple(BACKGROUNDS)
+_SAY_WHITE = 0.25  # how often a caption says that the background is white; any other it always says
+
+
+class Choice(NamedTuple):
+    """What is left to chance when a picture is prepared."""
+
+    crop: tuple[float, float] = (0.5, 0.5)  # of what is left over in width and height: how much goes on the near side
+    flip: bool = False
+    background: Color = BACKGROUNDS["white"]
+    named: int = 0  # the background's number in BACKGROUNDS, or -1
+
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a picture becomes a tensor (c h w) in [-1, 1] of the resolution asked for."""
+    """How a picture becomes a tensor (c h w) in [-1, 1] of the resolution asked for.
+
+    Attributes:
+        resolution: of the shorter side, before the longer one is cropped.
+        channels: 1 or 3.
+        center_crop: crop the middle, not at random.
+        random_flip: mirror half of the pictures.
+        background: behind transparency: "white"; "named", one of BACKGROUNDS; or "any" colour at random. Half of the
+            pictures get white, an eighth black.
+    """
 
     resolution: int
     channels: int = 3
     center_crop: bool = True
     random_flip: bool = False
+    background: Literal["white", "named", "any"] = "white"
 
-    def __call__(self, image: Image.Image | Tensor, rng: np.random.Generator) -> Tensor:
+    def choose(self, rng: np.random.Generator) -> Choice:
+        """Throw the dice for one picture."""
+        crop = (0.5, 0.5) if self.center_crop else (float(rng.random()), float(rng.random()))
+        flip = self.random_flip and bool(rng.random() < 0.5)
+        if self.background == "white":
+            return Choice(crop, flip)
+        share = rng.random()
+        named = 0 if share < 0.5 else 1 if share < 0.625 else int(rng.integers(2, len(_NAMES)))
+        if self.background == "any" and named > 1:
+            red, green, blue = (int(value) for value in rng.integers(256, size=3))
+            return Choice(crop, flip, (red, green, blue), -1)
+        return Choice(crop, flip, BACKGROUNDS[_NAMES[named]], named)
+
+    def variants(self) -> list[Choice]:
+        """All that can become of a picture, if that is not too much to count: each mirroring with each background.
+
+        Raises:
+            ValueError: crops or colours are random.
+        """
+        if not self.center_crop or self.background == "any":
+            raise ValueError("random crops and colours have no end")
+        names = _NAMES if self.background == "named" else _NAMES[:1]
+        flips = (False, True) if self.random_flip else (False,)
+        return [Choice((0.5, 0.5), flip, BACKGROUNDS[name], i) for flip in flips for i, name in enumerate(names)]
+
+    def __call__(self, image: Image.Image | Tensor, choice: Choice | np.random.Generator) -> Tensor:
+        if isinstance(choice, np.random.Generator):
+            choice = self.choose(choice)
         if isinstance(image, Tensor):
-            return image.flip(-1) if self.random_flip and rng.random() < 0.5 else image
-        image = flatten(ImageOps.exif_transpose(image), "L" if self.channels == 1 else "RGB")
+            return image.flip(-1) if choice.flip else image
+        image = flatten(ImageOps.exif_transpose(image), "L" if self.channels == 1 else "RGB", choice.background)
         scale = self.resolution / min(image.size)
         width, height = (max(self.resolution, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-        spare = width - self.resolution, height - self.resolution
-        left, top = (s // 2 if self.center_crop else int(rng.integers(s + 1)) for s in spare)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        left, top = (
+            min(int(share * (spare + 1)), spare) if share != 0.5 else spare // 2
+            for share, spare in zip(choice.crop, (width - self.resolution, height - self.resolution), strict=True)
+        )
         image = image.crop((left, top, left + self.resolution, top + self.resolution))
-        if self.random_flip and rng.random() < 0.5:
+        if choice.flip:
             image = ImageOps.mirror(image)
         pixels = np.asarray(image, dtype=np.float32).reshape(self.resolution, self.resolution, self.channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1) / 127.5 - 1)
 
 
-def flatten(image: Image.Image, mode: str) -> Image.Image:
-    """A picture without transparency, on white, in "L" or "RGB"; palettes and 16-bit grey included."""
+def flatten(image: Image.Image, mode: str, background: Color = BACKGROUNDS["white"]) -> Image.Image:
+    """A picture without transparency, on a plain background, in "L" or "RGB"; palettes and 16-bit grey included."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         array = np.asarray(image, dtype=np.float32)
         high = 65535.0 if array.max(initial=0) > 255 else 255.0
         image = Image.fromarray((array.clip(0, high) * (255 / high)).astype(np.uint8))
     if "A" in image.mode or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba)
     return image.convert(mode)
+
+
+def has_alpha(image: Image.Image | Tensor) -> bool:
+    """Whether a background shows through a picture."""
+    return isinstance(image, Image.Image) and ("A" in image.mode or "transparency" in image.info)
+
+
+def say_background(caption: str, color: str) -> str:
+    """A caption that says what the background is; a style, after a comma, stays last.
+
+    >>> say_background("a red heart, noto style", "black")
+    'a red heart on a black background, noto style'
+    """
+    what, comma, rest = caption.partition(",")
+    article = "an" if color[0] in "aeiou" else "a"
+    return f"{what} on {article} {color} background{comma}{rest}"
 
 
 @functools.lru_cache(maxsize=4)
@@ -76,11 +164,71 @@ class Stream(Dataset[dict[str, Any]]):
         self.prepare = prepare
         self.seed = seed
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def at(self, position: int) -> tuple[int, np.random.Generator]:
+        """Which image a position has, and the dice for it."""
         epoch, offset = divmod(position, self.source.count)
         index = int(_order(self.seed, epoch, self.source.count)[offset])
-        image = self.prepare(self.source.load(index), np.random.default_rng([self.seed, 1, position]))
+        return index, np.random.default_rng([self.seed, 1, position])
+
+    def image(self, index: int, choice: Choice) -> Tensor:
+        """An image as the tensor that a choice makes of it.
+
+        Raises:
+            DataError: it is a tensor of another resolution.
+        """
+        image = self.prepare(self.source.load(index), choice)
         if image.shape[-1] != self.prepare.resolution:
             raise DataError(f"image {index} is {image.shape[-1]} wide where {self.prepare.resolution} is needed")
-        label = -1 if self.source.labels is None else self.source.labels[index]
-        return {"image": image, "label": label}
+        return image
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        index, rng = self.at(position)
+        image = self.image(index, self.prepare.choose(rng))
+        return {"image": image, "label": -1 if self.source.labels is None else self.source.labels[index]}
+
+
+class CaptionedStream(Stream):
+    """A stream of captions with pictures, or with the numbers of pictures that are encoded already.
+
+    An item has "caption", "index" (the image's) and "variant" (its place in `prepare.variants()`), or "image" instead.
+
+    Args:
+        source: images with captions.
+        prepare, seed: as for `Stream`.
+        dropout: the share of captions that is replaced by the empty text.
+        encoded: leave the images out.
+        transparent: for each image, whether a background shows; what has none says nothing of it. All if None.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prepare: Preparation,
+        seed: int,
+        dropout: float = 0.0,
+        encoded: bool = False,
+        transparent: np.ndarray[Any, Any] | None = None,
+    ) -> None:
+        super().__init__(source, prepare, seed)
+        if source.captions is None:
+            raise DataError("these images have no captions")
+        self.captions = source.captions
+        self.dropout = dropout
+        self.encoded = encoded
+        self.transparent = transparent
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        index, rng = self.at(position)
+        choice = self.prepare.choose(rng)
+        options = self.captions[index]
+        caption = options[int(rng.integers(len(options)))]
+        if self.prepare.background == "named" and (self.transparent is None or self.transparent[index]):
+            white = choice.named == 0
+            if not white or rng.random() < _SAY_WHITE:
+                caption = say_background(caption, _NAMES[choice.named])
+        if rng.random() < self.dropout:
+            caption = ""
+        if self.encoded:
+            backgrounds = len(_NAMES) if self.prepare.background == "named" else 1
+            return {"index": index, "variant": choice.flip * backgrounds + choice.named, "caption": caption}
+        return {"image": self.image(index, choice), "caption": caption}

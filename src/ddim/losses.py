@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim.errors import ConfigError
+from ddim.models.vae import DiagonalGaussianDistribution
 from ddim.process import prediction
 from ddim.schedule import Array, snr
 from ddim.scheduler import DDIMScheduler
@@ -89,3 +90,24 @@ class DiffusionLoss(nn.Module):
         if out.shape[1] == 2 * x0.shape[1]:
             out = out[:, : x0.shape[1]]
         return (out - target).square().flatten(1).mean(1) * self.weight[timesteps]
+
+
+def autoencoder_loss(
+    images: Tensor, decoded: Tensor, latents: DiagonalGaussianDistribution, mse_weight: float, gradient_weight: float
+) -> dict[str, Tensor]:
+    """What an autoencoder is trained on, each part of shape (b,).
+
+    "reconstruction" is the mean of |error| + mse_weight·error² and gradient_weight times the mean |error| of the
+    differences of neighbours, which keeps edges sharp. "kl" is the divergence from N(0, 1) in nats a latent number.
+
+    Args:
+        images, decoded: (b c h w) in [-1, 1].
+        latents: what the encoder said of the images.
+    """
+    error = decoded - images
+    loss = (error.abs() + mse_weight * error.square()).flatten(1).mean(1)
+    for axis in (2, 3):
+        loss = loss + gradient_weight * error.diff(dim=axis).abs().flatten(1).mean(1)
+    parameters = latents.parameters.float()
+    kl = DiagonalGaussianDistribution(parameters).kl() / (parameters[0].numel() / 2)
+    return {"reconstruction": loss, "kl": kl}

@@ -79,7 +79,7 @@ class CLIPTokenizer(Savable):
 
     # --- texts to tokens and back ------------------------------------------------------------------------------------
 
-    def __call__(self, prompts: str | Sequence[str], max_length: int | None = None) -> Tensor:
+    def __call__(self, prompts: str | Sequence[str], max_length: int | None = None, *, warn: bool = True) -> Tensor:
         """Token ids (b, max_length) int64, each text between a start and an end token and padded.
 
         A text that is too long loses its end; one warning shows all that was lost.
@@ -87,6 +87,7 @@ class CLIPTokenizer(Savable):
         Args:
             prompts: a text, or a list of b.
             max_length: `model_max_length` unless told.
+            warn: False cuts without a word.
 
         Raises:
             TypeError: what is given is no text.
@@ -106,7 +107,7 @@ class CLIPTokenizer(Savable):
                 ids = ids[: length - 2]
             ids = [self.bos_token_id, *ids, self.eos_token_id]
             rows.append(ids + [self.pad_token_id] * (length - len(ids)))
-        if lost:
+        if lost and warn:
             warnings.warn(
                 f"the text encoder reads {length} tokens; this was cut from the end of "
                 f"{'the prompt' if len(texts) == 1 else f'{len(lost)} of {len(texts)} prompts'}: {', '.join(lost)}",
@@ -205,6 +206,24 @@ class CLIPTokenizer(Savable):
 # --- making one ------------------------------------------------------------------------------------------------------
 
 
+def byte_alphabet() -> list[str]:
+    """The letters that stand for the 256 bytes, in a fixed order."""
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def cut_texts(tokenizer: Tokenizer) -> None:
+    """Let a tokenizer normalise texts and cut them into words as CLIP does."""
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+
+
 def _byte_pairs(vocab: Mapping[str, int], merges: Iterable[str | Sequence[str]], unk_token: str) -> Tokenizer:
     """CLIP's normalizer, cutter and byte pair encoding, without the added tokens."""
     for token, index in vocab.items():
@@ -219,15 +238,7 @@ def _byte_pairs(vocab: Mapping[str, int], merges: Iterable[str | Sequence[str]],
         if not {*pair, "".join(pair)} <= vocab.keys():
             raise ConfigError(f"the merge {pair!r:.100} is of, or makes, a token that is not in the vocabulary")
     tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs, unk_token=unk_token, end_of_word_suffix=WORD_END))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    cut_texts(tokenizer)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 

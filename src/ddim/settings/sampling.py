@@ -1,0 +1,90 @@
+"""The options of the commands that draw, look and plot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+Spacing = Literal["leading", "trailing", "linspace", "quadratic"]
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Draw images from a model: of a text, of a class, or of nothing in particular.
+
+    One picture with all of them in a grid is written, or, if --out is a folder, one file for each. A PNG says how it
+    was made; --from makes it again.
+    """
+
+    prompt: tyro.conf.Positional[str | None] = None
+    """What to draw, for a text-to-image model."""
+    model: str = "digits"
+    """A folder in diffusers' layout, the name of a bundled model (see `ddim info`), or an id on the hub."""
+    negative_prompt: str | None = None
+    """What to keep away from, for a text-to-image model."""
+    class_labels: tuple[int, ...] = ()
+    """Classes to draw, for a class-conditional model; repeated to fill the batch. All of them in turn if not given."""
+    guidance_scale: float | None = None
+    """How much to prefer the text or class over none; 1 is no guidance. If not given, 7.5 for texts, 1 for classes."""
+    guidance_rescale: float = 0.0
+    """In [0, 1]: how much of the contrast that guidance adds to take back; 0.7 suits zero terminal SNR."""
+    steps: int = 50
+    """Sampling steps, 1 to the model's training timesteps."""
+    eta: float | Literal["sigma_hat"] = 0.0
+    """Noise added on the way: 0 is DDIM, 1 is DDPM, sigma_hat is DDPM with the larger variance."""
+    spacing: Spacing | None = None
+    """Which of the training timesteps to use. The model's own choice if not given."""
+    zero_snr: bool | None = None
+    """Rescale the schedule to zero terminal SNR (needs a v-prediction model). The model's own choice if not given."""
+    seed: int = 0
+    """Image k of a seed is the same whatever the batch size."""
+    batch: int | None = None
+    """How many images. If not given, the number of class labels, or all classes, or 1 for a text, or 16."""
+    height: int | None = None
+    """In pixels, for a text-to-image model. What it was trained on if not given."""
+    width: int | None = None
+    """In pixels, for a text-to-image model."""
+    image: str | None = None
+    """A picture to start from, for a text-to-image model."""
+    strength: float = 0.8
+    """In [0, 1]: how much of --image is lost."""
+    mask_image: str | None = None
+    """White where --image is to be painted anew."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The type to run in."""
+    device: str | None = None
+    """For example cuda, cuda:1, mps or cpu. The best there is if not given."""
+    from_image: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """A PNG that this command wrote: make it again with its settings, except for --out and --device."""
+    out: str = "samples.png"
+    """A file for a grid of all images, or a folder (existing, or ending in /) for one file each."""
+
+
+@dataclass(frozen=True)
+class InfoSettings:
+    """Say what a model is: its parts and sizes, and the plan that its scheduler makes."""
+
+    model: tyro.conf.Positional[str] = "digits"
+    """A folder, the name of a bundled model, or an id on the hub."""
+    steps: int = 10
+    """Of the plan to show."""
+    eta: float | Literal["sigma_hat"] = 0.0
+    """Of the plan to show."""
+
+
+@dataclass(frozen=True)
+class PlotSettings:
+    """Draw what a sampler does."""
+
+    what: tyro.conf.Positional[Literal["schedule"]] = "schedule"
+    """schedule: the noise level and SNR of every timestep, and which timesteps each spacing picks."""
+    model: str | None = None
+    """Draw this model's schedule instead of the three usual ones."""
+    steps: int = 10
+    """How many timesteps each spacing picks."""
+    zero_snr: bool = False
+    """Rescale to zero terminal SNR."""
+    out: str = "schedule.png"
+    """A .png, .svg or .pdf."""

@@ -1,0 +1,55 @@
+"""Training: pixels, autoencoders, text to image and low-rank adapters, each an objective of the one trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ddim.errors import require
+from ddim.settings import PixelSettings, TrainSettings, VAESettings
+from ddim.training.checkpoints import checkpoints
+from ddim.training.objective import Losses, Objective
+from ddim.training.trainer import Trainer, learning_rate_factor
+
+__all__ = ["Losses", "Objective", "Trainer", "checkpoints", "learning_rate_factor", "make_objective", "make_trainer", "train"]
+
+
+def make_objective(settings: TrainSettings) -> Objective:
+    """What the settings ask to be trained.
+
+    Raises:
+        ConfigError, DataError: settings or data that cannot work together.
+    """
+    torch.manual_seed(settings.seed)  # of the weights of what is new
+    if isinstance(settings, PixelSettings):
+        from ddim.training.pixels import Pixels
+
+        return Pixels(settings)
+    if isinstance(settings, VAESettings):
+        from ddim.training.autoencoder import Autoencoder
+
+        return Autoencoder(settings)
+    from ddim.training.text_to_image import text_to_image
+
+    return text_to_image(settings)
+
+
+def make_trainer(settings: TrainSettings) -> Trainer:
+    """A run of what the settings say, ready to begin or to go on."""
+    accelerator = require("accelerate", "train").Accelerator(
+        mixed_precision=settings.mixed_precision,
+        log_with=None if settings.report_to == "none" else settings.report_to,
+        project_dir=settings.output_dir,
+    )
+    return Trainer(settings, make_objective(settings), accelerator)
+
+
+def train(settings: TrainSettings) -> Path:
+    """Train what the settings say and save it; returns the folder, which `from_pretrained` loads.
+
+    Raises:
+        ConfigError, DataError: settings or data that cannot work together, before anything is written.
+        NonFiniteError: the loss became NaN; the checkpoints before it are left as they are.
+    """
+    return make_trainer(settings).run()

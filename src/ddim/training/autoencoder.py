@@ -1,0 +1,133 @@
+"""Training an autoencoder: pictures to latents of a fraction of their width and height, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from ddim.checkpoint import Repository
+from ddim.data import Preparation, Stream
+from ddim.losses import autoencoder_loss
+from ddim.models import AutoencoderKL
+from ddim.pipelines import image_grid
+from ddim.settings import VAESettings
+from ddim.sources import Source, hf_dataset, image_folder
+from ddim.training.objective import Losses, Objective
+
+SHOWN = 8  # pictures of a preview
+MEASURED = 1024  # pictures that the scale of the latents is measured on
+
+
+def load_vae(name: str) -> AutoencoderKL:
+    """An autoencoder: a folder or repository that is one, or that has one in its `vae` folder."""
+    repository = Repository.open(name, {})
+    is_pipeline = repository.find("model_index.json") is not None
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(name, subfolder="vae" if is_pipeline else None)
+    return vae
+
+
+def pictures(settings: VAESettings) -> Source:
+    """The images, whatever their captions."""
+    if settings.train_data_dir is not None:
+        source = image_folder(settings.train_data_dir)
+    else:
+        source = hf_dataset(settings.dataset_name or "", settings.image_column, None)
+    most = settings.max_train_samples
+    return source if most is None else dataclasses.replace(source, count=min(source.count, most))
+
+
+def build_vae(settings: VAESettings, resolution: int) -> AutoencoderKL:
+    """A new autoencoder."""
+    widths = settings.block_out_channels
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=settings.layers_per_block,
+        latent_channels=settings.latent_channels,
+        norm_num_groups=math.gcd(16, *widths),
+        sample_size=resolution,
+        scaling_factor=1.0,
+        force_upcast=False,
+        mid_block_add_attention=settings.mid_block_add_attention,
+    )
+
+
+class Autoencoder(Objective):
+    """The loss of an autoencoder on images (b 3 h w) in [-1, 1]."""
+
+    preview_name: ClassVar[str] = "reconstructions"
+
+    def __init__(self, settings: VAESettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.source = pictures(settings)
+        self.count = self.source.count
+        if settings.pretrained_model_name_or_path is None:
+            resolution = settings.resolution or 64
+            vae = build_vae(settings, resolution)
+        else:
+            vae = load_vae(settings.pretrained_model_name_or_path)
+            resolution = settings.resolution or vae.tile_sample_min_size
+        self.prepare_image = Preparation(
+            resolution,
+            3,
+            settings.center_crop,
+            settings.random_flip,
+            "any" if settings.random_background else "white",
+        )
+        if settings.gradient_checkpointing:
+            vae.enable_gradient_checkpointing()
+        self.networks = nn.ModuleDict({"vae": vae})
+
+    def dataset(self) -> Stream:
+        return Stream(self.source, self.prepare_image, self.settings.seed)
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        vae, settings = self.networks["vae"], self.settings
+        images: Tensor = batch["image"]
+        if settings.permute_colors:
+            images = permute_colors(images)
+        latents = vae.encode(images).latent_dist
+        decoded = vae.decode(latents.sample()).sample.float()
+        parts = autoencoder_loss(images, decoded, latents, settings.mse_weight, settings.gradient_weight)
+        loss = parts["reconstruction"] + settings.kl_weight * parts["kl"]
+        return Losses(loss, None, {name: value.mean() for name, value in parts.items()})
+
+    @torch.no_grad()
+    def finished(self, networks: nn.ModuleDict) -> AutoencoderKL:
+        """The autoencoder, with the scaling factor that gives latents of the data a standard deviation of 1."""
+        vae: AutoencoderKL = networks["vae"]  # type: ignore[assignment]
+        measured = Subset(self.dataset(), range(min(self.count, MEASURED)))
+        total, square, count = 0.0, 0.0, 0
+        for batch in tqdm(DataLoader(measured, batch_size=32), desc="measuring latents", leave=False, delay=1):
+            mean = vae.encode(batch["image"].to(vae.device, vae.dtype)).latent_dist.mean.double().cpu()
+            total, square, count = total + mean.sum().item(), square + (mean**2).sum().item(), count + mean.numel()
+        deviation = math.sqrt(square / count - (total / count) ** 2)
+        vae.register_to_config(scaling_factor=round(1 / deviation, 5))
+        return vae
+
+    @torch.no_grad()
+    def preview(self, finished: AutoencoderKL) -> Image.Image:
+        """Pictures above what becomes of them."""
+        stream = self.dataset()
+        images = torch.stack([stream[position]["image"] for position in range(SHOWN)])
+        decoded = finished(images.to(finished.device)).sample.cpu()
+        pixels = (torch.cat([images, decoded]).clamp(-1, 1) + 1) * 127.5
+        arrays = pixels.permute(0, 2, 3, 1).round().byte().numpy()
+        return image_grid([Image.fromarray(np.ascontiguousarray(array)) for array in arrays], columns=SHOWN)
+
+
+def permute_colors(images: Tensor) -> Tensor:
+    """Images (b 3 h w), half of them with red, green and blue in another order."""
+    order = torch.stack([torch.randperm(3) for _ in range(len(images))])
+    order[: len(images) // 2] = torch.arange(3)  # the stream is shuffled, so that any half will do
+    return images.gather(1, order.to(images.device)[:, :, None, None].expand_as(images))

@@ -1,0 +1,88 @@
+"""Checkpoints of a run: folders of safetensors and JSON that are written under another name and renamed when whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddim.checkpoint import check_state, read_json, read_tensors, save_tensors, write_json
+from ddim.errors import CheckpointError
+
+
+def checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    found = [p.parent for p in Path(output_dir).glob("checkpoint-*/state.json") if p.parent.name[11:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[11:]))
+
+
+def trained(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters that want a gradient, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def write_checkpoint(output_dir: Path, step: int, files: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    """Write `checkpoint-{step}` whole, or not at all. `files` are the tensors of each safetensors file."""
+    target = output_dir / f"checkpoint-{step}"
+    temporary = output_dir / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, tensors in files.items():
+        save_tensors(temporary / f"{name}.safetensors", tensors)
+    write_json(temporary / "state.json", state)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temporary, target)
+
+
+def drop_old(output_dir: Path, limit: int | None) -> None:
+    """Keep the newest checkpoints only."""
+    for old in checkpoints(output_dir)[: -limit if limit else 0]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run.
+
+    Raises:
+        CheckpointError: missing, or not written by `write_checkpoint`.
+    """
+    state = read_json(folder / "state.json")
+    if not isinstance(state.get("settings"), dict) or not isinstance(state.get("step"), int):
+        raise CheckpointError(f"{folder / 'state.json'} is no state of a training run")
+    return state
+
+
+@torch.no_grad()
+def load_trained(module: nn.Module, folder: Path, name: str) -> None:
+    """Put a checkpoint's tensors into the parameters of `module` that want a gradient, and its buffers of the file."""
+    tensors = read_tensors(folder / f"{name}.safetensors")
+    mine = trained(module)
+    check_state(mine, tensors, f"{folder / name}.safetensors does not fit the network")
+    for key, parameter in mine.items():
+        parameter.copy_(tensors[key])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """The optimizer's state, by the kind and the parameter's name: "exp_avg:unet.conv_in.weight"."""
+    state = optimizer.state_dict()["state"]
+    return {f"{kind}:{names[i]}": value for i, values in state.items() for kind, value in values.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], folder: Path) -> None:
+    """Put a checkpoint's state into the optimizer.
+
+    Raises:
+        CheckpointError: the file is broken, or of other parameters.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    numbers = {name: number for number, name in enumerate(names)}
+    for key, value in read_tensors(folder / "optimizer.safetensors").items():
+        kind, _, name = key.partition(":")
+        if name not in numbers:
+            raise CheckpointError(f"{folder}/optimizer.safetensors is of other parameters: {name[:200]!r}")
+        state.setdefault(numbers[name], {})[kind] = value.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

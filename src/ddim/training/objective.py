@@ -1,0 +1,64 @@
+"""What a run trains, as a module whose forward pass is the losses of a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ddim.checkpoint import Savable
+
+
+class Losses(NamedTuple):
+    """What a batch of b gives."""
+
+    loss: Tensor  # (b,)
+    timesteps: Tensor | None = None  # (b,), if the loss is to be told by timestep
+    parts: dict[str, Tensor] | None = None  # what the loss is the sum of, each 0-dim, to be logged
+
+
+class Objective(nn.Module, ABC):
+    """The networks of a run, its data and its loss.
+
+    `networks` are what the finished model is made of; what of their parameters wants a gradient is trained, averaged
+    and kept in checkpoints. Everything random in `forward` comes from torch's global generator, which the trainer
+    seeds for each batch.
+
+    Attributes:
+        count: how many images the data has.
+        preview_name: what the pictures of `preview` are called in logs.
+    """
+
+    preview_name: ClassVar[str] = "samples"
+    networks: nn.ModuleDict
+    count: int
+    num_train_timesteps: int = 0
+
+    @abstractmethod
+    def dataset(self) -> Dataset[dict[str, Any]]:
+        """Item `position` of the endless, shuffled stream of examples."""
+
+    @abstractmethod
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        """The losses of a batch, on the device of the networks."""
+
+    @abstractmethod
+    def finished(self, networks: nn.ModuleDict) -> Savable:
+        """What is saved in the end, made of these networks (which it may keep)."""
+
+    @abstractmethod
+    def preview(self, finished: Any) -> Image.Image | None:
+        """A picture that shows how far the training is."""
+
+    def prepare(self) -> None:
+        """What takes time before the first step, such as encoding the pictures."""
+
+    def record(self) -> dict[str, Any]:
+        """What to write down beside the settings."""
+        return {"images": self.count}
+
+    def check_unchanged(self, record: dict[str, Any]) -> None:
+        """Raise a ConfigError if the data is not what a run that is to be resumed began with."""

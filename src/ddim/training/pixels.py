@@ -1,0 +1,119 @@
+"""Training a U-Net on pixels, unconditional or by class."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ddim.data import Preparation, Stream
+from ddim.errors import ConfigError
+from ddim.losses import DiffusionLoss
+from ddim.models import UNet2DModel
+from ddim.pipelines import DDIMPipeline, image_grid
+from ddim.settings import PixelSettings
+from ddim.sources import open_source
+from ddim.training.objective import Losses, Objective
+from ddim.training.schedules import draw_noise, draw_timesteps, train_scheduler
+
+
+def build_unet(settings: PixelSettings, resolution: int, channels: int, classes: int | None) -> UNet2DModel:
+    """A new U-Net. One class more than there are stands for none."""
+    widths = settings.block_out_channels
+    levels = {level % len(widths) for level in settings.attention_levels}
+    attention = [level in levels for level in range(len(widths))]
+    return UNet2DModel(
+        sample_size=resolution,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=widths,
+        layers_per_block=settings.layers_per_block,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        attention_head_dim=settings.attention_head_dim,
+        norm_num_groups=math.gcd(32, *widths),
+        dropout=settings.dropout,
+        num_class_embeds=None if classes is None else classes + 1,
+    )
+
+
+class Pixels(Objective):
+    """The loss of a U-Net on images (b c h w) in [-1, 1]."""
+
+    def __init__(self, settings: PixelSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.source = open_source(
+            settings.data, settings.class_conditional, settings.image_column, settings.label_column
+        )
+        if settings.max_train_samples is not None:
+            self.source = dataclasses.replace(self.source, count=min(self.source.count, settings.max_train_samples))
+        classes = len(self.source.class_names) if settings.class_conditional else None
+        if classes == 0:
+            raise ConfigError(f"{settings.data} has no classes: leave out class_conditional")
+        self.none = classes  # the label that stands for no class
+        self.count = self.source.count
+        resolution = settings.resolution or (8 if settings.data == "digits" else 32)
+        self.prepare_image = Preparation(
+            resolution, self.source.channels, settings.center_crop, settings.random_flip
+        )
+        pipeline = None
+        if settings.pretrained_model_name_or_path is not None:
+            pipeline = DDIMPipeline.from_pretrained(settings.pretrained_model_name_or_path)
+        self.scheduler = train_scheduler(settings, pipeline and pipeline.scheduler.config, "linear")
+        if pipeline is None:
+            unet = build_unet(settings, resolution, self.source.channels, classes)
+        else:
+            unet = pipeline.unet
+            self._check_fit(unet)
+        if settings.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        self.networks = nn.ModuleDict({"unet": unet})
+        self.loss = DiffusionLoss(self.scheduler, settings.snr_gamma)
+        self.num_train_timesteps = self.scheduler.config.num_train_timesteps
+
+    def _check_fit(self, unet: UNet2DModel) -> None:
+        config, channels = unet.config, self.source.channels
+        wanted = None if self.none is None else self.none + 1
+        if config.in_channels != channels or config.num_class_embeds != wanted:
+            raise ConfigError(
+                f"{self.settings.pretrained_model_name_or_path} has {config.in_channels} channels and "
+                f"{config.num_class_embeds} class embeddings; the data asks for {channels} and {wanted}"
+            )
+
+    def dataset(self) -> Stream:
+        return Stream(self.source, self.prepare_image, self.settings.seed)
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        x0: Tensor = batch["image"]
+        eps = draw_noise(self.settings, x0)
+        timesteps = draw_timesteps(self.num_train_timesteps, x0)
+        perturbation = None
+        if self.settings.input_perturbation:
+            perturbation = self.settings.input_perturbation * torch.randn_like(x0)
+        labels = None
+        if self.none is not None:
+            dropped = torch.rand(len(x0), device=x0.device) < self.settings.class_dropout
+            labels = batch["label"].masked_fill(dropped, self.none)
+
+        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+            out: Tensor = self.networks["unet"](x, t, labels).sample
+            return out
+
+        return Losses(self.loss(denoiser, x0, eps, timesteps, perturbation), timesteps)
+
+    def finished(self, networks: nn.ModuleDict) -> DDIMPipeline:
+        return DDIMPipeline(networks["unet"], self.scheduler)
+
+    def preview(self, finished: DDIMPipeline) -> Image.Image:
+        finished.set_progress_bar_config(disable=True)
+        labels = None if self.none is None else [i % self.none for i in range(min(2 * self.none, 32))]
+        images = finished(len(labels or [None] * 16), class_labels=labels, num_inference_steps=25, seed=0)[0]
+        return image_grid(images, columns=8 if self.none is None else min(self.none, 16))
+
+    def record(self) -> dict[str, Any]:
+        return {"images": self.count, "class_names": list(self.source.class_names)}

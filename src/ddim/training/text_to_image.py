@@ -1,0 +1,327 @@
+"""Training text to image on latents: all of a new model, or more of a pretrained one, or low-rank adapters of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ddim.checkpoint import Savable
+from ddim.data import CaptionedStream, Preparation
+from ddim.errors import ConfigError, require
+from ddim.lora import TEXT_TARGETS, add_lora, lora_state, save_lora
+from ddim.losses import DiffusionLoss
+from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from ddim.pipelines import StableDiffusionPipeline, image_grid
+from ddim.scheduler import DDIMScheduler
+from ddim.settings import LoraSettings, TextToImageSettings
+from ddim.settings.training import LatentSettings
+from ddim.sources import Source, captioned_source
+from ddim.tokenizer import CLIPTokenizer
+from ddim.training.autoencoder import load_vae
+from ddim.training.caches import CaptionCache, LatentCache
+from ddim.training.objective import Losses, Objective
+from ddim.training.schedules import draw_noise, draw_timesteps, train_scheduler
+from ddim.training.vocabulary import learn_tokenizer
+
+GUIDANCE = {"guidance_scale": 3.0, "num_inference_steps": 25}  # of a preview; rescale 0.7 with zero SNR
+SHOWN = 16  # captions that a preview draws if no prompts are given
+
+
+class Parts(NamedTuple):
+    """What a text-to-image pipeline is made of."""
+
+    vae: AutoencoderKL
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+
+
+def new_parts(settings: TextToImageSettings, source: Source) -> Parts:
+    """A new U-Net, text encoder and tokenizer for the captions of the source, on an autoencoder that is there."""
+    vae = load_vae(settings.pretrained_vae_model_name_or_path or "emoji")
+    captions = [caption for options in source.captions or () for caption in options]
+    tokenizer = learn_tokenizer(captions, settings.vocab_size, settings.max_tokens)
+    widths = settings.block_out_channels
+    levels = {level % len(widths) for level in settings.attention_levels}
+    attention = [level in levels for level in range(len(widths))]
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    unet = UNet2DConditionModel(
+        sample_size=(settings.resolution or vae.tile_sample_min_size) // factor,
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        block_out_channels=widths,
+        layers_per_block=settings.layers_per_block,
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        attention_head_dim=settings.attention_heads,
+        cross_attention_dim=settings.text_dim,
+        norm_num_groups=math.gcd(16, *widths),
+        dropout=settings.dropout,
+    )
+    text_encoder = CLIPTextModel(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.text_dim,
+        intermediate_size=4 * settings.text_dim,
+        projection_dim=settings.text_dim,
+        num_hidden_layers=settings.text_layers,
+        num_attention_heads=settings.text_heads,
+        max_position_embeddings=settings.max_tokens,
+        hidden_act="gelu",
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    scheduler = train_scheduler(
+        settings, None, "scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    return Parts(vae, tokenizer, text_encoder, unet, scheduler)
+
+
+def pretrained_parts(settings: TextToImageSettings | LoraSettings) -> Parts:
+    """The parts of a pipeline, with the noise schedule that the settings ask for."""
+    pipe = StableDiffusionPipeline.from_pretrained(str(settings.pretrained_model_name_or_path))
+    if pipe.tokenizer is None or pipe.text_encoder is None:
+        raise ConfigError(f"{settings.pretrained_model_name_or_path} has no text encoder: there is nothing to train by")
+    vae = pipe.vae
+    if isinstance(settings, TextToImageSettings) and settings.pretrained_vae_model_name_or_path is not None:
+        vae = load_vae(settings.pretrained_vae_model_name_or_path)
+    if pipe.unet.config.in_channels != vae.config.latent_channels:
+        raise ConfigError(
+            f"{settings.pretrained_model_name_or_path} takes {pipe.unet.config.in_channels} channels, not the "
+            f"{vae.config.latent_channels} of its latents: inpainting models cannot be trained here"
+        )
+    scheduler = train_scheduler(settings, pipe.scheduler.config, "scaled_linear")
+    return Parts(vae, pipe.tokenizer, pipe.text_encoder, pipe.unet, scheduler)
+
+
+class TextToImage(Objective):
+    """The loss of a U-Net on latents (b z h w), given texts.
+
+    Args:
+        settings: of the run.
+        source: pictures with captions.
+        parts: what is trained, and what is used as it is.
+        trains_text: whether the text encoder is trained.
+    """
+
+    def __init__(self, settings: LatentSettings, source: Source, parts: Parts, trains_text: bool) -> None:
+        super().__init__()
+        self.settings, self.source = settings, source
+        self.count = source.count
+        self.tokenizer, self.scheduler = parts.tokenizer, parts.scheduler
+        vae, text_encoder, unet = parts.vae, parts.text_encoder, parts.unet
+        if settings.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+            text_encoder.enable_gradient_checkpointing()
+        self.networks = nn.ModuleDict({"unet": unet, **({"text_encoder": text_encoder} if trains_text else {})})
+        self.frozen = nn.ModuleDict({"vae": vae, **({} if trains_text else {"text_encoder": text_encoder})})
+        self.frozen.requires_grad_(False)
+        self.loss = DiffusionLoss(self.scheduler, settings.snr_gamma)
+        self.num_train_timesteps = self.scheduler.config.num_train_timesteps
+        resolution = settings.resolution or self._native_resolution()
+        self._check_resolution(resolution)
+        self.prepare_image = Preparation(
+            resolution,
+            3,
+            settings.center_crop,
+            settings.random_flip,
+            "named" if settings.random_background else "white",
+        )
+        self.latents: LatentCache | None = None
+        if settings.cache_latents and settings.center_crop:
+            self.latents = LatentCache(Path(settings.output_dir) / "cache", source, self.prepare_image)
+        self.texts: CaptionCache | None = None
+
+    @property
+    def factor(self) -> int:
+        """How much smaller than pictures latents are."""
+        return int(2 ** (len(self.frozen["vae"].config.block_out_channels) - 1))
+
+    def _native_resolution(self) -> int:
+        size = self.networks["unet"].config.sample_size
+        if size is None:
+            raise ConfigError("the U-Net does not say what size it is for: give resolution")
+        return int(size if isinstance(size, int) else min(size)) * self.factor
+
+    def _check_resolution(self, resolution: int) -> None:
+        steps = self.factor * 2 ** (len(self.networks["unet"].config.block_out_channels) - 1)
+        if resolution % steps:
+            raise ConfigError(f"resolution must be a multiple of {steps} for this model, not {resolution}")
+
+    def train(self, mode: bool = True) -> TextToImage:
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def prepare(self) -> None:
+        """Encode what can be encoded once: pictures, and captions if the text encoder is not trained."""
+        if self.latents is not None:
+            self.latents.fill(self.frozen["vae"])
+        if "text_encoder" in self.frozen and self.settings.cache_text_embeddings:
+            self.texts = CaptionCache.of(self.source, self.settings.random_background)
+            if self.texts is not None:
+                self.texts.fill(self.tokenizer, self.frozen["text_encoder"])
+        self._warn_of_long_captions()
+
+    def _warn_of_long_captions(self) -> None:
+        captions = {caption for options in self.source.captions or () for caption in options}
+        most = self.tokenizer.model_max_length
+        long = sorted(caption for caption in captions if len(self.tokenizer.encode(caption)) > most)
+        if long:
+            warnings.warn(
+                f"{len(long)} of {len(captions)} captions have more than {most} tokens and lose their end, for example "
+                f"{long[0]!r:.200}",
+                stacklevel=2,
+            )
+
+    def dataset(self) -> CaptionedStream:
+        return CaptionedStream(
+            self.source,
+            self.prepare_image,
+            self.settings.seed,
+            dropout=self.settings.caption_dropout,
+            encoded=self.latents is not None,
+            transparent=None if self.latents is None else self.latents.transparent,
+        )
+
+    # --- the loss ----------------------------------------------------------------------------------------------------
+
+    def encode_images(self, batch: dict[str, Any]) -> Tensor:
+        """Latents of a batch, drawn from what the autoencoder says of the pictures, scaled: (b z h w) float32."""
+        vae: AutoencoderKL = self.frozen["vae"]  # type: ignore[assignment]
+        if self.latents is not None:
+            latents = self.latents.sample(batch["index"], batch["variant"], vae.device)
+        else:
+            with torch.no_grad():
+                latents = vae.encode(batch["image"].to(vae.dtype)).latent_dist.sample().float()
+        return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+    def encode_captions(self, captions: list[str]) -> Tensor:
+        """The text encoder's vectors for captions: (b s d)."""
+        if self.texts is not None and self.texts.table is not None:
+            return self.texts.embeddings(captions, self.loss.weight.device)
+        trains = "text_encoder" in self.networks
+        encoder = self.networks["text_encoder"] if trains else self.frozen["text_encoder"]
+        ids = self.tokenizer(captions, warn=False).to(self.loss.weight.device)
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            text: Tensor = encoder(ids)[0]
+        return text
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        x0 = self.encode_images(batch)
+        eps = draw_noise(self.settings, x0)
+        timesteps = draw_timesteps(self.num_train_timesteps, x0)
+        perturbation = None
+        if self.settings.input_perturbation:
+            perturbation = self.settings.input_perturbation * torch.randn_like(x0)
+        text = self.encode_captions(batch["caption"])
+
+        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+            out: Tensor = self.networks["unet"](x, t, text).sample
+            return out
+
+        return Losses(self.loss(denoiser, x0, eps, timesteps, perturbation), timesteps)
+
+    # --- what comes of it --------------------------------------------------------------------------------------------
+
+    def finished(self, networks: nn.ModuleDict) -> Savable:
+        """The pipeline of these networks."""
+        dtype = next(networks.parameters()).dtype
+        parts = {**{name: copy_as(module, dtype) for name, module in self.frozen.items()}, **dict(networks.items())}
+        return StableDiffusionPipeline(tokenizer=self.tokenizer, scheduler=self.scheduler, **parts)  # type: ignore[arg-type]
+
+    def preview(self, finished: StableDiffusionPipeline) -> Image.Image:
+        finished.set_progress_bar_config(disable=True)
+        prompts = list(self.settings.validation_prompts)
+        if not prompts:
+            stride = max(1, self.count // SHOWN)
+            prompts = [options[0] for options in (self.source.captions or ())[::stride][:SHOWN]]
+        images: list[Image.Image] = []
+        rescale = 0.7 if self.scheduler.config.rescale_betas_zero_snr else 0.0
+        for first in range(0, len(prompts), 8):
+            chosen = prompts[first : first + 8]
+            seeds = list(range(first, first + len(chosen)))
+            images += finished(chosen, seed=seeds, guidance_rescale=rescale, **GUIDANCE).images  # type: ignore[arg-type]
+        return image_grid(images, columns=min(8, len(images)))
+
+    def record(self) -> dict[str, Any]:
+        return {"images": self.count, "captions": sum(map(len, self.source.captions or ()))}
+
+    def check_unchanged(self, record: dict[str, Any]) -> None:
+        mine = self.record()
+        if any(record.get(key) != value for key, value in mine.items()):
+            theirs = {key: record.get(key) for key in mine}
+            raise ConfigError(f"the data has changed since the run began: {theirs} then, {mine} now")
+
+
+def copy_as(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module itself if it is of that type, else a copy that is."""
+    import copy
+
+    return module if next(module.parameters()).dtype == dtype else copy.deepcopy(module).to(dtype)
+
+
+class _Adapters(Savable):
+    """What a LoRA run saves: the adapters alone. `pipe` is the pipeline with them, for pictures."""
+
+    def __init__(self, pipe: StableDiffusionPipeline, states: dict[str, dict[str, Tensor]], rank: int) -> None:
+        self.pipe, self.states, self.rank = pipe, states, rank
+
+    def write(self, folder: Path, variant: str | None) -> None:
+        save_lora(folder, self.states, self.rank, self.rank)
+
+
+class Lora(TextToImage):
+    """The same loss, of low-rank adapters in the U-Net (and, if asked, in the text encoder)."""
+
+    settings: LoraSettings
+
+    def __init__(self, settings: LoraSettings, source: Source, parts: Parts) -> None:
+        parts.unet.requires_grad_(False)
+        add_lora(parts.unet, settings.rank)
+        if settings.train_text_encoder:
+            parts.text_encoder.requires_grad_(False)
+            add_lora(parts.text_encoder, settings.rank, targets=TEXT_TARGETS)
+        super().__init__(settings, source, parts, trains_text=settings.train_text_encoder)
+
+    def finished(self, networks: nn.ModuleDict) -> _Adapters:
+        pipe = super().finished(networks)
+        assert isinstance(pipe, StableDiffusionPipeline)
+        return _Adapters(pipe, {name: lora_state(module) for name, module in networks.items()}, self.settings.rank)
+
+    def preview(self, finished: Any) -> Image.Image:
+        return super().preview(finished.pipe)
+
+
+def text_to_image(settings: Any) -> TextToImage:
+    """The objective of these settings.
+
+    Raises:
+        ConfigError, DataError: settings or data that cannot work together.
+        MissingExtraError: peft, for adapters, is not installed.
+    """
+    if isinstance(settings, LoraSettings):
+        require("peft", "train")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns when the loader's processes are forked
+    source = captioned_source(
+        train_data_dir=settings.train_data_dir,
+        dataset_name=settings.dataset_name,
+        dataset_config_name=settings.dataset_config_name,
+        image_column=settings.image_column,
+        caption_column=settings.caption_column,
+        max_train_samples=settings.max_train_samples,
+    )
+    if isinstance(settings, LoraSettings):
+        return Lora(settings, source, pretrained_parts(settings))
+    new = settings.pretrained_model_name_or_path is None
+    parts = new_parts(settings, source) if new else pretrained_parts(settings)
+    return TextToImage(settings, source, parts, trains_text=new or settings.train_text_encoder)
