@@ -2,7 +2,8 @@
 
     python scripts/train_emoji.py data       # the pictures to train on, with the captions to train by
     python scripts/train_emoji.py vae        # the autoencoder
-    python scripts/train_emoji.py model      # U-Net and text encoder
+    python scripts/train_emoji.py model      # U-Net and text encoder; stop it (Ctrl-C) when there was time enough
+    python scripts/train_emoji.py anneal     # the learning rate falls to zero
     python scripts/train_emoji.py ship       # the newest average into src/ddim/weights/emoji
     python scripts/judge_emoji.py            # what it is worth
 
@@ -14,22 +15,44 @@ rescale at sampling.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
-from ddim.checkpoint import atomic_write
-from ddim.settings import VAESettings
-from ddim.training import train
+from ddim import DiffusionPipeline
+from ddim.checkpoint import atomic_write, write_json
+from ddim.settings import TextToImageSettings, VAESettings
+from ddim.training import Trainer, checkpoints, make_trainer, train
 
 HERE = Path(__file__).parent.parent
 DATA = HERE / "data" / "emoji.parquet"
 RUNS = HERE / "runs" / "emoji"
 WEIGHTS = HERE / "src" / "ddim" / "weights" / "emoji"
 TRAIN = RUNS / "train.parquet"
+
+PROMPTS = (
+    "a red heart, noto style",
+    "a blue heart on a black background, twemoji style",
+    "a grinning face, fluent style",
+    "an angry face on a yellow background, noto style",
+    "a trophy, noto style",
+    "a mushroom on a light blue background, fluent style",
+    "a delivery truck, twemoji style",
+    "a green apple on a pink background, noto style",
+    "a cat face, twemoji style",
+    "a purple heart on a white background, fluent style",
+    "a house on a dark blue background, twemoji style",
+    "a slice of pizza, noto style",
+    "a crown on a red background, fluent style",
+    "a fish, fluent style",
+    "an orange book on a green background, noto style",
+    "a ghost on a purple background, twemoji style",
+)
 
 VAE = VAESettings(
     output_dir=str(RUNS / "vae"),
@@ -50,6 +73,43 @@ VAE = VAESettings(
     mixed_precision="bf16",
     checkpointing_steps=1_000,
     logging_steps=100,
+)
+
+# The learning rate stays where it is, so that training can go on as long as one likes; "anneal" ends it.
+MODEL = TextToImageSettings(
+    output_dir=str(RUNS / "model"),
+    dataset_name=str(TRAIN),
+    pretrained_vae_model_name_or_path=str(RUNS / "vae"),
+    random_background=True,
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    timestep_spacing="trailing",
+    block_out_channels=(64, 128, 192),
+    attention_heads=4,
+    text_dim=192,
+    text_layers=2,
+    text_heads=6,
+    train_batch_size=32,
+    max_train_steps=200_000,
+    learning_rate=4e-4,
+    lr_scheduler="constant_with_warmup",
+    lr_warmup_steps=300,
+    ema_decay=0.9995,
+    mixed_precision="bf16",
+    checkpointing_steps=1_000,
+    validation_steps=2_000,
+    logging_steps=100,
+    validation_prompts=PROMPTS,
+)
+ANNEAL = dataclasses.replace(
+    MODEL,
+    output_dir=str(RUNS / "anneal"),
+    pretrained_model_name_or_path=str(RUNS / "averaged"),
+    train_text_encoder=True,
+    lr_scheduler="linear",
+    lr_warmup_steps=0,
+    max_train_steps=8_000,
+    seed=1,
 )
 
 
@@ -107,15 +167,43 @@ def write_data() -> None:
     print(f"{TRAIN}: {len(rows)} of {table.num_rows} pictures")
 
 
+def newest() -> Trainer:
+    """The run whose average is the best so far: the annealed one if it has a checkpoint, else the long one."""
+    settings = ANNEAL if checkpoints(ANNEAL.output_dir) else MODEL
+    trainer = make_trainer(dataclasses.replace(settings, report_to="none"))
+    trainer.resume()
+    return trainer
+
+
+def ship() -> None:
+    """Put the newest average into the package."""
+    trainer = newest()
+    trainer.finished(torch.float16).save_pretrained(WEIGHTS)
+    write_json(WEIGHTS / "training.json", trainer.record())
+    DiffusionPipeline.from_pretrained(WEIGHTS)
+    size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
+    print(f"{WEIGHTS}: {size / 1e6:.1f} MB, after {trainer.step} steps of {trainer.settings.output_dir}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("data", "vae", "model", "ship"))
-    what = parser.parse_args().what
+    parser.add_argument("what", choices=("data", "vae", "model", "anneal", "ship"))
+    options = parser.parse_args()
     os.chdir(HERE)
-    if what == "data" or not TRAIN.exists():
+    if options.what == "data" or not TRAIN.exists():
         write_data()
-    if what == "vae":
+    if options.what == "vae":
         print(train(VAE))
+    if options.what == "model":
+        print(train(MODEL))
+    if options.what == "anneal":
+        if not (RUNS / "averaged").exists():
+            trainer = make_trainer(dataclasses.replace(MODEL, report_to="none"))
+            trainer.resume()
+            trainer.finished().save_pretrained(RUNS / "averaged")
+        print(train(ANNEAL))
+    if options.what == "ship":
+        ship()
 
 
 if __name__ == "__main__":

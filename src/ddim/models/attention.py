@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddim.errors import ConfigError
 
 KeyValue = tuple[Tensor, Tensor]  # each (b heads s d)
+
+
+# Scores of one head up to which training on a CPU computes attention in plain steps: PyTorch's fused kernel is made for
+# long sequences there, and its backward pass takes ten times as long on short ones.
+_SHORT = 128 * 128
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0, is_causal: bool = False
+) -> Tensor:
+    """Scaled dot-product attention of (b heads n d) to keys and values (b heads s d).
+
+    Args:
+        mask: added to the scores, or True where one may look: (b 1 n|1 s).
+        dropout: the share of weights that is dropped.
+        is_causal: look at what comes before only.
+    """
+    is_trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    if not is_trained or query.device.type != "cpu" or query.shape[-2] * key.shape[-2] > _SHORT:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (b heads n s)
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    return (F.dropout(weights, dropout) if dropout else weights) @ value
 
 
 class Attention(nn.Module):
@@ -40,7 +68,7 @@ class Attention(nn.Module):
         """From x (b n c) to itself or to a projected context; `mask` is added to the scores, (b 1 n|1 s)."""
         key, value = self.project(x) if context is None else context
         # SDPA keeps the scores in float32 whatever the inputs are, which is all that `upcast_attention` asks for.
-        out = F.scaled_dot_product_attention(self._split(self.to_q(x)), key, value, attn_mask=mask)
+        out = attention(self._split(self.to_q(x)), key, value, mask)
         result: Tensor = self.to_out(out.transpose(1, 2).flatten(2))  # (b n c)
         return result
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ddim.checkpoint import PretrainedModel
 from ddim.config import register_to_config
 from ddim.errors import ConfigError
 from ddim.models.activations import activation
+from ddim.models.attention import attention
 from ddim.models.recompute import Recomputing, set_gradient_checkpointing
 
 _OLD_EOS = 2  # what configs said before transformers 4.31, whatever the tokenizer's id was
@@ -38,12 +38,12 @@ class CLIPAttention(nn.Module):
         def split(projected: Tensor) -> Tensor:
             return projected.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (b heads s d/heads)
 
-        heads = F.scaled_dot_product_attention(
+        heads = attention(
             split(self.q_proj(x)),
             split(self.k_proj(x)),
             split(self.v_proj(x)),
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
+            mask,
+            dropout=self.dropout if self.training else 0.0,
             is_causal=mask is None,
         )
         out: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))

@@ -12,7 +12,16 @@ from ddim.training.checkpoints import checkpoints
 from ddim.training.objective import Losses, Objective
 from ddim.training.trainer import Trainer, learning_rate_factor
 
-__all__ = ["Losses", "Objective", "Trainer", "checkpoints", "learning_rate_factor", "make_objective", "make_trainer", "train"]
+__all__ = [
+    "Losses",
+    "Objective",
+    "Trainer",
+    "checkpoints",
+    "learning_rate_factor",
+    "make_objective",
+    "make_trainer",
+    "train",
+]
 
 
 def make_objective(settings: TrainSettings) -> Objective:

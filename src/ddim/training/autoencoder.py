@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ class Autoencoder(Objective):
         return Stream(self.source, self.prepare_image, self.settings.seed)
 
     def forward(self, batch: dict[str, Any]) -> Losses:
-        vae, settings = self.networks["vae"], self.settings
+        vae, settings = cast(AutoencoderKL, self.networks["vae"]), self.settings
         images: Tensor = batch["image"]
         if settings.permute_colors:
             images = permute_colors(images)
@@ -105,7 +105,7 @@ class Autoencoder(Objective):
     @torch.no_grad()
     def finished(self, networks: nn.ModuleDict) -> AutoencoderKL:
         """The autoencoder, with the scaling factor that gives latents of the data a standard deviation of 1."""
-        vae: AutoencoderKL = networks["vae"]  # type: ignore[assignment]
+        vae = cast(AutoencoderKL, networks["vae"])
         measured = Subset(self.dataset(), range(min(self.count, MEASURED)))
         total, square, count = 0.0, 0.0, 0
         for batch in tqdm(DataLoader(measured, batch_size=32), desc="measuring latents", leave=False, delay=1):

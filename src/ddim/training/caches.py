@@ -47,13 +47,12 @@ class LatentCache:
         self.table: Tensor | None = None  # (n, variants, 2, z, h, w): means and deviations
         self.transparent: np.ndarray[Any, Any] | None = None  # (n,)
 
-    def fill(self, vae: nn.Module) -> None:
+    def fill(self, vae: AutoencoderKL) -> None:
         """Read the table, or make and write it.
 
         Raises:
             NonFiniteError: the autoencoder gave NaN.
         """
-        assert isinstance(vae, AutoencoderKL)
         pictures = hashlib.sha256()
         transparent = np.zeros(self.source.count, dtype=bool)
         for index in tqdm(range(self.source.count), desc="reading pictures", unit="image", delay=1):
@@ -82,7 +81,7 @@ class LatentCache:
                 table = torch.empty(len(jobs), *rows.shape[1:], dtype=torch.float16)
             table[first : first + BATCH] = rows.half().cpu()
         assert table is not None
-        return table.unflatten(0, (self.source.count, len(self.variants)))
+        return table.view(self.source.count, len(self.variants), *table.shape[1:])
 
     def _prepared(self, index: int, choice: Choice) -> Tensor:
         return self.prepare(self.source.load(index), choice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -58,13 +58,11 @@ class Pixels(Objective):
         self.none = classes  # the label that stands for no class
         self.count = self.source.count
         resolution = settings.resolution or (8 if settings.data == "digits" else 32)
-        self.prepare_image = Preparation(
-            resolution, self.source.channels, settings.center_crop, settings.random_flip
-        )
+        self.prepare_image = Preparation(resolution, self.source.channels, settings.center_crop, settings.random_flip)
         pipeline = None
         if settings.pretrained_model_name_or_path is not None:
             pipeline = DDIMPipeline.from_pretrained(settings.pretrained_model_name_or_path)
-        self.scheduler = train_scheduler(settings, pipeline and pipeline.scheduler.config, "linear")
+        self.scheduler = train_scheduler(settings, None if pipeline is None else pipeline.scheduler.config, "linear")
         if pipeline is None:
             unet = build_unet(settings, resolution, self.source.channels, classes)
         else:
@@ -107,7 +105,7 @@ class Pixels(Objective):
         return Losses(self.loss(denoiser, x0, eps, timesteps, perturbation), timesteps)
 
     def finished(self, networks: nn.ModuleDict) -> DDIMPipeline:
-        return DDIMPipeline(networks["unet"], self.scheduler)
+        return DDIMPipeline(cast(UNet2DModel, networks["unet"]), self.scheduler)
 
     def preview(self, finished: DDIMPipeline) -> Image.Image:
         finished.set_progress_bar_config(disable=True)

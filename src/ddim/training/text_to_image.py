@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import math
 import os
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from PIL import Image
@@ -31,7 +31,7 @@ from ddim.training.objective import Losses, Objective
 from ddim.training.schedules import draw_noise, draw_timesteps, train_scheduler
 from ddim.training.vocabulary import learn_tokenizer
 
-GUIDANCE = {"guidance_scale": 3.0, "num_inference_steps": 25}  # of a preview; rescale 0.7 with zero SNR
+GUIDANCE, STEPS = 3.0, 25  # of a preview; and rescale 0.7 with zero SNR
 SHOWN = 16  # captions that a preview draws if no prompts are given
 
 
@@ -78,7 +78,7 @@ def new_parts(settings: TextToImageSettings, source: Source) -> Parts:
         hidden_act="gelu",
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=cast(int, tokenizer.eos_token_id),
     )
     scheduler = train_scheduler(
         settings, None, "scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
@@ -142,18 +142,26 @@ class TextToImage(Objective):
         self.texts: CaptionCache | None = None
 
     @property
+    def vae(self) -> AutoencoderKL:
+        return cast(AutoencoderKL, self.frozen["vae"])
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return cast(UNet2DConditionModel, self.networks["unet"])
+
+    @property
     def factor(self) -> int:
         """How much smaller than pictures latents are."""
-        return int(2 ** (len(self.frozen["vae"].config.block_out_channels) - 1))
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def _native_resolution(self) -> int:
-        size = self.networks["unet"].config.sample_size
+        size = self.unet.config.sample_size
         if size is None:
             raise ConfigError("the U-Net does not say what size it is for: give resolution")
         return int(size if isinstance(size, int) else min(size)) * self.factor
 
     def _check_resolution(self, resolution: int) -> None:
-        steps = self.factor * 2 ** (len(self.networks["unet"].config.block_out_channels) - 1)
+        steps = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         if resolution % steps:
             raise ConfigError(f"resolution must be a multiple of {steps} for this model, not {resolution}")
 
@@ -165,7 +173,7 @@ class TextToImage(Objective):
     def prepare(self) -> None:
         """Encode what can be encoded once: pictures, and captions if the text encoder is not trained."""
         if self.latents is not None:
-            self.latents.fill(self.frozen["vae"])
+            self.latents.fill(self.vae)
         if "text_encoder" in self.frozen and self.settings.cache_text_embeddings:
             self.texts = CaptionCache.of(self.source, self.settings.random_background)
             if self.texts is not None:
@@ -197,13 +205,14 @@ class TextToImage(Objective):
 
     def encode_images(self, batch: dict[str, Any]) -> Tensor:
         """Latents of a batch, drawn from what the autoencoder says of the pictures, scaled: (b z h w) float32."""
-        vae: AutoencoderKL = self.frozen["vae"]  # type: ignore[assignment]
+        vae = self.vae
         if self.latents is not None:
             latents = self.latents.sample(batch["index"], batch["variant"], vae.device)
         else:
             with torch.no_grad():
                 latents = vae.encode(batch["image"].to(vae.dtype)).latent_dist.sample().float()
-        return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        scaled: Tensor = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        return scaled
 
     def encode_captions(self, captions: list[str]) -> Tensor:
         """The text encoder's vectors for captions: (b s d)."""
@@ -226,7 +235,7 @@ class TextToImage(Objective):
         text = self.encode_captions(batch["caption"])
 
         def denoiser(x: Tensor, t: Tensor) -> Tensor:
-            out: Tensor = self.networks["unet"](x, t, text).sample
+            out: Tensor = self.unet(x, t, text).sample
             return out
 
         return Losses(self.loss(denoiser, x0, eps, timesteps, perturbation), timesteps)
@@ -250,7 +259,9 @@ class TextToImage(Objective):
         for first in range(0, len(prompts), 8):
             chosen = prompts[first : first + 8]
             seeds = list(range(first, first + len(chosen)))
-            images += finished(chosen, seed=seeds, guidance_rescale=rescale, **GUIDANCE).images  # type: ignore[arg-type]
+            images += finished(
+                chosen, seed=seeds, guidance_scale=GUIDANCE, guidance_rescale=rescale, num_inference_steps=STEPS
+            )[0]
         return image_grid(images, columns=min(8, len(images)))
 
     def record(self) -> dict[str, Any]:
@@ -265,8 +276,6 @@ class TextToImage(Objective):
 
 def copy_as(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The module itself if it is of that type, else a copy that is."""
-    import copy
-
     return module if next(module.parameters()).dtype == dtype else copy.deepcopy(module).to(dtype)
 
 

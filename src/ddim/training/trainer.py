@@ -54,14 +54,15 @@ def learning_rate_factor(settings: TrainSettings, step: int, total: int) -> floa
         return (step + 1) / (warm + 1)
     progress = min(1.0, (step - warm) / max(1, total - warm))
     cycle = progress * settings.lr_num_cycles % 1 if progress < 1 else 1.0
-    return {
+    factors: dict[str, float] = {
         "constant": 1.0,
         "constant_with_warmup": 1.0,
         "linear": 1 - progress,
         "polynomial": (1 - progress) ** settings.lr_power,
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
         "cosine_with_restarts": 0.5 * (1 + math.cos(math.pi * cycle)),
-    }[settings.lr_scheduler]
+    }
+    return factors[settings.lr_scheduler]
 
 
 class _Positions(Sampler[int]):
@@ -191,7 +192,7 @@ class Trainer:
             self.finished(getattr(torch, settings.save_dtype)).save_pretrained(
                 self.output_dir, push_to_hub=settings.push_to_hub
             )
-            write_json(self.output_dir / "training.json", self._record())
+            write_json(self.output_dir / "training.json", self.record())
         accelerator.end_training()
         return self.output_dir
 
@@ -273,7 +274,7 @@ class Trainer:
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def _record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         return {
             "ddim": __version__,
             "torch": torch.__version__,
@@ -291,7 +292,7 @@ class Trainer:
             "model": trained(self.objective.networks),
             "optimizer": optimizer_tensors(self.optimizer, self.names),
         }
-        record = self._record()
+        record = self.record()
         if self.average is not None:
             files["average"] = trained(self.average.module)
             record["n_averaged"] = int(self.average.n_averaged)

@@ -57,4 +57,5 @@ def learn_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
 def merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     """The merges of a trained tokenizer, in order."""
     listed = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [tuple(merge.split(" ")) if isinstance(merge, str) else (merge[0], merge[1]) for merge in listed]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in listed)
+    return [(left, right) for left, right in pairs]
