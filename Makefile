@@ -1,7 +1,8 @@
 # Each target sets up what it needs in .venv, pinned by constraints.txt. Needed beforehand: Python 3.11 or later.
 PYTHON ?= python3
 BIN := .venv/bin
-MODEL ?= digits
+MODEL ?= emoji
+PROMPT ?= a red heart
 OUT ?= sample.png
 
 .PHONY: help sample test test-all lint bench digits clean
@@ -22,8 +23,8 @@ help:  ## say what there is
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[all,test]"
 	@touch $@ .venv/.core
 
-sample: .venv/.core  ## set up, and draw from a bundled model: make sample MODEL=digits OUT=sample.png
-	$(BIN)/ddim sample --model $(MODEL) --out $(OUT)
+sample: .venv/.core  ## set up, and draw: make sample PROMPT="a grinning face" OUT=sample.png, or MODEL=digits
+	$(BIN)/ddim sample $(if $(filter digits,$(MODEL)),,"$(PROMPT)") --model $(MODEL) --out $(OUT)
 
 test: .venv/.all  ## set up, and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

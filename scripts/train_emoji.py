@@ -7,9 +7,9 @@
     python scripts/train_emoji.py ship       # the newest average into src/ddim/weights/emoji
     python scripts/judge_emoji.py            # what it is worth
 
-Each can be killed and run again: it goes on from its last checkpoint, under runs/emoji. The recipe is that of "Common
-Diffusion Noise Schedules and Sample Steps are Flawed": v-prediction, zero terminal SNR, trailing timesteps, and guidance
-rescale at sampling.
+Each can be killed and run again: it goes on from its last checkpoint, under runs/emoji. The recipe is that of
+"Common Diffusion Noise Schedules and Sample Steps are Flawed": v-prediction, zero terminal SNR, trailing timesteps, and
+guidance rescale at sampling.
 """
 
 from __future__ import annotations

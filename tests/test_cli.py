@@ -193,7 +193,7 @@ def test_a_plot_of_an_unknown_kind_is_refused(tmp_path: Path, capsys: pytest.Cap
 def test_training_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--class-conditional --block-out-channels 8 16 --layers-per-block 1 --attention-head-dim 8"
     options += " --train-batch-size 4 --max-train-steps 2 --validation-steps 0 --report-to none"
-    assert main(["train", "--output-dir", str(tmp_path / "run"), *options.split()]) == 0
+    assert main(["train", "pixels", "--output-dir", str(tmp_path / "run"), *options.split()]) == 0
     assert capsys.readouterr().out.strip().endswith(str(tmp_path / "run"))
     assert main(["info", str(tmp_path / "run")]) == 0
 
@@ -202,6 +202,6 @@ def test_settings_that_cannot_work_are_refused_by_the_parser(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "--output-dir", str(tmp_path), "--train-batch-size", "0"])
+        main(["train", "pixels", "--output-dir", str(tmp_path), "--train-batch-size", "0"])
     assert stopped.value.code == 2
     assert "train_batch_size must be 1 or more" in " ".join(capsys.readouterr().err.split())

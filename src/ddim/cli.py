@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +72,34 @@ def run_sample(settings: SampleSettings) -> None:
     only = None  # the number of the image to make, of those that the settings make
     if settings.from_image is not None:
         settings, only = _remake(settings)
+    if settings.model is None:
+        settings = dataclasses.replace(settings, model="digits" if settings.prompt is None else "emoji")
+    started = time.perf_counter()
     pipe = _open_pipeline(settings)
+    settings = _with_defaults(settings, pipe)
     images = _draw(pipe, settings, only)
     for path in _write_images(images, settings, only):
         print(path)
+    what = "" if settings.prompt is None else f"of {settings.prompt!r} "
+    print(
+        f"{len(images)} image{'s' * (len(images) > 1)} {what}by {settings.model}: {settings.steps} steps, guidance "
+        f"{settings.guidance_scale:g}, rescale {settings.guidance_rescale:g}, seed {settings.seed}, "
+        f"{time.perf_counter() - started:.1f} s",
+        file=sys.stderr,
+    )
+
+
+def _with_defaults(settings: SampleSettings, pipe: Any) -> SampleSettings:
+    """The settings with the guidance that suits the model, where none was given."""
+    from ddim.pipelines import DDIMPipeline
+
+    draws_texts = not isinstance(pipe, DDIMPipeline)
+    guidance, rescale = settings.guidance_scale, settings.guidance_rescale
+    if guidance is None:
+        guidance = 7.5 if draws_texts else 1.0
+    if rescale is None:
+        rescale = 0.7 if draws_texts and pipe.scheduler.config.rescale_betas_zero_snr else 0.0
+    return dataclasses.replace(settings, guidance_scale=guidance, guidance_rescale=rescale)
 
 
 def _remake(settings: SampleSettings) -> tuple[SampleSettings, int | None]:
@@ -100,7 +125,7 @@ def _open_pipeline(settings: SampleSettings) -> Any:
 
     from ddim.pipelines import DiffusionPipeline
 
-    pipe: Any = DiffusionPipeline.from_pretrained(settings.model, dtype=getattr(torch, settings.dtype))
+    pipe: Any = DiffusionPipeline.from_pretrained(str(settings.model), dtype=getattr(torch, settings.dtype))
     changes: dict[str, Any] = {}
     if settings.spacing is not None:
         changes["timestep_spacing"] = settings.spacing
@@ -139,11 +164,10 @@ def _draw(pipe: Any, settings: SampleSettings, only: int | None) -> list[Image.I
     arguments: dict[str, Any] = {
         "num_inference_steps": settings.steps,
         "eta": settings.eta,
+        "guidance_scale": settings.guidance_scale,
         "guidance_rescale": settings.guidance_rescale,
         "generator": [generators[number] for number in numbers],
     }
-    if settings.guidance_scale is not None:
-        arguments["guidance_scale"] = settings.guidance_scale
     if classes is not None:
         arguments["class_labels"] = [labels[number % len(labels)] for number in numbers]
     elif settings.class_labels:

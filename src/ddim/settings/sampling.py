@@ -20,16 +20,18 @@ class SampleSettings:
 
     prompt: tyro.conf.Positional[str | None] = None
     """What to draw, for a text-to-image model."""
-    model: str = "digits"
-    """A folder in diffusers' layout, the name of a bundled model (see `ddim info`), or an id on the hub."""
+    model: str | None = None
+    """A folder in diffusers' layout, the name of a bundled model (see `ddim info`), or an id on the hub. If not given,
+    emoji for a text, else digits."""
     negative_prompt: str | None = None
     """What to keep away from, for a text-to-image model."""
     class_labels: tuple[int, ...] = ()
     """Classes to draw, for a class-conditional model; repeated to fill the batch. All of them in turn if not given."""
     guidance_scale: float | None = None
     """How much to prefer the text or class over none; 1 is no guidance. If not given, 7.5 for texts, 1 for classes."""
-    guidance_rescale: float = 0.0
-    """In [0, 1]: how much of the contrast that guidance adds to take back; 0.7 suits zero terminal SNR."""
+    guidance_rescale: float | None = None
+    """In [0, 1]: how much of the contrast that guidance adds to take back. If not given, 0.7 for a text-to-image model
+    with zero terminal SNR, else 0."""
     steps: int = 50
     """Sampling steps, 1 to the model's training timesteps."""
     eta: float | Literal["sigma_hat"] = 0.0
