@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddim.guidance import guide
+from ddim.lora import version_of
 from ddim.models.embeddings import sinusoids
 from ddim.plan import SamplingPlan
 from ddim.sampling import Denoiser
@@ -17,7 +18,8 @@ class TextDenoiser:
     """A denoiser for one run.
 
     The keys and values of every cross-attention and every timestep's embedding are made here and not at each step; a
-    U-Net that cannot do so (one of another library, or one that is exported) is given the text and the timestep.
+    U-Net that cannot do so (one of another library, or one that is exported) is given the text and the timestep. They
+    are made anew when the U-Net's adapters change on the way, in a callback.
 
     Args:
         unet: called as `UNet2DConditionModel` is.
@@ -45,16 +47,14 @@ class TextDenoiser:
         self._batch = len(embeds)
         self._guidance = (scale, rescale, interval)
         self._caches = hasattr(unet, "project_text")
-        self._time: dict[str, Any] = {}
+        self._timesteps = torch.tensor(plan.timesteps)
         width = unet.config.get("time_cond_proj_dim")
-        cond = None
+        self._cond: Tensor | None = None
         if width is not None:  # distilled under guidance (Meng et al. 2023): its scale is an input
             steps = torch.tensor([(scale - 1) * 1000.0])
-            cond = sinusoids(steps, width, flip_sin_to_cos=False, freq_shift=1).to(embeds)  # (1 width)
-        if self._caches:
-            self._time["time_cache"] = unet.project_time(torch.tensor(plan.timesteps), timestep_cond=cond)
-        elif cond is not None:
-            self._time["timestep_cond"] = cond.expand(self._batch, -1)
+            self._cond = sinusoids(steps, width, flip_sin_to_cos=False, freq_shift=1).to(embeds)  # (1 width)
+        self._adapters = version_of(unet)
+        self._time = self._project_time()
         self.negative: Tensor | None = None
         self.look_at(embeds if negative is None else torch.cat([negative, embeds]))
 
@@ -89,7 +89,17 @@ class TextDenoiser:
         )
 
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
+        version = version_of(self.unet)
+        if version != self._adapters:
+            self._adapters = version
+            self._time = self._project_time()
+            self.look_at(self.embeds)
         return self._denoise(x, timestep)
+
+    def _project_time(self) -> dict[str, Any]:
+        if self._caches:
+            return {"time_cache": self.unet.project_time(self._timesteps, timestep_cond=self._cond)}
+        return {} if self._cond is None else {"timestep_cond": self._cond.expand(self._batch, -1)}
 
     def _text(self, embeds: Tensor) -> dict[str, Any]:
         return {"text_cache": self.unet.project_text(embeds)} if self._caches else {"encoder_hidden_states": embeds}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddim.errors import NonFiniteError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from ddim.pipelines.adapters import TakesAdapters
 from ddim.pipelines.base import DiffusionPipeline, as_ddim, generators, same_shape
 from ddim.pipelines.conditioning import TextDenoiser
 from ddim.pipelines.crops import Crop
@@ -43,7 +44,7 @@ class StableDiffusionPipelineOutput(NamedTuple):
     nsfw_content_detected: None = None
 
 
-class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
+class StableDiffusionPipeline(Runs, SavesMemory, TakesAdapters, DiffusionPipeline):
     """Images from texts, by Stable Diffusion 1, 2 and their like.
 
     As in diffusers, the scheduler that is given at construction gets steps_offset=1 and clip_sample=False (in a copy,
@@ -388,4 +389,7 @@ class StableDiffusionPipeline(Runs, SavesMemory, DiffusionPipeline):
 def _refuse(**given: Any) -> None:
     for name, value in given.items():
         if value is not None:
-            raise ValueError(f"{name} is not implemented: leave it at None")
+            instead = "; how strong an adapter is, set_adapters says" * (
+                name in ("cross_attention_kwargs", "lora_scale")
+            )
+            raise ValueError(f"{name} is not implemented: leave it at None{instead}")
