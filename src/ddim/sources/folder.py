@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -63,10 +64,9 @@ def read_folder(folder: Path, image_column: str, caption_column: str) -> Content
     """
     listing = Listing(folder)
     metadata = [name for name in listing.visible if posixpath.basename(name) in METADATA]
-    homes = [posixpath.dirname(name) for name in metadata]
-    for home in homes:
-        if homes.count(home) > 1:
-            raise DataError(f"{folder / home} has several metadata files; keep one of them")
+    for home, count in Counter(map(posixpath.dirname, metadata)).items():
+        if count > 1:
+            raise DataError(f"{folder / home} has {count} metadata files; keep one of them")
     images = [name for name in listing.visible if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     contents = Contents()
     if not metadata:
@@ -156,9 +156,9 @@ class Listing:
     def identity(self, name: str) -> str:
         """The same for a file and the links to it in this folder; PictureError as `inside`."""
         path = self.inside(name)
-        target = Path(os.path.realpath(path))
-        inside = path.is_symlink() and target.is_relative_to(self.real)
-        return target.relative_to(self.real).as_posix() if inside else name
+        if path.is_symlink() and (target := Path(os.path.realpath(path))).is_relative_to(self.real):
+            return target.relative_to(self.real).as_posix()
+        return name
 
     def find(self, home: str, file_name: str) -> str:
         """The file that a metadata file in `home` means; PictureError if it is missing or outside."""
