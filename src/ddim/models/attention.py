@@ -17,17 +17,25 @@ _SHORT = 128 * 128
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0, is_causal: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    training: bool = False,
 ) -> Tensor:
     """Scaled dot-product attention of (b heads n d) to keys and values (b heads s d).
 
     Args:
         mask: added to the scores, or True where one may look: (b 1 n|1 s).
-        dropout: the share of weights that is dropped.
+        dropout: the share of weights that is dropped in training.
         is_causal: look at what comes before only.
+        training: whether the layer is in training mode.
     """
-    is_trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
-    if not is_trained or query.device.type != "cpu" or query.shape[-2] * key.shape[-2] > _SHORT:
+    dropout = dropout if training else 0.0
+    if not training or query.device.type != "cpu" or query.shape[-2] * key.shape[-2] > _SHORT:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (b heads n s)
     if is_causal:
@@ -68,7 +76,7 @@ class Attention(nn.Module):
         """From x (b n c) to itself or to a projected context; `mask` is added to the scores, (b 1 n|1 s)."""
         key, value = self.project(x) if context is None else context
         # SDPA keeps the scores in float32 whatever the inputs are, which is all that `upcast_attention` asks for.
-        out = attention(self._split(self.to_q(x)), key, value, mask)
+        out = attention(self._split(self.to_q(x)), key, value, mask, training=self.training)
         result: Tensor = self.to_out(out.transpose(1, 2).flatten(2))  # (b n c)
         return result
 

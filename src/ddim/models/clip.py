@@ -43,8 +43,9 @@ class CLIPAttention(nn.Module):
             split(self.k_proj(x)),
             split(self.v_proj(x)),
             mask,
-            dropout=self.dropout if self.training else 0.0,
+            dropout=self.dropout,
             is_causal=mask is None,
+            training=self.training,
         )
         out: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))
         return out
