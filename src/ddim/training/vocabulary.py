@@ -35,7 +35,7 @@ def learn_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
         min_frequency=2,
         show_progress=False,
     )
-    # Sorted and counted once each: the result must not depend on the order, and ties are broken by what comes first.
+    # Sorted, so that the result cannot depend on the order, whatever breaks a tie.
     tokenizer.train_from_iterator(sorted(captions), trainer)
     merges = merges_of(tokenizer)
     if not merges:
