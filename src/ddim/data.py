@@ -129,9 +129,12 @@ def flatten(image: Image.Image, mode: str, background: Color = BACKGROUNDS["whit
     return image.convert(mode)
 
 
-def has_alpha(image: Image.Image | Tensor) -> bool:
-    """Whether a background shows through a picture."""
-    return isinstance(image, Image.Image) and ("A" in image.mode or "transparency" in image.info)
+def shows_background(image: Image.Image | Tensor) -> bool:
+    """Whether anything of a background shows through a picture."""
+    if isinstance(image, Tensor) or not ("A" in image.mode or "transparency" in image.info):
+        return False
+    lowest: Any = image.convert("RGBA").getchannel("A").getextrema()[0]
+    return bool(lowest < 255)
 
 
 def say_background(caption: str, color: str) -> str:
@@ -176,9 +179,15 @@ class Stream(Dataset[dict[str, Any]]):
         Raises:
             DataError: it is a tensor of another resolution.
         """
-        image = self.prepare(self.source.load(index), choice)
+        return self._prepared(index, self.source.load(index), choice)
+
+    def _prepared(self, index: int, loaded: Image.Image | Tensor, choice: Choice) -> Tensor:
+        image = self.prepare(loaded, choice)
         if image.shape[-1] != self.prepare.resolution:
-            raise DataError(f"image {index} is {image.shape[-1]} wide where {self.prepare.resolution} is needed")
+            raise DataError(
+                f"image {index} is {image.shape[-1]} wide and cannot be resized: leave out resolution, which is "
+                f"{self.prepare.resolution}"
+            )
         return image
 
     def __getitem__(self, position: int) -> dict[str, Any]:
@@ -196,8 +205,9 @@ class CaptionedStream(Stream):
         source: images with captions.
         prepare, seed: as for `Stream`.
         dropout: the share of captions that is replaced by the empty text.
-        encoded: leave the images out.
-        transparent: for each image, whether a background shows; what has none says nothing of it. All if None.
+        encoded: leave the images out, and read none.
+        transparent: for each image, whether a background shows, so that its caption may tell of it. If None, each
+            image is asked when it is read; those that are not read are taken for transparent.
     """
 
     def __init__(
@@ -220,15 +230,21 @@ class CaptionedStream(Stream):
     def __getitem__(self, position: int) -> dict[str, Any]:
         index, rng = self.at(position)
         choice = self.prepare.choose(rng)
+        loaded = None if self.encoded else self.source.load(index)
         options = self.captions[index]
         caption = options[int(rng.integers(len(options)))]
-        if self.prepare.background == "named" and (self.transparent is None or self.transparent[index]):
+        if self.prepare.background == "named" and self._is_transparent(index, loaded):
             white = choice.named == 0
             if not white or rng.random() < _SAY_WHITE:
                 caption = say_background(caption, _NAMES[choice.named])
         if rng.random() < self.dropout:
             caption = ""
-        if self.encoded:
+        if loaded is None:
             backgrounds = len(_NAMES) if self.prepare.background == "named" else 1
             return {"index": index, "variant": choice.flip * backgrounds + choice.named, "caption": caption}
-        return {"image": self.image(index, choice), "caption": caption}
+        return {"image": self._prepared(index, loaded, choice), "caption": caption}
+
+    def _is_transparent(self, index: int, loaded: Image.Image | Tensor | None) -> bool:
+        if self.transparent is not None:
+            return bool(self.transparent[index])
+        return loaded is None or shows_background(loaded)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ddim.errors import ConfigError
 from ddim.settings.sampling import Spacing
@@ -13,6 +15,28 @@ from ddim.settings.sampling import Spacing
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+
+def _switch(arguments: list[str]) -> bool | None:
+    """`--option` alone is True."""
+    values: dict[str, bool | None] = {"": True, "True": True, "False": False, "None": None}
+    given = "".join(arguments)
+    if given not in values:
+        raise ValueError(f"expected True, False or nothing, not {given!r}")
+    return values[given]
+
+
+# True, False, or whatever a pretrained model has.
+Switch = Annotated[
+    bool | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[True|False]",
+        instance_from_str=_switch,
+        is_instance=lambda value: value is None or isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -76,7 +100,7 @@ class TrainSettings:
     checkpoints_total_limit: int | None = 2
     """Keep so many checkpoints."""
     resume_from_checkpoint: str = "latest"
-    """`latest`, a checkpoint's folder, or `none`."""
+    """`latest`, a checkpoint's folder or its name in output_dir, or `none`."""
     validation_steps: int | None = None
     """Draw samples every so many steps; with each checkpoint if not given, never if 0."""
     validation_epochs: int | None = None
@@ -88,7 +112,7 @@ class TrainSettings:
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """The type of the finished model's weights."""
     push_to_hub: bool = False
-    """Upload the finished model; named like output_dir."""
+    """Upload the finished model, and nothing else of output_dir; it is called like that."""
 
     def __post_init__(self) -> None:
         counts = (
@@ -114,11 +138,11 @@ class DiffusionSettings(TrainSettings):
     beta_schedule: BetaSchedule | None = None
     """The noise schedule: that of the pretrained model if not given; linear for a new one on pixels, scaled_linear for
     a new one on latents."""
-    rescale_betas_zero_snr: bool | None = None
+    rescale_betas_zero_snr: Switch = None
     """Let the last timestep be pure noise; needs v_prediction or sample. As the pretrained model, else not."""
     timestep_spacing: Spacing | None = None
-    """Saved with the model: how to sample it. As the pretrained model; for a new one trailing with zero SNR, else
-    leading."""
+    """Saved with the model: how to sample it. As the pretrained model; trailing if zero SNR is new, leading for another
+    new model."""
     snr_gamma: float | None = None
     """Weigh the loss by min-SNR with this gamma; 5 is usual."""
     noise_offset: float = 0.0
@@ -179,6 +203,7 @@ class PixelSettings(DiffusionSettings):
         require(self, counts, "must be 1 or more", lambda value: value >= 1)
         require(self, "dropout class_dropout", "must be in [0, 1]", lambda value: 0 <= value <= 1)
         require(self, "block_out_channels", "must be positive widths", lambda value: bool(value) and min(value) >= 1)
+        require_levels(self.attention_levels, len(self.block_out_channels))
 
 
 @dataclass(frozen=True)
@@ -202,7 +227,7 @@ class PictureSettings(TrainSettings):
     random_flip: bool = False
     """Mirror half of the images."""
     random_background: bool = False
-    """Put pictures with transparency on plain backgrounds, half of them white, the others black and twelve colours."""
+    """Put pictures with transparency on plain backgrounds: half of them white, an eighth black, the others colours."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -310,6 +335,7 @@ class TextToImageSettings(LatentSettings):
         require(self, "max_tokens", "must be 3 or more", lambda value: value >= 3)
         require(self, "dropout", "must be in [0, 1]", lambda value: 0 <= value <= 1)
         require(self, "block_out_channels", "must be positive widths", lambda value: bool(value) and min(value) >= 1)
+        require_levels(self.attention_levels, len(self.block_out_channels))
 
 
 @dataclass(frozen=True)
@@ -345,3 +371,10 @@ def require(settings: object, names: str, what: str, holds: Callable[[Any], bool
         value = getattr(settings, name)
         if value is not None and not holds(value):
             raise ConfigError(f"{name} {what}, not {value}")
+
+
+def require_levels(levels: tuple[int, ...], count: int) -> None:
+    """Raise a ConfigError if there are no such levels among `count`."""
+    for level in levels:
+        if not -count <= level < count:
+            raise ConfigError(f"attention_levels has {level}, but block_out_channels has the levels 0 to {count - 1}")

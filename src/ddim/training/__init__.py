@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from ddim.settings import PixelSettings, TrainSettings, VAESettings
 from ddim.training.checkpoints import checkpoints
 from ddim.training.objective import Losses, Objective
 from ddim.training.trainer import Trainer, learning_rate_factor
+
+# How long processes wait for the first one to encode the pictures.
+ENCODING = timedelta(days=1)
 
 __all__ = [
     "Losses",
@@ -46,8 +50,13 @@ def make_objective(settings: TrainSettings) -> Objective:
 
 def make_trainer(settings: TrainSettings) -> Trainer:
     """A run of what the settings say, ready to begin or to go on."""
-    accelerator = require("accelerate", "train").Accelerator(
+    accelerate = require("accelerate", "train")
+    shared = accelerate.state.AcceleratorState
+    if shared._shared_state and shared().mixed_precision != settings.mixed_precision:
+        shared._reset_state()  # of an earlier run in this process, which had another precision
+    accelerator = accelerate.Accelerator(
         mixed_precision=settings.mixed_precision,
+        kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=ENCODING)],
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_dir=settings.output_dir,
     )

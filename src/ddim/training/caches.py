@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ddim.checkpoint import read_tensors, save_tensors
-from ddim.data import Choice, Preparation, has_alpha
-from ddim.errors import NonFiniteError
+from ddim.data import Preparation, shows_background
+from ddim.errors import CheckpointError, NonFiniteError
 from ddim.models import AutoencoderKL
 from ddim.sources import Source
 from ddim.tokenizer import CLIPTokenizer
@@ -32,6 +34,15 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def content(image: Image.Image | Tensor) -> bytes:
+    """What a picture shows, for a hash: its pixels, and what else decides of its looks."""
+    if isinstance(image, Tensor):
+        return image.numpy().tobytes()
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    shown = image.convert("RGBA") if image.mode in ("P", "PA") else image  # else a palette's numbers
+    return shown.tobytes() + (b"" if turned == 1 else str(turned).encode())
+
+
 class LatentCache:
     """For each picture and each of its variants, what the autoencoder says of it, in float16 on disk.
 
@@ -43,48 +54,78 @@ class LatentCache:
 
     def __init__(self, folder: Path, source: Source, prepare: Preparation) -> None:
         self.folder, self.source, self.prepare = folder, source, prepare
-        self.variants = prepare.variants()
+        self.jobs = [(index, choice) for index in range(source.count) for choice in prepare.variants()]
         self.table: Tensor | None = None  # (n, variants, 2, z, h, w): means and deviations
         self.transparent: np.ndarray[Any, Any] | None = None  # (n,)
+        self.pictures = self.autoencoder = ""  # hashes
 
-    def fill(self, vae: AutoencoderKL) -> None:
-        """Read the table, or make and write it.
-
-        Raises:
-            NonFiniteError: the autoencoder gave NaN.
-        """
-        pictures = hashlib.sha256()
+    def look(self, vae: AutoencoderKL) -> None:
+        """See what there is to encode, and by what: read each picture once."""
+        digest = hashlib.sha256()
         transparent = np.zeros(self.source.count, dtype=bool)
         for index in tqdm(range(self.source.count), desc="reading pictures", unit="image", delay=1):
             image = self.source.load(index)
-            transparent[index] = has_alpha(image)
-            pictures.update(image.numpy().tobytes() if isinstance(image, Tensor) else image.tobytes())
-        self.transparent = transparent
-        what = json.dumps([fingerprint(vae), pictures.hexdigest(), repr(self.prepare)])
+            transparent[index] = shows_background(image)
+            digest.update(content(image))
+        self.transparent, self.pictures, self.autoencoder = transparent, digest.hexdigest(), fingerprint(vae)
+
+    def fill(self, vae: AutoencoderKL) -> None:
+        """Read the table, or make and write it; after `look`.
+
+        A file that is broken, or does not hold what the autoencoder gives, is made again.
+
+        Raises:
+            NonFiniteError: the autoencoder gave what is no number in float16.
+        """
+        what = json.dumps([self.autoencoder, self.pictures, repr(self.prepare)])
         path = self.folder / f"latents-{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
-        if not path.is_file():
+        flat = self._read(path, vae) if path.is_file() else None
+        if flat is None:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob(".latents-*.tmp.safetensors"):  # of a process that was killed
+                unfinished.unlink(missing_ok=True)
             save_tensors(path, {"latents": self._encode(vae)})
-        self.table = read_tensors(path)["latents"]
+            flat = read_tensors(path)["latents"]
+        self.table = flat.view(self.source.count, -1, *flat.shape[-4:])
+
+    def _read(self, path: Path, vae: AutoencoderKL) -> Tensor | None:
+        """A file's table, if its last rows are what the autoencoder gives now."""
+        try:
+            table = read_tensors(path).get("latents")
+        except CheckpointError:
+            table = None
+        if table is not None and table.dtype == torch.float16:
+            first = (len(self.jobs) - 1) // BATCH * BATCH
+            expected = self._rows(vae, first)
+            if table.numel() == len(self.jobs) * expected[0].numel() and table.shape[-4:] == expected.shape[1:]:
+                rows = table.view(-1, *expected.shape[1:])[first:]
+                if torch.allclose(rows.float(), expected.float(), rtol=0.05, atol=0.05):
+                    return table
+        warnings.warn(f"{path} is not what this run would write there: it is made again", stacklevel=2)
+        return None
 
     @torch.no_grad()
-    def _encode(self, vae: AutoencoderKL) -> Tensor:
-        jobs = [(index, choice) for index in range(self.source.count) for choice in self.variants]
-        table: Tensor | None = None
-        for first in tqdm(range(0, len(jobs), BATCH), desc="encoding pictures", unit="batch"):
-            images = torch.stack([self._prepared(*job) for job in jobs[first : first + BATCH]])
-            latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-            rows = torch.stack([latents.mean, latents.std], dim=1)  # (b 2 z h w)
-            if not rows.isfinite().all():
-                raise NonFiniteError(f"the autoencoder gave NaN for one of the images {jobs[first][0]} and following")
-            if table is None:
-                table = torch.empty(len(jobs), *rows.shape[1:], dtype=torch.float16)
-            table[first : first + BATCH] = rows.half().cpu()
-        assert table is not None
-        return table.view(self.source.count, len(self.variants), *table.shape[1:])
+    def _rows(self, vae: AutoencoderKL, first: int) -> Tensor:
+        """The rows of a batch of jobs: (b 2 z h w)."""
+        jobs = self.jobs[first : first + BATCH]
+        images = torch.stack([self.prepare(self.source.load(index), choice) for index, choice in jobs])
+        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+        rows = torch.stack([latents.mean, latents.std], dim=1).half().cpu()
+        if not rows.isfinite().all():
+            raise NonFiniteError(
+                f"the autoencoder gave NaN or infinity for one of the images {jobs[0][0]} to {jobs[-1][0]}"
+            )
+        return rows
 
-    def _prepared(self, index: int, choice: Choice) -> Tensor:
-        return self.prepare(self.source.load(index), choice)
+    def _encode(self, vae: AutoencoderKL) -> Tensor:
+        table: Tensor | None = None
+        for first in tqdm(range(0, len(self.jobs), BATCH), desc="encoding pictures", unit="batch"):
+            rows = self._rows(vae, first)
+            if table is None:
+                table = torch.empty(len(self.jobs), *rows.shape[1:], dtype=torch.float16)
+            table[first : first + BATCH] = rows
+        assert table is not None
+        return table.view(self.source.count, -1, *table.shape[1:])
 
     def sample(self, index: Tensor, variant: Tensor, device: torch.device) -> Tensor:
         """Latents of pictures, drawn at random: (b z h w) float32, not scaled."""

@@ -34,14 +34,25 @@ def write_checkpoint(output_dir: Path, step: int, files: dict[str, dict[str, Ten
     for name, tensors in files.items():
         save_tensors(temporary / f"{name}.safetensors", tensors)
     write_json(temporary / "state.json", state)
-    shutil.rmtree(target, ignore_errors=True)
+    discard(target)
     os.replace(temporary, target)
 
 
 def drop_old(output_dir: Path, limit: int | None) -> None:
     """Keep the newest checkpoints only."""
     for old in checkpoints(output_dir)[: -limit if limit else 0]:
-        shutil.rmtree(old, ignore_errors=True)
+        discard(old)
+    for unfinished in output_dir.glob(".checkpoint-*"):  # of processes that were killed
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint, if it is there; one that is deleted in part is not taken for one."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if checkpoint.exists():
+        os.replace(checkpoint, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -58,7 +69,11 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_trained(module: nn.Module, folder: Path, name: str) -> None:
-    """Put a checkpoint's tensors into the parameters of `module` that want a gradient, and its buffers of the file."""
+    """Put a checkpoint's tensors into the parameters of `module` that want a gradient.
+
+    Raises:
+        CheckpointError, WeightsError: the file is broken, or of another network.
+    """
     tensors = read_tensors(folder / f"{name}.safetensors")
     mine = trained(module)
     check_state(mine, tensors, f"{folder / name}.safetensors does not fit the network")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ddim.checkpoint import Savable
+from ddim.errors import ConfigError
 
 
 class Losses(NamedTuple):
@@ -53,12 +54,25 @@ class Objective(nn.Module, ABC):
     def preview(self, finished: Any) -> Image.Image | None:
         """A picture that shows how far the training is."""
 
-    def prepare(self) -> None:
-        """What takes time before the first step, such as encoding the pictures."""
+    def prepare(self, began: dict[str, Any]) -> None:
+        """What takes time before the first step, such as encoding the pictures.
+
+        Args:
+            began: the record of the run that goes on; empty for a new one.
+
+        Raises:
+            ConfigError: the data is not what it was then.
+        """
 
     def record(self) -> dict[str, Any]:
-        """What to write down beside the settings."""
+        """What to write down beside the settings; what is in it may not be another when the run goes on."""
         return {"images": self.count}
 
-    def check_unchanged(self, record: dict[str, Any]) -> None:
-        """Raise a ConfigError if the data is not what a run that is to be resumed began with."""
+    def check_unchanged(self, began: dict[str, Any]) -> None:
+        """Raise a ConfigError if the data is not what a run that is to go on began with, as far as is known."""
+        changed = [f"{key}: {began[key]} -> {now}" for key, now in self.record().items() if began.get(key, now) != now]
+        if changed:
+            raise ConfigError(
+                f"the data is not what the run began with ({'; '.join(changed)}): bring that back, or give another "
+                "output_dir"
+            )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddim.data import Preparation, Stream
+from ddim.data import Choice, Preparation, Stream
 from ddim.errors import ConfigError
 from ddim.losses import DiffusionLoss
 from ddim.models import UNet2DModel
@@ -70,9 +70,12 @@ class Pixels(Objective):
             self._check_fit(unet)
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+        if resolution % unet.multiple:
+            raise ConfigError(f"resolution must be a multiple of {unet.multiple} for this model, not {resolution}")
         self.networks = nn.ModuleDict({"unet": unet})
         self.loss = DiffusionLoss(self.scheduler, settings.snr_gamma)
         self.num_train_timesteps = self.scheduler.config.num_train_timesteps
+        self.dataset().image(0, Choice())  # an error, if the images are not of this resolution
 
     def _check_fit(self, unet: UNet2DModel) -> None:
         config, channels = unet.config, self.source.channels

@@ -34,6 +34,10 @@ def train_scheduler(
         if getattr(settings, name) is not None
     }
     if pretrained is not None:
+        if chosen.get("rescale_betas_zero_snr") and not pretrained.get("rescale_betas_zero_snr"):
+            chosen.setdefault("timestep_spacing", "trailing")
+        if "beta_schedule" in chosen or "num_train_timesteps" in chosen:
+            chosen["trained_betas"] = None  # which would count more
         scheduler: DDIMScheduler = DDIMScheduler.from_config(pretrained, **chosen)
         return scheduler
     name = chosen.setdefault("beta_schedule", schedule)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 import os
 import warnings
@@ -14,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ddim.checkpoint import Savable
-from ddim.data import CaptionedStream, Preparation
+from ddim.data import CaptionedStream, Preparation, say_background
 from ddim.errors import ConfigError, require
 from ddim.lora import TEXT_TARGETS, add_lora, lora_state, save_lora
 from ddim.losses import DiffusionLoss
@@ -95,9 +97,12 @@ def pretrained_parts(settings: TextToImageSettings | LoraSettings) -> Parts:
     if isinstance(settings, TextToImageSettings) and settings.pretrained_vae_model_name_or_path is not None:
         vae = load_vae(settings.pretrained_vae_model_name_or_path)
     if pipe.unet.config.in_channels != vae.config.latent_channels:
+        wrong = "inpainting models cannot be trained here"
+        if vae is not pipe.vae:
+            wrong = "leave out pretrained_vae_model_name_or_path, or give one like the pipeline's"
         raise ConfigError(
             f"{settings.pretrained_model_name_or_path} takes {pipe.unet.config.in_channels} channels, not the "
-            f"{vae.config.latent_channels} of its latents: inpainting models cannot be trained here"
+            f"{vae.config.latent_channels} of the latents: {wrong}"
         )
     scheduler = train_scheduler(settings, pipe.scheduler.config, "scaled_linear")
     return Parts(vae, pipe.tokenizer, pipe.text_encoder, pipe.unet, scheduler)
@@ -170,9 +175,11 @@ class TextToImage(Objective):
         self.frozen.eval()
         return self
 
-    def prepare(self) -> None:
+    def prepare(self, began: dict[str, Any]) -> None:
         """Encode what can be encoded once: pictures, and captions if the text encoder is not trained."""
         if self.latents is not None:
+            self.latents.look(self.vae)
+            self.check_unchanged(began)
             self.latents.fill(self.vae)
         if "text_encoder" in self.frozen and self.settings.cache_text_embeddings:
             self.texts = CaptionCache.of(self.source, self.settings.random_background)
@@ -181,7 +188,10 @@ class TextToImage(Objective):
         self._warn_of_long_captions()
 
     def _warn_of_long_captions(self) -> None:
+        """With a background, the longest is as long as most."""
         captions = {caption for options in self.source.captions or () for caption in options}
+        if self.settings.random_background:
+            captions = {say_background(caption, "light green") for caption in captions}
         most = self.tokenizer.model_max_length
         long = sorted(caption for caption in captions if len(self.tokenizer.encode(caption)) > most)
         if long:
@@ -265,13 +275,13 @@ class TextToImage(Objective):
         return image_grid(images, columns=min(8, len(images)))
 
     def record(self) -> dict[str, Any]:
-        return {"images": self.count, "captions": sum(map(len, self.source.captions or ()))}
-
-    def check_unchanged(self, record: dict[str, Any]) -> None:
-        mine = self.record()
-        if any(record.get(key) != value for key, value in mine.items()):
-            theirs = {key: record.get(key) for key in mine}
-            raise ConfigError(f"the data has changed since the run began: {theirs} then, {mine} now")
+        captions = self.source.captions or ()
+        known: dict[str, Any] = {"images": self.count, "captions": sum(map(len, captions))}
+        known["captions_sha256"] = hashlib.sha256(json.dumps([*captions]).encode()).hexdigest()[:16]
+        if self.latents is not None and self.latents.pictures:
+            known["pictures_sha256"] = self.latents.pictures[:16]
+            known["autoencoder_sha256"] = self.latents.autoencoder[:16]
+        return known
 
 
 def copy_as(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -7,6 +7,7 @@ and a step count, and a run that was killed ends with the weights of one that wa
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -87,8 +88,9 @@ class _Log:
         self.bins = bins
         self.by_timestep: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, loss: Tensor, losses: Losses) -> None:
-        self.losses.append(loss)
+    def add(self, losses: Losses) -> None:
+        """Note what a batch gave."""
+        self.losses.append(losses.loss.detach().mean())
         for name, value in (losses.parts or {}).items():
             self.parts.setdefault(name, []).append(value.detach())
         if losses.timesteps is not None:
@@ -146,14 +148,15 @@ class Trainer:
         if settings.validation_steps is not None:
             self.validate_every = settings.validation_steps
         self.step = 0
+        self.began: dict[str, Any] = {}  # the record of the checkpoint that the run goes on from
 
     def run(self) -> Path:
         """Train to the end and save the model; returns its folder."""
         settings, accelerator = self.settings, self.accelerator
         self.resume()
         if self.step < self.total:
-            with accelerator.autocast():
-                self.objective.prepare()
+            with accelerator.local_main_process_first(), accelerator.autocast():  # it writes what the others read
+                self.objective.prepare(self.began)
         if settings.report_to != "none":
             accelerator.init_trackers("logs", {k: str(v) for k, v in dataclasses.asdict(settings).items()})
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -189,10 +192,11 @@ class Trainer:
         bar.close()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            self.finished(getattr(torch, settings.save_dtype)).save_pretrained(
-                self.output_dir, push_to_hub=settings.push_to_hub
-            )
+            model = self.finished(getattr(torch, settings.save_dtype))
+            model.save_pretrained(self.output_dir)
             write_json(self.output_dir / "training.json", self.record())
+            if settings.push_to_hub:  # the model alone, not the checkpoints, the cache and the logs beside it
+                model.push_to_hub(self.output_dir.resolve().name)
         accelerator.end_training()
         return self.output_dir
 
@@ -213,18 +217,12 @@ class Trainer:
     def _accumulate(self, batches: Iterator[dict[str, Any]], log: _Log) -> None:
         """The gradients of one optimizer step."""
         count = self.settings.gradient_accumulation_steps
-        total = torch.zeros((), device=self.accelerator.device)
         for number in range(count):
             batch = next(batches)
             key = [self.settings.seed, 2, self.step, number, self.accelerator.process_index]
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-            if number + 1 < count:
-                with self.accelerator.no_sync(self.model):
-                    losses = self._backward(batch, count)
-            else:
-                losses = self._backward(batch, count)
-            total += losses.loss.detach().mean() / count
-        log.add(total, losses)
+            with self.accelerator.no_sync(self.model) if number + 1 < count else contextlib.nullcontext():
+                log.add(self._backward(batch, count))
 
     def _backward(self, batch: dict[str, Any], count: int) -> Losses:
         device = self.accelerator.device
@@ -236,10 +234,13 @@ class Trainer:
     def _report(self, log: _Log, norm: Tensor | None, bar: Any) -> None:
         """Report the losses since the last time; the only place where the loop waits for the device."""
         mean = float(self.accelerator.gather(torch.stack(log.losses).mean()).mean())
-        if not math.isfinite(mean):
+        scaled = self.accelerator.scaler is not None  # float16's, which leaves out steps with an infinite gradient
+        slope = 0.0 if norm is None or scaled else float(norm)
+        if not math.isfinite(mean) or not math.isfinite(slope):
+            what = f"loss is {mean}" if not math.isfinite(mean) else f"gradient's norm is {slope}"
             raise NonFiniteError(
-                f"the loss is {mean} at step {self.step}: lower learning_rate, or resume from the last checkpoint in "
-                f"{self.output_dir} with other settings"
+                f"the {what} at step {self.step}: try a lower learning_rate, or mixed_precision='no', in another "
+                f"output_dir; what {self.output_dir} has is from before"
             )
         bar.set_postfix(loss=f"{mean:.4f}")
         values = {"loss": mean, "learning_rate": self.optimizer.param_groups[0]["lr"]}
@@ -279,6 +280,8 @@ class Trainer:
             "ddim": __version__,
             "torch": torch.__version__,
             "step": self.step,
+            "kind": type(self.settings).__name__,
+            "processes": self.accelerator.num_processes,
             **self.objective.record(),
             "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if k != "output_dir"},
         }
@@ -317,14 +320,10 @@ class Trainer:
         if wanted == "latest" and not found:
             return
         folder = found[-1] if wanted == "latest" else Path(wanted)
+        if not folder.exists() and (self.output_dir / wanted).exists():
+            folder = self.output_dir / wanted
         state = read_state(folder)
-        mine = json.loads(json.dumps(dataclasses.asdict(self.settings)))
-        theirs = state["settings"]
-        changed = [
-            f"{key}: {theirs.get(key)} -> {mine[key]}"
-            for key in mine
-            if key not in FREE and theirs.get(key) != mine[key]
-        ]
+        changed = self._changed(state)
         if changed:
             raise ConfigError(
                 f"{folder} was made with other settings ({'; '.join(changed)}): use the same, or another output_dir"
@@ -337,5 +336,18 @@ class Trainer:
         load_optimizer(self.optimizer, self.names, folder)
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        self.step, self.began = state["step"], state
         self.accelerator.print(f"resuming from {folder}")
+
+    def _changed(self, state: dict[str, Any]) -> list[str]:
+        """Which settings are not those of a checkpoint, of those that matter.
+
+        One that the checkpoint does not have is younger than it, and was then what is the default now.
+        """
+        kind = type(self.settings).__name__
+        if state.get("kind", kind) != kind:
+            return [f"{state['kind']} -> {kind}"]
+        default = {field.name: field.default for field in dataclasses.fields(self.settings)}
+        default, mine = (json.loads(json.dumps(x, default=str)) for x in (default, dataclasses.asdict(self.settings)))
+        theirs = {key: state["settings"].get(key, default[key]) for key in mine}
+        return [f"{key}: {theirs[key]} -> {mine[key]}" for key in mine if key not in FREE and theirs[key] != mine[key]]
