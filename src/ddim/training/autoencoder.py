@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ddim.checkpoint import Repository
 from ddim.data import Preparation, Stream
+from ddim.errors import ConfigError
 from ddim.losses import autoencoder_loss
 from ddim.models import AutoencoderKL
 from ddim.pipelines import image_grid
@@ -77,6 +78,9 @@ class Autoencoder(Objective):
         else:
             vae = load_vae(settings.pretrained_model_name_or_path)
             resolution = settings.resolution or vae.tile_sample_min_size
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        if resolution % factor:
+            raise ConfigError(f"resolution must be a multiple of {factor} for this autoencoder, not {resolution}")
         self.prepare_image = Preparation(
             resolution,
             3,
@@ -104,13 +108,19 @@ class Autoencoder(Objective):
 
     @torch.no_grad()
     def finished(self, networks: nn.ModuleDict) -> AutoencoderKL:
-        """The autoencoder, with the scaling factor that gives latents of the data a standard deviation of 1."""
+        """The autoencoder, with the scaling factor that gives latents of the data a standard deviation of 1.
+
+        The latents are those that text to image is trained on, drawn from what the encoder says: their variance is
+        that of the means and the mean of the variances.
+        """
         vae = cast(AutoencoderKL, networks["vae"])
         measured = Subset(self.dataset(), range(min(self.count, MEASURED)))
         total, square, count = 0.0, 0.0, 0
         for batch in tqdm(DataLoader(measured, batch_size=32), desc="measuring latents", leave=False, delay=1):
-            mean = vae.encode(batch["image"].to(vae.device, vae.dtype)).latent_dist.mean.double().cpu()
-            total, square, count = total + mean.sum().item(), square + (mean**2).sum().item(), count + mean.numel()
+            latents = vae.encode(batch["image"].to(vae.device, vae.dtype)).latent_dist
+            mean, variance = latents.mean.double().cpu(), latents.var.double().cpu()
+            total, square = total + mean.sum().item(), square + (mean**2 + variance).sum().item()
+            count += mean.numel()
         deviation = math.sqrt(square / count - (total / count) ** 2)
         vae.register_to_config(scaling_factor=round(1 / deviation, 5))
         return vae
