@@ -1,0 +1,123 @@
+"""The bundled text-to-image model: that it is whole, that diffusers takes it too, and that it draws what is asked."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddim import DiffusionPipeline
+from ddim.checkpoint import read_json, read_tensors
+from ddim.cli import main
+from ddim.data import BACKGROUNDS, Choice, Preparation
+from ddim.hub import BUNDLED, bundled_models
+
+FOLDER = BUNDLED / "emoji"
+DATA = Path(__file__).parent.parent / "data" / "emoji.parquet"
+ASKED: dict[str, Any] = {"guidance_scale": 3.0, "guidance_rescale": 0.7, "num_inference_steps": 10}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    pipe: Any = DiffusionPipeline.from_pretrained("emoji")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_it_is_small_and_says_how_it_was_made() -> None:
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 30e6
+    for path in FOLDER.rglob("*.safetensors"):
+        assert {tensor.dtype for tensor in read_tensors(path).values()} == {torch.float16}
+    record = read_json(FOLDER / "training.json")
+    assert record["settings"]["prediction_type"] == "v_prediction"
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for name in ("Apache-2.0", "MIT", "CC BY 4.0", "train_emoji.py"):
+        assert name in text
+
+
+def test_its_scheduler_is_that_of_the_four_fixes(pipe: Any) -> None:
+    config = pipe.scheduler.config
+    assert config.prediction_type == "v_prediction"
+    assert config.rescale_betas_zero_snr
+    assert config.timestep_spacing == "trailing"
+    assert pipe.scheduler.plan(10).alphas_cumprod[-1] == 0
+    assert pipe.scheduler.plan(10).timesteps[0] == 999
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' and transformers'
+def test_diffusers_draws_the_same_by_its_defaults(pipe: Any) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER)
+    theirs.set_progress_bar_config(disable=True)
+    assert type(theirs.scheduler).__name__ == "DDIMScheduler"
+    arguments = {"latents": torch.randn(2, 4, 16, 16), "output_type": "np", **ASKED}
+    prompts = ["a red heart, noto style", "a grinning face on a black background"]
+    difference = abs(theirs(prompts, **arguments).images - pipe(prompts, **arguments).images)
+    assert difference.max() < 2e-3
+    assert theirs("a red heart").images[0].size == (64, 64)
+
+
+def held_out(count: int) -> list[Image.Image]:
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = pq.read_table(DATA, columns=["image", "split"], filters=[("split", "=", "held-out")]).to_pylist()
+    return [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows[:: len(rows) // count][:count]]
+
+
+@torch.no_grad()
+def test_the_autoencoder_keeps_colours(pipe: Any) -> None:
+    prepare = Preparation(64)
+    for color in ("white", "black", "purple"):
+        choice = Choice(background=BACKGROUNDS[color])
+        images = torch.stack([prepare(image, choice) for image in held_out(24)])
+        decoded = pipe.vae.decode(pipe.vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
+        errors = ((decoded - images) / 2).square().flatten(1).mean(1)
+        assert float((-10 * errors.log10()).mean()) >= 28.0, color
+        corners = decoded[:, :, :4, :4].mean(dim=(0, 2, 3)) * 127.5 + 127.5
+        np.testing.assert_allclose(corners.numpy(), BACKGROUNDS[color], atol=20)
+
+
+def test_latents_have_a_deviation_of_one(pipe: Any) -> None:
+    prepare = Preparation(64)
+    images = torch.stack([prepare(image, Choice()) for image in held_out(24)])
+    with torch.no_grad():
+        latents = pipe.vae.encode(images).latent_dist.mode() * pipe.vae.config.scaling_factor
+    assert 0.7 < float(latents.std()) < 1.4
+
+
+def test_black_is_black_and_white_is_white(pipe: Any) -> None:
+    prompts = [f"a red apple on a {color} background" for color in ("black", "white")]
+    black, white = pipe(prompts, seed=[0, 0], output_type="np", **ASKED).images
+    edge = np.ones((64, 64), bool)
+    edge[4:-4, 4:-4] = False
+    assert black[edge].mean() < 0.1
+    assert white[edge].mean() > 0.9
+
+
+def test_a_red_heart_is_red(pipe: Any) -> None:
+    images = pipe(["a red heart"] * 4, seed=[0, 1, 2, 3], output_type="np", **ASKED).images
+    middle = images[:, 24:40, 24:40].mean(axis=(0, 1, 2))
+    assert middle[0] > 0.6
+    assert middle[1] < 0.4
+    assert middle[2] < 0.4
+
+
+def test_seeds_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "heart.png"
+    assert main(["sample", "a red heart", "--steps", "3", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == str(out)
+    assert "'a red heart' by emoji: 3 steps, guidance 7.5, rescale 0.7, seed 0" in said.err
+    with Image.open(out) as image:
+        assert image.size == (64, 64)
+    assert "emoji" in bundled_models()
+
+
+def test_the_prompt_of_the_readme(pipe: Any) -> None:
+    image = pipe("a red heart", guidance_rescale=0.7, num_inference_steps=2).images[0]
+    assert image.size == (64, 64)
