@@ -261,12 +261,17 @@ def measure() -> None:
     versions = f"ddim {ddim.__version__}, torch {torch.__version__}"
     figures = {"versions": versions, "steps trained": MODEL.max_train_steps, "tables": tables}
     write_json(HERE / "docs" / "four-fixes.json", figures)
-    text = "# The four fixes, measured\n\n" + __doc__.split("\n\n", 2)[2].strip() + "\n\n"
-    text += f"`python scripts/four_fixes.py train` ({MODEL.max_train_steps} steps of {MODEL.train_batch_size} pictures each, "
-    text += (
-        f"seed {MODEL.seed}) and `… measure` (seeds 0 to {ASKED - 1}, {seconds:.0f} s); {versions}. Settings that no "
-    )
-    text += "column names: trailing, 25 steps, guidance 3, no rescale.\n\n![pictures](four-fixes.png)\n"
+    explained = (__doc__ or "").split("\n\n", 2)[2].strip()
+    text = f"""# The four fixes, measured
+
+{explained}
+
+`python scripts/four_fixes.py train` ({MODEL.max_train_steps} steps of {MODEL.train_batch_size} pictures each, seed
+{MODEL.seed}) and `… measure` (seeds 0 to {ASKED - 1}, {seconds:.0f} s); {versions}. Settings that no column names: trailing,
+25 steps, guidance 3, no rescale.
+
+![pictures](four-fixes.png)
+"""
     for title, lines in tables.items():
         text += f"\n## {title[0].upper() + title[1:]}\n\n{as_table(lines)}\n"
     write_text(HERE / "docs" / "four-fixes.md", text)
