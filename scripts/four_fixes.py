@@ -3,12 +3,12 @@
     python scripts/four_fixes.py train       # three small models; resumable
     python scripts/four_fixes.py measure     # docs/four-fixes.md, .png and .json
 
-Three text-to-image models of the same size, data, seed and number of steps: ε-prediction and v-prediction on Stable
-Diffusion's schedule, and v-prediction on the same schedule with zero terminal SNR. They learn 400 Noto drawings on plain
+Three text-to-image models of the same size, data, seed and number of steps: ε- and v-prediction on Stable Diffusion's
+schedule, and v-prediction on the same schedule with zero terminal SNR. They learn 400 Noto drawings on plain
 backgrounds, on the bundled emoji model's autoencoder. Then one setting is changed at a time.
 
 Brightness error: |mean of the picture - mean of the real drawing on the background that was asked for|, of values in
-[0, 1], averaged over 64 captions. Saturation: the share of values at the very end of the range (0 or 1, to half of 1/255)
+[0, 1], averaged over 64 captions. Saturation: the share of values at the very ends of the range (to half of 1/255)
 in pictures on coloured backgrounds, less that of the real drawings.
 """
 
@@ -267,8 +267,8 @@ def measure() -> None:
 {explained}
 
 `python scripts/four_fixes.py train` ({MODEL.max_train_steps} steps of {MODEL.train_batch_size} pictures each, seed
-{MODEL.seed}) and `… measure` (seeds 0 to {ASKED - 1}, {seconds:.0f} s); {versions}. Settings that no column names: trailing,
-25 steps, guidance 3, no rescale.
+{MODEL.seed}) and `… measure` (seeds 0 to {ASKED - 1}, {seconds:.0f} s); {versions}. Where no column says otherwise:
+trailing, 25 steps, guidance 3, no rescale.
 
 ![pictures](four-fixes.png)
 """
