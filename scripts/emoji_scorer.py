@@ -309,7 +309,7 @@ def interval(hits: int, count: int) -> tuple[float, float]:
     """
     share, z = hits / count, 1.959964
     middle, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
+    return max(0.0, (middle - spread) / (1 + z * z / count)), min(1.0, (middle + spread) / (1 + z * z / count))
 
 
 def accuracy(found: Tensor) -> dict[str, Any]:

@@ -35,13 +35,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import itertools
 import json
 import platform
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,7 @@ from emoji_scorer import (
     read_rows,
     styles_of,
 )
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from train_emoji import captions, is_kept
@@ -188,22 +190,25 @@ class Nearest:
 
     def __init__(self, scorer: Scorer, rows: Sequence[Row]) -> None:
         self.scorer = scorer
-        self.rows = rows
+        self.drawings = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGBA") for row in rows]
+        self.known: dict[str, Tensor] = {}  # the drawings' features, by background
+
+    def drawn_on(self, color: str) -> Iterator[Tensor]:
+        for first in range(0, len(self.drawings), 500):
+            yield torch.stack([compose(drawing, color) for drawing in self.drawings[first : first + 500]])
 
     def __call__(self, images: Tensor, colors: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Of (n 3 h w) in [-1, 1]: the root of the mean squared difference in [0, 1] (n,), and the cosine (n,)."""
-        pixels, cosines = torch.full((len(images),), torch.inf), torch.full((len(images),), -1.0)
+        pixels, cosines = torch.zeros(len(images)), torch.zeros(len(images))
         for color in tqdm(sorted(set(colors)), desc="nearest training pictures", unit="background"):
             own = torch.tensor([each == color for each in colors])
-            both = torch.stack([images[own], images[own].flip(-1)])  # (2 n 3 h w)
-            seen = features(self.scorer, both.flatten(0, 1))
-            for first in range(0, len(self.rows), 500):
-                real = torch.stack([compose(row["image"]["bytes"], color) for row in self.rows[first : first + 500]])
-                distances = torch.cdist(both.flatten(0, 1).flatten(1), real.flatten(1)).amin(1)
-                distances = distances.unflatten(0, (2, -1)).amin(0) / 2 / real[0].numel() ** 0.5
-                pixels[own] = torch.minimum(pixels[own], distances)
-                fits = (seen @ features(self.scorer, real).T).amax(1)
-                cosines[own] = torch.maximum(cosines[own], fits.unflatten(0, (2, -1)).amax(0))
+            both = torch.cat([images[own], images[own].flip(-1)])
+            if color not in self.known:
+                self.known[color] = torch.cat([features(self.scorer, real) for real in self.drawn_on(color)])
+            fits = features(self.scorer, both) @ self.known[color].T
+            distances = [torch.cdist(both.flatten(1), real.flatten(1)).amin(1) for real in self.drawn_on(color)]
+            pixels[own] = torch.stack(distances).amin(0).unflatten(0, (2, -1)).amin(0) / 2 / both[0].numel() ** 0.5
+            cosines[own] = fits.amax(1).unflatten(0, (2, -1)).amax(0)
         return pixels, cosines
 
 
