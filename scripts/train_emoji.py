@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -105,10 +106,12 @@ ANNEAL = dataclasses.replace(
     MODEL,
     output_dir=str(RUNS / "anneal"),
     pretrained_model_name_or_path=str(RUNS / "averaged"),
+    pretrained_vae_model_name_or_path=None,
     train_text_encoder=True,
     lr_scheduler="linear",
     lr_warmup_steps=0,
-    max_train_steps=8_000,
+    max_train_steps=5_000,
+    ema_decay=0.998,
     seed=1,
 )
 
@@ -185,6 +188,16 @@ def ship() -> None:
     print(f"{WEIGHTS}: {size / 1e6:.1f} MB, after {trainer.step} steps of {trainer.settings.output_dir}")
 
 
+def prepare_annealing() -> None:
+    """Save the long run's average as a pipeline, and use its encoded pictures again."""
+    if not (RUNS / "averaged").exists():
+        trainer = make_trainer(dataclasses.replace(MODEL, report_to="none"))
+        trainer.resume()
+        trainer.finished().save_pretrained(RUNS / "averaged")
+    if not (RUNS / "anneal" / "cache").exists():
+        shutil.copytree(RUNS / "model" / "cache", RUNS / "anneal" / "cache", copy_function=os.link)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("data", "vae", "model", "anneal", "ship"))
@@ -197,10 +210,7 @@ def main() -> None:
     if options.what == "model":
         print(train(MODEL))
     if options.what == "anneal":
-        if not (RUNS / "averaged").exists():
-            trainer = make_trainer(dataclasses.replace(MODEL, report_to="none"))
-            trainer.resume()
-            trainer.finished().save_pretrained(RUNS / "averaged")
+        prepare_annealing()
         print(train(ANNEAL))
     if options.what == "ship":
         ship()
