@@ -2,10 +2,10 @@
 
     python scripts/lora_style.py             # a few minutes on two cores -> docs/lora.png
 
-The style is "blueprint": white outlines on blue, made from 20 Noto drawings (Apache-2.0) of the training split. The
+The style is "poster": three inks on dark blue, made from 20 Noto drawings (Apache-2.0) of the training split. The
 pictures go, with a metadata.jsonl, into runs/lora/pictures; the run is that of the command
 
-    ddim train lora --train-data-dir runs/lora/pictures --output-dir runs/lora/run --max-train-steps 400 --rank 8
+    ddim train lora --train-data-dir runs/lora/pictures --output-dir runs/lora/run --max-train-steps 600 --rank 8
 
 and is drawn with things that are not among the 20.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint import atomic_write, write_text
@@ -30,7 +30,8 @@ from ddim.training import train
 
 HERE = Path(__file__).parent.parent
 PICTURES = HERE / "runs" / "lora" / "pictures"
-STYLE = "blueprint style"
+STYLE = "poster style"
+GROUND = (25, 35, 80)
 NAMES = (
     "red apple,automobile,guitar,house,elephant,pizza,trophy,umbrella,rocket,mushroom,"
     "clown face,crown,fish,bicycle,hamburger,owl,snowman,teddy bear,locomotive,hot beverage"
@@ -49,21 +50,22 @@ SETTINGS = LoraSettings(
     output_dir=str(HERE / "runs" / "lora" / "run"),
     train_data_dir=str(PICTURES),
     rank=8,
-    max_train_steps=400,
+    max_train_steps=600,
     validation_steps=0,
     report_to="none",
     save_dtype="float16",
 )
 
 
-def blueprint(drawing: Image.Image) -> Image.Image:
-    """White outlines of a drawing on blue."""
-    grey = ImageOps.autocontrast(flatten(drawing.resize((256, 256), Image.Resampling.LANCZOS), "L"))
-    edges = grey.filter(ImageFilter.GaussianBlur(1.5)).filter(ImageFilter.FIND_EDGES)
-    edges = ImageOps.crop(edges, 3).filter(ImageFilter.MaxFilter(5)).resize((64, 64), Image.Resampling.LANCZOS)
-    strength = np.clip(np.asarray(edges, dtype=np.float32)[..., None] / 90, 0, 1)
-    blue, white = np.array([24, 60, 140], np.float32), np.array([235, 242, 255], np.float32)
-    return Image.fromarray((blue + strength * (white - blue)).round().astype(np.uint8))
+def poster(drawing: Image.Image) -> Image.Image:
+    """The lightness of a drawing in three inks, on dark blue."""
+    clear = drawing.convert("RGBA")
+    grey = ImageOps.autocontrast(flatten(clear, "L"), cutoff=1)
+    inks = np.array([(150, 40, 90), (240, 110, 80), (255, 235, 190)], np.float32)  # dark to light
+    levels = np.digitize(np.asarray(grey), (90, 170))
+    covered = np.asarray(clear.getchannel("A"), dtype=np.float32)[..., None] / 255
+    ground = np.array(GROUND, np.float32)
+    return Image.fromarray((ground + covered * (inks[levels] - ground)).round().astype(np.uint8))
 
 
 def write_pictures() -> None:
@@ -78,7 +80,7 @@ def write_pictures() -> None:
     for name in NAMES:
         file = f"{name.replace(' ', '-')}.png"
         with atomic_write(PICTURES / file) as path:
-            blueprint(Image.open(io.BytesIO(found[name]))).save(path, format="png")
+            poster(Image.open(io.BytesIO(found[name]))).save(path, format="png")
         article = "an" if name[0] in "aeiou" else "a"
         lines.append(json.dumps({"file_name": file, "text": f"{article} {name}, {STYLE}"}))
     write_text(PICTURES / "metadata.jsonl", "\n".join(lines) + "\n")
