@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from train_emoji import articled
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint import atomic_write, write_text
@@ -31,7 +32,6 @@ from ddim.training import train
 HERE = Path(__file__).parent.parent
 PICTURES = HERE / "runs" / "lora" / "pictures"
 STYLE = "poster style"
-GROUND = (25, 35, 80)
 NAMES = (
     "red apple,automobile,guitar,house,elephant,pizza,trophy,umbrella,rocket,mushroom,"
     "clown face,crown,fish,bicycle,hamburger,owl,snowman,teddy bear,locomotive,hot beverage"
@@ -64,7 +64,7 @@ def poster(drawing: Image.Image) -> Image.Image:
     inks = np.array([(150, 40, 90), (240, 110, 80), (255, 235, 190)], np.float32)  # dark to light
     levels = np.digitize(np.asarray(grey), (90, 170))
     covered = np.asarray(clear.getchannel("A"), dtype=np.float32)[..., None] / 255
-    ground = np.array(GROUND, np.float32)
+    ground = np.array((25, 35, 80), np.float32)
     return Image.fromarray((ground + covered * (inks[levels] - ground)).round().astype(np.uint8))
 
 
@@ -81,8 +81,7 @@ def write_pictures() -> None:
         file = f"{name.replace(' ', '-')}.png"
         with atomic_write(PICTURES / file) as path:
             poster(Image.open(io.BytesIO(found[name]))).save(path, format="png")
-        article = "an" if name[0] in "aeiou" else "a"
-        lines.append(json.dumps({"file_name": file, "text": f"{article} {name}, {STYLE}"}))
+        lines.append(json.dumps({"file_name": file, "text": f"{articled(name)}, {STYLE}"}))
     write_text(PICTURES / "metadata.jsonl", "\n".join(lines) + "\n")
 
 
