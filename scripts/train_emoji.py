@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -124,10 +125,11 @@ REFINE = dataclasses.replace(
     lr_scheduler="cosine",
     lr_warmup_steps=200,
     train_batch_size=64,
-    max_train_steps=9_000,
+    max_train_steps=7_000,
     ema_decay=0.999,
     seed=2,
 )
+STAGES = {"vae": VAE, "model": MODEL, "anneal": ANNEAL, "refine": REFINE}
 
 
 def articled(name: str) -> str:
@@ -184,57 +186,45 @@ def write_data() -> None:
     print(f"{TRAIN}: {len(rows)} of {table.num_rows} pictures")
 
 
-def newest() -> Trainer:
-    """The last run that has a checkpoint."""
-    settings = next(run for run in (REFINE, ANNEAL, MODEL) if run is MODEL or checkpoints(run.output_dir))
+def newest(*runs: TextToImageSettings) -> Trainer:
+    """The first of the runs that has a checkpoint, as that checkpoint left it."""
+    settings = next(run for run in runs if run is runs[-1] or checkpoints(run.output_dir))
     trainer = make_trainer(dataclasses.replace(settings, report_to="none"))
     trainer.resume()
     return trainer
 
 
+def begin(run: TextToImageSettings) -> None:
+    """What a run after the first needs: the long run's average, and its encoded pictures."""
+    if not (RUNS / "averaged").exists():
+        newest(MODEL).finished().save_pretrained(RUNS / "averaged")
+    if not (Path(run.output_dir) / "cache").exists():
+        shutil.copytree(RUNS / "model" / "cache", Path(run.output_dir) / "cache", copy_function=os.link)
+
+
 def ship() -> None:
     """Put the newest average into the package."""
-    trainer = newest()
+    trainer = newest(REFINE, ANNEAL, MODEL)
     trainer.finished(torch.float16).save_pretrained(WEIGHTS)
-    write_json(WEIGHTS / "training.json", trainer.record())
+    record = json.dumps(trainer.record()).replace(f"{HERE}/", "")  # paths as they are from the project's folder
+    write_json(WEIGHTS / "training.json", json.loads(record))
     DiffusionPipeline.from_pretrained(WEIGHTS)
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     print(f"{WEIGHTS}: {size / 1e6:.1f} MB, after {trainer.step} steps of {trainer.settings.output_dir}")
 
 
-def share_cache(run: TextToImageSettings) -> None:
-    """Use the long run's encoded pictures again."""
-    if not (Path(run.output_dir) / "cache").exists():
-        shutil.copytree(RUNS / "model" / "cache", Path(run.output_dir) / "cache", copy_function=os.link)
-
-
-def save_average() -> None:
-    """Save the long run's average as a pipeline, for the annealing to begin with."""
-    if not (RUNS / "averaged").exists():
-        trainer = make_trainer(dataclasses.replace(MODEL, report_to="none"))
-        trainer.resume()
-        trainer.finished().save_pretrained(RUNS / "averaged")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("data", "vae", "model", "anneal", "refine", "ship"))
-    options = parser.parse_args()
+    parser.add_argument("what", choices=("data", *STAGES, "ship"))
+    what = parser.parse_args().what
     os.chdir(HERE)
-    if options.what == "data" or not TRAIN.exists():
+    if what == "data" or not TRAIN.exists():
         write_data()
-    if options.what == "vae":
-        print(train(VAE))
-    if options.what == "model":
-        print(train(MODEL))
-    if options.what == "anneal":
-        save_average()
-        share_cache(ANNEAL)
-        print(train(ANNEAL))
-    if options.what == "refine":
-        share_cache(REFINE)
-        print(train(REFINE))
-    if options.what == "ship":
+    if what in ("anneal", "refine"):
+        begin(STAGES[what])
+    if what in STAGES:
+        print(train(STAGES[what]))
+    if what == "ship":
         ship()
 
 
