@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ddim
+from ddim.cli import COMMANDS
 
 PACKAGE = Path(ddim.__file__).parent
 
@@ -196,3 +197,8 @@ def test_a_scheduler_costs_little_more_than_torch() -> None:
         if costs[-1] <= 0.15:
             return
     pytest.fail(f"import ddim; ddim.DDIMScheduler took {min(costs):.2f} s after torch")
+
+
+def test_every_command_has_a_function() -> None:
+    for module, _, name in (where.partition(":") for where in COMMANDS.values()):
+        assert callable(getattr(importlib.import_module(module), name))

@@ -16,7 +16,9 @@ from tqdm.auto import tqdm
 from ddim.checkpoint import Repository, Savable, choose_dtype, read_json, write_json
 from ddim.config import DIFFUSERS_VERSION
 from ddim.errors import CheckpointError
+from ddim.pipelines.inputs import Pictures
 from ddim.process import Generators, gaussian_noise, seeded_generators
+from ddim.sampling import Denoiser
 from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
 
 INDEX = "model_index.json"
@@ -69,6 +71,32 @@ class DiffusionPipeline(Savable):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Make images; see the subclass."""
         raise NotImplementedError(f"{type(self).__name__} makes no images: use DiffusionPipeline.from_pretrained")
+
+    # --- what a run is made of: all that inversion, interpolation and editing need to know of a pipeline -------------
+
+    def denoiser(self, *args: Any, **conditions: Any) -> Denoiser:
+        """`denoiser(plan, count, …)`: the network as `sample` wants it, (x, timestep) -> prediction.
+
+        The network will be asked at the plan's timesteps, about `count` samples at a time, under the conditions that
+        the subclass names.
+        """
+        raise NotImplementedError
+
+    def sample_shape(self, count: int) -> tuple[int, ...]:
+        """The shape of `count` samples in model space, (count c h w)."""
+        raise NotImplementedError
+
+    def encode(self, pictures: Pictures) -> Tensor:
+        """Pictures as the clean samples (b c h w) that they are in model space; the same every time.
+
+        Args:
+            pictures: see `inputs.to_tensor`; resized to what the model draws.
+        """
+        raise NotImplementedError
+
+    def decode(self, x: Tensor, output_type: str = "pil") -> Any:
+        """What `encode` undoes: clean samples (b c h w) as pictures; see `images.to_images`."""
+        raise NotImplementedError
 
     # --- loading and saving ------------------------------------------------------------------------------------------
 

@@ -9,15 +9,14 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ddim.errors import NonFiniteError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.pipelines.adapters import TakesAdapters
-from ddim.pipelines.base import DiffusionPipeline, as_ddim, generators, same_shape
+from ddim.pipelines.base import as_ddim, generators, same_shape
 from ddim.pipelines.conditioning import TextDenoiser
 from ddim.pipelines.crops import Crop
-from ddim.pipelines.images import OUTPUT_TYPES, to_images
+from ddim.pipelines.images import OUTPUT_TYPES
 from ddim.pipelines.inputs import Pictures, to_mask, to_tensor
-from ddim.pipelines.memory import SavesMemory
+from ddim.pipelines.latents import LatentPipeline, refuse
 from ddim.pipelines.prompts import Prompt, check_prompts, encode, for_each_image
 from ddim.pipelines.runs import Run, Runs
 from ddim.pipelines.sizes import check_sides, pixels, positive
@@ -44,7 +43,7 @@ class StableDiffusionPipelineOutput(NamedTuple):
     nsfw_content_detected: None = None
 
 
-class StableDiffusionPipeline(Runs, SavesMemory, TakesAdapters, DiffusionPipeline):
+class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
     """Images from texts, by Stable Diffusion 1, 2 and their like.
 
     As in diffusers, the scheduler that is given at construction gets steps_offset=1 and clip_sample=False (in a copy,
@@ -221,7 +220,7 @@ class StableDiffusionPipeline(Runs, SavesMemory, TakesAdapters, DiffusionPipelin
             ConfigError, ValueError, TypeError: settings, shapes or types that cannot work, before anything is run.
             NonFiniteError: the network gave NaN; names the step.
         """
-        _refuse(
+        refuse(
             sigmas=sigmas,
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
@@ -283,7 +282,7 @@ class StableDiffusionPipeline(Runs, SavesMemory, TakesAdapters, DiffusionPipelin
             )
             with self._run(len(start.plan), guidance_scale, is_guided) as run:
                 x = self._sample(run, start, denoiser, batch.generator, callback_on_step_end, wanted)
-        result = self._decode(x, output_type)
+        result = self.decode(x, output_type)
         if crop is not None:
             result = [crop.put_back(painted) for painted in result]
         return StableDiffusionPipelineOutput(result) if return_dict else (result, None)
@@ -330,37 +329,6 @@ class StableDiffusionPipeline(Runs, SavesMemory, TakesAdapters, DiffusionPipelin
             denoiser.change(answer.get("prompt_embeds"), answer.get("negative_prompt_embeds"))
         return answer is not False
 
-    # --- from words and pictures to tensors, and back ----------------------------------------------------------------
-
-    def encode_prompt(
-        self,
-        prompt: Prompt,
-        device: str | torch.device | None = None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: Prompt = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        lora_scale: None = None,
-        clip_skip: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the U-Net is to look at, and to keep away from: (b·n tokens channels) each.
-
-        Args:
-            device: where the result goes; to the U-Net unless told.
-            num_images_per_prompt: n.
-            do_classifier_free_guidance: False spares the second, which is None then.
-            lora_scale: must be None.
-
-        The rest is as in a call.
-        """
-        _refuse(lora_scale=lora_scale)
-        request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        images = positive(num_images_per_prompt, "num_images_per_prompt")
-        embeds, negative = encode(self, request, do_classifier_free_guidance, clip_skip)
-        embeds = for_each_image(embeds, images).to(device or self.device)
-        return embeds, None if negative is None else for_each_image(negative, images).to(device or self.device)
-
     def _picture_and_size(
         self, image: Pictures | None, height: int | None, width: int | None
     ) -> tuple[Tensor | None, tuple[int, int]]:
@@ -372,24 +340,3 @@ class StableDiffusionPipeline(Runs, SavesMemory, TakesAdapters, DiffusionPipelin
         if picture.shape[1] == config.latent_channels:
             return picture, (picture.shape[2], picture.shape[3])
         return picture, (picture.shape[2] // factor, picture.shape[3] // factor)
-
-    def _decode(self, x: Tensor, output_type: str) -> Any:
-        if output_type == "latent":
-            return x
-        config = self.vae.config
-        with self.in_use(self.vae) as vae:
-            latents = x / config.scaling_factor + (config.shift_factor or 0.0)
-            decoded = vae.decode(latents.to(vae.device, vae.dtype)).sample
-        if not decoded.isfinite().all():
-            half = "; in half precision, some need pipe.vae.to(torch.float32)" * (decoded.dtype == torch.float16)
-            raise NonFiniteError(f"the autoencoder gave NaN or infinity{half}")
-        return to_images(decoded, output_type)
-
-
-def _refuse(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            instead = "; how strong an adapter is, set_adapters says" * (
-                name in ("cross_attention_kwargs", "lora_scale")
-            )
-            raise ValueError(f"{name} is not implemented: leave it at None{instead}")

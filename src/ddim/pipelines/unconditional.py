@@ -14,6 +14,8 @@ from ddim.guidance import guide
 from ddim.models import UNet2DModel
 from ddim.pipelines.base import DiffusionPipeline, same_shape
 from ddim.pipelines.images import OUTPUT_TYPES, to_images
+from ddim.pipelines.inputs import Pictures, to_tensor
+from ddim.plan import SamplingPlan
 from ddim.process import Eta, Generators
 from ddim.sampling import Denoiser, sample
 from ddim.scheduler import DDIMScheduler
@@ -98,7 +100,14 @@ class DDIMPipeline(DiffusionPipeline):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive int, not {batch_size!r}")
         plan = self.scheduler.plan(num_inference_steps if timesteps is None else None, eta=eta, timesteps=timesteps)
-        denoiser = self._denoiser(batch_size, class_labels, guidance_scale, guidance_rescale, guidance_interval)
+        denoiser = self.denoiser(
+            plan,
+            batch_size,
+            class_labels=class_labels,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+        )
         x, generator = self._initial_noise(self._shape(batch_size, latents), generator, seed, latents)
         with self.progress_bar(len(plan)) as bar:
             for step in sample(
@@ -113,7 +122,7 @@ class DDIMPipeline(DiffusionPipeline):
                         break
                     if isinstance(answer, dict):
                         x = step.sample = same_shape(answer.get("latents", x), x)
-        images = to_images(x, output_type)
+        images = self.decode(x, output_type)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
     def _shape(self, batch_size: int, latents: Tensor | None) -> tuple[int, ...]:
@@ -131,14 +140,39 @@ class DDIMPipeline(DiffusionPipeline):
             raise ConfigError(f"the U-Net's sample_size must be one or two positive ints, not {size!r:.100}")
         return batch_size, self.unet.config.in_channels, *sides
 
-    def _denoiser(
+    def sample_shape(self, count: int) -> tuple[int, ...]:
+        """The shape of `count` samples, (count c h w).
+
+        Raises:
+            ConfigError: the U-Net's config does not say it.
+        """
+        return self._shape(count, None)
+
+    def encode(self, pictures: Pictures) -> Tensor:
+        """Pictures as samples (b c h w) in [-1, 1] of the model's size."""
+        _, channels, height, width = self.sample_shape(1)
+        pixels = to_tensor(pictures, (height, width), factor=1, channels=channels, latents=0)
+        return pixels.to(self.device, self.dtype)
+
+    def decode(self, x: Tensor, output_type: str = "pil") -> Any:
+        """Samples (b c h w) as pictures; see `images.to_images`."""
+        return to_images(x, output_type)
+
+    def denoiser(
         self,
-        batch_size: int,
-        class_labels: int | Sequence[int] | Tensor | None,
-        scale: float,
-        rescale: float,
-        interval: tuple[int, int] | None,
+        plan: SamplingPlan,
+        count: int,
+        *,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[int, int] | None = None,
     ) -> Denoiser:
+        """The U-Net for `count` samples of these classes; `plan` is without effect. Arguments as in a call.
+
+        Raises:
+            ConfigError, ValueError: classes or guidance that are not for this model, or labels that do not fit.
+        """
         config = self.unet.config
 
         def predict(x: Tensor, timestep: Tensor, *labels: Tensor) -> Tensor:
@@ -152,18 +186,18 @@ class DDIMPipeline(DiffusionPipeline):
             )
         classes = config.num_class_embeds
         if classes is None:
-            if class_labels is not None or scale != 1:
+            if class_labels is not None or guidance_scale != 1:
                 raise ConfigError("this model knows no classes: class_labels and guidance_scale are not for it")
             return predict
-        none = torch.full((batch_size,), classes - 1, device=self.device)
-        labels = none if class_labels is None else _as_labels(class_labels, batch_size, classes).to(self.device)
+        none = torch.full((count,), classes - 1, device=self.device)
+        labels = none if class_labels is None else _as_labels(class_labels, count, classes).to(self.device)
         pairs = torch.cat([none, labels])
         return guide(
             both=lambda x, timestep: predict(x, timestep, pairs),
             conditional=lambda x, timestep: predict(x, timestep, labels),
-            scale=scale,
-            rescale=rescale,
-            interval=interval,
+            scale=guidance_scale,
+            rescale=guidance_rescale,
+            interval=guidance_interval,
         )
 
 

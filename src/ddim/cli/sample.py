@@ -1,4 +1,4 @@
-"""The `ddim` command. What takes time to import is imported by the command that needs it."""
+"""`ddim sample`: draw, and make again what was drawn."""
 
 from __future__ import annotations
 
@@ -7,65 +7,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
 from ddim._version import __version__
-from ddim.errors import ConfigError, DDIMError
-from ddim.settings import (
-    Command,
-    InfoSettings,
-    LoraSettings,
-    PixelSettings,
-    PlotSettings,
-    SampleSettings,
-    TextToImageSettings,
-    TrainSettings,
-    VAESettings,
-)
+from ddim.errors import ConfigError
+from ddim.settings import SampleSettings
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from ddim.pipelines import DiffusionPipeline
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 for an error that is explained, 130 for an interruption."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments == ["--version"]:
-        print(f"ddim {__version__}")
-        return 0
-    commands: dict[type, Callable[[Any], None]] = {
-        SampleSettings: run_sample,
-        PixelSettings: run_train,
-        VAESettings: run_train,
-        TextToImageSettings: run_train,
-        LoraSettings: run_train,
-        InfoSettings: run_info,
-        PlotSettings: run_plot,
-    }
-    try:
-        settings = tyro.cli(
-            Command,
-            prog="ddim",
-            description="Denoising diffusion implicit models: sample, train, look inside.",
-            args=arguments,
-        )
-        commands[type(settings)](settings)
-    except KeyboardInterrupt:
-        print("ddim: interrupted", file=sys.stderr)
-        return 130
-    except (DDIMError, ValueError, OSError) as error:
-        print(f"ddim: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-# --- sample ----------------------------------------------------------------------------------------------------------
 
 
 def run_sample(settings: SampleSettings) -> None:
@@ -240,49 +191,3 @@ def _write_images(images: Sequence[Image.Image], settings: SampleSettings, only:
             else:
                 image.save(temporary)
     return list(files)
-
-
-# --- train, info, plot -----------------------------------------------------------------------------------------------
-
-
-def run_train(settings: TrainSettings) -> None:
-    from ddim.training import train
-
-    print(train(settings))
-
-
-def run_info(settings: InfoSettings) -> None:
-    from ddim.checkpoint import bundled_models
-    from ddim.pipelines import DiffusionPipeline
-
-    pipe = DiffusionPipeline.from_pretrained(settings.model)
-    print(f"{settings.model}: {type(pipe).__name__} (bundled models: {', '.join(bundled_models())})\n")
-    for line in _describe(pipe):
-        print(line)
-    scheduler = pipe.components["scheduler"]
-    print(f"\n{scheduler.plan(settings.steps, eta=settings.eta)!r}")
-
-
-def _describe(pipe: DiffusionPipeline) -> list[str]:
-    lines = []
-    for name, part in pipe.components.items():
-        lines.append(f"{name}: {type(part).__name__}")
-        if hasattr(part, "parameters"):
-            weights = list(part.parameters())
-            total = sum(weight.numel() for weight in weights)
-            size = sum(weight.numel() * weight.element_size() for weight in weights)
-            lines.append(f"  {total:,} parameters, {size / 2**20:.1f} MiB as {weights[0].dtype}")
-        config = getattr(part, "config", {})
-        settings = {key: value for key, value in config.items() if not key.startswith("_") and value is not None}
-        lines += [f"  {key} = {value}" for key, value in sorted(settings.items())]
-    return lines
-
-
-def run_plot(settings: PlotSettings) -> None:
-    from ddim.plots import plot_schedule
-
-    print(plot_schedule(settings))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
