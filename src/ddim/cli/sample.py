@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddim._version import __version__
+from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
+from ddim.cli.pictures import made_by, read_image, save_picture
 from ddim.errors import ConfigError
 from ddim.settings import SampleSettings
 
@@ -26,8 +28,11 @@ def run_sample(settings: SampleSettings) -> None:
     if settings.model is None:
         settings = dataclasses.replace(settings, model="digits" if settings.prompt is None else "emoji")
     started = time.perf_counter()
-    pipe = _open_pipeline(settings)
-    settings = _with_defaults(settings, pipe)
+    pipe = open_pipeline(
+        str(settings.model), settings.dtype, settings.device, spacing=settings.spacing, zero_snr=settings.zero_snr
+    )
+    scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
+    settings = dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
     images = _draw(pipe, settings, only)
     for path in _write_images(images, settings, only):
         print(path)
@@ -40,19 +45,6 @@ def run_sample(settings: SampleSettings) -> None:
     )
 
 
-def _with_defaults(settings: SampleSettings, pipe: Any) -> SampleSettings:
-    """The settings with the guidance that suits the model, where none was given."""
-    from ddim.pipelines import DDIMPipeline
-
-    draws_texts = not isinstance(pipe, DDIMPipeline)
-    guidance, rescale = settings.guidance_scale, settings.guidance_rescale
-    if guidance is None:
-        guidance = 7.5 if draws_texts else 1.0
-    if rescale is None:
-        rescale = 0.7 if draws_texts and pipe.scheduler.config.rescale_betas_zero_snr else 0.0
-    return dataclasses.replace(settings, guidance_scale=guidance, guidance_rescale=rescale)
-
-
 def _remake(settings: SampleSettings) -> tuple[SampleSettings, int | None]:
     """The settings of a picture that was made before, and which image of theirs it is."""
     from PIL import Image, UnidentifiedImageError
@@ -60,52 +52,26 @@ def _remake(settings: SampleSettings) -> tuple[SampleSettings, int | None]:
     try:
         with Image.open(str(settings.from_image)) as image:
             made = json.loads(str(image.info["ddim"]))
+        if made.get("command", "sample") != "sample":
+            raise KeyError("command")
         known = {field.name: field.default for field in dataclasses.fields(SampleSettings)}
         stored = {key: made["settings"][key] for key in known if key in made["settings"]}
         stored["class_labels"] = tuple(stored["class_labels"])
         only = made["image"]
     except (UnidentifiedImageError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{settings.from_image} is no PNG that says how ddim made it") from error
+        raise ConfigError(f"{settings.from_image} is no PNG of `ddim sample` that says how ddim made it") from error
     if made.get("version") != __version__:
         print(f"ddim: made by version {made.get('version')}, this is {__version__}", file=sys.stderr)
     return SampleSettings(**{**stored, "device": settings.device, "from_image": None, "out": settings.out}), only
-
-
-def _open_pipeline(settings: SampleSettings) -> Any:
-    import torch
-
-    from ddim.pipelines import DiffusionPipeline
-
-    pipe: Any = DiffusionPipeline.from_pretrained(str(settings.model), dtype=getattr(torch, settings.dtype))
-    changes: dict[str, Any] = {}
-    if settings.spacing is not None:
-        changes["timestep_spacing"] = settings.spacing
-    if settings.zero_snr is not None:
-        changes["rescale_betas_zero_snr"] = settings.zero_snr
-    if changes:
-        pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
-    try:
-        return pipe.to(settings.device or _best_device())
-    except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
-        raise ConfigError(f"--device {settings.device} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _draw(pipe: Any, settings: SampleSettings, only: int | None) -> list[Image.Image]:
     """All images that the settings ask for, or the one with the number `only`."""
     import torch
 
-    from ddim.pipelines import DDIMPipeline
     from ddim.process import seeded_generators
 
-    by_class = isinstance(pipe, DDIMPipeline)
+    by_class = not draws_texts(pipe)
     _check_kind(settings, by_class)
     classes = pipe.unet.config.num_class_embeds if by_class else None  # the last one stands for no class
     labels = settings.class_labels or range((classes or 1) - 1)
@@ -132,7 +98,7 @@ def _draw(pipe: Any, settings: SampleSettings, only: int | None) -> list[Image.I
         arguments["num_images_per_prompt"] = len(numbers)
         for name in ("image", "mask_image"):
             if getattr(settings, name) is not None:
-                arguments[name] = _read_image(getattr(settings, name))
+                arguments[name] = read_image(getattr(settings, name))
     with torch.inference_mode():
         images: list[Image.Image] = pipe(**arguments).images
     return images
@@ -153,25 +119,10 @@ def _check_kind(settings: SampleSettings, by_class: bool) -> None:
         raise ConfigError(f"{settings.model} knows no classes: leave out --class-labels")
 
 
-def _read_image(path: str) -> Image.Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except UnidentifiedImageError as error:
-        raise ConfigError(f"{path} is no readable image") from error
-
-
 def _write_images(images: Sequence[Image.Image], settings: SampleSettings, only: int | None) -> list[Path]:
     """One grid, or one file for each image; each PNG says how it was made."""
-    from PIL.PngImagePlugin import PngInfo
-
-    from ddim.files import atomic_write
     from ddim.pipelines import image_grid
 
-    made = {"version": __version__, "settings": dataclasses.asdict(settings)}
     out = Path(settings.out)
     files: dict[Path, tuple[Image.Image, int | None]]
     if out.is_dir() or settings.out.endswith(("/", os.sep)):
@@ -183,11 +134,5 @@ def _write_images(images: Sequence[Image.Image], settings: SampleSettings, only:
         is_picture = len(images) == 1 and max(images[0].size) >= 64
         files = {out: (images[0] if is_picture else image_grid(images, columns), None)}
     for path, (image, number) in files.items():
-        note = PngInfo()
-        note.add_text("ddim", json.dumps({**made, "image": number}))
-        with atomic_write(path) as temporary:
-            if path.suffix.lower() == ".png":
-                image.save(temporary, pnginfo=note)
-            else:
-                image.save(temporary)
+        save_picture(image, path, made_by("sample", settings, image=number))
     return list(files)

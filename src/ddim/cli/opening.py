@@ -1,0 +1,66 @@
+"""What every command that draws begins with: a pipeline on its device, with the guidance that suits it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ddim.errors import ConfigError
+
+
+def open_pipeline(
+    model: str, dtype: str = "float32", device: str | None = None, *, spacing: str | None = None, zero_snr: Any = None
+) -> Any:
+    """A pipeline by its folder, name or id.
+
+    Args:
+        dtype: the name of a torch type.
+        device: the best there is unless told.
+        spacing, zero_snr: of the scheduler, instead of the model's own.
+
+    Raises:
+        ConfigError: a device that is not there.
+        CheckpointError: no such model.
+    """
+    import torch
+
+    from ddim.pipelines import DiffusionPipeline
+
+    pipe: Any = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+    changes: dict[str, Any] = {}
+    if spacing is not None:
+        changes["timestep_spacing"] = spacing
+    if zero_snr is not None:
+        changes["rescale_betas_zero_snr"] = zero_snr
+    if changes:
+        pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
+    try:
+        return pipe.to(device or _best_device())
+    except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
+        raise ConfigError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def draws_texts(pipe: Any) -> bool:
+    """Whether a pipeline draws what a text says, rather than classes or nothing in particular."""
+    from ddim.pipelines import DDIMPipeline
+
+    return not isinstance(pipe, DDIMPipeline)
+
+
+def suitable_guidance(
+    pipe: Any, scale: float | None, rescale: float | None, *, for_texts: float = 7.5
+) -> tuple[float, float]:
+    """(guidance_scale, guidance_rescale): as given; else `for_texts` or 1, and 0.7 for texts at zero terminal SNR."""
+    texts = draws_texts(pipe)
+    if scale is None:
+        scale = for_texts if texts else 1.0
+    if rescale is None:
+        rescale = 0.7 if texts and scale != 1 and pipe.scheduler.config.rescale_betas_zero_snr else 0.0
+    return scale, rescale
