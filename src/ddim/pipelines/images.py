@@ -58,14 +58,18 @@ def image_grid(
     """
     if len({image.size for image in images}) != 1:
         raise ValueError(f"a grid needs images of one size, not {sorted({image.size for image in images})}")
+    images = [enlarge(image, scale) for image in images]
     width, height = images[0].size
-    scale = scale or max(1, 64 // max(width, height))
-    width, height = width * scale, height * scale
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
-        grid.paste(enlarged, (column * (width + gap), row * (height + gap)))
+        grid.paste(image.convert("RGB"), (column * (width + gap), row * (height + gap)))
     return grid
+
+
+def enlarge(image: Image.Image, scale: int | None = None, least: int = 64) -> Image.Image:
+    """A picture `scale` times as large, with hard pixel edges; if not told, a small one to about `least` pixels."""
+    scale = scale or max(1, least // max(image.size))
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

@@ -1,0 +1,241 @@
+"""`ddim interpolate`: what lies between seeds, texts, classes or real pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddim.animation import SUFFIXES, there_and_back, write_animation
+from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
+from ddim.cli.pictures import made_by, read_image, save_picture
+from ddim.errors import ConfigError, require
+from ddim.settings import InterpolateSettings
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from ddim.interpolation import Denoisers
+    from ddim.plan import SamplingPlan
+
+
+def run_interpolate(settings: InterpolateSettings) -> None:
+    import torch
+
+    from ddim.interpolation import draw, unclipped
+
+    settings = _with_points(settings)
+    _check_out(settings)
+    started = time.perf_counter()
+    pipe = open_pipeline(str(settings.model), settings.dtype, settings.device, spacing=settings.spacing)
+    _check_kind(pipe, settings)
+    settings = _with_guidance(settings, pipe)
+    plan = pipe.scheduler.plan(settings.steps)
+    if settings.images:
+        plan = unclipped(plan)
+    frames = len(_stations(settings)[0])
+    batches = -(-frames // max(settings.batch_size, 1))
+    with torch.no_grad(), pipe.progress_bar(len(plan) * (batches + bool(settings.images))) as bar:
+        x = _along(_noise(pipe, plan, settings, bar.update), settings, "spherical")
+        denoisers = _denoisers(pipe, plan, settings)
+        pictures = draw(plan, x, denoisers, pipe.decode, batch_size=settings.batch_size, progress=bar.update)
+    for path in _write(pictures, settings):
+        print(path)
+    print(
+        f"{frames} frames by {settings.model}: {settings.steps} steps, guidance {settings.guidance_scale:g}, rescale "
+        f"{settings.guidance_rescale:g}, {time.perf_counter() - started:.1f} s",
+        file=sys.stderr,
+    )
+
+
+# --- what is asked for -----------------------------------------------------------------------------------------------
+
+
+def _with_points(settings: InterpolateSettings) -> InterpolateSettings:
+    """The settings with a model and seeds, where none were given.
+
+    Raises:
+        ConfigError: there is nothing to go between, or the points do not fit together.
+    """
+    if settings.seeds and settings.images:
+        raise ConfigError("noise comes from --seeds or from --images, not from both: leave out one")
+    others = (settings.prompts, settings.images, settings.class_labels)
+    if not (settings.seeds or settings.images):
+        several = max(map(len, others)) > 1
+        settings = dataclasses.replace(settings, seeds=(0,) if several else (0, 1, 2, 3) if settings.grid else (0, 1))
+    if settings.model is None:
+        settings = dataclasses.replace(settings, model="emoji" if settings.prompts else "digits")
+    points = _points(settings)
+    if settings.grid and points != 4:
+        raise ConfigError(f"--grid goes between four corners, not {points}: give four seeds, texts, classes or images")
+    if points < 2:
+        raise ConfigError("there is no way from one point: give two or more seeds, texts, classes or images")
+    for name in ("prompts", "seeds", "images", "class_labels"):
+        if len(getattr(settings, name)) not in (0, 1, points):
+            raise ConfigError(f"{len(getattr(settings, name))} {name} do not fit {points} points: give 1 or {points}")
+    if settings.frames < 2:
+        raise ConfigError(f"--frames must be 2 or more, the two ends, not {settings.frames}")
+    return settings
+
+
+def _points(settings: InterpolateSettings) -> int:
+    return max(map(len, (settings.prompts, settings.seeds, settings.images, settings.class_labels)))
+
+
+def _check_out(settings: InterpolateSettings) -> None:
+    """What cannot be written is better known before it is drawn."""
+    from PIL import Image
+
+    suffix = Path(settings.out).suffix.lower()
+    if settings.scale is not None and settings.scale < 1:
+        raise ConfigError(f"--scale must be 1 or more, not {settings.scale}")
+    if not 1 <= settings.fps <= 60:
+        raise ConfigError(f"--fps must be in 1…60, not {settings.fps:g}")
+    if _is_animation(settings):
+        if settings.grid:
+            raise ConfigError(f"--grid is a square, no animation: write it to a .png, not to {settings.out}")
+        if suffix == ".mp4":
+            require("av", "video")
+        return
+    if settings.loop:
+        raise ConfigError(f"--loop is for animations: write one to a name that ends in {', '.join(SUFFIXES)}")
+    if not _is_folder(settings) and suffix not in Image.registered_extensions():
+        raise ConfigError(f"--out {settings.out} is no picture's name: use .png, or {', '.join(SUFFIXES)}")
+
+
+def _is_folder(settings: InterpolateSettings) -> bool:
+    return settings.out.endswith(("/", os.sep)) or Path(settings.out).is_dir()
+
+
+def _is_animation(settings: InterpolateSettings) -> bool:
+    return not _is_folder(settings) and Path(settings.out).suffix.lower() in SUFFIXES
+
+
+def _check_kind(pipe: Any, settings: InterpolateSettings) -> None:
+    """Options that the kind of model has no use for are errors, not silence."""
+    if draws_texts(pipe):
+        if settings.class_labels:
+            raise ConfigError(f"{settings.model} knows no classes: leave out --class-labels")
+        if not (settings.prompts or settings.images):
+            raise ConfigError(
+                f'{settings.model} draws what a text says: ddim interpolate "a red heart" --model {settings.model}'
+            )
+        return
+    if settings.prompts or settings.negative_prompt is not None:
+        raise ConfigError(f"{settings.model} draws no texts: leave out the prompts")
+    if settings.class_labels and pipe.unet.config.num_class_embeds is None:
+        raise ConfigError(f"{settings.model} knows no classes: leave out --class-labels")
+
+
+def _with_guidance(settings: InterpolateSettings, pipe: Any) -> InterpolateSettings:
+    """Guidance that suits the model, where none was given. Pictures come back from their noise only without it."""
+    is_zero_snr = pipe.scheduler.config.rescale_betas_zero_snr
+    for_texts = 1.0 if settings.images else 3.0 if is_zero_snr else 7.5
+    scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale, for_texts=for_texts)
+    return dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
+
+
+# --- from the points to the frames -----------------------------------------------------------------------------------
+
+
+def _stations(settings: InterpolateSettings) -> tuple[Tensor, Tensor]:
+    """Where each frame is: (the point before it, how far it is to the next); on a grid, (how far down, how far right).
+
+    Both are (n,).
+    """
+    import torch
+
+    from ddim.interpolation import stations
+
+    if not settings.grid:
+        return stations(_points(settings), settings.frames)
+    share = torch.linspace(0, 1, settings.frames, dtype=torch.float64)
+    return share.repeat_interleave(settings.frames), share.repeat(settings.frames)
+
+
+def _along(points: Tensor, settings: InterpolateSettings, how: str) -> Tensor:
+    """(p …), or (1 …) for all frames, to the frames (n …)."""
+    from ddim.interpolation import BETWEEN, grid, path
+
+    if len(points) == 1:
+        return points.expand(len(_stations(settings)[0]), *points.shape[1:])
+    return (grid if settings.grid else path)(points, settings.frames, BETWEEN[how])
+
+
+def _noise(pipe: Any, plan: SamplingPlan, settings: InterpolateSettings, progress: Any) -> Tensor:
+    """x_T of the points, (p c h w), or of all frames, (1 c h w)."""
+    from ddim.interpolation import picture_noise, seed_noise
+
+    if settings.seeds:
+        return seed_noise(pipe, settings.seeds)
+    count = len(settings.images)
+    conditions: dict[str, Any] = {}
+    if settings.prompts:
+        conditions["prompt"] = list(settings.prompts[:count])
+    if settings.class_labels:
+        conditions["class_labels"] = list(settings.class_labels[:count])
+    x0 = pipe.encode([read_image(name) for name in settings.images])
+    return picture_noise(pipe.denoiser(plan.inverted(), count, **conditions), x0, plan, progress)
+
+
+def _denoisers(pipe: Any, plan: SamplingPlan, settings: InterpolateSettings) -> Denoisers:
+    """What draws each frame: under its text, or between the classes that it is between."""
+    from ddim.interpolation import conditioned, mixed
+
+    guidance: dict[str, Any] = {
+        "guidance_scale": settings.guidance_scale,
+        "guidance_rescale": settings.guidance_rescale,
+    }
+    if draws_texts(pipe):
+        embeds, negative = pipe.encode_prompt(
+            list(settings.prompts) or "",
+            do_classifier_free_guidance=guidance["guidance_scale"] > 1,
+            negative_prompt=settings.negative_prompt,
+        )
+        each = {"prompt_embeds": _along(embeds, settings, settings.between_texts)}
+        if negative is not None:
+            each["negative_prompt_embeds"] = _along(negative[:1], settings, "linear")
+        return conditioned(pipe, plan, each, **guidance)
+    labels = settings.class_labels
+    if len(labels) < 2:
+        if labels:
+            guidance["class_labels"] = labels[0]
+        return conditioned(pipe, plan, **guidance)
+    first, second = _stations(settings)
+
+    def of(chosen: Sequence[int]) -> Denoisers:
+        return conditioned(pipe, plan, {"class_labels": chosen}, **guidance)
+
+    if settings.grid:
+        corners = [of([label] * len(first)) for label in labels]
+        return mixed(mixed(corners[0], corners[2], first), mixed(corners[1], corners[3], first), second)
+    before = first.tolist()
+    return mixed(of([labels[i] for i in before]), of([labels[i + 1] for i in before]), second)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _write(pictures: list[Image.Image], settings: InterpolateSettings) -> list[Path]:
+    """A strip or square, an animation, or a file for each frame; each says how it was made, if it can."""
+    from ddim.pipelines.images import enlarge, image_grid
+
+    out = Path(settings.out)
+    if _is_animation(settings):
+        frames = [enlarge(picture, settings.scale, least=256) for picture in pictures]
+        frames = there_and_back(frames) if settings.loop else frames
+        write_animation(out, frames, fps=settings.fps, note=made_by("interpolate", settings))
+    elif _is_folder(settings):
+        paths = [out / f"{number:05d}.png" for number in range(len(pictures))]
+        for number, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
+            save_picture(enlarge(picture, settings.scale or 1), path, made_by("interpolate", settings, image=number))
+        return paths
+    else:
+        columns = settings.frames if settings.grid else len(pictures)
+        save_picture(image_grid(pictures, columns, settings.scale), out, made_by("interpolate", settings))
+    return [out]

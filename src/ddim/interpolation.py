@@ -1,0 +1,313 @@
+"""What lies between: paths and grids between noises, real pictures, texts and classes.
+
+At η = 0 a sample is a function of x_T, so the points between two x_T give pictures between two pictures (section 5.3
+and appendix D.5 of the DDIM paper). Gaussian noise in many dimensions lies near a sphere, which the straight line
+between two noises leaves: `slerp` stays on it. Texts and what else has no such sphere go in a straight line, `lerp`.
+
+    x = path(seed_noise(pipe, [0, 1, 2]), frames=8)             # (15 c h w)
+    pictures = draw(pipe, plan, x, conditioned(pipe, plan))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ddim.errors import ConfigError
+from ddim.pipelines import DiffusionPipeline
+from ddim.plan import SamplingPlan
+from ddim.process import gaussian_noise, seeded_generators
+from ddim.sampling import Denoiser, sample
+
+# (a, b, t) -> what lies between a (n …) and b (n …) at t, 0 to 1, a number or one for each.
+Between: TypeAlias = Callable[[Tensor, Tensor, Any], Tensor]
+
+# Denoiser of the frames from the first to before the second.
+Denoisers: TypeAlias = Callable[[int, int], Denoiser]
+
+_ALMOST_OPPOSITE = 1e-3  # radians from half a turn
+
+# --- between two points ----------------------------------------------------------------------------------------------
+
+
+def slerp(a: Tensor, b: Tensor, t: float | Sequence[float] | Tensor) -> Tensor:
+    """Spherical interpolation: sin((1-t)θ)/sin θ · a + sin(tθ)/sin θ · b (equation 67), θ the angle between a and b.
+
+    Each sample has its own angle, over all its dimensions, found in float64. The result is exactly a at 0 and b at 1.
+    Where the two are parallel, or one is zero, this is `lerp`, the limit; where they are opposite to within a
+    thousandth of a radian, so that equation 67 has no limit, the direction goes half around and the length straight.
+
+    Args:
+        a, b: (n, …) of one shape; one of them may have n = 1.
+        t: 0 to 1; one number, or one for each sample.
+
+    Returns:
+        (n, …) of the type of both; half precision is computed in float32.
+
+    Raises:
+        ValueError: shapes that do not fit, or a t that is not finite.
+        TypeError: no floating-point tensors.
+    """
+    a, b, share = _fit(a, b, t)
+    u, v = (_exact(x).flatten(1) for x in (a, b))  # (n d)
+    lengths = torch.stack([u.norm(dim=1), v.norm(dim=1)])  # (2 n)
+    is_zero = (lengths == 0).any(dim=0)
+    u, v = u / lengths[0].clamp_min(1e-300)[:, None], v / lengths[1].clamp_min(1e-300)[:, None]
+    # accurate at both ends, where the arc cosine is not (Kahan)
+    angle = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
+    opposite = ~is_zero & (math.pi - angle < _ALMOST_OPPOSITE) & (u.shape[1] > 1)
+    sine = angle.sin()
+    is_flat = is_zero | (sine < 1e-9) | opposite
+    share = share.to(angle.device)
+    first = torch.where(is_flat, 1 - share, ((1 - share) * angle).sin() / sine.where(~is_flat, 1.0))
+    second = torch.where(is_flat, share, (share * angle).sin() / sine.where(~is_flat, 1.0))
+    between = _combine(a, b, first, second)
+    if bool(opposite.any()):
+        length = (1 - share) * lengths[0] + share * lengths[1]
+        turn = share * angle
+        around = (length * turn.cos())[:, None] * u + (length * turn.sin())[:, None] * _across(u, v)  # (n d)
+        around = around.to(between.dtype).to(between.device).view_as(between)
+        is_inside = opposite & (share != 0) & (share != 1)
+        between = torch.where(_column(is_inside, between), around, between)
+    return between
+
+
+def lerp(a: Tensor, b: Tensor, t: float | Sequence[float] | Tensor) -> Tensor:
+    """The straight line: (1-t)·a + t·b, exactly a at 0 and b at 1. Arguments, result and errors as of `slerp`."""
+    a, b, share = _fit(a, b, t)
+    return _combine(a, b, 1 - share, share)
+
+
+BETWEEN: dict[str, Between] = {"spherical": slerp, "linear": lerp}
+
+
+def _fit(a: Tensor, b: Tensor, t: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """a and b of one shape, and t in float64, (n,) or ()."""
+    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (a, b)):
+        raise TypeError("interpolated are floating-point tensors (n, …)")
+    if a.ndim < 2 or a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"nothing lies between shapes {tuple(a.shape)} and {tuple(b.shape)}: give both as (n, …)")
+    share = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+    count = max(len(a), len(b), share.numel())
+    if share.ndim > 1 or len(a) not in (1, count) or len(b) not in (1, count) or share.numel() not in (1, count):
+        raise ValueError(f"{len(a)} and {len(b)} samples and {share.numel()} values of t do not fit together")
+    if not bool(share.isfinite().all()):
+        raise ValueError(f"t must be finite, not {t!r:.100}")
+    return a.expand(count, *a.shape[1:]), b.expand(count, *b.shape[1:]), share.expand(count)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float64; on the host where the device has none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
+def _combine(a: Tensor, b: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """first·a + second·b, in float32 at least; the weights are (n,)."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    first, second = (_column(weight.to(wide).to(a.device), a) for weight in (first, second))
+    return (first * a.to(wide) + second * b.to(wide)).to(dtype)
+
+
+def _column(weight: Tensor, like: Tensor) -> Tensor:
+    return weight.to(like.device).view(len(weight), *[1] * (like.ndim - 1))  # (n 1 …)
+
+
+def _across(u: Tensor, v: Tensor) -> Tensor:
+    """Unit vectors (n d) at a right angle to unit vectors u, on the way to v; where v is -u, one that u decides."""
+    rest = v - (u * v).sum(dim=1, keepdim=True) * u
+    # mirrored, and half of it turned around: at a right angle to u, and looks like it
+    half = u.shape[1] // 2
+    signs = torch.ones(u.shape[1], dtype=u.dtype, device=u.device)
+    signs[half:] = -1
+    signs[half : u.shape[1] - half] = 0
+    mirrored = signs * u.flip(1)
+    lone = torch.zeros_like(u)
+    lone[:, 0] = 1  # for a u that is all in its middle
+    mirrored = torch.where(mirrored.norm(dim=1, keepdim=True) < 1e-6, lone, mirrored)
+    largest = mirrored.gather(1, mirrored.abs().argmax(dim=1, keepdim=True))
+    mirrored = mirrored * largest.sign()  # the same for u and -u, so that both ways are one
+    across = torch.where(rest.norm(dim=1, keepdim=True) < 1e-7, mirrored, rest)
+    across = across - (u * across).sum(dim=1, keepdim=True) * u
+    length: Tensor = across.norm(dim=1, keepdim=True)
+    return across / length
+
+
+# --- through several points ------------------------------------------------------------------------------------------
+
+
+def path(points: Tensor, frames: int, between: Between = slerp) -> Tensor:
+    """From point to point.
+
+    Args:
+        points: (p, …), two or more.
+        frames: from each point to the next, both included; two or more.
+        between: `slerp` or `lerp`.
+
+    Returns:
+        ((p-1)·(frames-1)+1, …): all points, and `frames` - 2 between each two.
+
+    Raises:
+        ConfigError: fewer than two points or frames.
+    """
+    start, share = stations(len(points), frames)
+    return between(points[start], points[start + 1], share)
+
+
+def stations(points: int, frames: int) -> tuple[Tensor, Tensor]:
+    """Where the frames of a path are: the number of the point before each (n,), and how far it is to the next (n,).
+
+    >>> [part.tolist() for part in stations(3, 3)]
+    [[0, 0, 1, 1, 1], [0.0, 0.5, 0.0, 0.5, 1.0]]
+
+    Raises:
+        ConfigError: fewer than two points or frames.
+    """
+    _check_frames(frames)
+    if points < 2:
+        raise ConfigError(f"a path needs two or more points, not {points}")
+    place = torch.arange((points - 1) * (frames - 1) + 1)
+    start = (place // (frames - 1)).clamp_max(points - 2)
+    return start, (place - start * (frames - 1)).double() / (frames - 1)
+
+
+def grid(corners: Tensor, frames: int, between: Between = slerp) -> Tensor:
+    """A square between four corners: down its left and right sides first, then across.
+
+    Args:
+        corners: (4, …): top left, top right, bottom left, bottom right.
+        frames: on each side, corners included; two or more.
+        between: `slerp` or `lerp`.
+
+    Returns:
+        (frames², …), row by row.
+
+    Raises:
+        ConfigError: not four corners, or fewer than two frames.
+    """
+    _check_frames(frames)
+    if len(corners) != 4:
+        raise ConfigError(f"a grid needs four corners, not {len(corners)}")
+    share = torch.linspace(0, 1, frames, dtype=torch.float64)
+    left, right = (between(corners[i : i + 1], corners[i + 2 : i + 3], share) for i in (0, 1))
+    return between(left.repeat_interleave(frames, dim=0), right.repeat_interleave(frames, dim=0), share.repeat(frames))
+
+
+def _check_frames(frames: int) -> None:
+    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 2:
+        raise ConfigError(f"frames must be 2 or more, the two ends, not {frames!r}")
+
+
+# --- the points themselves -------------------------------------------------------------------------------------------
+
+
+def seed_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Tensor:
+    """x_T of the first picture of each seed, (p c h w): what `pipe(seed=…)` starts from.
+
+    Raises:
+        ValueError: a seed below 0.
+    """
+    generators = seeded_generators(list(seeds), len(seeds))
+    return gaussian_noise(pipe.sample_shape(len(seeds)), generators, pipe.device, pipe.dtype)
+
+
+def unclipped(plan: SamplingPlan) -> SamplingPlan:
+    """The plan without clipping: what inversion, and the way back, follow is the ODE, and clipping leaves it."""
+    return dataclasses.replace(plan, clip_range=None, thresholding=None)
+
+
+def picture_noise(
+    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, progress: Callable[[], object] = lambda: None
+) -> Tensor:
+    """x_T of real pictures: the ODE of equation 14 run upwards, over the same steps that will lead down again.
+
+    Args:
+        denoiser: of `len(x0)` samples; without guidance, which no step undoes.
+        x0: (p c h w), of `pipe.encode`.
+        plan: of the way down, as `unclipped` gives it, with η = 0.
+        progress: called after each step.
+    """
+    x = x0
+    with torch.no_grad():
+        for step in sample(denoiser, x0, plan.inverted(), x0=False):
+            x = step.sample
+            progress()
+    return x
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def draw(
+    plan: SamplingPlan,
+    x: Tensor,
+    denoisers: Denoisers,
+    decode: Callable[[Tensor], list[Any]],
+    *,
+    batch_size: int = 16,
+    progress: Callable[[], object] = lambda: None,
+) -> list[Any]:
+    """All frames as pictures, some at a time; how many at a time makes no difference beyond rounding.
+
+    Args:
+        plan: with η = 0, or every frame would have a noise of its own.
+        x: x_T of each frame, (n c h w).
+        denoisers: see `conditioned` and `between_classes`.
+        decode: (b c h w) to b pictures: `pipe.decode`.
+        batch_size: frames at a time.
+        progress: called after each step.
+
+    Raises:
+        ConfigError: a plan with noise, or a batch size below 1.
+        NonFiniteError: the network gave NaN; names the step.
+    """
+    if plan.eta != 0:
+        raise ConfigError(f"interpolation needs eta=0: with eta={plan.eta} each frame has noise of its own")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size must be 1 or more, not {batch_size!r}")
+    pictures: list[Any] = []
+    with torch.no_grad():
+        for start in range(0, len(x), batch_size):
+            frames = x[start : start + batch_size]
+            denoiser = denoisers(start, start + len(frames))
+            for step in sample(denoiser, frames, plan, x0=False):
+                frames = step.sample
+                progress()
+            pictures += decode(frames)
+    return pictures
+
+
+def conditioned(
+    pipe: DiffusionPipeline, plan: SamplingPlan, each: Mapping[str, Any] | None = None, **conditions: Any
+) -> Denoisers:
+    """The pipeline's denoiser, for some frames at a time.
+
+    Args:
+        each: conditions that have one entry for each frame, such as {"prompt_embeds": (n s d)}.
+        conditions: those that all frames share.
+    """
+
+    def some(start: int, stop: int) -> Denoiser:
+        own = {name: values[start:stop] for name, values in (each or {}).items()}
+        return pipe.denoiser(plan, stop - start, **own, **conditions)
+
+    return some
+
+
+def mixed(first: Denoisers, second: Denoisers, share: Tensor) -> Denoisers:
+    """Between two conditions: (1-t)·first + t·second, of their predictions, with a t for each frame, (n,).
+
+    For conditions that are names rather than numbers, such as classes. A prediction is linear in the score, so this
+    is the score of the densities' weighted geometric mean, at every noise level.
+    """
+
+    def some(start: int, stop: int) -> Denoiser:
+        one, other, t = first(start, stop), second(start, stop), share[start:stop]
+        return lambda x, timestep: lerp(one(x, timestep), other(x, timestep), t)
+
+    return some
