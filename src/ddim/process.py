@@ -172,18 +172,18 @@ def gaussian_noise(shape: Sequence[int], generator: Generators, device: torch.de
     return torch.cat(rows)
 
 
-def seeded_generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
+def seeded_generators(seed: int | Sequence[int], count: int, first: int = 0) -> list[torch.Generator]:
     """One generator for each image: the k-th image of a seed has a stream of its own.
 
     The streams do not depend on how many images are drawn at once, on the device or on the number of threads.
-    A list of seeds gives each its image number 0.
+    A list of seeds gives each its image number 0; of one seed, they are `count` images from number `first` on.
 
     >>> one, four = seeded_generators(7, 1), seeded_generators(7, 4)
     >>> bool((torch.randn(3, generator=one[0]) == torch.randn(3, generator=four[0])).all())
     True
     """
     if isinstance(seed, (int, np.integer)):
-        keys = [(seed, k) for k in range(count)]
+        keys = [(seed, k) for k in range(first, first + count)]
     elif not isinstance(seed, Sequence):
         raise TypeError(f"a seed must be an int or a list of them, not {seed!r}")
     else:

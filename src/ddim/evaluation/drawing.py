@@ -1,0 +1,187 @@
+"""What is drawn, of what, and how: pictures by their numbers, each with a seed and a condition of its own.
+
+Picture k of a seed is the same however many are drawn at once, so a run that was interrupted goes on exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.data import Preparation
+from ddim.errors import ConfigError, DataError
+from ddim.pipelines import DDIMPipeline
+from ddim.plan import SamplingPlan
+from ddim.process import SIGMA_HAT, Eta, gaussian_noise, seeded_generators
+from ddim.sampling import sample
+from ddim.scheduler import DDIMScheduler
+from ddim.sources import IMAGE_SUFFIXES, Source, captioned_source, digits, open_source
+
+Conditions = Callable[[int, Sequence[int]], dict[str, Any]]
+"""(seed, numbers of pictures) -> arguments of the pipeline's `denoiser`."""
+
+
+def picture_shape(pipe: Any) -> tuple[int, int, int]:
+    """What a pipeline draws: (channels, height, width) in pixels."""
+    _, channels, height, width = pipe.sample_shape(1)
+    if isinstance(pipe, DDIMPipeline):
+        return channels, height, width
+    factor = pipe.vae_scale_factor
+    return pipe.vae.config.out_channels, height * factor, width * factor
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def open_data(
+    against: str, *, captioned: bool, labelled: bool, image_column: str, label_column: str, caption_column: str
+) -> Source:
+    """The data to compare with.
+
+    Raises:
+        DataError: there is no such data, or no captions or classes where they are needed.
+        MissingExtraError: the library that reads it is not installed.
+    """
+    name, _, part = against.partition(":")
+    if name == "digits" and part in ("", "all", "train", "held-out"):
+        if captioned:
+            raise DataError("the digits have no captions: give a folder or a table of pictures with captions")
+        return digits(part or "all")
+    if captioned:
+        is_folder = os.path.isdir(against) and any(
+            path.suffix.lower() in IMAGE_SUFFIXES for path in Path(against).rglob("*")
+        )
+        return captioned_source(
+            train_data_dir=against if is_folder else None,
+            dataset_name=None if is_folder else against,
+            image_column=image_column,
+            caption_column=caption_column,
+        )
+    return open_source(against, labelled, image_column, label_column)
+
+
+def load_pictures(source: Source, shape: tuple[int, int, int], numbers: Sequence[int]) -> Tensor:
+    """Pictures of a source by number, resized and cropped to (channels, height, width): (n c h w) in [-1, 1].
+
+    Raises:
+        DataError: they are tensors of another size.
+        ConfigError: the shape is not square.
+    """
+    channels, height, width = shape
+    if height != width:
+        raise ConfigError(f"pictures of {height}x{width} cannot be compared with data yet: only square ones can")
+    prepare, rng = Preparation(height, channels), np.random.default_rng(0)
+    pictures = torch.stack([prepare(source.load(number), rng) for number in numbers])
+    if pictures.shape[1:] != shape:
+        raise DataError(f"the data's pictures are {tuple(pictures.shape[1:])}, the model draws {shape}")
+    return pictures
+
+
+# --- conditions ------------------------------------------------------------------------------------------------------
+
+
+def _in_order(count: int, seed: int, numbers: Sequence[int]) -> list[int]:
+    """For each picture a number below `count`: a shuffle of the seed, and another when all were used."""
+    return [int(_shuffled(count, seed, number // count)[number % count]) for number in numbers]
+
+
+@functools.lru_cache(maxsize=4)
+def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def conditions(pipe: Any, source: Source | None, labels: str, guidance: tuple[float, float]) -> Conditions:
+    """What each picture is drawn under.
+
+    Args:
+        source: for captions, and for labels by "data".
+        labels: "turn" or "data", for a class-conditional model.
+        guidance: scale and rescale.
+
+    Raises:
+        ConfigError: guidance for a model that has no conditions.
+        DataError: captions or labels are needed and the source has none.
+    """
+    scale, rescale = guidance
+    arguments: dict[str, Any] = {"guidance_scale": scale, "guidance_rescale": rescale}
+    if not isinstance(pipe, DDIMPipeline):
+        if source is None or source.captions is None:
+            raise DataError("a text-to-image model draws the data's captions: give data that has some")
+        captions = source.captions
+
+        def texts(seed: int, numbers: Sequence[int]) -> dict[str, Any]:
+            chosen = (captions[index] for index in _in_order(len(captions), seed, numbers))
+            dice = (np.random.default_rng([seed, 1, number]) for number in numbers)
+            return {**arguments, "prompt": [c[int(rng.integers(len(c)))] for c, rng in zip(chosen, dice, strict=True)]}
+
+        return texts
+    classes = pipe.unet.config.num_class_embeds  # the last one stands for no class
+    if classes is None:
+        if scale != 1:
+            raise ConfigError("this model knows no classes: guidance_scale must be 1")
+        return lambda seed, numbers: {}
+    if labels == "turn":
+        return lambda seed, numbers: {**arguments, "class_labels": [number % (classes - 1) for number in numbers]}
+    if source is None or source.labels is None:
+        raise DataError("the data has no classes: leave out --labels data")
+    known = source.labels
+    if max(known) >= classes - 1:
+        raise DataError(f"the data has {max(known) + 1} classes, the model {classes - 1}: leave out --labels data")
+    return lambda seed, numbers: {
+        **arguments,
+        "class_labels": [known[index] for index in _in_order(len(known), seed, numbers)],
+    }
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def make_plan(scheduler: DDIMScheduler, steps: int, eta: Eta, clip_sample: str = "model") -> SamplingPlan:
+    """A plan with x0 clipped as `EvaluateSettings.clip_sample` says."""
+    if clip_sample != "model":
+        clips = clip_sample == "always" or (clip_sample == "sigma_hat" and eta == SIGMA_HAT)
+        scheduler = scheduler.from_config(scheduler.config, clip_sample=clips)
+    return scheduler.plan(steps, eta=eta)
+
+
+@torch.inference_mode()
+def draw(
+    pipe: Any,
+    plan: SamplingPlan,
+    seed: int,
+    numbers: range,
+    conditions: Conditions,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> Tensor:
+    """Pictures of a seed by their numbers: (n c h w) in [-1, 1].
+
+    With eta="sigma_hat" the last step adds no noise, as in the paper's code; elsewhere the last step's noise is zero
+    or as small as its σ.
+
+    Args:
+        progress: called with n after each step.
+
+    Raises:
+        NonFiniteError: the network gave NaN; names the step.
+    """
+    count = len(numbers)
+    generators = seeded_generators(seed, count, first=numbers.start)
+    x = gaussian_noise(pipe.sample_shape(count), generators, pipe.device, pipe.dtype)
+    denoiser = pipe.denoiser(plan, count, **conditions(seed, numbers))
+    quiet_end = plan.eta == SIGMA_HAT
+    for step in sample(denoiser, x, plan, generator=generators, x0=False):
+        if quiet_end and step.index == len(plan) - 1:
+            silence = torch.zeros_like(x)
+            x = plan.step(step.model_output, step.timestep, x, variance_noise=silence, x0=False).prev_sample
+        else:
+            x = step.sample
+        progress(count)
+    pictures: Tensor = pipe.decode(x, "pt")
+    return pictures * 2 - 1

@@ -1,0 +1,213 @@
+"""The table of distances over steps and etas: draw, measure, keep, go on."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddim.errors import ConfigError
+from ddim.evaluation.drawing import Conditions, draw, load_pictures, make_plan, picture_shape
+from ddim.evaluation.features import FeatureExtractor
+from ddim.evaluation.kernel import kernel_distance
+from ddim.evaluation.manifold import precision_recall
+from ddim.evaluation.state import Batch, Cell, Folder, joined
+from ddim.evaluation.statistics import FeatureStatistics, bootstrap_error, frechet_distance, ideal_distance
+from ddim.plan import SamplingPlan
+from ddim.sources import Source
+
+RESAMPLES = 50  # of the bootstrap behind `frechet_error`
+
+
+class Grid:
+    """A run over cells.
+
+    Args:
+        pipe: of any kind that `DiffusionPipeline.from_pretrained` gives.
+        source: the data.
+        extractor: what sees the pictures.
+        folder: what is kept.
+        conditions: of each picture.
+        samples: of a cell.
+        batch: samples at a time.
+        clip_sample: see `EvaluateSettings`.
+
+    Raises:
+        ConfigError: the extractor is not for the pictures that the model draws.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        source: Source,
+        extractor: FeatureExtractor,
+        folder: Folder,
+        conditions: Conditions,
+        *,
+        samples: int,
+        batch: int,
+        clip_sample: str = "model",
+    ) -> None:
+        self.pipe = pipe
+        self.source = source
+        self.extractor = extractor
+        self.folder = folder
+        self.conditions = conditions
+        self.samples = samples
+        self.parts = [range(first, min(first + batch, samples)) for first in range(0, samples, batch)]
+        self.clip_sample = clip_sample
+        shape = picture_shape(pipe)
+        if extractor.shape is not None and extractor.shape != shape:
+            raise ConfigError(
+                f"{extractor.name} features are for pictures {extractor.shape} (c h w), the model draws {shape}"
+            )
+        self.shape = shape
+
+    def plan(self, cell: Cell) -> SamplingPlan:
+        return make_plan(self.pipe.scheduler, cell.steps, cell.eta, self.clip_sample)
+
+    def reference(self) -> Tensor:
+        """The data's features, (m, d); kept in the folder."""
+        found = self.folder.load_reference()
+        if found is None:
+            parts = []
+            with tqdm(total=self.source.count, desc="data", unit="picture", delay=1) as bar:
+                for first in range(0, self.source.count, 256):
+                    numbers = range(first, min(first + 256, self.source.count))
+                    pictures = load_pictures(self.source, self.shape, numbers)
+                    parts.append(self.extractor(pictures.to(self.pipe.device)).cpu())
+                    bar.update(len(numbers))
+            found = torch.cat(parts)
+            self.folder.save_reference(found)
+        return found
+
+    def ideal(self) -> float:
+        """The Fréchet distance of a perfect model: see `ideal_distance`."""
+        by_class = "class_labels" in self.conditions(0, range(1))
+        return ideal_distance(self.reference(), self.samples, self.source.labels if by_class else None)
+
+    def run(self, cells: list[Cell]) -> Iterator[Mapping[str, Any]]:
+        """Draw and measure the cells that are not finished, cheap ones first; yields each one's figures when known."""
+        plans = {cell: self.plan(cell) for cell in cells}  # all settings are checked before anything is drawn
+        reference = self.reference()
+        statistics = FeatureStatistics.of(reference)
+        open_cells = [cell for cell in sorted(cells, key=lambda c: len(plans[c])) if self.folder.figures(cell) is None]
+        drawn = {cell: self.folder.load_batches(cell) for cell in open_cells}
+        done = sum(len(plans[cell]) * len(batch.features) for cell in open_cells for batch in drawn[cell])
+        total = sum(len(plans[cell]) * self.samples for cell in open_cells)
+        estimate = _Estimate(plans, self.samples)
+        with tqdm(
+            total=total, initial=done, unit="call", unit_scale=True, disable=not open_cells, smoothing=0.1
+        ) as bar:
+            for cell in open_cells:
+                bar.set_description(f"η={cell.eta} S={cell.steps} seed {cell.seed}")
+                batches = drawn.pop(cell)
+                have = sum(len(batch.features) for batch in batches)
+                for number, numbers in enumerate(self.parts):
+                    if numbers.stop <= have:
+                        continue
+                    batches.append(self._draw(plans[cell], cell.seed, numbers, bar))
+                    self.folder.save_batch(cell, number, batches[-1])
+                    estimate.tell(cell, batches[-1], open_cells, bar)
+                whole = joined(batches)
+                figures = {
+                    "eta": cell.eta,
+                    "steps": cell.steps,
+                    "seed": cell.seed,
+                    "timesteps": len(plans[cell]),
+                    **self._measure(whole, reference, statistics, cell.seed),
+                }
+                self.folder.finish(cell, whole, figures)
+                yield figures
+
+    def _draw(self, plan: SamplingPlan, seed: int, numbers: range, bar: Any) -> Batch:
+        with _stopwatch(self.pipe.device) as spent:
+            pictures = draw(self.pipe, plan, seed, numbers, self.conditions, bar.update)
+        return Batch(self.extractor(pictures).cpu(), *spent)
+
+    def _measure(self, batch: Batch, reference: Tensor, statistics: FeatureStatistics, seed: int) -> dict[str, Any]:
+        features = batch.features
+        classes = self.conditions(seed, range(len(features))).get("class_labels")
+        kernel = kernel_distance(features, reference)
+        manifold = precision_recall(features, reference)
+        return {
+            "samples": len(features),
+            "frechet": frechet_distance(FeatureStatistics.of(features), statistics),
+            "frechet_error": bootstrap_error(features, statistics, classes, RESAMPLES),
+            "kernel": kernel.mean,
+            "kernel_error": kernel.error,
+            "precision": manifold.precision,
+            "recall": manifold.recall,
+            "seconds": batch.seconds,
+            "cpu_seconds": batch.cpu_seconds,
+        }
+
+
+class _Estimate:
+    """Says once, after the first batch, how long each number of steps will take."""
+
+    def __init__(self, plans: Mapping[Cell, SamplingPlan], samples: int) -> None:
+        self.plans = plans
+        self.samples = samples
+        self.told = False
+
+    def tell(self, cell: Cell, batch: Batch, cells: list[Cell], bar: Any) -> None:
+        if self.told:
+            return
+        self.told = True
+        each = batch.seconds / len(batch.features) / len(self.plans[cell])
+        times = {c.steps: each * len(self.plans[c]) * self.samples for c in cells}
+        listed = ", ".join(f"S={steps} {_duration(seconds)}" for steps, seconds in times.items())
+        total = sum(each * len(self.plans[c]) * self.samples for c in cells)
+        bar.write(f"each cell will take about: {listed}; all {len(cells)}: {_duration(total)}", file=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(8.24), _duration(100), _duration(10_000)
+    ('8.2 s', '1.7 min', '2.8 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+@contextlib.contextmanager
+def _stopwatch(device: torch.device) -> Iterator[list[float]]:
+    """Yields a list that afterwards holds the seconds of the clock and of the processors."""
+    spent: list[float] = []
+    started = time.perf_counter(), time.process_time()
+    yield spent
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    spent += [time.perf_counter() - started[0], time.process_time() - started[1]]
+
+
+def summarize(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each (eta, steps): means over the seeds, and the standard deviation where there are several.
+
+    `frechet_error` is the standard deviation over the seeds then, and else the bootstrap's; `error_is` says which.
+    """
+    groups: dict[tuple[Any, int], list[dict[str, Any]]] = {}
+    for each in figures:
+        groups.setdefault((each["eta"], each["steps"]), []).append(each)
+    rows = []
+    for (eta, steps), cells in groups.items():
+        several = len(cells) > 1
+        row: dict[str, Any] = {"eta": eta, "steps": steps, "timesteps": cells[0]["timesteps"], "seeds": len(cells)}
+        row["samples"] = sum(cell["samples"] for cell in cells)
+        for name in ("frechet", "kernel", "precision", "recall", "seconds", "cpu_seconds"):
+            row[name] = float(np.mean([cell[name] for cell in cells]))
+        for name in ("frechet", "kernel"):
+            spread = np.std([cell[name] for cell in cells], ddof=1) if several else cells[0][f"{name}_error"]
+            row[f"{name}_error"] = float(spread)
+        row["error_is"] = "standard deviation over seeds" if several else "bootstrap over samples"
+        rows.append(row)
+    return rows

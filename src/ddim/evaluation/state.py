@@ -1,0 +1,177 @@
+"""What a run of `ddim evaluate` keeps in its folder, so that it can be killed at any time and go on.
+
+    settings.json                            what the run is; another run is refused
+    reference.safetensors                    the data's features
+    cells/eta-0_steps-10_seed-0/00003.safetensors   the features of a batch, while its cell is being drawn
+    cells/eta-0_steps-10_seed-0.safetensors  the features of all of a cell's samples
+    cells/eta-0_steps-10_seed-0.json         what was measured: written last, so a cell that has it is finished
+
+Each file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddim.errors import CheckpointError, ConfigError
+from ddim.files import read_json, read_metadata, read_tensors, save_tensors, write_json
+from ddim.process import Eta
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the table: so many steps, one eta, one seed."""
+
+    eta: Eta
+    steps: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """
+        >>> Cell(0.0, 10, 3).name, Cell("sigma_hat", 10, 3).name
+        ('eta-0_steps-10_seed-3', 'eta-sigma_hat_steps-10_seed-3')
+        """
+        eta = self.eta if isinstance(self.eta, str) else f"{self.eta:g}"
+        return f"eta-{eta}_steps-{self.steps}_seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The features of a batch (n, d), and what drawing it took.
+
+    Attributes:
+        seconds: of the clock.
+        cpu_seconds: of the processors, all threads together.
+    """
+
+    features: Tensor
+    seconds: float
+    cpu_seconds: float
+
+
+class Folder:
+    """The folder of a run.
+
+    Args:
+        path: made if it is not there.
+        settings: all that the figures depend on, as JSON holds it.
+
+    Raises:
+        ConfigError: the folder is of a run with other settings; lists them.
+        CheckpointError: it cannot be read or written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        file = self.path / "settings.json"
+        wanted = json.loads(json.dumps(settings))
+        if file.exists():
+            found = read_json(file)
+            names = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+            if names:
+                told = "; ".join(f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}" for name in names)
+                raise ConfigError(f"{self.path} has figures under other settings ({told}): give another --out")
+        elif (self.path / "cells").exists():
+            raise ConfigError(f"{self.path} has figures but no settings.json: give another --out")
+        else:
+            write_json(file, wanted)
+
+    # --- the data ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _reference(self) -> Path:
+        return self.path / "reference.safetensors"
+
+    def load_reference(self) -> Tensor | None:
+        """The data's features, (m, d), if they were kept."""
+        return read_tensors(self._reference)["features"] if self._reference.exists() else None
+
+    def save_reference(self, features: Tensor) -> None:
+        save_tensors(self._reference, {"features": features})
+
+    # --- cells -------------------------------------------------------------------------------------------------------
+
+    def _batches(self, cell: Cell) -> Path:
+        return self.path / "cells" / cell.name
+
+    def _file(self, cell: Cell, suffix: str) -> Path:
+        return self.path / "cells" / f"{cell.name}{suffix}"
+
+    def figures(self, cell: Cell) -> dict[str, Any] | None:
+        """What was measured of a finished cell."""
+        file = self._file(cell, ".json")
+        return read_json(file) if file.exists() else None
+
+    def all_figures(self) -> list[dict[str, Any]]:
+        """Of every finished cell of the folder, also those of earlier runs over other steps and etas."""
+        found = [read_json(file) for file in sorted((self.path / "cells").glob("*.json"))]
+        return sorted(found, key=lambda each: (isinstance(each["eta"], str), each["eta"], each["steps"], each["seed"]))
+
+    def load_batches(self, cell: Cell) -> list[Batch]:
+        """What was drawn of a cell that is not finished, in order, without gaps."""
+        whole = self._file(cell, ".safetensors")
+        if whole.exists():
+            return [_load(whole)]
+        files = sorted(self._batches(cell).glob("[0-9]*.safetensors"))
+        if [file.stem for file in files] != [f"{number:05d}" for number in range(len(files))]:
+            raise CheckpointError(f"{self._batches(cell)} lacks a batch: remove that folder to draw it again")
+        return [_load(file) for file in files]
+
+    def save_batch(self, cell: Cell, number: int, batch: Batch) -> None:
+        _save(self._batches(cell) / f"{number:05d}.safetensors", batch)
+
+    def load_features(self, cell: Cell) -> Tensor:
+        """Of a finished cell, (n, d)."""
+        return _load(self._file(cell, ".safetensors")).features
+
+    def finish(self, cell: Cell, batch: Batch, figures: Mapping[str, Any]) -> None:
+        """Keep a cell's features in one file, and its figures."""
+        _save(self._file(cell, ".safetensors"), batch)
+        write_json(self._file(cell, ".json"), figures)
+        shutil.rmtree(self._batches(cell), ignore_errors=True)
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """Several batches as one."""
+    return Batch(
+        torch.cat([batch.features for batch in batches]),
+        sum(batch.seconds for batch in batches),
+        sum(batch.cpu_seconds for batch in batches),
+    )
+
+
+def _save(path: Path, batch: Batch) -> None:
+    metadata = {"seconds": repr(batch.seconds), "cpu_seconds": repr(batch.cpu_seconds)}
+    save_tensors(path, {"features": batch.features}, metadata)
+
+
+def _load(path: Path) -> Batch:
+    tensors = read_tensors(path)
+    about = read_metadata(path)
+    try:
+        return Batch(tensors["features"], float(about["seconds"]), float(about["cpu_seconds"]))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is no batch of an evaluation: {error}") from error
+
+
+def digest(pipe: Any) -> str:
+    """A hash of a pipeline's weights and scheduler: another model under the same name is another run."""
+    found = hashlib.blake2b(digest_size=12)
+    for name, part in sorted(pipe.components.items()):
+        if isinstance(part, nn.Module):
+            for key, tensor in part.state_dict().items():
+                found.update(f"{name}.{key}".encode())
+                found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    found.update(json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str).encode())
+    return found.hexdigest()
