@@ -12,10 +12,14 @@ from ddim._version import __version__
 from ddim.errors import DDIMError
 from ddim.settings import (
     Command,
+    EvaluateSettings,
     InfoSettings,
+    InterpolateSettings,
     LoraSettings,
     PixelSettings,
-    PlotSettings,
+    PlotScheduleSettings,
+    PlotTradeoffSettings,
+    PlotTrajectorySettings,
     SampleSettings,
     TextToImageSettings,
     VAESettings,
@@ -28,8 +32,12 @@ COMMANDS = {
     VAESettings: "ddim.training:train",
     TextToImageSettings: "ddim.training:train",
     LoraSettings: "ddim.training:train",
+    InterpolateSettings: "ddim.cli.interpolate:run_interpolate",
+    EvaluateSettings: "ddim.cli.evaluate:run_evaluate",
     InfoSettings: "ddim.cli.info:run_info",
-    PlotSettings: "ddim.plots:plot_schedule",
+    PlotScheduleSettings: "ddim.plots.schedule:plot_schedule",
+    PlotTrajectorySettings: "ddim.cli.plot:run_trajectory",
+    PlotTradeoffSettings: "ddim.cli.plot:run_tradeoff",
 }
 
 

@@ -4,15 +4,23 @@ from typing import Annotated
 
 import tyro
 
-from ddim.settings.sampling import InfoSettings, PlotSettings, SampleSettings
+from ddim.settings.evaluation import EvaluateSettings
+from ddim.settings.interpolation import InterpolateSettings
+from ddim.settings.plotting import PlotScheduleSettings, PlotTradeoffSettings, PlotTrajectorySettings
+from ddim.settings.sampling import InfoSettings, SampleSettings
 from ddim.settings.training import LoraSettings, PixelSettings, TextToImageSettings, TrainSettings, VAESettings
 
 __all__ = [
     "Command",
+    "EvaluateSettings",
     "InfoSettings",
+    "InterpolateSettings",
     "LoraSettings",
     "PixelSettings",
-    "PlotSettings",
+    "PlotCommand",
+    "PlotScheduleSettings",
+    "PlotTradeoffSettings",
+    "PlotTrajectorySettings",
     "SampleSettings",
     "TextToImageSettings",
     "TrainCommand",
@@ -28,9 +36,18 @@ TrainCommand = Annotated[
     tyro.conf.subcommand("train", description="Train a model: `ddim train WHAT --help` lists each one's options."),
 ]
 
+PlotCommand = Annotated[
+    Annotated[PlotScheduleSettings, tyro.conf.subcommand("schedule")]
+    | Annotated[PlotTrajectorySettings, tyro.conf.subcommand("trajectory")]
+    | Annotated[PlotTradeoffSettings, tyro.conf.subcommand("tradeoff")],
+    tyro.conf.subcommand("plot", description="Draw what a sampler does: `ddim plot WHAT --help` lists the options."),
+]
+
 Command = (
     Annotated[SampleSettings, tyro.conf.subcommand("sample")]
     | TrainCommand
+    | Annotated[InterpolateSettings, tyro.conf.subcommand("interpolate")]
+    | Annotated[EvaluateSettings, tyro.conf.subcommand("evaluate")]
     | Annotated[InfoSettings, tyro.conf.subcommand("info")]
-    | Annotated[PlotSettings, tyro.conf.subcommand("plot")]
+    | PlotCommand
 )

@@ -1,4 +1,4 @@
-"""The options of the commands that draw, look and plot."""
+"""The options of the commands that draw and look."""
 
 from __future__ import annotations
 
@@ -74,19 +74,3 @@ class InfoSettings:
     """Of the plan to show."""
     eta: float | Literal["sigma_hat"] = 0.0
     """Of the plan to show."""
-
-
-@dataclass(frozen=True)
-class PlotSettings:
-    """Draw what a sampler does."""
-
-    what: tyro.conf.Positional[Literal["schedule"]] = "schedule"
-    """schedule: the noise level and SNR of every timestep, and which timesteps each spacing picks."""
-    model: str | None = None
-    """Draw this model's schedule instead of the three usual ones."""
-    steps: int = 10
-    """How many timesteps each spacing picks."""
-    zero_snr: bool = False
-    """Rescale to zero terminal SNR."""
-    out: str = "schedule.png"
-    """A .png, .svg or .pdf."""

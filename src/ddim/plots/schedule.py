@@ -1,38 +1,20 @@
-"""Pictures of what a sampler does. Colours are those of Okabe and Ito, which the colour-blind can tell apart."""
+"""What a schedule is: noise levels, signal-to-noise ratios, and the timesteps that a sampler picks."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ddim.checkpoint import atomic_write
-from ddim.errors import ConfigError, require
+from ddim.errors import require
+from ddim.plots.style import COLOURS, plain, save_figure
 from ddim.schedule import BETA_SCHEDULES, SPACINGS, snr, space_timesteps
 from ddim.scheduler import DDIMScheduler
-from ddim.settings import PlotSettings
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-SUFFIXES = (".png", ".svg", ".pdf")
+from ddim.settings import PlotScheduleSettings
 
 
-def save_figure(figure: Any, out: str) -> Path:
-    """Write a matplotlib figure atomically.
-
-    Raises:
-        ConfigError: the name does not end in .png, .svg or .pdf.
-    """
-    path = Path(out)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{out} must end in one of {', '.join(SUFFIXES)}")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-    return path
-
-
-def plot_schedule(settings: PlotSettings) -> Path:
+def plot_schedule(settings: PlotScheduleSettings) -> Path:
     """ᾱ and log SNR over the timesteps, and which timesteps each spacing picks."""
     figures = require("matplotlib.figure", "plot")
     if settings.model is None:
@@ -76,6 +58,5 @@ def plot_schedule(settings: PlotSettings) -> Path:
         ylim=(len(SPACINGS) - 0.5, -0.7),
     )
     for axes in (level, ratio, spacing):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        plain(axes)
     return save_figure(figure, settings.out)
