@@ -365,6 +365,14 @@ class SamplingPlan:
         """The numbers of each listed step, in order."""
         return tuple(self._row(timestep) for timestep in self.timesteps)
 
+    def row(self, timestep: int) -> Row:
+        """The numbers of the step at one timestep, listed or not.
+
+        Raises:
+            ConfigError: the timestep is out of range, or no step can be made at it.
+        """
+        return self._row(timestep)
+
     @property
     def alpha_bars(self) -> tuple[tuple[float, float], ...]:
         """(ᾱ before the step, ᾱ after it) of each listed step."""

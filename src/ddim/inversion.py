@@ -1,0 +1,239 @@
+"""From an image to the noise that it is sampled from, and back again: three ways.
+
+- "ddim": the ODE of equations 13 and 14 run upwards, as the paper does it (section 5.4). One evaluation a step, which
+  is made at the wrong end: x_{t-1} stands for the x_t that is looked for. So what comes back is near, and nearer with
+  more steps.
+- "fixed-point": the x_t from which the sampler's own step leads to x_{t-1}, x_t = (x_{t-1} - b·out(x_t, t)) / a, by
+  iteration (Pan et al. 2023, "Effective Real Image Editing with Accelerated Iterative Diffusion Inversion"). What comes
+  back is exact as far as the iteration converges; what is sampled is the sampler's own.
+- "bidirectional": a sampler that is exactly reversible by its form (Zhang et al. 2023, "Exact Diffusion Inversion via
+  Bi-directional Integration Approximation"). With up(x) and down(x), the two DDIM steps that one evaluation at x_t
+  gives, x_{t-1} = γ x_{t+1} - γ up(x_t) + down(x_t), and that is solved for x_{t+1} by hand. One evaluation a step; its
+  state is two neighbours of the run, so two latents are kept.
+
+    encoded = METHODS["fixed-point"].encode(denoiser, x0, plan)
+    again = METHODS["fixed-point"].decode(denoiser, encoded, plan)
+
+All three work under guidance, but guidance makes the network's output change faster with x: the plain way then comes
+back further off and the iteration may not converge. To get within rounding of where one started, keep x in float64 and
+let the network compute in its own type: `keeping(denoiser, torch.float32)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddim.errors import ConfigError, NonFiniteError
+from ddim.plan import SamplingPlan
+from ddim.sampling import Denoiser, SampleStep, sample
+
+# Called after each step, for progress.
+Notice = Callable[[SampleStep], object]
+
+# More of the run's past in each step: less is damped at each inversion, so that rounding is not blown up either way.
+GAMMA = 1.0
+
+
+def keeping(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
+    """The denoiser for samples of any type: it computes in `dtype` and answers in theirs."""
+    return lambda x, timestep: denoiser(x.to(dtype), timestep).to(x.dtype)
+
+
+def invert(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[SampleStep]:
+    """Plain DDIM inversion: `sample` over the plan's reversed pairs of ᾱ; what `DDIMInverseScheduler` does.
+
+    Args:
+        denoiser: of one condition, the same on the way back.
+        x0: clean samples in model space, (b …).
+        plan: the sampling plan to invert; its η is ignored.
+
+    Yields:
+        A step from each timestep's previous one up to it; the last step's `sample` is x_T.
+    """
+    return sample(denoiser, x0, plan.inverted(), x0=False)
+
+
+def invert_fixed_point(
+    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, iterations: int = 300, tolerance: float = 1e-6
+) -> Iterator[SampleStep]:
+    """Solve the sampler's own step for where it came from, at each step, beginning with the plain inversion's answer.
+
+    Args:
+        denoiser, x0: as in `invert`.
+        plan: without clipping.
+        iterations: at most so many evaluations at one step. Most steps need 5 to 10; the one next to the image a
+            hundred or more, since there the network takes many inputs to nearly one image.
+        tolerance: enough, where the step leads back to within this of x_{t-1} (largest absolute difference, in model
+            space). Below some 1e-7 of the values a float32 network's own rounding is larger.
+
+    Raises:
+        ConfigError: the plan clips or adds noise.
+        NonFiniteError: the iteration ran away.
+    """
+    _check_linear(plan, "fixed-point")
+    up = plan.inverted()
+    timesteps = torch.tensor(up.timesteps)
+    target = x0
+    for index, (timestep, previous) in enumerate(zip(up.timesteps, up.previous_timesteps, strict=True)):
+        row = plan.row(timestep)
+        output = denoiser(target, timesteps[index])
+        x = up.step(output, timestep, target, x0=False).prev_sample
+        for _ in range(iterations):
+            output = denoiser(x, timesteps[index])
+            residual = float((row.a * x + row.b * output - target).abs().max())
+            if residual < tolerance:
+                break
+            if not math.isfinite(residual):
+                raise NonFiniteError(
+                    f"the fixed-point iteration ran away at timestep {timestep}: use more steps, less guidance, or "
+                    "the bidirectional method"
+                )
+            x = (target - row.b * output) / row.a
+        target = x
+        yield SampleStep(index, timestep, previous, x, None, output)
+
+
+def invert_bidirectional(
+    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, gamma: float = GAMMA
+) -> Iterator[SampleStep]:
+    """Up by the reversible sampler. The samples of the last two steps are its state: x_T and the one before it.
+
+    The first step, to the lowest timestep, is that of `invert`.
+
+    Args:
+        denoiser, x0: as in `invert`.
+        plan: of two steps or more, without clipping.
+        gamma: γ in (0, 1]; on the way up rounding grows with 1/γ at each step.
+
+    Raises:
+        ConfigError: the plan clips or has one step, or γ is out of range.
+    """
+    _check_linear(plan, "bidirectional")
+    _check_gamma(gamma, plan)
+    up = plan.inverted()
+    timesteps = torch.tensor(up.timesteps)
+    below, x = x0, up.step(denoiser(x0, timesteps[0]), up.timesteps[0], x0, x0=False).prev_sample
+    yield SampleStep(0, up.timesteps[0], -1, x, None, x)
+    for index in range(1, len(up)):
+        output = denoiser(x, timesteps[index - 1])
+        above, down = _both_ways(output, x, plan, up.timesteps[index - 1], up.timesteps[index])
+        below, x = x, (below - down) / gamma + above
+        yield SampleStep(index, up.timesteps[index], up.timesteps[index - 1], x, None, output)
+
+
+def sample_bidirectional(
+    denoiser: Denoiser, x: Tensor, plan: SamplingPlan, before: Tensor | None = None, *, gamma: float = GAMMA
+) -> Iterator[SampleStep]:
+    """Down by the reversible sampler: what undoes `invert_bidirectional`.
+
+    Args:
+        denoiser: of one condition.
+        x: x_T, (b …).
+        plan: as there.
+        before: the sample at the second timestep; None takes a DDIM step to it, as one does from noise.
+        gamma: as there.
+
+    Yields:
+        A step from each timestep to the one below it; the last step's `sample` is the image.
+    """
+    _check_linear(plan, "bidirectional")
+    _check_gamma(gamma, plan)
+    timesteps = torch.tensor(plan.timesteps)
+    above = x
+    if before is None:
+        output = denoiser(x, timesteps[0])
+        x = plan.step(output, plan.timesteps[0], x, x0=False).prev_sample
+    else:
+        x = output = before
+    yield SampleStep(0, plan.timesteps[0], plan.timesteps[1], x, None, output)
+    for index in range(1, len(plan)):
+        timestep = plan.timesteps[index]
+        output = denoiser(x, timesteps[index])
+        up, down = _both_ways(output, x, plan, timestep, plan.timesteps[index - 1])
+        above, x = x, gamma * (above - up) + down
+        yield SampleStep(index, timestep, plan.previous_timesteps[index], x, None, output)
+
+
+def _both_ways(output: Tensor, x: Tensor, plan: SamplingPlan, timestep: int, higher: int) -> tuple[Tensor, Tensor]:
+    """The DDIM steps that one evaluation at x_t gives: up to the timestep `higher`, and down to the previous one."""
+    row, level = plan.row(timestep), plan.alphas_cumprod[higher]
+    signal, noise = math.sqrt(level), math.sqrt(1 - level)
+    up = (signal * row.p + noise * row.r) * x + (signal * row.q + noise * row.s) * output
+    return up, row.a * x + row.b * output
+
+
+def _check_linear(plan: SamplingPlan, method: str) -> None:
+    if plan.clip_range is not None or plan.thresholding is not None:
+        raise ConfigError(
+            f"{method} inversion needs steps that can be undone, and clipped ones cannot: use a scheduler with "
+            "clip_sample=False and thresholding=False"
+        )
+    if plan.eta != 0:
+        raise ConfigError(f"{method} inversion needs a deterministic plan: eta must be 0, not {plan.eta}")
+
+
+def _check_gamma(gamma: float, plan: SamplingPlan) -> None:
+    if not 0 < gamma <= 1:
+        raise ConfigError(f"gamma must be in (0, 1], not {gamma}")
+    if len(plan) < 2:
+        raise ConfigError("bidirectional inversion needs two steps or more")
+
+
+# --- by name ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to the noise and back.
+
+    Attributes:
+        up: (denoiser, x0, plan) -> steps.
+        down: (denoiser, states, plan) -> steps.
+        states: how many of the last samples of `up` are what `down` begins with, x_T first.
+    """
+
+    up: Callable[[Denoiser, Tensor, SamplingPlan], Iterator[SampleStep]]
+    down: Callable[[Denoiser, tuple[Tensor, ...], SamplingPlan], Iterator[SampleStep]]
+    states: int = 1
+
+    def encode(
+        self, denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, notice: Notice | None = None
+    ) -> tuple[Tensor, ...]:
+        """What `decode` begins with: x_T (b …), and whatever else the way back needs."""
+        found: tuple[Tensor, ...] = ()
+        for step in self.up(denoiser, x0, plan):
+            found = (step.sample, *found)[: self.states]
+            if notice is not None:
+                notice(step)
+        return found
+
+    def decode(
+        self, denoiser: Denoiser, states: tuple[Tensor, ...], plan: SamplingPlan, notice: Notice | None = None
+    ) -> Tensor:
+        """The samples (b …) that were encoded, or what another denoiser makes of the same noise."""
+        x = states[0]
+        for step in self.down(denoiser, states, plan):
+            x = step.sample
+            if notice is not None:
+                notice(step)
+        return x
+
+
+def _sample_states(denoiser: Denoiser, states: tuple[Tensor, ...], plan: SamplingPlan) -> Iterator[SampleStep]:
+    return sample(denoiser, states[0], plan, x0=False)
+
+
+METHODS: dict[str, Method] = {
+    "ddim": Method(invert, _sample_states),
+    "fixed-point": Method(invert_fixed_point, _sample_states),
+    "bidirectional": Method(
+        invert_bidirectional,
+        lambda denoiser, states, plan: sample_bidirectional(denoiser, states[0], plan, *states[1:]),
+        2,
+    ),
+}
