@@ -2,9 +2,9 @@
 
     python scripts/judge_digits.py [MODEL] [--json FILE]
 
-A small classifier is trained on the real training digits and judged on the held-out ones. Then it is shown 1,000
-samples by class (50 steps, guidance 1, seed 0); 5,000 are set beside the real digits by the Fréchet distance of its
-features; and each is measured against its nearest training digit.
+The classifier is the one that `ddim evaluate` ships, trained by train_features.py on the real training digits; it is
+judged on the held-out ones. Then it is shown 1,000 samples by class (50 steps, guidance 1, seed 0); 5,000 are set
+beside the real digits by the Fréchet distance of its features; and each is measured against its nearest training digit.
 """
 
 from __future__ import annotations
@@ -15,56 +15,20 @@ import time
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from ddim import DiffusionPipeline
 from ddim.evaluation import FeatureStatistics, frechet_distance, nearest_distances
+from ddim.evaluation.features import load_digits_classifier
+from ddim.evaluation.networks import DigitsClassifier
 from ddim.sources import Source, digits
 
 SPLITS = 50
 
 
-class Classifier(nn.Module):
-    """Two convolutions, a hidden layer of 64 features, ten classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Dropout(0.3),
-            nn.Linear(64 * 16, 64),
-            nn.ReLU(),
-        )
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.body(images))
-
-
 def tensors(source: Source) -> tuple[Tensor, Tensor]:
     """All images (n 1 8 8) in [-1, 1] and their labels (n,)."""
     return torch.stack([source.load(i) for i in range(source.count)]), torch.tensor(source.labels)
-
-
-def train_classifier(images: Tensor, labels: Tensor, epochs: int = 60) -> Classifier:
-    torch.manual_seed(0)
-    classifier = Classifier().train()
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(images)).split(64):
-            loss = F.cross_entropy(classifier(images[chosen]), labels[chosen], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
-    return classifier.eval()
 
 
 def draw(model: str, count: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +58,7 @@ def distance_ratio(features: Tensor, real: Tensor) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def judge(model: str, classifier: Classifier, steps: int = 50, count: int = 5000) -> dict[str, float]:
+def judge(model: str, classifier: DigitsClassifier, steps: int = 50, count: int = 5000) -> dict[str, float]:
     started = time.perf_counter()
     samples, labels = draw(model, count, steps, seed=0)
     seconds = time.perf_counter() - started
@@ -127,7 +91,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--json", help="write the figures of the last model there")
     options = parser.parse_args()
-    classifier = train_classifier(*tensors(digits("train")))
+    classifier = load_digits_classifier()
     images, labels = tensors(digits("held-out"))
     with torch.no_grad():
         accuracy = float((classifier(images).argmax(1) == labels).float().mean())

@@ -13,6 +13,7 @@ import torch
 from ddim import DDIMPipeline, DiffusionPipeline
 from ddim.checkpoint import bundled_models, read_tensors
 from ddim.evaluation import nearest_distances
+from ddim.evaluation.features import load_digits_classifier
 from ddim.sources import digits
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +87,7 @@ def test_diffusers_loads_the_folder() -> None:
 @pytest.mark.slow
 def test_its_samples_are_digits_spread_like_the_real_ones_and_no_copies() -> None:
     script = judge_script()
-    classifier = script.train_classifier(*script.tensors(digits("train")))
+    classifier = load_digits_classifier()
     images, labels = script.tensors(digits("held-out"))
     with torch.no_grad():
         assert (classifier(images).argmax(1) == labels).float().mean() > 0.97

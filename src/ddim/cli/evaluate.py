@@ -51,10 +51,10 @@ def run_evaluate(settings: EvaluateSettings) -> str:
 def _grid(
     settings: EvaluateSettings, pipe: Any, source: Source, guidance: tuple[float, float], condition: Any, extractor: Any
 ) -> str:
-    from ddim.curves import plot_tradeoff
     from ddim.evaluation.grid import Grid
     from ddim.evaluation.report import as_text, write_results
     from ddim.evaluation.state import Cell, Folder, digest
+    from ddim.plots.tradeoff import plot_tradeoff
 
     # All that a cell's figures depend on, but for its own eta, steps and seed.
     fixed = {
@@ -79,16 +79,16 @@ def _grid(
     for _ in grid.run(cells):
         write_results(folder.path, fixed, extractor.name, ideal, folder.all_figures())
     results = write_results(folder.path, fixed, extractor.name, ideal, folder.all_figures())
-    plots = plot_tradeoff(results, folder.path)
+    plots = [plot_tradeoff([results], str(folder.path / f"tradeoff.{suffix}")) for suffix in ("png", "svg")]
     files = [folder.path / "results.json", folder.path / "results.csv", *plots]
     return "\n".join([as_text(results), *map(str, files)])
 
 
 def _consistency(settings: EvaluateSettings, pipe: Any, condition: Any, extractor: Any) -> str:
     from ddim.checkpoint import write_json
-    from ddim.curves import plot_consistency
     from ddim.evaluation.consistency import consistency
     from ddim.evaluation.report import versions
+    from ddim.plots.consistency import plot_consistency
 
     if settings.eta != (0.0,) or len(settings.seeds) > 1:
         raise ConfigError("consistency is of eta 0 and of one seed: leave out --eta and other seeds")
@@ -107,7 +107,7 @@ def _consistency(settings: EvaluateSettings, pipe: Any, condition: Any, extracto
     about = {"model": settings.model, "samples": count, "seed": settings.seeds[0], "features": extractor.name}
     write_json(folder / "consistency.json", {**about, "versions": versions(), "figures": found.figures})
     strips = _save_strips(found.pictures, found.others, folder)
-    plots = plot_consistency(found.figures, folder)
+    plots = [plot_consistency(found.figures, str(folder / f"consistency.{suffix}")) for suffix in ("png", "svg")]
     lines = [f"{'S':>5} {'cosine':>8} {'rms':>8}   to another x_T: {'cosine':>8} {'rms':>8}"]
     lines += [
         f"{row['steps']:>5} {row['cosine']:>8.4f} {row['rms']:>8.4f}   {'':>15} {row['other_cosine']:>8.4f} "
@@ -119,6 +119,8 @@ def _consistency(settings: EvaluateSettings, pipe: Any, condition: Any, extracto
 
 def _save_strips(pictures: Any, others: Tensor, folder: Path) -> list[Path]:
     """A row for each noise, a column for each number of steps; last, apart, another noise of the same condition."""
+    from PIL import Image
+
     from ddim.checkpoint import atomic_write
     from ddim.pipelines import image_grid
     from ddim.pipelines.images import to_images
@@ -127,8 +129,6 @@ def _save_strips(pictures: Any, others: Tensor, folder: Path) -> list[Path]:
     columns = [to_images(pictures[steps][:shown]) for steps in sorted(pictures)]
     strip = image_grid([column[row] for row in range(shown) for column in columns], len(columns))
     apart = image_grid(to_images(others[:shown]), 1)
-    from PIL import Image
-
     gap = apart.width // 3
     whole = Image.new("RGB", (strip.width + gap + apart.width, strip.height), "white")
     whole.paste(strip, (0, 0))
