@@ -1,0 +1,105 @@
+"""Editing: a picture's noise gives it back under its own condition, and its like under another."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddim.editing import decode_cycle, edit, encode_cycle, shortened
+from ddim.errors import ConfigError
+from ddim.inversion import METHODS
+from ddim.plan import SamplingPlan
+from ddim.process import seeded_generators
+from ddim.sampling import Denoiser
+from ddim.scheduler import DDIMScheduler
+
+
+def make_plan(steps: int = 20, eta: float | str = 1.0, **options: object) -> SamplingPlan:
+    options = {"clip_sample": False, "timestep_spacing": "trailing", **options}
+    return DDIMScheduler(**options).plan(steps, eta=eta)  # type: ignore[arg-type]
+
+
+def towards(mean: float, plan: SamplingPlan) -> Denoiser:
+    """The best there is for pictures of numbers around `mean`, with deviation 0.5."""
+
+    def denoise(x: Tensor, timestep: Tensor) -> Tensor:
+        ab = plan.alphas_cumprod[int(timestep)]
+        return (1 - ab) ** 0.5 / (ab * 0.25 + 1 - ab) * (x - ab**0.5 * mean)
+
+    return denoise
+
+
+def pictures() -> Tensor:
+    return 0.5 * torch.randn(3, 1, 4, 4, dtype=torch.float64) - 1
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0, "sigma_hat"])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("to_one", [True, False])
+def test_the_same_condition_gives_the_picture_back(eta: float | str, strength: float, to_one: bool) -> None:
+    plan, x0 = shortened(make_plan(eta=eta, set_alpha_to_one=to_one), strength), pictures()
+    cycle = encode_cycle(towards(-1, plan), x0, plan)
+    *_, end = decode_cycle(towards(-1, plan), cycle, plan)
+    assert (end.sample - x0).abs().max() < 1e-10
+
+
+def test_clipping_is_no_obstacle() -> None:
+    plan, x0 = dataclasses.replace(make_plan(), clip_range=0.5), pictures()
+    *_, end = decode_cycle(towards(-1, plan), encode_cycle(towards(-1, plan), x0, plan), plan)
+    assert (end.sample - x0).abs().max() < 1e-10
+
+
+def test_noise_of_the_right_condition_is_standard_normal() -> None:
+    """Where the picture is what the network expects, the noise is what the sampler would have drawn."""
+    plan = make_plan(50)
+    x0 = 0.5 * torch.randn(4000, 1, 1, 2, dtype=torch.float64) - 1
+    cycle = encode_cycle(towards(-1, plan), x0, plan)
+    assert plan.rows[-1].sigma == 0
+    for noise in (cycle.x, *cycle.noises[:-1]):
+        assert noise is not None
+        assert noise.mean().abs() < 0.06
+        assert abs(float(noise.std()) - 1) < 0.1  # a step is not infinitely small
+
+
+def test_another_condition_moves_the_picture_and_keeps_what_it_can() -> None:
+    """Of two Gaussians that differ in their means, the edit of a picture is the picture, moved by the difference."""
+    plan, x0 = make_plan(200), pictures()
+    cycle = encode_cycle(towards(-1, plan), x0, plan)
+    *_, end = decode_cycle(towards(+1, plan), cycle, plan)
+    assert (end.sample - (x0 + 2)).abs().max() < 0.05
+    few = shortened(plan, 0.2)
+    *_, little = decode_cycle(towards(+1, few), encode_cycle(towards(-1, few), x0, few), few)
+    assert 0.5 < (little.sample - x0).mean() < 1.7
+
+
+def test_one_seed_one_path() -> None:
+    plan, x0 = make_plan(5), pictures()
+    whole = encode_cycle(towards(-1, plan), x0, plan, seeded_generators(3, 3))
+    alone = encode_cycle(towards(-1, plan), x0[:1], plan, seeded_generators(3, 1))
+    assert torch.equal(whole.x[:1], alone.x)
+    assert torch.allclose(whole.noises[0][:1], alone.noises[0])  # type: ignore[index,arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inversion_edits_too(method: str) -> None:
+    plan, x0, seen = make_plan(200, eta=0.0), pictures(), []
+    moved = edit(towards(-1, plan), towards(+1, plan), x0, plan, method, seen.append)
+    assert (moved - (x0 + 2)).abs().max() < 0.1
+    assert len(seen) == 400
+
+
+def test_what_cannot_work_is_refused() -> None:
+    plan, x0 = make_plan(), pictures()
+    with pytest.raises(ConfigError, match=r"eta in \(0, 1\]"):
+        encode_cycle(towards(0, plan), x0, plan.with_eta(0))
+    with pytest.raises(ConfigError, match="none of ddim, fixed-point"):
+        edit(towards(0, plan), towards(0, plan), x0, plan.with_eta(0), "magic")
+    for strength in (0, -1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match="strength"):
+            shortened(plan, strength)
+    cycle = encode_cycle(towards(0, plan), x0, plan)
+    with pytest.raises(ValueError, match="20 steps, the plan has 10"):
+        next(decode_cycle(towards(0, plan), cycle, make_plan(10)))
