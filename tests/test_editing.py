@@ -52,16 +52,20 @@ def test_clipping_is_no_obstacle() -> None:
     assert (end.sample - x0).abs().max() < 1e-10
 
 
-def test_noise_of_the_right_condition_is_standard_normal() -> None:
-    """Where the picture is what the network expects, the noise is what the sampler would have drawn."""
+def test_noise_of_the_right_condition_has_the_spread_that_theory_says() -> None:
+    """1 for the noise itself, and what the picture is still uncertain by at x_t, as the step passes it on."""
     plan = make_plan(50)
     x0 = 0.5 * torch.randn(4000, 1, 1, 2, dtype=torch.float64) - 1
     cycle = encode_cycle(towards(-1, plan), x0, plan)
+    assert abs(float(cycle.x.std()) - 1) < 0.03
     assert plan.rows[-1].sigma == 0
-    for noise in (cycle.x, *cycle.noises[:-1]):
+    assert cycle.noises[-1] is None
+    for row, noise in zip(plan.rows[:-1], cycle.noises[:-1], strict=True):
         assert noise is not None
-        assert noise.mean().abs() < 0.06
-        assert abs(float(noise.std()) - 1) < 0.1  # a step is not infinitely small
+        uncertain = 0.25 * row.noise**2 / (0.25 * row.root**2 + row.noise**2)
+        passed_on = (row.root_prev - row.direction * row.root / row.noise) ** 2 * uncertain
+        assert float(noise.mean().abs()) < 0.06
+        assert float(noise.var()) == pytest.approx(1 + passed_on / row.sigma**2, rel=0.08)
 
 
 def test_another_condition_moves_the_picture_and_keeps_what_it_can() -> None:
