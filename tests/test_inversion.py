@@ -169,6 +169,11 @@ def test_an_iteration_that_runs_away_says_so() -> None:
         last(invert_fixed_point(lambda x, t: 50 * x**3, images(), make_plan(3)))
 
 
+def test_an_iteration_that_is_not_near_enough_says_so() -> None:
+    with pytest.warns(UserWarning, match="3 of 3 steps .*bidirectional"):
+        last(invert_fixed_point(curved, images(), make_plan(3), iterations=1))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["digits", "emoji"])
 def test_shipped_models_get_real_pictures_back(model: str) -> None:

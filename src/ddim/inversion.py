@@ -22,6 +22,7 @@ let the network compute in its own type: `keeping(denoiser, torch.float32)`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -59,14 +60,14 @@ def invert(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[Sampl
 
 
 def invert_fixed_point(
-    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, iterations: int = 300, tolerance: float = 1e-6
+    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, iterations: int = 400, tolerance: float = 1e-6
 ) -> Iterator[SampleStep]:
     """Solve the sampler's own step for where it came from, at each step, beginning with the plain inversion's answer.
 
     Args:
         denoiser, x0: as in `invert`.
         plan: without clipping.
-        iterations: at most so many evaluations at one step. Most steps need 5 to 10; the one next to the image a
+        iterations: 1 or more; at most so many evaluations at one step. Most steps need 5 to 10; the one next to the image a
             hundred or more, since there the network takes many inputs to nearly one image.
         tolerance: enough, where the step leads back to within this of x_{t-1} (largest absolute difference, in model
             space). Below some 1e-7 of the values a float32 network's own rounding is larger.
@@ -74,11 +75,14 @@ def invert_fixed_point(
     Raises:
         ConfigError: the plan clips or adds noise.
         NonFiniteError: the iteration ran away.
+
+    Warns:
+        UserWarning: it was not near enough somewhere.
     """
     _check_linear(plan, "fixed-point")
     up = plan.inverted()
     timesteps = torch.tensor(up.timesteps)
-    target = x0
+    target, left = x0, {}  # the residuals of the steps at which it was not near enough
     for index, (timestep, previous) in enumerate(zip(up.timesteps, up.previous_timesteps, strict=True)):
         row = plan.row(timestep)
         output = denoiser(target, timesteps[index])
@@ -94,8 +98,17 @@ def invert_fixed_point(
                     "the bidirectional method"
                 )
             x = (target - row.b * output) / row.a
+        else:
+            left[timestep] = residual
         target = x
         yield SampleStep(index, timestep, previous, x, None, output)
+    if left:
+        worst = max(left, key=lambda timestep: left[timestep])
+        warnings.warn(
+            f"the fixed-point iteration was not within {tolerance:g} at {len(left)} of {len(plan)} steps (at worst "
+            f"{left[worst]:.2g}, at timestep {worst}): use more steps, less guidance, or the bidirectional method",
+            stacklevel=2,
+        )
 
 
 def invert_bidirectional(

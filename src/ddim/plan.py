@@ -390,6 +390,10 @@ class SamplingPlan:
             plans[eta] = replace(self, eta=eta)
         return plans[eta]
 
+    def unclipped(self) -> SamplingPlan:
+        """The plan without clipping and thresholding: the ODE that inversion follows, which clipping leaves."""
+        return replace(self, clip_range=None, thresholding=None)
+
     def inverted(self) -> SamplingPlan:
         """The plan over the reversed pairs of ᾱ: from the image to the noise, or back again."""
         return replace(self, timesteps=self.timesteps[::-1], eta=0.0, inverse=not self.inverse)

@@ -12,9 +12,11 @@ from ddim._version import __version__
 from ddim.errors import DDIMError
 from ddim.settings import (
     Command,
+    EditSettings,
     EvaluateSettings,
     InfoSettings,
     InterpolateSettings,
+    InvertSettings,
     LoraSettings,
     PixelSettings,
     PlotScheduleSettings,
@@ -33,6 +35,8 @@ COMMANDS = {
     TextToImageSettings: "ddim.training:train",
     LoraSettings: "ddim.training:train",
     InterpolateSettings: "ddim.cli.interpolate:run_interpolate",
+    InvertSettings: "ddim.cli.invert:run_invert",
+    EditSettings: "ddim.cli.edit:run_edit",
     EvaluateSettings: "ddim.cli.evaluate:run_evaluate",
     InfoSettings: "ddim.cli.info:run_info",
     PlotScheduleSettings: "ddim.plots.schedule:plot_schedule",

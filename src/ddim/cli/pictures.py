@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,3 +54,34 @@ def save_picture(image: Image.Image, path: Path, made: dict[str, Any]) -> None:
             image.save(temporary, pnginfo=note)
         else:
             image.save(temporary)
+
+
+def save_pictures(
+    images: Sequence[Image.Image],
+    out: str,
+    made: dict[str, Any],
+    *,
+    columns: int | None = None,
+    first: int | None = None,
+) -> list[Path]:
+    """One file with a grid of all, or, where `out` is a folder or ends in /, one file for each; see `save_picture`.
+
+    Args:
+        columns: of the grid; a row of up to ten unless told.
+        first: the number of the first image, if these are not all that were asked for.
+    """
+    from ddim.pipelines import image_grid
+
+    path = Path(out)
+    if path.is_dir() or out.endswith(("/", os.sep)):
+        files = {path / f"{number:05d}.png": (image, number) for number, image in enumerate(images, start=first or 0)}
+    elif first is not None:
+        files = {path: (images[0], first)}
+    else:
+        columns = columns or (len(images) if len(images) <= 10 else None if len(images) % 10 else 10)
+        is_picture = len(images) == 1 and max(images[0].size) >= 64
+        save_picture(images[0] if is_picture else image_grid(images, columns), path, {**made, "image": None})
+        return [path]
+    for name, (image, number) in files.items():
+        save_picture(image, name, {**made, "image": number})
+    return list(files)

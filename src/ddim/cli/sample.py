@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddim._version import __version__
 from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
-from ddim.cli.pictures import made_by, read_image, save_picture
+from ddim.cli.pictures import made_by, read_image, save_pictures
 from ddim.errors import ConfigError
 from ddim.settings import SampleSettings
 
@@ -23,6 +20,11 @@ if TYPE_CHECKING:
 
 def run_sample(settings: SampleSettings) -> None:
     only = None  # the number of the image to make, of those that the settings make
+    if settings.from_image is not None and settings.from_image.endswith(".safetensors"):
+        from ddim.cli.invert import sample_again
+
+        sample_again(settings.from_image, settings.device, settings.out)
+        return
     if settings.from_image is not None:
         settings, only = _remake(settings)
     if settings.model is None:
@@ -34,7 +36,7 @@ def run_sample(settings: SampleSettings) -> None:
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
     settings = dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
     images = _draw(pipe, settings, only)
-    for path in _write_images(images, settings, only):
+    for path in save_pictures(images, settings.out, made_by("sample", settings), first=only):
         print(path)
     what = "" if settings.prompt is None else f"of {settings.prompt!r} "
     print(
@@ -117,22 +119,3 @@ def _check_kind(settings: SampleSettings, by_class: bool) -> None:
         )
     elif settings.class_labels:
         raise ConfigError(f"{settings.model} knows no classes: leave out --class-labels")
-
-
-def _write_images(images: Sequence[Image.Image], settings: SampleSettings, only: int | None) -> list[Path]:
-    """One grid, or one file for each image; each PNG says how it was made."""
-    from ddim.pipelines import image_grid
-
-    out = Path(settings.out)
-    files: dict[Path, tuple[Image.Image, int | None]]
-    if out.is_dir() or settings.out.endswith(("/", os.sep)):
-        files = {out / f"{number:05d}.png": (image, number) for number, image in enumerate(images, start=only or 0)}
-    elif only is not None:
-        files = {out: (images[0], only)}
-    else:
-        columns = len(images) if len(images) <= 10 else None if len(images) % 10 else 10
-        is_picture = len(images) == 1 and max(images[0].size) >= 64
-        files = {out: (images[0] if is_picture else image_grid(images, columns), None)}
-    for path, (image, number) in files.items():
-        save_picture(image, path, made_by("sample", settings, image=number))
-    return list(files)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import tyro
 
+from ddim.settings.editing import EditSettings, InvertSettings
 from ddim.settings.evaluation import EvaluateSettings
 from ddim.settings.interpolation import InterpolateSettings
 from ddim.settings.plotting import PlotScheduleSettings, PlotTradeoffSettings, PlotTrajectorySettings
@@ -12,9 +13,11 @@ from ddim.settings.training import LoraSettings, PixelSettings, TextToImageSetti
 
 __all__ = [
     "Command",
+    "EditSettings",
     "EvaluateSettings",
     "InfoSettings",
     "InterpolateSettings",
+    "InvertSettings",
     "LoraSettings",
     "PixelSettings",
     "PlotCommand",
@@ -47,6 +50,8 @@ Command = (
     Annotated[SampleSettings, tyro.conf.subcommand("sample")]
     | TrainCommand
     | Annotated[InterpolateSettings, tyro.conf.subcommand("interpolate")]
+    | Annotated[InvertSettings, tyro.conf.subcommand("invert")]
+    | Annotated[EditSettings, tyro.conf.subcommand("edit")]
     | Annotated[EvaluateSettings, tyro.conf.subcommand("evaluate")]
     | Annotated[InfoSettings, tyro.conf.subcommand("info")]
     | PlotCommand

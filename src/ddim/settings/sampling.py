@@ -59,7 +59,8 @@ class SampleSettings:
     device: str | None = None
     """For example cuda, cuda:1, mps or cpu. The best there is if not given."""
     from_image: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """A PNG that this command wrote: make it again with its settings, except for --out and --device."""
+    """A PNG that this command wrote: make it again with its settings, except for --out and --device. Or the noise that
+    `ddim invert` saved: sample the picture of it."""
     out: str = "samples.png"
     """A file for a grid of all images, or a folder (existing, or ending in /) for one file each."""
 

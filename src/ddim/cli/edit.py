@@ -1,0 +1,69 @@
+"""`ddim edit`: another text for a real picture's noise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
+from ddim.cli.pictures import made_by, read_image, save_pictures
+from ddim.errors import ConfigError
+from ddim.settings import EditSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddim.plan import SamplingPlan
+
+
+def run_edit(settings: EditSettings) -> None:
+    import torch
+
+    from ddim.editing import shortened
+
+    if settings.batch < 1 or (settings.batch > 1 and settings.method != "cycle"):
+        raise ConfigError(f"--batch {settings.batch}: a picture has one result, or with --method cycle several")
+    started = time.perf_counter()
+    pictures = [read_image(path) for path in settings.images]
+    pipe = open_pipeline(settings.model, settings.dtype, settings.device, spacing=settings.spacing)
+    if not draws_texts(pipe):
+        raise ConfigError(f"{settings.model} draws no texts, so there is nothing to edit by: use a text-to-image model")
+    eta = settings.eta if settings.method == "cycle" else 0.0
+    plan = shortened(pipe.scheduler.plan(settings.steps, eta=eta).unclipped(), settings.strength)
+    with torch.no_grad():
+        x0 = pipe.encode(pictures)
+        results = pipe.decode(_edited(pipe, x0, plan, settings))
+        shown = pipe.decode(x0) if settings.before else []
+    if settings.before:
+        per = settings.batch
+        rows = [[shown[index], *results[index * per : (index + 1) * per]] for index in range(len(shown))]
+        results = [image for row in rows for image in row]
+    columns = settings.batch + settings.before
+    for path in save_pictures(results, settings.out, made_by("edit", settings), columns=columns):
+        print(path)
+    print(
+        f"{settings.source!r} to {settings.target!r} by {settings.method} with {settings.model}: {len(plan)} of "
+        f"{settings.steps} steps there and back, seed {settings.seed}, {time.perf_counter() - started:.1f} s",
+        file=sys.stderr,
+    )
+
+
+def _edited(pipe: Any, x0: Tensor, plan: SamplingPlan, settings: EditSettings) -> Tensor:
+    """The results (p·batch z h w); those of one picture follow one another."""
+    from ddim.editing import decode_cycle, edit, encode_cycle
+    from ddim.process import seeded_generators
+
+    x0 = x0.repeat_interleave(settings.batch, dim=0)
+    scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
+    source = pipe.denoiser(plan, len(x0), prompt=settings.source, guidance_scale=settings.source_guidance_scale)
+    target = pipe.denoiser(plan, len(x0), prompt=settings.target, guidance_scale=scale, guidance_rescale=rescale)
+    with pipe.progress_bar(2 * len(plan)) as bar:
+        if settings.method != "cycle":
+            return edit(source, target, x0, plan, settings.method, lambda step: bar.update())
+        generators = seeded_generators(settings.seed, len(x0))
+        cycle = encode_cycle(source, x0, plan, generators, lambda step: bar.update())
+        for step in decode_cycle(target, cycle, plan):
+            x = step.sample
+            bar.update()
+        return x

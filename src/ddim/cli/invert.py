@@ -1,0 +1,125 @@
+"""`ddim invert`: a picture's noise, saved so that `ddim sample --from` makes the picture of it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddim._version import __version__
+from ddim.cli.opening import draws_texts, open_pipeline
+from ddim.cli.pictures import made_by, read_image, save_pictures
+from ddim.errors import CheckpointError, ConfigError
+from ddim.settings import InvertSettings
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from ddim.plan import SamplingPlan
+    from ddim.sampling import Denoiser
+
+SUFFIX = ".safetensors"
+
+
+def run_invert(settings: InvertSettings) -> None:
+    import torch
+
+    from ddim.files import save_tensors
+    from ddim.inversion import METHODS
+
+    if Path(settings.out).suffix != SUFFIX:
+        raise ConfigError(f"--out {settings.out} must end in {SUFFIX}")
+    started = time.perf_counter()
+    pictures = [read_image(path) for path in settings.images]
+    pipe = open_pipeline(settings.model, settings.dtype, settings.device, spacing=settings.spacing)
+    plan = pipe.scheduler.plan(settings.steps).unclipped()
+    way = METHODS[settings.method]
+    with torch.no_grad(), pipe.progress_bar(len(plan) * (1 + settings.check)) as bar:
+        x0 = widened(pipe.encode(pictures))
+        denoiser = _denoiser(pipe, plan, len(x0), settings)
+        states = way.encode(denoiser, x0, plan, lambda step: bar.update())
+        back = way.decode(denoiser, states, plan, lambda step: bar.update()) if settings.check else None
+    said = {
+        "ddim": json.dumps({"version": __version__, "command": "invert", "settings": dataclasses.asdict(settings)}),
+        "plan": json.dumps(plan.to_dict()),
+    }
+    save_tensors(settings.out, {f"state.{index}": state for index, state in enumerate(states)}, said)
+    print(settings.out)
+    if back is not None:
+        print(_how_near(pipe, x0, back), file=sys.stderr)
+    print(
+        f"{len(x0)} image{'s' * (len(x0) > 1)} inverted by {settings.method} with {settings.model}: {settings.steps} "
+        f"steps, guidance {settings.guidance_scale:g}, {time.perf_counter() - started:.1f} s",
+        file=sys.stderr,
+    )
+
+
+def sample_again(path: str, device: str | None, out: str) -> None:
+    """Write the pictures of noise that `ddim invert` saved.
+
+    Raises:
+        CheckpointError: no such file, or not of `ddim invert`.
+    """
+    import torch
+
+    from ddim.files import read_metadata, read_tensors
+    from ddim.inversion import METHODS
+    from ddim.plan import SamplingPlan
+
+    tensors = read_tensors(path)
+    said = read_metadata(path)
+    try:
+        stored = json.loads(said["ddim"])["settings"]
+        settings = InvertSettings(**{**stored, "images": tuple(stored["images"])})
+        plan = SamplingPlan.from_dict(json.loads(said["plan"]))
+        way = METHODS[settings.method]
+        states = tuple(tensors[f"state.{index}"] for index in range(way.states))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not noise that `ddim invert` saved") from error
+    pipe = open_pipeline(settings.model, settings.dtype, device)
+    shape = pipe.sample_shape(len(states[0]))
+    if any(tuple(state.shape) != shape for state in states):
+        raise CheckpointError(f"{path} holds noise of shape {tuple(states[0].shape)}, {settings.model} needs {shape}")
+    with torch.no_grad(), pipe.progress_bar(len(plan)) as bar:
+        placed = tuple(widened(state.to(pipe.device)) for state in states)
+        denoiser = _denoiser(pipe, plan, len(placed[0]), settings)
+        x = way.decode(denoiser, placed, plan, lambda step: bar.update())
+        images: list[Image.Image] = pipe.decode(x.to(pipe.dtype))
+    for written in save_pictures(images, out, made_by("invert", settings, noise=path)):
+        print(written)
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
+def _denoiser(pipe: Any, plan: SamplingPlan, count: int, settings: InvertSettings) -> Denoiser:
+    from ddim.inversion import keeping
+
+    texts = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
+    conditions: dict[str, Any] = {
+        "guidance_scale": settings.guidance_scale,
+        "guidance_rescale": settings.guidance_rescale,
+    }
+    if draws_texts(pipe):
+        if settings.class_label is not None:
+            raise ConfigError(f"{settings.model} knows no classes: leave out --class-label")
+        conditions |= texts
+    else:
+        if any(text is not None for text in texts.values()):
+            raise ConfigError(f"{settings.model} draws no texts: leave out the prompts")
+        conditions["class_labels"] = settings.class_label
+    return keeping(pipe.denoiser(plan, count, **conditions), pipe.dtype)
+
+
+def _how_near(pipe: Any, x0: Tensor, back: Tensor) -> str:
+    """The error of the way there and back: of the samples, and of the pictures as the paper's Table 2 has it."""
+    first, second = (pipe.decode(x.to(pipe.dtype), "pt").double() for x in (x0, back))
+    error = float((first - second).square().mean())
+    largest = float((back - x0).abs().max())
+    return f"there and back: off by {largest:.2g} at most in model space; mean square {error:.2g} of pixels in [0, 1]"
