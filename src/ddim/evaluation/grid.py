@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Grid:
         samples: of a cell.
         batch: samples at a time.
         clip_sample: see `EvaluateSettings`.
+        sampler: draws instead of `drawing.draw`, with its arguments; another loop to compare with.
 
     Raises:
         ConfigError: the extractor is not for the pictures that the model draws.
@@ -54,6 +55,7 @@ class Grid:
         samples: int,
         batch: int,
         clip_sample: str = "model",
+        sampler: Callable[..., Tensor] | None = None,
     ) -> None:
         self.pipe = pipe
         self.source = source
@@ -63,6 +65,7 @@ class Grid:
         self.samples = samples
         self.parts = [range(first, min(first + batch, samples)) for first in range(0, samples, batch)]
         self.clip_sample = clip_sample
+        self.sampler = sampler
         shape = picture_shape(pipe)
         if extractor.shape is not None and extractor.shape != shape:
             raise ConfigError(
@@ -129,7 +132,7 @@ class Grid:
 
     def _draw(self, plan: SamplingPlan, seed: int, numbers: range, bar: Any) -> Batch:
         with _stopwatch(self.pipe.device) as spent:
-            pictures = draw(self.pipe, plan, seed, numbers, self.conditions, bar.update)
+            pictures = (self.sampler or draw)(self.pipe, plan, seed, numbers, self.conditions, bar.update)
         return Batch(self.extractor(pictures).cpu(), *spent)
 
     def _measure(self, batch: Batch, reference: Tensor, statistics: FeatureStatistics, seed: int) -> dict[str, Any]:
