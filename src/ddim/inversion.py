@@ -67,8 +67,8 @@ def invert_fixed_point(
     Args:
         denoiser, x0: as in `invert`.
         plan: without clipping.
-        iterations: 1 or more; at most so many evaluations at one step. Most steps need 5 to 10; the one next to the image a
-            hundred or more, since there the network takes many inputs to nearly one image.
+        iterations: 1 or more; at most so many evaluations at one step. Most steps need 5 to 10; the one next to the
+            image a hundred or more, since there the network takes many inputs to nearly one image.
         tolerance: enough, where the step leads back to within this of x_{t-1} (largest absolute difference, in model
             space). Below some 1e-7 of the values a float32 network's own rounding is larger.
 
