@@ -87,6 +87,14 @@ def test_between_seeds(digits: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert note["settings"]["guidance_scale"] == 1
 
 
+def test_a_row_for_each_leg(digits: str, tmp_path: Path) -> None:
+    out = tmp_path / "strip.png"
+    assert interpolate("--seeds", 4, 0, 9, "--frames", 3, "--rows", "--model", digits, "--out", out) == 0
+    frames = cells(out, 3, 2)
+    for place, seed in ((0, 4), (2, 0), (3, 0), (5, 9)):
+        assert close(frames[place], drawn(digits, seed))
+
+
 def test_without_options_it_goes_from_seed_0_to_1(digits: str, tmp_path: Path) -> None:
     assert interpolate("--model", digits, "--out", tmp_path / "x.png") == 0
     frames = cells(tmp_path / "x.png", 8)
@@ -151,7 +159,8 @@ def _found(folder: Path, frames: int) -> list[np.ndarray[Any, Any]]:
     return [np.asarray(Image.open(file), int) for file in files]
 
 
-def test_between_real_pictures_through_their_noise(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "steps", "error"), [("ddim", 50, 0.01), ("fixed-point", 10, 1e-4)])
+def test_between_real_pictures_through_their_noise(tmp_path: Path, method: str, steps: int, error: float) -> None:
     """With the bundled model: the ends are the pictures, and the middle is neither nor their mixture."""
     load_digits = pytest.importorskip("sklearn.datasets").load_digits
     given = load_digits().images[[0, 1]] * (255 / 16)
@@ -159,10 +168,11 @@ def test_between_real_pictures_through_their_noise(tmp_path: Path) -> None:
     for name, pixels in zip(names, given, strict=True):
         Image.fromarray(pixels.astype(np.uint8)).save(name)
     out = tmp_path / "frames"
-    assert main(["interpolate", "--images", *names, "--frames", "3", "--model", "digits", "--out", f"{out}/"]) == 0
+    options = ["--method", method, "--steps", str(steps), "--frames", "3", "--model", "digits"]
+    assert main(["interpolate", "--images", *names, *options, "--out", f"{out}/"]) == 0
     first, middle, last = _found(out, 3)
     for frame, pixels in ((first, given[0]), (last, given[1])):
-        assert np.mean(((frame - pixels) / 255) ** 2) < 0.01  # the paper's table 2 has 0.0023 for 50 steps
+        assert np.mean(((frame - pixels) / 255) ** 2) < error  # the paper's table 2 has 0.0023 for 50 steps
     assert np.mean(((middle - given.mean(0)) / 255) ** 2) > 0.01
 
 
@@ -227,7 +237,9 @@ def test_a_folder_of_frames(digits: str, tmp_path: Path) -> None:
         (["--images", "/no/a.png", "/no/b.png"], "/no/a.png"),
         (["--loop"], "--loop"),
         (["--out", "x.nope"], "x.nope"),
-        (["--grid", "--out", "x.gif"], "square"),
+        (["--grid", "--out", "x.gif"], "no animation"),
+        (["--rows", "--out", "x.gif"], "no animation"),
+        (["--rows", "--out", "/tmp"], "--rows"),
         (["--fps", "0", "--out", "x.gif"], "--fps"),
         (["--scale", "0"], "--scale"),
         (["--batch-size", "0"], "batch_size"),

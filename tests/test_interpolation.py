@@ -224,6 +224,19 @@ def test_between_images_of_a_gaussian(mean: float) -> None:
             assert distance(found[i], slerp(x0[:1], x0[1:], share)[0]) < 0.02
 
 
+def test_pictures_come_back_as_they_were_by_fixed_point() -> None:
+    model = Gaussian(SETTINGS, mean=0.2, deviation=0.5)
+    plan = DDIMScheduler(**SETTINGS.as_config()).plan(10)
+    x0 = 0.2 + 0.5 * normal(2, 1, 6, 6, dtype=torch.float64)
+    errors = []
+    for method in ("ddim", "fixed-point"):
+        noise = picture_noise(model, x0, plan, method)
+        errors.append(distance(torch.stack(draw(plan, noise, lambda start, stop: model, list)), x0))
+    assert errors[1] < 4e-3 < 0.01 < errors[0]
+    with pytest.raises(ConfigError, match="fixed-point"):
+        picture_noise(model, x0, plan, "bidirectional")
+
+
 def test_between_two_classes_is_the_geometric_mean_of_their_densities() -> None:
     """Of N(-0.5, d²) and N(0.7, d²) that is N((1-t)·-0.5 + t·0.7, d²), at every noise level."""
     plan = DDIMScheduler(**SETTINGS.as_config()).plan(10)

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ddim.errors import ConfigError
+from ddim.inversion import Notice, invert, invert_fixed_point
 from ddim.pipelines import DiffusionPipeline
 from ddim.plan import SamplingPlan
 from ddim.process import gaussian_noise, seeded_generators
-from ddim.sampling import Denoiser, sample
+from ddim.sampling import Denoiser, SampleStep, sample
 
 # (a, b, t) -> what lies between a (n …) and b (n …) at t, 0 to 1, a number or one for each.
 Between: TypeAlias = Callable[[Tensor, Tensor, Any], Tensor]
@@ -221,22 +222,38 @@ def unclipped(plan: SamplingPlan) -> SamplingPlan:
     return dataclasses.replace(plan, clip_range=None, thresholding=None)
 
 
+def _settle(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[SampleStep]:
+    return invert_fixed_point(denoiser, x0, plan, tolerance=1e-3)  # a picture's bytes are 8e-3 apart
+
+
+INVERSIONS = {"ddim": invert, "fixed-point": _settle}
+
+
 def picture_noise(
-    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, progress: Callable[[], object] = lambda: None
+    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, method: str = "ddim", notice: Notice | None = None
 ) -> Tensor:
-    """x_T of real pictures: the ODE of equation 14 run upwards, over the same steps that will lead down again.
+    """x_T of real pictures, (p c h w), from which the same plan leads down to them again.
 
     Args:
-        denoiser: of `len(x0)` samples; without guidance, which no step undoes.
+        denoiser: of `len(x0)` samples, without guidance.
         x0: (p c h w), of `pipe.encode`.
         plan: of the way down, as `unclipped` gives it, with η = 0.
-        progress: called after each step.
+        method: "ddim", or "fixed-point", which takes several times as long and comes back as near as a picture's
+            bytes can tell; see `inversion`.
+        notice: called after each step.
+
+    Raises:
+        ConfigError: another method, or a plan that cannot be inverted.
+        NonFiniteError: the network gave NaN, or the iteration ran away.
     """
+    if method not in INVERSIONS:
+        raise ConfigError(f"method={method!r} is none of {', '.join(INVERSIONS)}")
     x = x0
     with torch.no_grad():
-        for step in sample(denoiser, x0, plan.inverted(), x0=False):
+        for step in INVERSIONS[method](denoiser, x0, plan):
             x = step.sample
-            progress()
+            if notice is not None:
+                notice(step)
     return x
 
 

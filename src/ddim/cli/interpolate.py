@@ -97,11 +97,13 @@ def _check_out(settings: InterpolateSettings) -> None:
     if not 1 <= settings.fps <= 60:
         raise ConfigError(f"--fps must be in 1…60, not {settings.fps:g}")
     if _is_animation(settings):
-        if settings.grid:
-            raise ConfigError(f"--grid is a square, no animation: write it to a .png, not to {settings.out}")
+        if settings.grid or settings.rows:
+            raise ConfigError(f"--grid and --rows make no animation: write them to a .png, not to {settings.out}")
         if suffix == ".mp4":
             require("av", "video")
         return
+    if settings.rows and (settings.grid or _is_folder(settings)):
+        raise ConfigError("--rows is for a strip: leave it out for a --grid or a folder")
     if settings.loop:
         raise ConfigError(f"--loop is for animations: write one to a name that ends in {', '.join(SUFFIXES)}")
     if not _is_folder(settings) and suffix not in Image.registered_extensions():
@@ -180,7 +182,8 @@ def _noise(pipe: Any, plan: SamplingPlan, settings: InterpolateSettings, progres
     if settings.class_labels:
         conditions["class_labels"] = list(settings.class_labels[:count])
     x0 = pipe.encode([read_image(name) for name in settings.images])
-    return picture_noise(pipe.denoiser(plan.inverted(), count, **conditions), x0, plan, progress)
+    denoiser = pipe.denoiser(plan.inverted(), count, **conditions)
+    return picture_noise(denoiser, x0, plan, settings.method, lambda step: progress())
 
 
 def _denoisers(pipe: Any, plan: SamplingPlan, settings: InterpolateSettings) -> Denoisers:
@@ -236,6 +239,9 @@ def _write(pictures: list[Image.Image], settings: InterpolateSettings) -> list[P
             save_picture(enlarge(picture, settings.scale or 1), path, made_by("interpolate", settings, image=number))
         return paths
     else:
-        columns = settings.frames if settings.grid else len(pictures)
+        columns = settings.frames if settings.grid or settings.rows else len(pictures)
+        if settings.rows:  # each row begins with the picture that the one before it ends with
+            legs = range(0, len(pictures) - 1, columns - 1)
+            pictures = [picture for leg in legs for picture in pictures[leg : leg + columns]]
         save_picture(image_grid(pictures, columns, settings.scale), out, made_by("interpolate", settings))
     return [out]

@@ -34,6 +34,9 @@ class InterpolateSettings:
     images: tuple[str, ...] = ()
     """Picture files to go between, instead of seeds: each is led up to its noise by DDIM's inversion, under its text
     or class and without guidance."""
+    method: Literal["ddim", "fixed-point"] = "ddim"
+    """How --images are led up to their noise. ddim: one evaluation a step; the ends of the path are near the pictures.
+    fixed-point: several; they are the pictures, as far as the model's autoencoder can show them."""
     class_labels: tuple[int, ...] = ()
     """Classes to go between, or one for all frames, for a class-conditional model: the predictions for the two are
     mixed. If not given, no class in particular."""
@@ -43,6 +46,8 @@ class InterpolateSettings:
     """Pictures from each point to the next, both included; with --grid, on each side."""
     grid: bool = False
     """A square between four corners: top left, top right, bottom left, bottom right."""
+    rows: bool = False
+    """A strip with a row from each point to the next, rather than one row for all."""
     between_texts: Literal["linear", "spherical"] = "linear"
     """How to go between two texts' embeddings. Noises always go along a sphere."""
     steps: int = 50
@@ -69,5 +74,5 @@ class InterpolateSettings:
     device: str | None = None
     """For example cuda, cuda:1, mps or cpu. The best there is if not given."""
     out: str = "interpolation.png"
-    """A picture for a strip in one row or a square; a .gif, .webp or .mp4 for an animation; a folder (existing, or
+    """A picture for a strip or a square; a .gif, .webp or .mp4 for an animation; a folder (existing, or
     ending in /) for one file each."""
