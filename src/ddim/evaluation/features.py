@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,23 @@ def load_digits_classifier(device: str | torch.device = "cpu") -> DigitsClassifi
     return network
 
 
+def load_emoji_encoder(device: str | torch.device = "cpu") -> EmojiEncoder:
+    """The encoder behind the `emoji` features.
+
+    Raises:
+        CheckpointError: its file is missing or broken.
+    """
+    network = EmojiEncoder()
+    _shipped(network, "emoji", torch.device(device))
+    return network
+
+
 def _digits(weights: Path | None, device: torch.device) -> FeatureExtractor:
     return FeatureExtractor("digits", load_digits_classifier(device).features, 64, (1, 8, 8))
 
 
 def _emoji(weights: Path | None, device: torch.device) -> FeatureExtractor:
-    return FeatureExtractor("emoji", _shipped(EmojiEncoder(), "emoji", device), 192, (3, 64, 64))
+    return FeatureExtractor("emoji", load_emoji_encoder(device).features, 608, (3, 64, 64))
 
 
 def _inception(weights: Path | None, device: torch.device) -> FeatureExtractor:
@@ -88,7 +100,13 @@ def _inception(weights: Path | None, device: torch.device) -> FeatureExtractor:
             "--features-weights (weights= in Python)"
         )
     _check_pickle(weights)  # torch-fidelity would unpickle whatever is in it
-    fidelity = require("torch_fidelity.feature_extractor_inceptionv3", "inception")
+    try:
+        fidelity = require("torch_fidelity.feature_extractor_inceptionv3", "inception")
+    except RuntimeError as error:  # how torchvision fails beside a torch of another build
+        raise ConfigError(
+            f"torch-fidelity cannot be imported ({error}): install the torchvision that was built for this torch, "
+            f"{torch.__version__}, from where torch came from"
+        ) from error
     try:
         network = fidelity.FeatureExtractorInceptionV3(
             "inception", ["2048"], feature_extractor_weights_path=str(weights)
@@ -114,7 +132,9 @@ def _check_pickle(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; Inception's weights are at {INCEPTION_WEIGHTS}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a pickle by another protocol, which is refused anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} is no file of tensors alone: {str(error)[:200]}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -123,7 +143,7 @@ def _check_pickle(path: Path) -> None:
 
 EXTRACTORS: dict[str, Callable[[Path | None, torch.device], FeatureExtractor]] = {
     "digits": _digits,  # 64, of a classifier's hidden layer: 8x8 digits
-    "emoji": _emoji,  # 192, of an image-text scorer: 64x64 pictures in colour
+    "emoji": _emoji,  # 608, of an image-text scorer: 64x64 pictures in colour
     "inception": _inception,  # 2048, the only ones on which a Fréchet distance is called FID
 }
 

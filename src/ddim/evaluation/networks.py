@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,8 +57,12 @@ class _Residual(nn.Module):
 class EmojiEncoder(nn.Module):
     """The image tower of the scorer in `scripts/emoji_scorer.py`, with the names of its tensors.
 
-    Its inputs are (n 3 64 64) in [-1, 1].
+    Its inputs are (n 3 64 64) in [-1, 1]. `scales` (5,) are the deviations, over real pictures, of what `features`
+    puts together: each part weighs the same then.
     """
+
+    scales: Tensor
+    depths = (0, 2, 4, 6)  # of the layers in `see` whose means are features: at 32, 16, 8 and 4 pixels
 
     def __init__(self, widths: tuple[int, int, int, int] = (32, 64, 128, 192), size: int = 192) -> None:
         super().__init__()
@@ -66,6 +71,21 @@ class EmojiEncoder(nn.Module):
             layers += [_convolve(inputs, outputs, stride=2), _Residual(outputs)]
         self.see = nn.Sequential(*layers, nn.Conv2d(widths[-1], 64, 1), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1))
         self.seen = nn.Linear(64 * 16, size)
+        self.register_buffer("scales", torch.ones(len(self.depths) + 1))
+
+    def parts(self, images: Tensor) -> list[Tensor]:
+        """The means over the picture of each channel at four depths, (n 32) to (n 192), and `forward`, (n 192)."""
+        found = []
+        x = images
+        for place, layer in enumerate(self.see):
+            x = layer(x)
+            if place in self.depths:
+                found.append(x.mean((2, 3)))
+        return [*found, F.normalize(self.seen(x).float(), dim=1)]
+
+    def features(self, images: Tensor) -> Tensor:
+        """All parts, each divided by its scale: (n 608)."""
+        return torch.cat([part / scale for part, scale in zip(self.parts(images), self.scales, strict=True)], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """What is compared with texts: (n size), of length one."""
