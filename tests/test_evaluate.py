@@ -104,6 +104,8 @@ def test_an_interrupted_run_goes_on_to_the_same_figures(
     stops = [2, 4, 7]  # in the first cell, in the second, in the third
 
     def counting(pipe: Any, plan: SamplingPlan, seed: int, numbers: range, *rest: Any) -> torch.Tensor:
+        if len(plan) == 1:  # before the clock starts
+            return draw(pipe, plan, seed, numbers, *rest)
         if len(drawn) in stops:
             stops.remove(len(drawn))
             raise KeyboardInterrupt

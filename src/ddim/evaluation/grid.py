@@ -106,6 +106,9 @@ class Grid:
         done = sum(len(plans[cell]) * len(batch.features) for cell in open_cells for batch in drawn[cell])
         total = sum(len(plans[cell]) * self.samples for cell in open_cells)
         estimate = _Estimate(plans, self.samples)
+        if open_cells:  # the first call is slower than all others, and not to be counted
+            warm = make_plan(self.pipe.scheduler, 1, 0.0, self.clip_sample)
+            (self.sampler or draw)(self.pipe, warm, open_cells[0].seed, self.parts[0], self.conditions)
         with tqdm(
             total=total, initial=done, unit="call", unit_scale=True, disable=not open_cells, smoothing=0.1
         ) as bar:
