@@ -60,6 +60,7 @@ def _draw(pair: Sequence[Any], run: Mapping[str, Any]) -> None:
         axes.set(xscale="log", yscale="log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(_minor)
         plain(axes)
         axes.grid(alpha=0.12, which="minor", axis="y")
     if "ideal" in run:
@@ -75,7 +76,7 @@ def _draw(pair: Sequence[Any], run: Mapping[str, Any]) -> None:
             fontsize=8,
         )
     left.set_xticks(steps, [str(step) for step in steps])
-    left.tick_params(axis="x", which="minor", bottom=False)
+    left.xaxis.minorticks_off()
     left.legend(frameon=False)
     errors_are = {row["error_is"] for row in _rows(run) if "error_is" in row}
     if errors_are:
@@ -88,6 +89,11 @@ def _draw(pair: Sequence[Any], run: Mapping[str, Any]) -> None:
             color="0.4",
             fontsize=8,
         )
+
+
+def _minor(value: float, _: int) -> str:
+    """A plain number at 2, 3, 4 and 6 between powers of ten; at the others there is no room."""
+    return f"{value:g}" if f"{value:.0e}"[0] in "2346" else ""
 
 
 def _rows(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
