@@ -183,24 +183,33 @@ def ideal_distance(
 ) -> float:
     """The Fréchet distance to the reference that `count` samples would have if they came from where it came from.
 
-    It is not zero, since both sides are finite. To first order it goes with 1/n + 1/m, so it is measured between random
-    halves of the reference and scaled to the sizes asked for.
+    It is not zero, since both sides are finite. It is measured between random parts of the reference, `count` vectors
+    and the rest, or halves if there are not as many, and scaled to the sizes asked for: to first order it goes with
+    1/n + 1/m.
 
     Args:
         reference: features (m, d), m ≥ 4.
-        count: n.
+        count: n ≥ 2.
         strata: the class of each reference vector, if the samples have the reference's classes in like numbers: then
-            both halves have.
-        splits: into halves, to average over.
+            both parts have.
+        splits: to average over.
         seed: of the splits.
     """
-    if len(reference) < 4:
-        raise ValueError(f"needed are four or more reference features, not {len(reference)}")
+    total = len(reference)
+    if total < 4 or count < 2:
+        raise ValueError(f"needed are four or more reference features and two samples, not {total} and {count}")
     rng = np.random.default_rng(seed)
-    groups = _groups(len(reference), strata)
+    groups = _groups(total, strata)
+    part = min(count, total // 2)
     distances = []
     for _ in range(splits):
-        order = np.concatenate([rng.permutation(group) for group in groups])
-        parts = [FeatureStatistics.of(reference[torch.from_numpy(order[start::2])]) for start in (0, 1)]
-        distances.append(frechet_distance(parts[0], parts[1]))
-    return float(np.mean(distances)) * (1 / count + 1 / len(reference)) / (4 / len(reference))
+        place = np.empty(total)  # in [0, 1): any beginning of this order has its share of each group
+        for group in groups:
+            place[group] = (rng.permutation(len(group)) + rng.random(len(group))) / len(group)
+        order = torch.from_numpy(np.argsort(place))
+        distances.append(
+            frechet_distance(
+                FeatureStatistics.of(reference[order[:part]]), FeatureStatistics.of(reference[order[part:]])
+            )
+        )
+    return float(np.mean(distances)) * (1 / count + 1 / total) / (1 / part + 1 / (total - part))
