@@ -112,7 +112,7 @@ def test_seeds_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["sample", "a red heart", "--steps", "3", "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert said.out.strip() == str(out)
-    assert "'a red heart' by emoji: 3 steps, guidance 7.5, rescale 0.7, seed 0" in said.err
+    assert "'a red heart' by emoji: 3 steps, guidance 3, rescale 0.7, seed 0" in said.err
     with Image.open(out) as image:
         assert image.size == (64, 64)
     assert "emoji" in bundled_models()

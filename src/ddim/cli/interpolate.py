@@ -136,8 +136,7 @@ def _check_kind(pipe: Any, settings: InterpolateSettings) -> None:
 
 def _with_guidance(settings: InterpolateSettings, pipe: Any) -> InterpolateSettings:
     """Guidance that suits the model, where none was given. Pictures come back from their noise only without it."""
-    is_zero_snr = pipe.scheduler.config.rescale_betas_zero_snr
-    for_texts = 1.0 if settings.images else 3.0 if is_zero_snr else 7.5
+    for_texts = 1.0 if settings.images else None
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale, for_texts=for_texts)
     return dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
 

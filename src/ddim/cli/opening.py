@@ -55,12 +55,16 @@ def draws_texts(pipe: Any) -> bool:
 
 
 def suitable_guidance(
-    pipe: Any, scale: float | None, rescale: float | None, *, for_texts: float = 7.5
+    pipe: Any, scale: float | None, rescale: float | None, *, for_texts: float | None = None
 ) -> tuple[float, float]:
-    """(guidance_scale, guidance_rescale): as given; else `for_texts` or 1, and 0.7 for texts at zero terminal SNR."""
+    """(guidance_scale, guidance_rescale): as given; else 3 and 0.7 for texts at zero terminal SNR, for which the
+    bundled model was judged, 7.5 and 0 for other texts, and 1 and 0 without texts. `for_texts` stands for 3 and 7.5.
+    """
     texts = draws_texts(pipe)
+    is_zero_snr = pipe.scheduler.config.rescale_betas_zero_snr
     if scale is None:
-        scale = for_texts if texts else 1.0
+        suitable = for_texts or (3.0 if is_zero_snr else 7.5)
+        scale = suitable if texts else 1.0
     if rescale is None:
-        rescale = 0.7 if texts and scale != 1 and pipe.scheduler.config.rescale_betas_zero_snr else 0.0
+        rescale = 0.7 if texts and scale != 1 and is_zero_snr else 0.0
     return scale, rescale

@@ -41,7 +41,8 @@ class PlotTrajectorySettings:
     class_label: int | None = None
     """The class to draw, for a class-conditional model. No class in particular if not given."""
     guidance_scale: float | None = None
-    """How much to prefer the text or class over none; 1 is no guidance. If not given, 7.5 for texts, 1 for classes."""
+    """How much to prefer the text or class over none; 1 is no guidance. If not given, 1 for classes, 3 for a
+    text-to-image model with zero terminal SNR, 7.5 for others."""
     guidance_rescale: float | None = None
     """In [0, 1]: how much of the contrast that guidance adds to take back. If not given, 0.7 for a text-to-image model
     with zero terminal SNR, else 0."""

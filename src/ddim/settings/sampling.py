@@ -28,7 +28,8 @@ class SampleSettings:
     class_labels: tuple[int, ...] = ()
     """Classes to draw, for a class-conditional model; repeated to fill the batch. All of them in turn if not given."""
     guidance_scale: float | None = None
-    """How much to prefer the text or class over none; 1 is no guidance. If not given, 7.5 for texts, 1 for classes."""
+    """How much to prefer the text or class over none; 1 is no guidance. If not given, 1 for classes, 3 for a
+    text-to-image model with zero terminal SNR, 7.5 for others."""
     guidance_rescale: float | None = None
     """In [0, 1]: how much of the contrast that guidance adds to take back. If not given, 0.7 for a text-to-image model
     with zero terminal SNR, else 0."""
