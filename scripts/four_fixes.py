@@ -109,17 +109,17 @@ def train_all() -> None:
 FOUND = """\
 ## What they say
 
-- **A text that says the background is enough.** Both v-models keep to it, within 0.02 of the brightness asked for, at any
-  spacing and number of steps; the one without zero terminal SNR is a little nearer after equal training. Captions here
-  name the background, so the network has no need to find the brightness in the noise. That the fixes are needed for
-  pictures on black, these tables do not show.
-- **Without a text the faults are there.** Without zero terminal SNR, and from leading timesteps in few steps, all pictures
-  are of middling brightness: a deviation of 0.06 where real ones have 0.18. At 5 steps zero SNR alone brings the distance
-  from 0.137 to 0.117, trailing alone to 0.076, both to 0.062; at 10 steps from 0.112 to 0.046, which is what two draws of
-  real pictures differ by. At 25 steps zero SNR still halves it, and leading is as good as trailing.
+- **A text that says the background is enough.** Both v-models keep to it, within 0.02 of the brightness asked for, at
+  any spacing and number of steps; the one without zero terminal SNR is a little nearer after equal training. Captions
+  here name the background, so the network has no need to find the brightness in the noise. That the fixes are needed
+  for pictures on black, these tables do not show.
+- **Without a text the faults are there.** Without zero terminal SNR, and from leading timesteps in few steps, all
+  pictures are of middling brightness: a deviation of 0.06 where real ones have 0.18. At 5 steps zero SNR alone brings
+  the distance from 0.137 to 0.117, trailing alone to 0.076, both to 0.062; at 10 steps from 0.112 to 0.046, which is
+  what two draws of real pictures differ by. At 25 steps zero SNR still halves it, and leading is as good as trailing.
 - **ε is far behind** after the same training: ten times the error of brightness.
-- **Guidance rescale** halves what is over-exposed at guidance 3 and takes a sixth of it away at 7.5; the pixels' error is
-  no larger.
+- **Guidance rescale** halves what is over-exposed at guidance 3 and takes a sixth of it away at 7.5; the pixels'
+  error is no larger.
 """
 
 # --- measuring -------------------------------------------------------------------------------------------------------
