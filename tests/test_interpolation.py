@@ -30,7 +30,6 @@ from ddim.interpolation import (
     seed_noise,
     slerp,
     stations,
-    unclipped,
 )
 from ddim.pipelines.unconditional import DDIMPipeline
 
@@ -310,4 +309,4 @@ def test_what_cannot_be_drawn_is_refused(pipe: DDIMPipeline) -> None:
 def test_a_plan_loses_its_clipping_and_nothing_else(pipe: DDIMPipeline) -> None:
     plan = pipe.scheduler.plan(4)
     assert plan.clip_range is not None
-    assert unclipped(plan) == dataclasses.replace(plan, clip_range=None)
+    assert plan.unclipped() == dataclasses.replace(plan, clip_range=None)

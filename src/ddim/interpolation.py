@@ -10,7 +10,6 @@ between two noises leaves: `slerp` stays on it. Texts and what else has no such 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -217,11 +216,6 @@ def seed_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Tensor:
     return gaussian_noise(pipe.sample_shape(len(seeds)), generators, pipe.device, pipe.dtype)
 
 
-def unclipped(plan: SamplingPlan) -> SamplingPlan:
-    """The plan without clipping: what inversion, and the way back, follow is the ODE, and clipping leaves it."""
-    return dataclasses.replace(plan, clip_range=None, thresholding=None)
-
-
 def _settle(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[SampleStep]:
     return invert_fixed_point(denoiser, x0, plan, tolerance=1e-3)  # a picture's bytes are 8e-3 apart
 
@@ -237,7 +231,7 @@ def picture_noise(
     Args:
         denoiser: of `len(x0)` samples, without guidance.
         x0: (p c h w), of `pipe.encode`.
-        plan: of the way down, as `unclipped` gives it, with η = 0.
+        plan: of the way down, as `SamplingPlan.unclipped` gives it, with η = 0.
         method: "ddim", or "fixed-point", which takes several times as long and comes back as near as a picture's
             bytes can tell; see `inversion`.
         notice: called after each step.

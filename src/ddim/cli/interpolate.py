@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def run_interpolate(settings: InterpolateSettings) -> None:
     import torch
 
-    from ddim.interpolation import draw, unclipped
+    from ddim.interpolation import draw
 
     settings = _with_points(settings)
     _check_out(settings)
@@ -37,7 +37,7 @@ def run_interpolate(settings: InterpolateSettings) -> None:
     settings = _with_guidance(settings, pipe)
     plan = pipe.scheduler.plan(settings.steps)
     if settings.images:
-        plan = unclipped(plan)
+        plan = plan.unclipped()
     frames = len(_stations(settings)[0])
     batches = -(-frames // max(settings.batch_size, 1))
     with torch.no_grad(), pipe.progress_bar(len(plan) * (batches + bool(settings.images))) as bar:
