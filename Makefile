@@ -5,7 +5,7 @@ MODEL ?= emoji
 PROMPT ?= a red heart
 OUT ?= sample.png
 
-.PHONY: help sample test test-all lint bench digits clean
+.PHONY: help sample test test-all lint bench paper digits clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ lint: .venv/.all  ## formatting, lint and types
 
 bench: .venv/.all  ## measure against diffusers and write docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py --write docs/benchmarks.md
+
+paper: .venv/.all  ## everything the DDIM paper claims, measured, into docs/ (hours; resumable; QUICK=1 for minutes)
+	$(BIN)/python scripts/paper.py $(if $(QUICK),--quick)
 
 digits: .venv/.all  ## train the bundled digits model anew (about a quarter of an hour on two cores; resumable)
 	$(BIN)/python scripts/train_digits.py

@@ -8,6 +8,7 @@ inversion. 100 steps, guidance 3 on the target, rescale 0.7.
 
 from __future__ import annotations
 
+import argparse
 import io
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,10 @@ HEADS = ("drawing", "encoded", "cycle, seed 0", "cycle, seed 1", "fixed point")
 STEPS, SIDE, GAP, TEXT = 100, 96, 6, 330
 
 
-def edited(pipe: Any, picture: Image.Image, source: str, target: str, strength: float) -> list[Image.Image]:
+def edited(pipe: Any, picture: Image.Image, source: str, target: str, strength: float, steps: int) -> list[Image.Image]:
     """What the last four columns show."""
     x0 = pipe.encode(picture)
-    plan = shortened(pipe.scheduler.plan(STEPS, eta=1.0).unclipped(), strength)
+    plan = shortened(pipe.scheduler.plan(steps, eta=1.0).unclipped(), strength)
     two = x0.repeat(2, 1, 1, 1)
     how = {"guidance_scale": 3.0, "guidance_rescale": 0.7}
     generators = [seeded_generators(seed, 1)[0] for seed in (0, 1)]
@@ -61,24 +62,29 @@ def edited(pipe: Any, picture: Image.Image, source: str, target: str, strength: 
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two rows, ten steps")
+    parser.add_argument("--out", type=Path, default=HERE / "docs" / "editing.png")
+    options = parser.parse_args()
+    edits, steps = (EDITS[:2], 10) if options.quick else (EDITS, STEPS)
     pipe = DiffusionPipeline.from_pretrained("emoji")
     rows = pq.read_table(HERE / "data" / "emoji.parquet").to_pylist()
     drawings = {row["icon"]: row["image"]["bytes"] for row in rows if row["style"] == "noto"}
     font = ImageFont.load_default(size=15)
-    sheet = Image.new("RGB", (TEXT + len(HEADS) * (SIDE + GAP), 28 + len(EDITS) * (SIDE + GAP)), "#dddddd")
+    sheet = Image.new("RGB", (TEXT + len(HEADS) * (SIDE + GAP), 28 + len(edits) * (SIDE + GAP)), "#dddddd")
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(HEADS):
         draw.text((TEXT + column * (SIDE + GAP), 6), head, fill="black", font=font)
-    for line, (icon, source, target, color, strength) in enumerate(tqdm(EDITS, desc="editing")):
+    for line, (icon, source, target, color, strength) in enumerate(tqdm(edits, desc="editing")):
         picture = flatten(Image.open(io.BytesIO(drawings[icon])), "RGB", BACKGROUNDS[color])
         with torch.no_grad():
-            shown = [picture, *edited(pipe, picture, source, target, strength)]
+            shown = [picture, *edited(pipe, picture, source, target, strength, steps)]
         top = 28 + line * (SIDE + GAP)
         said = "\n".join(text.replace(", noto style", "").replace(" on ", "\non ") for text in (source, f"→ {target}"))
         draw.text((8, top + 8), f"{said}\n(strength {strength})", fill="black", font=font)
         for column, image in enumerate(shown):
             sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (TEXT + column * (SIDE + GAP), top))
-    with atomic_write(HERE / "docs" / "editing.png") as path:
+    with atomic_write(options.out) as path:
         sheet.save(path, format="PNG", optimize=True)
 
 
