@@ -69,6 +69,33 @@ def test_plain_inversion_nears_the_exact_encoding_at_first_order(prediction_type
     assert math.log2(errors[0] / errors[2]) / 2 > 0.8
 
 
+def test_the_encoding_of_a_mixture_keeps_every_quantile() -> None:
+    """On a line the ODE moves all of the distribution without crossing: x_T has the rank in p_T that x0 has in p_0."""
+    means, share, spread = torch.tensor([-1.0, 1.5], dtype=torch.float64), torch.tensor([0.3, 0.7]), 0.25
+
+    def rank(x: Tensor, ab: float) -> Tensor:
+        normal = torch.distributions.Normal(math.sqrt(ab) * means, math.sqrt(ab * spread**2 + 1 - ab))
+        return (share * normal.cdf(x[..., None])).sum(-1)
+
+    plan = make_plan(1000)
+
+    def denoise(x: Tensor, timestep: Tensor) -> Tensor:
+        ab = plan.alphas_cumprod[int(timestep)]
+        variance = ab * spread**2 + 1 - ab
+        away = x[..., None] - math.sqrt(ab) * means
+        weight = (share.log() - away**2 / (2 * variance)).softmax(-1)
+        return math.sqrt(1 - ab) * (weight * away).sum(-1) / variance
+
+    x0 = torch.linspace(-1.5, 2.2, 38, dtype=torch.float64)[:, None]
+    x_end = last(invert(denoise, x0, plan))
+    assert (x_end.diff(dim=0) > 0).all()
+    assert (rank(x_end, plan.alphas_cumprod[-1]) - rank(x0, 1.0)).abs().max() < 0.01
+    again = last(sample(denoise, x_end, plan))
+    likely = (x0 - means).abs().amin(-1) < 3 * spread  # between the two, where nothing is, a hair decides
+    assert likely.sum() > 25
+    assert (again - x0)[likely].abs().max() < 0.05
+
+
 def test_plain_inversion_is_what_the_inverse_scheduler_does() -> None:
     plan = make_plan(10)
     scheduler = DDIMInverseScheduler(clip_sample=False, timestep_spacing="trailing")
