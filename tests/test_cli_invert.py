@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_sd import tiny_reference
 
 from ddim.cli import main
+from ddim.cli.pictures import read_image
 from ddim.models import UNet2DModel
 from ddim.pipelines import DDIMPipeline
 from ddim.scheduler import DDIMScheduler
@@ -93,6 +94,13 @@ def test_the_same_text_changes_nothing(texts: str, picture: str, tmp_path: Path,
     assert difference <= 2
 
 
+def test_what_shows_through_is_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "glass.png")
+    assert read_image(str(tmp_path / "glass.png")).getpixel((0, 0)) == (255, 255, 255)
+    Image.new("L", (4, 4), 7).save(tmp_path / "gray.png")
+    assert read_image(str(tmp_path / "gray.png")).mode == "L"
+
+
 def test_an_edit_follows_seed_and_text(texts: str, picture: str, tmp_path: Path) -> None:
     def edit(name: str, *options: str) -> bytes:
         out = tmp_path / name
@@ -123,6 +131,8 @@ def test_what_cannot_work_is_one_line(
         (["edit", picture, "--model", texts, "--source", "a", "--target", "b", "--eta", "0"], "eta"),
         (["edit", picture, "--model", texts, "--source", "a", "--target", "b", "--batch", "2", "--method", "ddim"],
          "several"),
+        (["invert", "--model", classes, "--out", noise], "one picture file or more"),
+        (["edit", "--model", texts, "--source", "a", "--target", "b"], "one picture file or more"),
         (["sample", "--from", noise], "noise.safetensors"),
     ):  # fmt: skip
         assert main(arguments) == 1

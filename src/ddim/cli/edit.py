@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
-from ddim.cli.pictures import made_by, read_image, save_pictures
+from ddim.cli.pictures import made_by, read_images, save_pictures
 from ddim.errors import ConfigError
 from ddim.settings import EditSettings
 
@@ -25,7 +25,7 @@ def run_edit(settings: EditSettings) -> None:
     if settings.batch < 1 or (settings.batch > 1 and settings.method != "cycle"):
         raise ConfigError(f"--batch {settings.batch}: a picture has one result, or with --method cycle several")
     started = time.perf_counter()
-    pictures = [read_image(path) for path in settings.images]
+    pictures = read_images(settings.images)
     pipe = open_pipeline(settings.model, settings.dtype, settings.device, spacing=settings.spacing)
     if not draws_texts(pipe):
         raise ConfigError(f"{settings.model} draws no texts, so there is nothing to edit by: use a text-to-image model")

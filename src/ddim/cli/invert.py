@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddim._version import __version__
 from ddim.cli.opening import draws_texts, open_pipeline
-from ddim.cli.pictures import made_by, read_image, save_pictures
+from ddim.cli.pictures import made_by, read_images, save_pictures
 from ddim.errors import CheckpointError, ConfigError
 from ddim.settings import InvertSettings
 
@@ -34,7 +34,7 @@ def run_invert(settings: InvertSettings) -> None:
     if Path(settings.out).suffix != SUFFIX:
         raise ConfigError(f"--out {settings.out} must end in {SUFFIX}")
     started = time.perf_counter()
-    pictures = [read_image(path) for path in settings.images]
+    pictures = read_images(settings.images)
     pipe = open_pipeline(settings.model, settings.dtype, settings.device, spacing=settings.spacing)
     plan = pipe.scheduler.plan(settings.steps).unclipped()
     way = METHODS[settings.method]

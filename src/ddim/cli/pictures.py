@@ -17,19 +17,32 @@ if TYPE_CHECKING:
 
 
 def read_image(path: str) -> Image.Image:
-    """A picture from a file.
+    """A picture from a file; one that anything shows through is put on white.
 
     Raises:
         ConfigError: it is none.
     """
     from PIL import Image, UnidentifiedImageError
 
+    from ddim.data import flatten, shows_background
+
     try:
         with Image.open(path) as image:
             image.load()
-            return image
+            return flatten(image, "RGB") if shows_background(image) else image
     except UnidentifiedImageError as error:
         raise ConfigError(f"{path} is no readable image") from error
+
+
+def read_images(paths: Sequence[str]) -> list[Image.Image]:
+    """Pictures from files.
+
+    Raises:
+        ConfigError: there are none, or one is no picture.
+    """
+    if not paths:
+        raise ConfigError("give one picture file or more")
+    return [read_image(path) for path in paths]
 
 
 def made_by(command: str, settings: Any, **more: Any) -> dict[str, Any]:

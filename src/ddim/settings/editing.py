@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
@@ -68,9 +68,7 @@ class EditSettings:
     """What they shall show."""
     model: str = "emoji"
     """A text-to-image model: a folder in diffusers' layout, a bundled one, or an id on the hub."""
-    method: Annotated[Literal["cycle", "ddim", "fixed-point", "bidirectional"], tyro.conf.arg(metavar="METHOD")] = (
-        "cycle"
-    )
+    method: Literal["cycle", "ddim", "fixed-point", "bidirectional"] = "cycle"
     """cycle: CycleDiffusion, the noise of every step of a random sampler. The others: DDIM inversion, see `ddim
     invert`."""
     strength: float = 0.7
@@ -82,7 +80,7 @@ class EditSettings:
     source_guidance_scale: float = 1.0
     """On the way to the noise."""
     guidance_scale: float | None = None
-    """On the way back: how much to prefer the target. If not given, as in `ddim interpolate`: 3 for a model with zero
+    """On the way back: how much to prefer the target. If not given, 3 for a model with zero
     terminal SNR, 7.5 for others."""
     guidance_rescale: float | None = None
     """In [0, 1]. If not given, 0.7 for a model with zero terminal SNR, else 0."""
