@@ -23,10 +23,9 @@ DDIM = [sys.executable, "-m", "ddim"]
 HEART = ["a red heart, noto style", "a blue heart, noto style"]
 
 
-def parts(quick: bool) -> dict[str, list[str]]:
-    """Name -> command. What is quick writes into runs/paper-quick."""
-    out = Path("runs/paper-quick") if quick else Path("docs")
-    kept = Path("runs/paper-quick") if quick else Path("runs")
+def parts(quick: Path | None) -> dict[str, list[str]]:
+    """Name -> command. What is quick writes all into that folder."""
+    out, kept = (quick, quick) if quick else (Path("docs"), Path("runs"))
 
     def python(script: str, *options: str) -> list[str]:
         return [sys.executable, f"scripts/{script}.py", *options]
@@ -64,17 +63,20 @@ def parts(quick: bool) -> dict[str, list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("only", nargs="*", help=f"parts to do, also again: {', '.join(parts(False))}")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("only", nargs="*", help=f"parts to do, also again: {', '.join(parts(None))}")
+    parser.add_argument("--quick", action="store_true", help="small, in minutes")
+    parser.add_argument("--quick-out", type=Path, default=Path("runs/paper-quick"), help="where what is quick goes")
     options = parser.parse_args()
+    quick = options.quick_out.resolve() if options.quick else None
     os.chdir(HERE)
-    commands = parts(options.quick)
+    commands = parts(quick)
     unknown = sorted(set(options.only) - set(commands))
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(commands)}")
     note = Path("runs/paper/done.json")
     done = read_json(note) if note.exists() and not options.quick else {}
-    Path("runs/paper-quick").mkdir(parents=True, exist_ok=True)
+    if quick:
+        quick.mkdir(parents=True, exist_ok=True)
     for name, command in commands.items():
         if (options.only and name not in options.only) or (not options.only and name in done):
             continue
