@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from ddim.process import (
     ddim_step,
     gaussian_noise,
     prediction,
+    second_order,
     sigma,
     sigma_hat,
     threshold,
@@ -92,6 +94,8 @@ class SamplingPlan:
         thresholding: (ratio, maximum) of dynamic thresholding, which takes the place of clipping; or None.
         legacy_stride: diffusers' rule, previous = t - stride; None takes the next listed timestep.
         inverse: run from the image to the noise.
+        order: 1 is DDIM; 2 adds what the change of the predicted x0 since the last step says, see
+            `process.second_order`. `sample` follows it; `step`, which knows of no last step, is of first order.
 
     Raises:
         ConfigError: timesteps that are not in order or not in range, or settings under which a step has no finite
@@ -107,6 +111,7 @@ class SamplingPlan:
     thresholding: tuple[float, float] | None = None
     legacy_stride: int | None = None
     inverse: bool = False
+    order: int = 1
 
     def __post_init__(self) -> None:
         _check_levels(self.alphas_cumprod, self.final_alpha_cumprod)
@@ -127,6 +132,10 @@ class SamplingPlan:
         stride = self.legacy_stride
         if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 1):
             raise ConfigError(f"legacy_stride must be a positive int, not {stride!r}")
+        if self.order not in (1, 2) or isinstance(self.order, bool):
+            raise ConfigError(f"order must be 1 or 2, not {self.order!r}")
+        if self.order == 2 and (self.eta != 0 or self.inverse or stride is not None):
+            raise ConfigError("order=2 is for a plan from noise to image with eta=0 and no legacy_previous_timestep")
         for timestep in self.timesteps:
             self._row(timestep)
 
@@ -382,6 +391,14 @@ class SamplingPlan:
         ]
         return tuple((after, before) if self.inverse else (before, after) for before, after in pairs)
 
+    @cached_property
+    def carried(self) -> tuple[float, ...]:
+        """How much of the change of the predicted x0 since the last step each step adds: 0 at first order."""
+        if self.order == 1:
+            return (0.0,) * len(self)
+        pairs = self.alpha_bars
+        return (0.0, *(second_order(last[0], *pair) for last, pair in pairwise(pairs)))
+
     def with_eta(self, eta: Eta) -> SamplingPlan:
         """The same plan with another η; made once."""
         _check_eta(eta)
@@ -396,7 +413,7 @@ class SamplingPlan:
 
     def inverted(self) -> SamplingPlan:
         """The plan over the reversed pairs of ᾱ: from the image to the noise, or back again."""
-        return replace(self, timesteps=self.timesteps[::-1], eta=0.0, inverse=not self.inverse)
+        return replace(self, timesteps=self.timesteps[::-1], eta=0.0, inverse=not self.inverse, order=1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, as JSON holds them."""
@@ -424,7 +441,7 @@ class SamplingPlan:
             clip = f"quantile {self.thresholding[0]:g}, at most {self.thresholding[1]:g}"
         head = (
             f"SamplingPlan: {len(self)} {'inverse ' if self.inverse else ''}steps of {len(self.alphas_cumprod)}, "
-            f"{self.prediction_type}, eta {self.eta}, clipping {clip}\n"
+            f"{self.prediction_type}, eta {self.eta}, clipping {clip}{', second order' if self.order == 2 else ''}\n"
             f"{'t':>5} {'prev':>5} {'ᾱ':>10} {'ᾱ prev':>10} {'a':>10} {'b':>10} {'σ':>9} {'p':>10} {'q':>10}"
         )
         lines = [

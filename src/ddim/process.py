@@ -20,6 +20,7 @@ functions here take numbers, numpy arrays or tensors alike, and `plan` applies t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -104,6 +105,25 @@ def ddim_step(x0: Value, eps: Value, alpha_bar_prev: Value, direction: Value) ->
     `direction` is the second root; the caller knows whether its radicand can be negative.
     """
     return alpha_bar_prev**0.5 * x0 + direction * eps
+
+
+def second_order(alpha_bar_before: float, alpha_bar: float, alpha_bar_prev: float) -> float:
+    """What to add of x0 - x0_before, the change of the predicted x0 since the last step, for a step of second order.
+
+    A DDIM step takes x0 to be constant on the way. Here it goes on as it went, in a straight line over the angle
+    φ = arctan √((1-ᾱ)/ᾱ) from the image (0) to the noise (π/2). With α = cos φ and σ = sin φ the ODE has the exact
+    solution x(φ') = σ'/σ x + σ' ∫ x0 d(cot φ), which gives
+
+        (α'·(φ' - φ) - σ'·ln(σ'/σ)) / (φ - φ_before)
+
+    It is finite at both ends, ᾱ = 0 and ᾱ = 1, where multistep methods over log SNR (Lu et al. 2022, DPM-Solver++)
+    have to fall back to first order.
+    """
+    before, here, there = (math.atan2((1 - ab) ** 0.5, ab**0.5) for ab in (alpha_bar_before, alpha_bar, alpha_bar_prev))
+    if before == here or here == 0:
+        return 0.0
+    logarithm = math.sin(there) * math.log(math.sin(there) / math.sin(here)) if there > 0 else 0.0
+    return (math.cos(there) * (there - here) - logarithm) / (here - before)
 
 
 # --- on tensors ------------------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ def sample(
     """
     timesteps = torch.tensor(plan.timesteps)
     finite: list[Tensor] = []
+    last: Tensor | None = None  # the predicted x0 of the step before, for a plan of second order
     for index, (timestep, previous) in enumerate(zip(plan.timesteps, plan.previous_timesteps, strict=True)):
         output = denoiser(x, timesteps[index])
         if output.ndim == x.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
@@ -90,12 +91,22 @@ def sample(
             x,
             use_clipped_model_output=use_clipped_model_output,
             generator=generator,
-            x0=x0,
+            x0=x0 or plan.order == 2,
         )
+        if original is not None and plan.order == 2:
+            if last is not None:
+                prev = _carry_on(prev, original, last, plan.carried[index])
+            last = original
         step = SampleStep(index, timestep, previous, prev, original, output)
         yield step
         x = step.sample
     _check(finite, plan)
+
+
+def _carry_on(prev: Tensor, x0: Tensor, last: Tensor, share: float) -> Tensor:
+    """prev + share·(x0 - last); half precision is computed in float32."""
+    wide = torch.promote_types(prev.dtype, torch.float32)
+    return torch.add(prev.to(wide), x0.to(wide) - last.to(wide), alpha=share).to(prev.dtype)
 
 
 def _check(finite: list[Tensor], plan: SamplingPlan) -> None:

@@ -74,6 +74,7 @@ class _Scheduler(PretrainedMixin):
         *,
         eta: Eta = 0.0,
         timesteps: Sequence[int] | Tensor | None = None,
+        order: int = 1,
     ) -> SamplingPlan:
         """The table of a run. Changes nothing here; reads `config` as it is now.
 
@@ -81,6 +82,7 @@ class _Scheduler(PretrainedMixin):
             num_inference_steps: N, from 1 to `num_train_timesteps`; spaced as `config.timestep_spacing` says.
             eta: η of equation 16 in [0, 1], or "sigma_hat".
             timesteps: the timesteps themselves, instead of N: distinct, in the order of the run.
+            order: 1 is DDIM; 2 is a multistep method of second order, for eta=0: as many evaluations, nearer the ODE.
 
         Raises:
             ConfigError: N, the timesteps or the settings cannot work; names the setting that would.
@@ -110,6 +112,7 @@ class _Scheduler(PretrainedMixin):
             thresholding=thresholding,
             legacy_stride=len(self._levels) // count if config.get("legacy_previous_timestep") else None,
             inverse=self._inverse,
+            order=order,
         )
 
     def set_timesteps(

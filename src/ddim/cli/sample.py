@@ -83,6 +83,7 @@ def _draw(pipe: Any, settings: SampleSettings, only: int | None) -> list[Image.I
     arguments: dict[str, Any] = {
         "num_inference_steps": settings.steps,
         "eta": settings.eta,
+        "order": settings.order,
         "guidance_scale": settings.guidance_scale,
         "guidance_rescale": settings.guidance_rescale,
         "generator": [generators[number] for number in numbers],

@@ -63,6 +63,7 @@ class DDIMPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[int, int] | None = None,
+        order: int = 1,
         seed: int | Sequence[int] | None = None,
         latents: Tensor | None = None,
         timesteps: Sequence[int] | None = None,
@@ -82,6 +83,7 @@ class DDIMPipeline(DiffusionPipeline):
             guidance_scale: how much to prefer the class over none; 1 is no guidance.
             guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`.
             guidance_interval: guide only at timesteps from the first to the second.
+            order: 2 for steps of second order, at eta=0: as many evaluations, nearer the ODE's solution.
             seed: instead of a generator: image k of a seed is the same whatever the batch size, device or thread
                 count. A list has one for each image.
             latents: x_T, (batch, channels, height, width), instead of noise.
@@ -99,7 +101,9 @@ class DDIMPipeline(DiffusionPipeline):
             batch_size = _count(class_labels, seed, generator, latents)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive int, not {batch_size!r}")
-        plan = self.scheduler.plan(num_inference_steps if timesteps is None else None, eta=eta, timesteps=timesteps)
+        plan = self.scheduler.plan(
+            num_inference_steps if timesteps is None else None, eta=eta, timesteps=timesteps, order=order
+        )
         denoiser = self.denoiser(
             plan,
             batch_size,

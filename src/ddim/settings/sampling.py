@@ -37,6 +37,8 @@ class SampleSettings:
     """Sampling steps, 1 to the model's training timesteps."""
     eta: float | Literal["sigma_hat"] = 0.0
     """Noise added on the way: 0 is DDIM, 1 is DDPM, sigma_hat is DDPM with the larger variance."""
+    order: Literal[1, 2] = 1
+    """Of the steps: 2 comes nearer to what many steps give, with as many evaluations; for --eta 0."""
     spacing: Spacing | None = None
     """Which of the training timesteps to use. The model's own choice if not given."""
     zero_snr: bool | None = None
