@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddim import DDIMScheduler, SamplingPlan, sample
+from ddim import DDIMScheduler, DiffusionPipeline, SamplingPlan, sample
 from ddim.errors import ConfigError
 from ddim.process import DAMPING, PREDICTIONS, second_order
 
@@ -116,3 +116,20 @@ def test_what_cannot_be_of_second_order(options: dict[str, object], message: str
         DDIMScheduler().plan(10, **{"order": 2, **options})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="legacy_previous_timestep"):
         DDIMScheduler(legacy_previous_timestep=True).plan(10, order=2)
+
+
+def test_pictures_of_the_bundled_model_come_nearer() -> None:
+    """To those of many steps, from the same noise, under guidance and its rescale."""
+    pipe = DiffusionPipeline.from_pretrained("emoji")
+    pipe.set_progress_bar_config(disable=True)
+
+    def latents(steps: int, order: int) -> Tensor:
+        how = {"guidance_scale": 3.0, "guidance_rescale": 0.7, "seed": 0, "output_type": "latent"}
+        found: Tensor = pipe(["a fox", "a house"], num_inference_steps=steps, order=order, **how).images
+        return found
+
+    exact = latents(80, 1)
+    first, second = ((latents(10, order) - exact).square().mean().sqrt() for order in (1, 2))
+    assert second < 0.8 * first
+    with pytest.raises(ConfigError, match="eta=0"):
+        pipe("a fox", eta=1.0, order=2)
