@@ -60,7 +60,7 @@ def invert(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[Sampl
 
 
 def invert_fixed_point(
-    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, iterations: int = 400, tolerance: float = 1e-6
+    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, iterations: int = 1000, tolerance: float = 1e-6
 ) -> Iterator[SampleStep]:
     """Solve the sampler's own step for where it came from, at each step, beginning with the plain inversion's answer.
 
