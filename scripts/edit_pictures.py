@@ -80,7 +80,7 @@ def main() -> None:
         with torch.no_grad():
             shown = [picture, *edited(pipe, picture, source, target, strength, steps)]
         top = 28 + line * (SIDE + GAP)
-        said = "\n".join(text.replace(", noto style", "").replace(" on ", "\non ") for text in (source, f"→ {target}"))
+        said = "\n".join(text.replace(", noto style", "").replace(" on ", "\non ") for text in (source, f"to {target}"))
         draw.text((8, top + 8), f"{said}\n(strength {strength})", fill="black", font=font)
         for column, image in enumerate(shown):
             sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (TEXT + column * (SIDE + GAP), top))
