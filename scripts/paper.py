@@ -40,7 +40,8 @@ def parts(quick: Path | None) -> dict[str, list[str]]:
             str(kept / "agreement"),
         ),
         "consistency": [
-            *DDIM, "evaluate", "digits", "--consistency", "--samples", "20" if quick else "200", "--out", str(out),
+            *DDIM, "evaluate", "digits", "--consistency", "--clip-sample", "never", "--out", str(out),
+            "--samples", "20" if quick else "200",
             "--steps", *(("10", "50") if quick else ("10", "20", "50", "100", "1000")),
         ],
         "reconstruction": python("reconstruction", *(["--quick"] if quick else [])),
