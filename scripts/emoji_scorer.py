@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import itertools
 import json
 import math
 import re
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from train_emoji import DATA, HERE, articled
 
 from ddim.data import BACKGROUNDS, flatten, say_background
+from ddim.evaluation.networks import image_tower
 
 FOLDER = HERE / "data" / "scorer"
 STYLES = ("noto", "fluent", "twemoji")
@@ -196,22 +196,6 @@ def _of_other_concepts(names: Iterable[Name], count: int, seen: set[str]) -> lis
 # ------------------------------------------------------------------------------------------------------------ network
 
 
-def _convolve(inputs: int, outputs: int, stride: int = 1, size: int = 3) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
-
-
-class Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = _convolve(channels, channels)
-        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.second(self.first(x)))
-
-
 class Scorer(nn.Module):
     """Pictures (n 3 64 64) in [-1, 1] and captions as unit vectors (n size): the cosine says how well they fit.
 
@@ -230,10 +214,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.numbers = {word: number for number, word in enumerate(words, start=1)}
         self.longest = 16
-        layers: list[nn.Module] = [_convolve(3, widths[0], stride=2, size=5)]
-        for inputs, outputs in itertools.pairwise(widths):
-            layers += [_convolve(inputs, outputs, stride=2), Residual(outputs)]
-        self.see = nn.Sequential(*layers, nn.Conv2d(widths[-1], 64, 1), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1))
+        self.see = image_tower(widths)
         self.seen = nn.Linear(64 * 16, size)
         self.words = nn.EmbeddingBag(len(words) + 1, size, mode="sum", padding_idx=0)
         self.read = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2 * size), nn.GELU(), nn.Linear(2 * size, size))

@@ -10,6 +10,7 @@ between two noises leaves: `slerp` stays on it. Texts and what else has no such 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ddim.errors import ConfigError
-from ddim.inversion import Notice, invert, invert_fixed_point
+from ddim.inversion import METHODS, Notice, invert_fixed_point
 from ddim.pipelines import DiffusionPipeline
 from ddim.plan import SamplingPlan
 from ddim.process import gaussian_noise, seeded_generators
@@ -220,7 +221,7 @@ def _settle(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[Samp
     return invert_fixed_point(denoiser, x0, plan, tolerance=1e-3)  # a picture's bytes are 8e-3 apart
 
 
-INVERSIONS = {"ddim": invert, "fixed-point": _settle}
+INVERSIONS = {"ddim": METHODS["ddim"], "fixed-point": dataclasses.replace(METHODS["fixed-point"], up=_settle)}
 
 
 def picture_noise(
@@ -242,12 +243,8 @@ def picture_noise(
     """
     if method not in INVERSIONS:
         raise ConfigError(f"method={method!r} is none of {', '.join(INVERSIONS)}")
-    x = x0
     with torch.no_grad():
-        for step in INVERSIONS[method](denoiser, x0, plan):
-            x = step.sample
-            if notice is not None:
-                notice(step)
+        (x,) = INVERSIONS[method].encode(denoiser, x0, plan, notice)
     return x
 
 

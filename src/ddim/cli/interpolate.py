@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddim.animation import SUFFIXES, there_and_back, write_animation
 from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
-from ddim.cli.pictures import made_by, read_image, save_picture
+from ddim.cli.pictures import made_by, read_images, save_picture, save_pictures
 from ddim.errors import ConfigError, require
 from ddim.settings import InterpolateSettings
 
@@ -180,7 +180,7 @@ def _noise(pipe: Any, plan: SamplingPlan, settings: InterpolateSettings, progres
         conditions["prompt"] = list(settings.prompts[:count])
     if settings.class_labels:
         conditions["class_labels"] = list(settings.class_labels[:count])
-    x0 = pipe.encode([read_image(name) for name in settings.images])
+    x0 = pipe.encode(read_images(settings.images))
     denoiser = pipe.denoiser(plan.inverted(), count, **conditions)
     return picture_noise(denoiser, x0, plan, settings.method, lambda step: progress())
 
@@ -233,10 +233,8 @@ def _write(pictures: list[Image.Image], settings: InterpolateSettings) -> list[P
         frames = there_and_back(frames) if settings.loop else frames
         write_animation(out, frames, fps=settings.fps, note=made_by("interpolate", settings))
     elif _is_folder(settings):
-        paths = [out / f"{number:05d}.png" for number in range(len(pictures))]
-        for number, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
-            save_picture(enlarge(picture, settings.scale or 1), path, made_by("interpolate", settings, image=number))
-        return paths
+        frames = [enlarge(picture, settings.scale or 1) for picture in pictures]
+        return save_pictures(frames, settings.out, made_by("interpolate", settings))
     else:
         columns = settings.frames if settings.grid or settings.rows else len(pictures)
         if settings.rows:  # each row begins with the picture that the one before it ends with

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from ddim.hub import BUNDLED
 INCEPTION_WEIGHTS = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class FeatureExtractor:
         return self.network(pictures.float()).float()
 
 
-def _shipped(network: nn.Module, name: str, device: torch.device) -> nn.Module:
+def _shipped(network: Network, name: str, device: str | torch.device) -> Network:
     """Fill a network with its weights inside the package."""
     path = BUNDLED / "features" / f"{name}.safetensors"
     state = read_tensors(path)
@@ -68,9 +72,7 @@ def load_digits_classifier(device: str | torch.device = "cpu") -> DigitsClassifi
     Raises:
         CheckpointError: its file is missing or broken.
     """
-    network = DigitsClassifier()
-    _shipped(network, "digits", torch.device(device))
-    return network
+    return _shipped(DigitsClassifier(), "digits", device)
 
 
 def load_emoji_encoder(device: str | torch.device = "cpu") -> EmojiEncoder:
@@ -79,9 +81,7 @@ def load_emoji_encoder(device: str | torch.device = "cpu") -> EmojiEncoder:
     Raises:
         CheckpointError: its file is missing or broken.
     """
-    network = EmojiEncoder()
-    _shipped(network, "emoji", torch.device(device))
-    return network
+    return _shipped(EmojiEncoder(), "emoji", device)
 
 
 def _digits(weights: Path | None, device: torch.device) -> FeatureExtractor:

@@ -54,6 +54,14 @@ class _Residual(nn.Module):
         return F.relu(x + self.second(self.first(x)))
 
 
+def image_tower(widths: tuple[int, int, int, int]) -> nn.Sequential:
+    """Pictures (n 3 64 64) to (n 1024), with so many channels at 32, 16, 8 and 4 pixels on the way."""
+    layers: list[nn.Module] = [_convolve(3, widths[0], stride=2, size=5)]
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [_convolve(inputs, outputs, stride=2), _Residual(outputs)]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 64, 1), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1))
+
+
 class EmojiEncoder(nn.Module):
     """The image tower of the scorer in `scripts/emoji_scorer.py`, with the names of its tensors.
 
@@ -66,10 +74,7 @@ class EmojiEncoder(nn.Module):
 
     def __init__(self, widths: tuple[int, int, int, int] = (32, 64, 128, 192), size: int = 192) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_convolve(3, widths[0], stride=2, size=5)]
-        for inputs, outputs in itertools.pairwise(widths):
-            layers += [_convolve(inputs, outputs, stride=2), _Residual(outputs)]
-        self.see = nn.Sequential(*layers, nn.Conv2d(widths[-1], 64, 1), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1))
+        self.see = image_tower(widths)
         self.seen = nn.Linear(64 * 16, size)
         self.register_buffer("scales", torch.ones(len(self.depths) + 1))
 
