@@ -67,8 +67,17 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
             return tensor.to(self.device, self.dtype)
         with self.in_use(self.vae) as vae, torch.no_grad():
             mean = vae.encode(tensor.to(self.device, vae.dtype)).latent_dist.mode()
-        latents: Tensor = (mean.to(self.dtype) - (config.shift_factor or 0.0)) * config.scaling_factor
+        return self.scaled(mean)
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """What the autoencoder gives, (b z h w), as the U-Net knows it."""
+        config = self.vae.config
+        latents: Tensor = (z.to(self.dtype) - (config.shift_factor or 0.0)) * config.scaling_factor
         return latents
+
+    def is_guided(self, guidance_scale: float) -> bool:
+        """Whether two predictions are to be made: not for a U-Net that takes the scale as an input."""
+        return not guidance_scale <= 1 and self.unet.config.get("time_cond_proj_dim") is None
 
     def denoiser(
         self,
@@ -96,9 +105,8 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         if count % request.size:
             raise ValueError(f"{request.size} prompts do not fit {count} samples: give one, or one for each")
-        is_guided = not guidance_scale <= 1 and self.unet.config.get("time_cond_proj_dim") is None
         with torch.no_grad():
-            embeds, negative = encode(self, request, is_guided, clip_skip)
+            embeds, negative = encode(self, request, self.is_guided(guidance_scale), clip_skip)
         images = count // request.size
         return TextDenoiser(
             self.unet,

@@ -160,8 +160,7 @@ def encode(pipe: Any, picture: Tensor, batch: Batch, each_its_own: bool) -> Tens
             if each_its_own:
                 dist = type(dist)(_spread(dist.parameters, batch, "pictures"))
             generator = _first(generator, len(dist.parameters))
-        config = pipe.vae.config
-        latents = (dist.sample(generator).to(pipe.dtype) - (config.shift_factor or 0.0)) * config.scaling_factor
+        latents = pipe.scaled(dist.sample(generator))
     if latents.shape[2:] != batch.shape[2:]:
         raise ValueError(f"image has latents of shape {tuple(latents.shape)}, needed is {batch.shape}")
     return _spread(latents, batch, "pictures")

@@ -270,7 +270,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
                 raise ValueError(f"latents have shape {tuple(latents.shape)}, needed is {batch.shape}")
             latents = latents.to(self.device, self.dtype)
 
-        is_guided = not guidance_scale <= 1 and self.unet.config.get("time_cond_proj_dim") is None
+        is_guided = self.is_guided(guidance_scale)
         embeds, negative = encode(self, request, is_guided, clip_skip)
         start = begin(self, plan, batch, latents, picture, strength, mask, masked_image_latents)
         with self.in_use(self.unet) as unet:
