@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ddim import DiffusionPipeline
+from ddim import DDIMScheduler, DiffusionPipeline
 from ddim.settings import PixelSettings
 from ddim.training import train
 
@@ -48,6 +48,9 @@ def main() -> None:
             shutil.copytree(source, target, dirs_exist_ok=True)
         else:
             shutil.copy(source, target)
+    scheduler = DDIMScheduler.from_pretrained(WEIGHTS / "scheduler")
+    unclipped = DDIMScheduler.from_config(scheduler.config, clip_sample=False)  # half the Fréchet distance
+    unclipped.save_pretrained(WEIGHTS / "scheduler")
     DiffusionPipeline.from_pretrained(WEIGHTS)
     print(WEIGHTS)
 

@@ -270,7 +270,7 @@ def test_beforehand_means_that_nothing_is_projected_again() -> None:
     model(given["sample"], 500, text_cache=text_cache, time_cache=time_cache)
     assert called == []
     model(given["sample"], 500, given["encoder_hidden_states"])
-    assert len(called) == len(text_cache) * 2 + len(time_cache.widths) + 1
+    assert len(called) == len(text_cache) * 2 + len(model.time_widths) + 1
 
 
 def test_the_text_may_have_another_type() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from ddim.checkpoint import PretrainedModel
 from ddim.errors import ConfigError
 from ddim.models.activations import activation
 from ddim.models.blocks import AttentionFactory, Block, DownBlock2D, MidBlock2D, Style, UpBlock2D
+from ddim.models.core import HasCore
 from ddim.models.embeddings import TimestepEmbedding, embed_labels
 from ddim.models.recompute import set_gradient_checkpointing
 from ddim.models.transformer import Text
@@ -51,10 +52,9 @@ class TimeCache(NamedTuple):
 
     timesteps: Tensor  # (n) float32
     table: Tensor  # (n b|1 K), all blocks' projections side by side
-    widths: tuple[int, ...]  # their widths; the sum is K
 
-    def at(self, timestep: Tensor | float) -> tuple[Tensor, ...]:
-        """The rows of a timestep, or of one for each sample: (b|1 k) each. NaN where it is not in the cache."""
+    def at(self, timestep: Tensor | float) -> Tensor:
+        """The row of a timestep, or of one for each sample: (b|1 K). NaN where it is not in the cache."""
         if isinstance(timestep, Tensor):
             timestep = timestep.to(self.timesteps).reshape(-1, 1)  # (b|1 1)
         hit = (self.timesteps == timestep).reshape(-1, self.timesteps.shape[0])  # (b|1 n)
@@ -63,11 +63,10 @@ class TimeCache(NamedTuple):
             rows = self.table[index].flatten(0, 1)  # (b|1 K)
         else:
             rows = self.table[index, torch.arange(index.shape[0], device=index.device)]  # (b K)
-        rows = rows.masked_fill(~hit.any(dim=1, keepdim=True), torch.nan)
-        return torch.split(rows, list(self.widths), dim=1)
+        return rows.masked_fill(~hit.any(dim=1, keepdim=True), torch.nan)
 
 
-class Backbone(PretrainedModel):
+class Backbone(HasCore, PretrainedModel):
     """A U-Net whose parts `UNet2DModel` and `UNet2DConditionModel` choose."""
 
     time_proj: nn.Module
@@ -109,6 +108,7 @@ class Backbone(PretrainedModel):
             )
             for before, level, after in zip([up[0], *up], up, [*up[1:], up[-1]], strict=False)
         )
+        self.time_widths = [each.shape[1] for each in self._projections(torch.zeros(1, style.time_channels or 0))]
 
     def blocks(self) -> list[Block]:
         """All blocks in the order in which they run."""
@@ -142,8 +142,11 @@ class Backbone(PretrainedModel):
             raise ValueError(f"class_labels make {tuple(vectors.shape)} where {tuple(emb.shape)} is needed")
         return emb + vectors
 
-    def project(self, emb: Tensor) -> list[Tensor]:
-        """The embedding (b e), projected for every residual block: (b k) each, in the order of running."""
+    def project(self, emb: Tensor) -> Tensor:
+        """The embedding (b e), projected for every residual block, side by side in the order of running: (b K)."""
+        return torch.cat(self._projections(emb), dim=1)
+
+    def _projections(self, emb: Tensor) -> list[Tensor]:
         emb = self.time_act(emb)
         return [projection for block in self.blocks() for projection in block.project_time(emb)]
 
@@ -165,13 +168,16 @@ class Backbone(PretrainedModel):
             return None if given is None else given.repeat(n, *[1] * (given.ndim - 1))
 
         emb = self.embed(timesteps.repeat_interleave(batch), repeated(class_labels), repeated(timestep_cond))
-        projections = self.project(emb)
-        table = torch.cat(projections, dim=1).view(n, batch, -1)  # (n b K)
-        return TimeCache(timesteps, table, tuple(projection.shape[1] for projection in projections))
+        return TimeCache(timesteps, self.project(emb).view(n, batch, -1))
 
-    def body(self, x: Tensor, projected_times: Iterable[Tensor], text: Text | None = None) -> Tensor:
-        """From `conv_in` to `conv_out`."""
-        times = iter(projected_times)
+    def core(self, *inputs: Tensor) -> Tensor:
+        """`body` of x (b c h w), the projected timesteps (b|1 K), and in turn all layers' keys and values of a text."""
+        x, times, *text = inputs
+        return self.body(x, times, Text(zip(text[::2], text[1::2], strict=True)) if text else None)
+
+    def body(self, x: Tensor, projected_times: Tensor, text: Text | None = None) -> Tensor:
+        """From `conv_in` to `conv_out`; the timesteps are (b|1 K)."""
+        times = iter(projected_times.split(self.time_widths, dim=1))
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:

@@ -13,6 +13,7 @@ from ddim.config import register_to_config
 from ddim.errors import ConfigError
 from ddim.models.activations import activation
 from ddim.models.attention import attention
+from ddim.models.core import HasCore
 from ddim.models.recompute import Recomputing, set_gradient_checkpointing
 
 _OLD_EOS = 2  # what configs said before transformers 4.31, whatever the tokenizer's id was
@@ -123,7 +124,7 @@ class CLIPTextTransformer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(dim, eps)
 
 
-class CLIPTextModel(PretrainedModel):
+class CLIPTextModel(HasCore, PretrainedModel):
     """CLIP's text encoder in transformers' layout (both of its key layouts, with and without `text_model.`).
 
     Args:
@@ -213,6 +214,21 @@ class CLIPTextModel(PretrainedModel):
     def disable_gradient_checkpointing(self) -> None:
         set_gradient_checkpointing(self, False)
 
+    def core(self, *inputs: Tensor) -> Tensor:
+        """The last hidden state (b s d) of tokens (b s), after the final norm."""
+        (input_ids,) = inputs
+        return self._encode(input_ids, None)[1]
+
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """All hidden states, and the last one after the final norm."""
+        mask = None
+        if attention_mask is not None:
+            length = input_ids.shape[1]
+            causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
+            mask = causal & attention_mask.bool()[:, None, None, :]  # (b 1 s s)
+        states: list[Tensor] = self.text_model.encoder(self.text_model.embeddings(input_ids), mask)
+        return states, self.text_model.final_layer_norm(states[-1])
+
     def forward(
         self,
         input_ids: Tensor,
@@ -234,13 +250,10 @@ class CLIPTextModel(PretrainedModel):
         """
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids must have shape (b, s), not {tuple(input_ids.shape)}")
-        mask = None
-        if attention_mask is not None:
-            length = input_ids.shape[1]
-            causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
-            mask = causal & attention_mask.bool()[:, None, None, :]  # (b 1 s s)
-        states = self.text_model.encoder(self.text_model.embeddings(input_ids), mask)
-        last: Tensor = self.text_model.final_layer_norm(states[-1])
+        if attention_mask is None and not output_hidden_states:
+            states, last = [], self.run_core(input_ids)
+        else:
+            states, last = self._encode(input_ids, attention_mask)
         ends = input_ids if self.eos_token_id == _OLD_EOS else (input_ids == self.eos_token_id).int()
         end = ends.argmax(dim=-1)  # the first of the highest: (b)
         pooled = last[torch.arange(last.shape[0], device=last.device), end]

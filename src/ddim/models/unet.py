@@ -178,7 +178,7 @@ class UNet2DModel(Backbone):
             sample = 2 * sample - 1
         timesteps = as_timesteps(timestep, sample.shape[0], sample.device)  # (b)
         times = time_cache.at(timestep) if time_cache else self.project(self.embed(timesteps, class_labels))
-        out = self.body(sample, times)
+        out = self.run_core(sample, times)
         if self.divides_by_timestep:
             out = out / timesteps[:, None, None, None].to(out.dtype)
         return UNet2DOutput(out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -261,9 +262,11 @@ class UNet2DConditionModel(Backbone):
             sample = 2 * sample - 1
         if time_cache is None:
             timesteps = as_timesteps(timestep, sample.shape[0], sample.device)
-            times: Sequence[Tensor] = self.project(self.embed(timesteps, class_labels, timestep_cond))
+            times = self.project(self.embed(timesteps, class_labels, timestep_cond))
         else:
             times = time_cache.at(timestep)
+        if encoder_attention_mask is attention_mask is None:
+            return UNet2DOutput(self.run_core(sample, times, *chain(*text_cache)))
         masks = (_as_bias(mask, sample) for mask in (encoder_attention_mask, attention_mask))
         return UNet2DOutput(self.body(sample, times, Text(iter(text_cache), *masks)))
 

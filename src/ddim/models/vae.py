@@ -17,6 +17,7 @@ from ddim.models.activations import choose
 from ddim.models.attention import SpatialAttention
 from ddim.models.backbone import check_levels, convert_attention_key
 from ddim.models.blocks import Downsample2D, MidBlock2D, ResnetBlock2D, Style, Upsample2D
+from ddim.models.core import HasCore
 from ddim.models.recompute import Recomputing, set_gradient_checkpointing
 from ddim.models.tiling import Tiles, in_tiles
 
@@ -200,7 +201,7 @@ class Decoder(Coder):
         return self.finish(x)
 
 
-class AutoencoderKL(PretrainedModel):
+class AutoencoderKL(HasCore, PretrainedModel):
     """Stable Diffusion's autoencoder; the constructor's arguments are diffusers'.
 
     Args:
@@ -309,6 +310,12 @@ class AutoencoderKL(PretrainedModel):
         parts = torch.split(z, 1) if self.use_slicing else (z,)
         return DecoderOutput(torch.cat([self._decode(part) for part in parts]))
 
+    def core(self, *inputs: Tensor) -> Tensor:
+        """The decoder: latents (b z h w) to images (b c H W)."""
+        (z,) = inputs
+        out: Tensor = self.decoder(self.post_quant_conv(z))
+        return out
+
     def forward(
         self,
         sample: Tensor,
@@ -331,11 +338,7 @@ class AutoencoderKL(PretrainedModel):
         return encode(x)
 
     def _decode(self, z: Tensor) -> Tensor:
-        def decode(tile: Tensor) -> Tensor:
-            out: Tensor = self.decoder(self.post_quant_conv(tile))
-            return out
-
         size = self.tile_latent_min_size
         if self.use_tiling and max(z.shape[2:]) > size:
-            return in_tiles(decode, z, Tiles(size, self.tile_sample_min_size, self.tile_overlap_factor))
-        return decode(z)
+            return in_tiles(self.run_core, z, Tiles(size, self.tile_sample_min_size, self.tile_overlap_factor))
+        return self.run_core(z)

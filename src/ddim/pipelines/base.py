@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ddim.backends import accelerate, describe
 from ddim.checkpoint import Repository, Savable, choose_dtype, read_json, write_json
 from ddim.config import DIFFUSERS_VERSION
 from ddim.errors import CheckpointError
@@ -209,6 +210,30 @@ class DiffusionPipeline(Savable):
         for network in self._networks:
             network.to(*args, **kwargs)
         return self
+
+    def accelerate(self, backend: str = "auto", dtype: torch.dtype | None = None) -> Self:
+        """Have the networks run by a backend from now on; see `ddim.backends`.
+
+        Args:
+            backend: "openvino" (on CPUs), "compile", "eager", or "auto" for what suits the device.
+            dtype: to compute in. None is the backend's choice: OpenVINO's is bfloat16 where the processor has it.
+
+        Returns:
+            This pipeline, whose `backend` says what was picked and, after a run, in what it computes.
+
+        Raises:
+            ConfigError: no such backend, or a type that is not for it.
+
+        Warns:
+            UserWarning: its library is not installed, or later, it cannot run a network: PyTorch runs instead.
+        """
+        accelerate(self._networks, backend, dtype)
+        return self
+
+    @property
+    def backend(self) -> str:
+        """What runs the networks, in words: "eager" unless `accelerate` said otherwise."""
+        return " | ".join(dict.fromkeys(describe(network) for network in self._networks))
 
     # --- running -----------------------------------------------------------------------------------------------------
 
