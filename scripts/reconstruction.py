@@ -27,7 +27,7 @@ from tqdm import tqdm
 import ddim
 from ddim import DiffusionPipeline
 from ddim.data import flatten
-from ddim.files import write_json, write_text
+from ddim.files import read_json, write_json, write_text
 from ddim.inversion import METHODS, keeping
 from ddim.sources import digits
 
@@ -91,22 +91,29 @@ def there_and_back(
     }
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    figures: dict[str, Any] = {"digits": [], "emoji": []}
+def cases(model: str, quick: bool) -> list[tuple[int, str, float]]:
+    """(steps, method, guidance) of all that is measured of a model."""
     numbers = (10, 20, 50) if quick else tuple(PAPER)
-    pipe, x0, conditions = digit_pictures(20 if quick else 360)
-    figures["digit_count"] = len(x0)
-    for steps in tqdm(numbers, desc="digits"):
-        figures["digits"].append(there_and_back(pipe, x0, conditions, steps, "ddim", 1.0))
-    for method in ("fixed-point", "bidirectional"):
-        figures["digits"].append(there_and_back(pipe, x0, conditions, numbers[-1] if quick else 50, method, 1.0))
-    pipe, x0, conditions = emoji_pictures(4 if quick else 60)
-    figures["emoji_count"] = len(x0)
-    cases = [(steps, "ddim", guidance) for guidance in (1.0, 3.0) for steps in numbers if steps <= 200]
-    cases += [(10 if quick else 50, method, 1.0) for method in ("fixed-point", "bidirectional")]
-    cases += [] if quick else [(50, "bidirectional", 3.0)]
-    for case in tqdm(cases, desc="emoji"):
-        figures["emoji"].append(there_and_back(pipe, x0, conditions, *case))
+    if model == "digits":
+        exact = 50
+        found = [(steps, "ddim", 1.0) for steps in numbers]
+    else:
+        exact = 10 if quick else 50
+        found = [(steps, "ddim", guidance) for guidance in (1.0, 3.0) for steps in numbers if steps <= 200]
+    found += [(exact, method, 1.0) for method in ("fixed-point", "bidirectional")]
+    return found + ([(50, "bidirectional", 3.0)] if model == "emoji" and not quick else [])
+
+
+def measure(quick: bool, kept: dict[str, Any], only: str | None) -> dict[str, Any]:
+    """All cases; those of other methods than `only` are taken from what is kept, if that is given."""
+    figures: dict[str, Any] = {}
+    for model, pictures, count in (("digits", digit_pictures, 360), ("emoji", emoji_pictures, 60)):
+        pipe, x0, conditions = pictures((20 if model == "digits" else 4) if quick else count)
+        figures[f"{model}_count"], figures[model] = len(x0), []
+        for case in tqdm(cases(model, quick), desc=model):
+            old = [row for row in kept.get(model, []) if (row["steps"], row["method"], row["guidance"]) == case]
+            fresh = not old or only in (None, case[1])
+            figures[model].append(there_and_back(pipe, x0, conditions, *case) if fresh else old[0])
     return figures
 
 
@@ -158,12 +165,14 @@ batch. What the methods are: [`inversion.py`](../src/ddim/inversion.py).
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=METHODS, help="measure this method anew and keep the figures of the others")
     options = parser.parse_args()
-    figures = measure(options.quick)
+    file = HERE / "docs" / "reconstruction.json"
+    figures = measure(options.quick, read_json(file) if options.only else {}, options.only)
     figures["versions"] = f"ddim {ddim.__version__}, torch {torch.__version__}"
     print(json.dumps(figures, indent=1))
     if not options.quick:
-        write_json(HERE / "docs" / "reconstruction.json", figures)
+        write_json(file, figures)
         write_text(HERE / "docs" / "reconstruction.md", as_page(figures))
 
 

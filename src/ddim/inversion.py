@@ -138,7 +138,9 @@ class _Anderson:
         self.calls += 1
         if self.calls % 2 or self.calls > self.steps:
             return x + f
-        dx, df = (torch.stack([b - a for a, b in pairwise(each)], 1).flatten(2) for each in zip(*self.past, strict=True))
+        dx, df = (
+            torch.stack([b - a for a, b in pairwise(each)], 1).flatten(2) for each in zip(*self.past, strict=True)
+        )
         gram = df @ df.mT  # (b k k)
         scale = gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None].clamp_min(torch.finfo(gram.dtype).tiny)
         damping = 1e-10 * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)

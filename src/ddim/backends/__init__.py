@@ -75,7 +75,7 @@ def accelerate(networks: Iterable[Any], backend: str, dtype: torch.dtype | None 
         ConfigError: no such backend, or a type that is not for it.
 
     Warns:
-        UserWarning: its library is not installed; the result is "eager" then.
+        UserWarning: its library cannot be imported; the result is "eager" then.
     """
     if backend not in (*BACKENDS, "auto"):
         raise ConfigError(f"backend={backend!r} is none of auto, {', '.join(BACKENDS)}")
@@ -84,10 +84,11 @@ def accelerate(networks: Iterable[Any], backend: str, dtype: torch.dtype | None 
     modules = [network for network in networks if isinstance(network, nn.Module)]
     if backend == "auto":
         backend = choose(next(modules[0].parameters()).device) if modules else "eager"
-    if backend == "openvino" and not importlib.util.find_spec("openvino"):
-        warnings.warn("OpenVINO is not installed, PyTorch runs instead: pip install 'ddim[fast]'", stacklevel=3)
-        backend = "eager"
-    runners = {network: BACKENDS[backend](network, dtype) for network in modules if isinstance(network, HasCore)}
+    try:
+        runners = {network: BACKENDS[backend](network, dtype) for network in modules if isinstance(network, HasCore)}
+    except ImportError as error:
+        warnings.warn(f"{backend} cannot be used, PyTorch runs instead: {error}", stacklevel=3)
+        return accelerate(modules, "eager", dtype)
     for network, runner in runners.items():
         network.runner = runner
     if dtype is not None and backend != "openvino":

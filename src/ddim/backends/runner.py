@@ -43,7 +43,7 @@ class Runner:
             if self.has_failed:
                 return
             self.has_failed = True
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split()) or type(error).__name__
         warnings.warn(
             f"{self.name} cannot run this {type(self.network).__name__} ({reason:.200}): PyTorch runs it instead",
             stacklevel=3,

@@ -26,7 +26,9 @@ def run_edit(settings: EditSettings) -> None:
         raise ConfigError(f"--batch {settings.batch}: a picture has one result, or with --method cycle several")
     started = time.perf_counter()
     pictures = read_images(settings.images)
-    pipe = open_pipeline(settings.model, settings.dtype, settings.device, spacing=settings.spacing)
+    pipe = open_pipeline(
+        settings.model, settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
+    )
     if not draws_texts(pipe):
         raise ConfigError(f"{settings.model} draws no texts, so there is nothing to edit by: use a text-to-image model")
     eta = settings.eta if settings.method == "cycle" else 0.0

@@ -23,7 +23,9 @@ def run_evaluate(settings: EvaluateSettings) -> str:
     from ddim.evaluation.drawing import conditions, open_data, picture_shape
     from ddim.evaluation.features import features_for, load_features
 
-    pipe = open_pipeline(settings.model, settings.dtype, settings.device, spacing=settings.spacing)
+    pipe = open_pipeline(
+        settings.model, settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
+    )
     pipe.set_progress_bar_config(disable=True)
     texts = draws_texts(pipe)
     source = None
@@ -59,8 +61,9 @@ def _grid(
     # All that a cell's figures depend on, but for its own eta, steps and seed.
     fixed = {
         name: getattr(settings, name)
-        for name in ("model", "against", "samples", "batch", "spacing", "clip_sample", "labels", "dtype")
+        for name in ("model", "against", "samples", "batch", "spacing", "clip_sample", "labels")
     }
+    fixed |= {"dtype": settings.dtype or "float32"} if settings.backend == "eager" else {"backend": pipe.backend}
     fixed |= {"guidance_scale": guidance[0], "guidance_rescale": guidance[1], "features": extractor.name}
     fixed |= {"digest": digest(pipe), "pictures": source.count}
     folder = Folder(settings.out, fixed)

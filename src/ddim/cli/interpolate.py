@@ -32,7 +32,9 @@ def run_interpolate(settings: InterpolateSettings) -> None:
     settings = _with_points(settings)
     _check_out(settings)
     started = time.perf_counter()
-    pipe = open_pipeline(str(settings.model), settings.dtype, settings.device, spacing=settings.spacing)
+    pipe = open_pipeline(
+        str(settings.model), settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
+    )
     _check_kind(pipe, settings)
     settings = _with_guidance(settings, pipe)
     plan = pipe.scheduler.plan(settings.steps)

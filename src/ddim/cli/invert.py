@@ -35,7 +35,9 @@ def run_invert(settings: InvertSettings) -> None:
         raise ConfigError(f"--out {settings.out} must end in {SUFFIX}")
     started = time.perf_counter()
     pictures = read_images(settings.images)
-    pipe = open_pipeline(settings.model, settings.dtype, settings.device, spacing=settings.spacing)
+    pipe = open_pipeline(
+        settings.model, settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
+    )
     plan = pipe.scheduler.plan(settings.steps).unclipped()
     way = METHODS[settings.method]
     with torch.no_grad(), pipe.progress_bar(len(plan) * (1 + settings.check)) as bar:
@@ -80,7 +82,7 @@ def sample_again(path: str, device: str | None, out: str) -> None:
         states = tuple(tensors[f"state.{index}"] for index in range(way.states))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not noise that `ddim invert` saved") from error
-    pipe = open_pipeline(settings.model, settings.dtype, device)
+    pipe = open_pipeline(settings.model, settings.dtype, device, backend=settings.backend)
     shape = pipe.sample_shape(len(states[0]))
     if any(tuple(state.shape) != shape for state in states):
         raise CheckpointError(f"{path} holds noise of shape {tuple(states[0].shape)}, {settings.model} needs {shape}")

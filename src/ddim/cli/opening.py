@@ -8,13 +8,20 @@ from ddim.errors import ConfigError
 
 
 def open_pipeline(
-    model: str, dtype: str = "float32", device: str | None = None, *, spacing: str | None = None, zero_snr: Any = None
+    model: str,
+    dtype: str | None = None,
+    device: str | None = None,
+    *,
+    backend: str = "eager",
+    spacing: str | None = None,
+    zero_snr: Any = None,
 ) -> Any:
     """A pipeline by its folder, name or id.
 
     Args:
-        dtype: the name of a torch type.
+        dtype: the name of a torch type; float32 unless told, or what `backend` likes best.
         device: the best there is unless told.
+        backend: see `ddim.backends`.
         spacing, zero_snr: of the scheduler, instead of the model's own.
 
     Raises:
@@ -25,7 +32,8 @@ def open_pipeline(
 
     from ddim.pipelines import DiffusionPipeline
 
-    pipe: Any = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+    chosen = None if dtype is None else getattr(torch, dtype)
+    pipe: Any = DiffusionPipeline.from_pretrained(model, dtype=torch.float32 if backend == "openvino" else chosen)
     changes: dict[str, Any] = {}
     if spacing is not None:
         changes["timestep_spacing"] = spacing
@@ -34,9 +42,10 @@ def open_pipeline(
     if changes:
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
     try:
-        return pipe.to(device or _best_device())
+        pipe.to(device or _best_device())
     except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
         raise ConfigError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    return pipe if backend == "eager" else pipe.accelerate(backend, chosen)
 
 
 def _best_device() -> str:

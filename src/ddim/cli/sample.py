@@ -31,7 +31,12 @@ def run_sample(settings: SampleSettings) -> None:
         settings = dataclasses.replace(settings, model="digits" if settings.prompt is None else "emoji")
     started = time.perf_counter()
     pipe = open_pipeline(
-        str(settings.model), settings.dtype, settings.device, spacing=settings.spacing, zero_snr=settings.zero_snr
+        str(settings.model),
+        settings.dtype,
+        settings.device,
+        backend=settings.backend,
+        spacing=settings.spacing,
+        zero_snr=settings.zero_snr,
     )
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
     settings = dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
@@ -42,7 +47,8 @@ def run_sample(settings: SampleSettings) -> None:
     print(
         f"{len(images)} image{'s' * (len(images) > 1)} {what}by {settings.model}: {settings.steps} steps, guidance "
         f"{settings.guidance_scale:g}, rescale {settings.guidance_rescale:g}, seed {settings.seed}, "
-        f"{time.perf_counter() - started:.1f} s",
+        + f"{pipe.backend}, " * (settings.backend != "eager")
+        + f"{time.perf_counter() - started:.1f} s",
         file=sys.stderr,
     )
 

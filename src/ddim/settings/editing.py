@@ -90,8 +90,11 @@ class EditSettings:
     """Of the path that cycle draws."""
     batch: int = 1
     """How many different results of each picture; cycle alone has them."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The type to run in."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The type to run in. If not given float32, or with OpenVINO what suits the processor."""
+    backend: Literal["eager", "compile", "openvino", "auto"] = "eager"
+    """What runs the networks: PyTorch (eager), PyTorch after a minute of compiling, OpenVINO (for CPUs; converts a
+    model once, and keeps that), or what suits the device."""
     device: str | None = None
     """For example cuda, cuda:1, mps or cpu. The best there is if not given."""
     before: bool = False

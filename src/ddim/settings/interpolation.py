@@ -69,8 +69,11 @@ class InterpolateSettings:
     scale: int | None = None
     """Enlarge each picture so many times. If not given, small ones: to about 64 pixels in a strip or grid, to about 256
     in an animation, not at all in a folder."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The type to run in."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The type to run in. If not given float32, or with OpenVINO what suits the processor."""
+    backend: Literal["eager", "compile", "openvino", "auto"] = "eager"
+    """What runs the networks: PyTorch (eager), PyTorch after a minute of compiling, OpenVINO (for CPUs; converts a
+    model once, and keeps that), or what suits the device."""
     device: str | None = None
     """For example cuda, cuda:1, mps or cpu. The best there is if not given."""
     out: str = "interpolation.png"

@@ -57,8 +57,11 @@ class SampleSettings:
     """In [0, 1]: how much of --image is lost."""
     mask_image: str | None = None
     """White where --image is to be painted anew."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The type to run in."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The type to run in. If not given float32, or with OpenVINO what suits the processor."""
+    backend: Literal["eager", "compile", "openvino", "auto"] = "eager"
+    """What runs the networks: PyTorch (eager), PyTorch after a minute of compiling, OpenVINO (for CPUs; converts a
+    model once, and keeps that), or what suits the device."""
     device: str | None = None
     """For example cuda, cuda:1, mps or cpu. The best there is if not given."""
     from_image: Annotated[str | None, tyro.conf.arg(name="from")] = None
