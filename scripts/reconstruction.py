@@ -146,7 +146,7 @@ def as_page(figures: dict[str, Any]) -> str:
 
 {explained}
 
-`python scripts/reconstruction.py`: {figures["digit_count"]} held-out digits, {figures["emoji_count"]} held-out emoji
+`python scripts/reconstruction.py`: {figures["digits_count"]} held-out digits, {figures["emoji_count"]} held-out emoji
 under their captions; deterministic, no seed; {figures["versions"]}.
 
 ## Plain DDIM inversion, S steps up and S down: MSE
