@@ -148,15 +148,16 @@ def test_half_precision_weights() -> None:
     assert (found.float() - expected).norm() / expected.norm() < 0.05
 
 
-def test_any_batch_size() -> None:
+def test_any_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "BATCH_SIZES", 2)
     network = latents()
-    sizes = [2, 1, 5, 3, 7, 4, 6, 2, 9]
+    sizes = [2, 1, 5, 3, 2, 9]
     expected = [predict(network, size) for size in sizes]
     accelerate([network], "openvino", torch.float32)
     for size, each in zip(sizes, expected, strict=True):
         torch.testing.assert_close(predict(network, size), each, atol=TOLERANCE, rtol=1e-4)
     shapes = {shape[0] for shape in network.runner.compiled}  # type: ignore[union-attr]
-    assert (-1, 4, 8, 8) in shapes  # the fifth size and all later ones share one
+    assert (-1, 4, 8, 8) in shapes  # the third size and all later ones share one
     assert len({id(model) for model in network.runner.compiled.values()}) == backend.BATCH_SIZES + 1  # type: ignore[union-attr]
 
 
@@ -246,7 +247,7 @@ def test_other_weights_are_another_file(cache: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
 def test_a_damaged_file_is_made_anew(cache: Path, damage: str) -> None:
-    network = latents()
+    network = text_encoder()
     expected = predict(network)
     accelerate([network], "openvino", torch.float32)
     predict(network)
@@ -263,7 +264,7 @@ def test_a_damaged_file_is_made_anew(cache: Path, damage: str) -> None:
 def test_a_folder_that_cannot_be_made_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DDIM_CACHE", str(tmp_path / "file"))
-    network = latents()
+    network = text_encoder()
     expected = predict(network)
     accelerate([network], "openvino", torch.float32)
     torch.testing.assert_close(predict(network), expected, atol=TOLERANCE, rtol=1e-4)

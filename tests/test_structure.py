@@ -19,8 +19,8 @@ PACKAGE = Path(ddim.__file__).parent
 # A module imports only from those before it. A new module needs a place here.
 ORDER = """
 errors _version schedule process linear plan config files hub limits loading checkpoint scheduler models backends
-tokenizer original_layout single_file lora_layout lora sampling guidance pipelines animation inversion interpolation
-editing sources data losses training evaluation plots settings cli web __main__
+tokenizer original_layout single_file lora_layout lora sampling search guidance pipelines animation inversion
+interpolation editing sources data losses training evaluation plots settings cli web __main__
 """.split()
 # `errors` and `_version` import nothing; `settings` imports no torch, and these read their options from it.
 ANYBODY = {"errors", "_version"}

@@ -145,7 +145,8 @@ class _Anderson:
         scale = gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None].clamp_min(torch.finfo(gram.dtype).tiny)
         damping = 1e-10 * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         shares = torch.linalg.solve(gram / scale + damping, df @ f.flatten(1)[..., None] / scale)  # (b k 1)
-        return x + f - ((dx + df).mT @ shares).view_as(x)
+        accelerated: Tensor = x + f - ((dx + df).mT @ shares).view_as(x)
+        return accelerated
 
 
 def invert_bidirectional(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,7 +36,7 @@ class _Scheduler(PretrainedMixin):
 
     config_name: ClassVar[str] = "scheduler_config.json"
     foreign_keys: ClassVar[frozenset[str]] = frozenset(_FOREIGN)
-    own_keys: ClassVar[frozenset[str]] = frozenset({"legacy_previous_timestep"})
+    own_keys: ClassVar[frozenset[str]] = frozenset({"legacy_previous_timestep", "optimized_timesteps"})
     order: ClassVar[int] = 1
     _compatibles: ClassVar[list[str]] = _COMPATIBLE
     _inverse: ClassVar[bool] = False
@@ -92,9 +92,7 @@ class _Scheduler(PretrainedMixin):
             raise ConfigError("give either num_inference_steps or timesteps")
         if timesteps is None:
             assert num_inference_steps is not None
-            chosen = space_timesteps(
-                num_inference_steps, len(self._levels), config.timestep_spacing, config.steps_offset
-            )
+            chosen = self._spaced(num_inference_steps)
             chosen = chosen[::-1] if self._inverse else chosen
         else:
             chosen = _as_timesteps(timesteps)
@@ -114,6 +112,20 @@ class _Scheduler(PretrainedMixin):
             inverse=self._inverse,
             order=order,
         )
+
+    def _spaced(self, number: int) -> tuple[int, ...]:
+        """N timesteps as `config.timestep_spacing` says, the largest first."""
+        config = self.config
+        if config.timestep_spacing != "optimized":
+            return space_timesteps(number, len(self._levels), config.timestep_spacing, config.steps_offset)
+        known = config.get("optimized_timesteps") or {}
+        if not isinstance(known, Mapping) or str(number) not in known:
+            there = f"there are some for {', '.join(known)}" if known else "there are none yet"
+            raise ConfigError(
+                f"timestep_spacing='optimized' has no timesteps for num_inference_steps={number}: {there}; "
+                "`ddim optimize` finds them, or use another spacing"
+            )
+        return _as_timesteps(known[str(number)])
 
     def set_timesteps(
         self,
@@ -274,9 +286,10 @@ class DDIMScheduler(_Scheduler):
         dynamic_thresholding_ratio: its quantile, in [0, 1].
         clip_sample_range: the largest |x0| that `clip_sample` leaves.
         sample_max_value: the largest threshold, 1 or more.
-        timestep_spacing: "leading", "trailing", "linspace" or "quadratic".
+        timestep_spacing: "leading", "trailing", "linspace", "quadratic" or "optimized".
         rescale_betas_zero_snr: make the last timestep pure noise (Lin et al. 2024); needs a v or x0 model.
         legacy_previous_timestep: step to t - T//N as diffusers does, even where that is not the next timestep.
+        optimized_timesteps: for "optimized": "N" -> the N timesteps that a search found, see `ddim.search`.
 
     Raises:
         ConfigError: no noise schedule can be made of these. What cannot work for other reasons (zero terminal SNR with
@@ -302,6 +315,7 @@ class DDIMScheduler(_Scheduler):
         timestep_spacing: str = "leading",
         rescale_betas_zero_snr: bool = False,
         legacy_previous_timestep: bool = False,
+        optimized_timesteps: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self._set_up()
         self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
@@ -383,6 +397,7 @@ class DDIMInverseScheduler(_Scheduler):
         timestep_spacing: str = "leading",
         rescale_betas_zero_snr: bool = False,
         legacy_previous_timestep: bool = False,
+        optimized_timesteps: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self._set_up()
         self.initial_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]

@@ -158,15 +158,19 @@ def _infer(request: Any, inputs: tuple[Tensor, ...]) -> Tensor:
 
 def convert(network: HasCore, inputs: tuple[Tensor, ...]) -> Any:
     """The core as an OpenVINO model in float32, for inputs of these shapes but any batch size."""
-    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     if next(network.parameters()).dtype != torch.float32:
         network = copy.deepcopy(network).float()
     given = tuple(x.float() if x.is_floating_point() else x for x in inputs)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's, about checks of shapes
-        traced = torch.jit.trace(_Traced(network), given, check_trace=False)
-        return openvino.convert_model(traced, example_input=given)
+        traced = torch.jit.trace(_Traced(network), given, check_trace=False)  # type: ignore[no-untyped-call]
+        # What openvino.convert_model does, but for telling its makers about it.
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchScriptPythonDecoder(traced, example_input=given)  # must live until the end
+        return frontend.convert(frontend.load(decoder))
 
 
 class _Traced(nn.Module):

@@ -173,5 +173,5 @@ def digest(pipe: Any) -> str:
             for key, tensor in part.state_dict().items():
                 found.update(f"{name}.{key}".encode())
                 found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    found.update(json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str).encode())
+    found.update(pipe.scheduler.to_json_string().encode())
     return found.hexdigest()

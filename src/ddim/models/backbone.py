@@ -177,7 +177,7 @@ class Backbone(HasCore, PretrainedModel):
 
     def body(self, x: Tensor, projected_times: Tensor, text: Text | None = None) -> Tensor:
         """From `conv_in` to `conv_out`; the timesteps are (b|1 K)."""
-        times = iter(projected_times.split(self.time_widths, dim=1))
+        times = iter(torch.split(projected_times, self.time_widths, dim=1))
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:

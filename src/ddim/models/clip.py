@@ -250,11 +250,12 @@ class CLIPTextModel(HasCore, PretrainedModel):
         """
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids must have shape (b, s), not {tuple(input_ids.shape)}")
+        states: list[Tensor] | None
         if attention_mask is None and not output_hidden_states:
-            states, last = [], self.run_core(input_ids)
+            last, states = self.run_core(input_ids), None
         else:
             states, last = self._encode(input_ids, attention_mask)
         ends = input_ids if self.eos_token_id == _OLD_EOS else (input_ids == self.eos_token_id).int()
         end = ends.argmax(dim=-1)  # the first of the highest: (b)
         pooled = last[torch.arange(last.shape[0], device=last.device), end]
-        return CLIPTextOutput(last, pooled, tuple(states) if output_hidden_states else None)
+        return CLIPTextOutput(last, pooled, tuple(states) if output_hidden_states and states else None)

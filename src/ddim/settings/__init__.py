@@ -7,6 +7,7 @@ import tyro
 from ddim.settings.editing import EditSettings, InvertSettings
 from ddim.settings.evaluation import EvaluateSettings
 from ddim.settings.interpolation import InterpolateSettings
+from ddim.settings.optimizing import OptimizeSettings
 from ddim.settings.plotting import PlotScheduleSettings, PlotTradeoffSettings, PlotTrajectorySettings
 from ddim.settings.sampling import InfoSettings, SampleSettings
 from ddim.settings.training import LoraSettings, PixelSettings, TextToImageSettings, TrainSettings, VAESettings
@@ -19,6 +20,7 @@ __all__ = [
     "InterpolateSettings",
     "InvertSettings",
     "LoraSettings",
+    "OptimizeSettings",
     "PixelSettings",
     "PlotCommand",
     "PlotScheduleSettings",
@@ -53,6 +55,7 @@ Command = (
     | Annotated[InvertSettings, tyro.conf.subcommand("invert")]
     | Annotated[EditSettings, tyro.conf.subcommand("edit")]
     | Annotated[EvaluateSettings, tyro.conf.subcommand("evaluate")]
+    | Annotated[OptimizeSettings, tyro.conf.subcommand("optimize")]
     | Annotated[InfoSettings, tyro.conf.subcommand("info")]
     | PlotCommand
 )

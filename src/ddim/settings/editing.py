@@ -45,8 +45,11 @@ class InvertSettings:
     """Which of the training timesteps to use. The model's own choice if not given."""
     check: bool = True
     """Sample back and say how near that comes, which takes as long again."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The type that the networks run in. The samples between are kept in float64."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The type that the network computes in; what it starts from stays wider. If not given float32, or with OpenVINO
+    what suits the processor."""
+    backend: Literal["eager", "compile", "openvino", "auto"] = "eager"
+    """What runs the networks: see `ddim sample --help`."""
     device: str | None = None
     """For example cuda, cuda:1, mps or cpu. The best there is if not given."""
     out: str = "noise.safetensors"
@@ -93,8 +96,7 @@ class EditSettings:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """The type to run in. If not given float32, or with OpenVINO what suits the processor."""
     backend: Literal["eager", "compile", "openvino", "auto"] = "eager"
-    """What runs the networks: PyTorch (eager), PyTorch after a minute of compiling, OpenVINO (for CPUs; converts a
-    model once, and keeps that), or what suits the device."""
+    """What runs the networks: see `ddim sample --help`."""
     device: str | None = None
     """For example cuda, cuda:1, mps or cpu. The best there is if not given."""
     before: bool = False

@@ -72,8 +72,7 @@ class InterpolateSettings:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """The type to run in. If not given float32, or with OpenVINO what suits the processor."""
     backend: Literal["eager", "compile", "openvino", "auto"] = "eager"
-    """What runs the networks: PyTorch (eager), PyTorch after a minute of compiling, OpenVINO (for CPUs; converts a
-    model once, and keeps that), or what suits the device."""
+    """What runs the networks: see `ddim sample --help`."""
     device: str | None = None
     """For example cuda, cuda:1, mps or cpu. The best there is if not given."""
     out: str = "interpolation.png"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-Spacing = Literal["leading", "trailing", "linspace", "quadratic"]
+Spacing = Literal["leading", "trailing", "linspace", "quadratic", "optimized"]
 
 
 @dataclass(frozen=True)
