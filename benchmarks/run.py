@@ -14,10 +14,11 @@ import warnings
 from pathlib import Path
 
 import step
+import text_to_image
 import unet
 from common import machine
 
-SECTIONS = {"step": step.section, "unet": unet.section}
+SECTIONS = {"step": step.section, "unet": unet.section, "text_to_image": text_to_image.section}
 HEAD = """# Benchmarks
 
 Written by `make bench`. The peers are timed in turn, several rounds over; figures are medians. Absolute times vary from
