@@ -21,6 +21,8 @@ from ddim.config import Config, ConfigMixin, register_to_config
 from ddim.errors import CheckpointError, ConfigError
 
 COMPATIBLES = sorted(diffusers.DDIMScheduler().compatibles, key=lambda cls: cls.__name__)
+# What diffusers does not know, and where it is.
+OWN = {"legacy_previous_timestep": False, "optimized_timesteps": None}
 UNUSUAL = {
     "num_train_timesteps": 500,
     "beta_start": 0.00085,
@@ -183,7 +185,7 @@ def test_from_config_builds_its_like_and_overrides_win() -> None:
     scheduler = DDIMScheduler(**UNUSUAL)
     twin = DDIMScheduler.from_config(scheduler.config)
     assert public(twin.config) == public(scheduler.config)
-    assert public(twin.config) == {**UNUSUAL, "legacy_previous_timestep": False}
+    assert public(twin.config) == {**UNUSUAL, **OWN}
     changed = DDIMScheduler.from_config(scheduler.config, steps_offset=7, legacy_previous_timestep=True)
     assert changed.config.steps_offset == 7
     assert changed.config.legacy_previous_timestep is True
@@ -333,7 +335,7 @@ def test_files_are_read_by_both_sides(
 
     there, back = theirs.from_pretrained(tmp_path / "ours"), ours.from_pretrained(tmp_path / "theirs")
     assert public(there.config) == public(other.config)
-    assert {k: v for k, v in public(back.config).items() if k != "legacy_previous_timestep"} == public(other.config)
+    assert {k: v for k, v in public(back.config).items() if k not in OWN} == public(other.config)
     assert torch.equal(there.timesteps, back.timesteps)
     assert logged == []
 
@@ -360,7 +362,7 @@ def test_load_config_and_from_pretrained(tmp_path: Path) -> None:
         assert public(config) == UNUSUAL
         assert config["_class_name"] == "DDIMScheduler"
         scheduler = DDIMScheduler.from_pretrained(place, **options)
-        assert public(scheduler.config) == {**UNUSUAL, "legacy_previous_timestep": False}
+        assert public(scheduler.config) == {**UNUSUAL, **OWN}
     changed = DDIMScheduler.from_pretrained(file, timestep_spacing="linspace")
     assert changed.config.timestep_spacing == "linspace"
     assert DDIMScheduler.load_config(file, return_unused_kwargs=True, colour="red")[1] == {"colour": "red"}
@@ -385,6 +387,6 @@ def test_broken_files_are_one_clear_error(tmp_path: Path) -> None:
 def test_configs_of_the_other_side_are_taken_as_they_are() -> None:
     theirs = diffusers.DDIMScheduler(**UNUSUAL)
     assert isinstance(theirs.config, FrozenDict)
-    assert public(DDIMScheduler.from_config(theirs.config).config) == {**UNUSUAL, "legacy_previous_timestep": False}
+    assert public(DDIMScheduler.from_config(theirs.config).config) == {**UNUSUAL, **OWN}
     ours = DDIMScheduler(**UNUSUAL)
     assert public(diffusers.DDIMScheduler.from_config(ours.config).config) == UNUSUAL

@@ -57,7 +57,7 @@ def test_arguments_have_diffusers_names_order_and_defaults(ours: type, theirs: t
     assert [p.name for p in found[: len(wanted)]] == [p.name for p in wanted]
     assert [p.default for p in found[: len(wanted)]] == [p.default for p in wanted]
     extra = {p.name: p.default for p in found[len(wanted) :]}
-    assert extra == ({"legacy_previous_timestep": False} if method == "__init__" else {})
+    assert extra == ({"legacy_previous_timestep": False, "optimized_timesteps": None} if method == "__init__" else {})
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)

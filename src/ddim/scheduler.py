@@ -92,7 +92,12 @@ class _Scheduler(PretrainedMixin):
             raise ConfigError("give either num_inference_steps or timesteps")
         if timesteps is None:
             assert num_inference_steps is not None
-            chosen = self._spaced(num_inference_steps)
+            if config.timestep_spacing == "optimized":
+                chosen = self._optimized(num_inference_steps)
+            else:
+                chosen = space_timesteps(
+                    num_inference_steps, len(self._levels), config.timestep_spacing, config.steps_offset
+                )
             chosen = chosen[::-1] if self._inverse else chosen
         else:
             chosen = _as_timesteps(timesteps)
@@ -113,12 +118,9 @@ class _Scheduler(PretrainedMixin):
             order=order,
         )
 
-    def _spaced(self, number: int) -> tuple[int, ...]:
-        """N timesteps as `config.timestep_spacing` says, the largest first."""
-        config = self.config
-        if config.timestep_spacing != "optimized":
-            return space_timesteps(number, len(self._levels), config.timestep_spacing, config.steps_offset)
-        known = config.get("optimized_timesteps") or {}
+    def _optimized(self, number: int) -> tuple[int, ...]:
+        """The N timesteps that the config has, the largest first."""
+        known = self.config.get("optimized_timesteps") or {}
         if not isinstance(known, Mapping) or str(number) not in known:
             there = f"there are some for {', '.join(known)}" if known else "there are none yet"
             raise ConfigError(
