@@ -108,7 +108,7 @@ class Backbone(HasCore, PretrainedModel):
             )
             for before, level, after in zip([up[0], *up], up, [*up[1:], up[-1]], strict=False)
         )
-        self.time_widths = [each.shape[1] for each in self._projections(torch.zeros(1, style.time_channels or 0))]
+        self.time_widths = [each.out_features for block in self.blocks() for each in block.time_projections()]
 
     def blocks(self) -> list[Block]:
         """All blocks in the order in which they run."""
@@ -144,11 +144,8 @@ class Backbone(HasCore, PretrainedModel):
 
     def project(self, emb: Tensor) -> Tensor:
         """The embedding (b e), projected for every residual block, side by side in the order of running: (b K)."""
-        return torch.cat(self._projections(emb), dim=1)
-
-    def _projections(self, emb: Tensor) -> list[Tensor]:
         emb = self.time_act(emb)
-        return [projection for block in self.blocks() for projection in block.project_time(emb)]
+        return torch.cat([projection for block in self.blocks() for projection in block.project_time(emb)], dim=1)
 
     @torch.no_grad()
     def project_time(

@@ -120,8 +120,12 @@ class Block(Recomputing):
 
     def project_time(self, emb: Tensor) -> list[Tensor]:
         """The activated time embedding (b e), projected for every residual block: (b k) each."""
+        return [project(emb) for project in self.time_projections()]
+
+    def time_projections(self) -> list[nn.Linear]:
+        """Of every residual block, in the order of their running."""
         layers = (*self.resnets, *self.resamplers())
-        return [layer.time_emb_proj(emb) for layer in layers if isinstance(layer, ResnetBlock2D)]
+        return [layer.time_emb_proj for layer in layers if isinstance(layer, ResnetBlock2D)]
 
     def project_text(self, text: Tensor) -> list[KeyValue]:
         """The keys and values that the attention layers make of a text (b s d), in the order of their use."""
