@@ -51,8 +51,8 @@ class OpenVINORunner(Runner):
         super().__init__(network)
         if dtype is not None and dtype not in HINTS:
             raise ConfigError(f"OpenVINO computes in {', '.join(map(str, HINTS))}, not {dtype}")
-        openvino = require("openvino", "fast")
-        own = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
+        self.core = require("openvino", "fast").Core()
+        own = self.core.get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
         self.precision = own if dtype is None else HINTS[dtype]
         self.parameters = list(network.parameters())
         self.stamp = stamp(self.parameters)
@@ -102,23 +102,27 @@ class OpenVINORunner(Runner):
         """From the disk if it is there and whole, else by conversion, which is compared with PyTorch and kept."""
         import openvino
 
-        core = openvino.Core()
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": self.precision,
         }
         what = (self.content, shape, [x.dtype for x in inputs], sorted(options.items()))
-        where = (openvino.__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), torch.__version__, __version__)
+        where = (
+            openvino.__version__,
+            self.core.get_property("CPU", "FULL_DEVICE_NAME"),
+            torch.__version__,
+            __version__,
+        )
         file = cache_folder() / f"{hashlib.sha256(repr((what, where)).encode()).hexdigest()}.blob"
         blob = read_whole(file)
         if blob is not None:
-            return core.import_model(blob, "CPU", options)
+            return self.core.import_model(blob, "CPU", options)
         if _any_batch(shape) not in self.converted:
             self.converted[_any_batch(shape)] = convert(self.network, inputs)
         model = self.converted[_any_batch(shape)].clone()
         model.reshape({index: openvino.PartialShape(list(each)) for index, each in enumerate(shape)})
-        compiled = core.compile_model(model, "CPU", options)
+        compiled = self.core.compile_model(model, "CPU", options)
         self._compare(compiled, inputs)
         keep_whole(file, compiled.export_model().getvalue())
         return compiled
