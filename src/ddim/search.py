@@ -5,6 +5,9 @@ run gives a sample at each of its timesteps. For i = 1…N and each timestep j o
 in i steps, keep the one that is nearest to the fine run's sample there. A run that reaches j in i steps is one that
 reached some k before j in i-1, with one step more; the step is the sampler's own, from where that run is and not from
 where the fine one is, so errors add up as they will. One pass for N finds the timesteps of every smaller number too.
+
+That is not the last word, as the nearest way to a place need not be the best beginning. So each list is then improved
+by its own end: one timestep after the other is moved while that brings the end of the run nearer.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,10 +25,13 @@ from ddim.plan import SamplingPlan
 from ddim.process import prediction, second_order
 from ddim.sampling import Denoiser, sample
 
+SWEEPS = 3  # over the timesteps of a list, at most, to improve it
+MOVES = (-4, -2, -1, 1, 2, 4)  # of a timestep among the fine run's, that are tried
+
 
 @dataclass(frozen=True)
 class _Run:
-    """The best way to one place: where it is, and how it came there."""
+    """A way to one place of the fine run: where it is, how far off that is, and how it came there."""
 
     x: Tensor
     error: float
@@ -39,20 +46,21 @@ def find_timesteps(
     numbers: Collection[int],
     *,
     order: int = 1,
-    notice: Callable[[], object] = lambda: None,
+    notice: Callable[[int], object] = lambda count: None,
 ) -> dict[int, tuple[int, ...]]:
     """For each N of `numbers` the N timesteps of `plan` from which a run ends nearest to where the plan itself ends.
 
-    It costs about M·(max N) evaluations.
+    It costs about M·(max N) evaluations, and some 9·N² for each N; `evaluations` says how many at most.
 
     Args:
         denoiser: as it will be used, guidance and all.
         noise: x_T of some samples (b …): the more, the more it is the model that the timesteps suit.
-        plan: the fine run, with eta=0, without clipping and of first order; its M timesteps are the candidates. The
-            first one is always used.
+        plan: the fine run, with eta=0, without clipping and of first order; its M timesteps are the candidates. A
+            list may begin below the first one: the noise is then taken for a sample of that timestep, as it is with
+            "leading" timesteps.
         numbers: N, each from 1 to M.
         order: of the runs to find timesteps for.
-        notice: called after each evaluation, for progress.
+        notice: called with the number of evaluations that were made, or spared, for progress.
 
     Raises:
         ConfigError: a plan or numbers that this is not for.
@@ -65,52 +73,100 @@ def find_timesteps(
     goals = [noise]
     for step in sample(denoiser, noise, plan, x0=False):
         goals.append(step.sample)
-        notice()
-    levels = [before for before, _ in plan.alpha_bars] + [plan.alpha_bars[-1][1]]
-    end = len(plan)
-    runs = {0: _Run(noise, 0.0, ())}  # place -> the best run that is there, all after the same number of steps
-    found = {}
-    for taken in range(1, max(numbers) + 1):
-        reached: dict[int, _Run] = {}
-        for place in sorted(runs):
-            if place == end:
-                continue
-            for there, run in _onward(denoiser, plan, levels, goals, runs[place], place, order):
-                if there not in reached or run.error < reached[there].error:
-                    reached[there] = run
-            notice()
-        runs = reached
-        if taken in numbers:
-            found[taken] = tuple(plan.timesteps[place] for place in runs[end].places)
-    return found
+        notice(1)
+    way = _Way(denoiser, plan, goals, order, notice)
+    return {
+        number: tuple(plan.timesteps[place] for place in way.improved(places))
+        for number, places in way.search(numbers).items()
+    }
 
 
-def evaluations(number: int, fine: int) -> int:
-    """How many evaluations a search for `number` of `fine` timesteps makes, the fine run among them."""
-    return fine + sum(1 if taken == 1 else fine - taken + 1 for taken in range(1, number + 1))
+def evaluations(numbers: Collection[int], fine: int) -> int:
+    """How many evaluations a search for each of `numbers` of `fine` timesteps makes at most."""
+    passes = sum(fine - taken + 1 for taken in range(1, max(numbers) + 1))
+    return fine + passes + sum(_tries(number) for number in numbers)
 
 
-def _onward(
-    denoiser: Denoiser,
-    plan: SamplingPlan,
-    levels: list[float],
-    goals: list[Tensor],
-    run: _Run,
-    place: int,
-    order: int,
-) -> list[tuple[int, _Run]]:
-    """One evaluation where a run is, and the step from there to every later place."""
-    here = levels[place]
-    kind = prediction(plan.prediction_type)
-    output = denoiser(run.x, torch.tensor(plan.timesteps[place]))[:, : run.x.shape[1]]
-    (p, q), (r, s) = kind.x0(here), kind.eps(here)
-    x0, eps = p * run.x + q * output, r * run.x + s * output
-    places = (*run.places, place)
-    onward = []
-    for there in range(place + 1, len(goals)):
-        x = math.sqrt(levels[there]) * x0 + math.sqrt(1 - levels[there]) * eps
-        if order == 2 and run.x0 is not None:
-            x = x + second_order(levels[run.places[-1]], here, levels[there]) * (x0 - run.x0)
-        error = float((x - goals[there]).square().mean())
-        onward.append((there, _Run(x, error, places, x0 if order == 2 else None)))
-    return onward
+def _tries(number: int) -> int:
+    """Evaluations to improve a list of so many, at most: of the list itself, and of what follows each move."""
+    return number + SWEEPS * len(MOVES) * number * (number + 1) // 2
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The fine run, and steps from any of its places to any later one. Place M is the end."""
+
+    denoiser: Denoiser
+    plan: SamplingPlan
+    goals: list[Tensor]  # the fine run's samples, at M + 1 places
+    order: int
+    notice: Callable[[int], object]
+
+    def search(self, numbers: Collection[int]) -> dict[int, tuple[int, ...]]:
+        """The dynamic programming: for each number, the places of the evaluations."""
+        end = len(self.plan)
+        runs = {place: _Run(self.goals[0], 0.0, ()) for place in range(end)}  # the best run that is at each place
+        found = {}
+        for taken in range(1, max(numbers) + 1):
+            reached: dict[int, _Run] = {}
+            for place in sorted(set(runs) - {end}):
+                ahead = self._predict(runs[place], place)
+                for there in range(place + 1, end + 1):
+                    run = self._land(runs[place], ahead, place, there)
+                    if there not in reached or run.error < reached[there].error:
+                        reached[there] = run
+            runs = reached
+            if taken in numbers:
+                found[taken] = runs[end].places
+        return found
+
+    def improved(self, places: tuple[int, ...]) -> tuple[int, ...]:
+        """Places of which no move of one brings the end nearer, or those after some sweeps."""
+        spent, limit = len(places), _tries(len(places))
+        runs = self._follow(_Run(self.goals[0], 0.0, ()), places)
+        for _ in range(SWEEPS):
+            before = places
+            for index in range(len(places)):
+                low = places[index - 1] + 1 if index else 0
+                high = places[index + 1] if index + 1 < len(places) else len(self.plan)
+                for there in sorted({places[index] + move for move in MOVES} & set(range(low, high))):
+                    moved = (there, *places[index + 1 :])
+                    tail = self._follow(runs[index], moved)
+                    spent += len(moved)
+                    if tail[-1].error < runs[-1].error:
+                        runs = runs[:index] + tail
+                places = runs[-1].places
+            if places == before:
+                break
+        self.notice(limit - spent)
+        return places
+
+    def _follow(self, run: _Run, places: tuple[int, ...]) -> list[_Run]:
+        """A run, and what becomes of it at each of these places and at the end."""
+        runs = [run]
+        for place, there in pairwise((*places, len(self.plan))):
+            runs.append(self._land(runs[-1], self._predict(runs[-1], place), place, there))
+        return runs
+
+    def _predict(self, run: _Run, place: int) -> tuple[Tensor, Tensor]:
+        """One evaluation where a run is: x0 and eps."""
+        kind = prediction(self.plan.prediction_type)
+        output = self.denoiser(run.x, torch.tensor(self.plan.timesteps[place]))[:, : run.x.shape[1]]
+        self.notice(1)
+        (p, q), (r, s) = kind.x0(self._level(place)), kind.eps(self._level(place))
+        return p * run.x + q * output, r * run.x + s * output
+
+    def _land(self, run: _Run, ahead: tuple[Tensor, Tensor], place: int, there: int) -> _Run:
+        """The step from a place to a later one."""
+        x0, eps = ahead
+        level = self._level(there)
+        x = math.sqrt(level) * x0 + math.sqrt(1 - level) * eps
+        if self.order == 2 and run.x0 is not None:
+            last = self._level(run.places[-1])
+            x = x + second_order(last, self._level(place), level) * (x0 - run.x0)
+        error = float((x - self.goals[there]).square().mean())
+        return _Run(x, error, (*run.places, place), x0 if self.order == 2 else None)
+
+    def _level(self, place: int) -> float:
+        """ᾱ at a place."""
+        return self.plan.alpha_bars[place][0] if place < len(self.plan) else self.plan.alpha_bars[-1][1]

@@ -28,7 +28,7 @@ def run_optimize(settings: OptimizeSettings) -> str:
     count = settings.samples
     denoiser = pipe.denoiser(plan, count, **_conditions(pipe, settings))
     noise = gaussian_noise(pipe.sample_shape(count), seeded_generators(settings.seed, count), pipe.device, pipe.dtype)
-    with torch.inference_mode(), pipe.progress_bar(evaluations(max(settings.steps), settings.reference)) as bar:
+    with torch.inference_mode(), pipe.progress_bar(evaluations(settings.steps, settings.reference)) as bar:
         found = find_timesteps(denoiser, noise, plan, settings.steps, order=settings.order, notice=bar.update)
         goal = list(sample(denoiser, noise, plan, x0=False))[-1].sample
 
