@@ -13,12 +13,24 @@ import re
 import warnings
 from pathlib import Path
 
+import equal_quality
+import loading
+import start
 import step
 import text_to_image
+import training
 import unet
 from common import machine
 
-SECTIONS = {"step": step.section, "unet": unet.section, "text_to_image": text_to_image.section}
+SECTIONS = {
+    "step": step.section,
+    "unet": unet.section,
+    "text_to_image": text_to_image.section,
+    "equal_quality": equal_quality.section,
+    "start": start.section,
+    "loading": loading.section,
+    "training": training.section,
+}
 HEAD = """# Benchmarks
 
 Written by `make bench`. The peers are timed in turn, several rounds over; figures are medians. Absolute times vary from

@@ -62,7 +62,7 @@ def invert(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[Sampl
 
 
 def invert_fixed_point(
-    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, iterations: int = 1000, tolerance: float = 2e-7
+    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, iterations: int = 1000, tolerance: float = 5e-7
 ) -> Iterator[SampleStep]:
     """Solve the sampler's own step for where it came from, at each step, beginning with the plain inversion's answer.
 
@@ -72,7 +72,7 @@ def invert_fixed_point(
         iterations: 1 or more; at most so many evaluations at one step. Most steps need about 5; the one next to the
             image some thirty, rarely hundreds, since there the network takes many inputs to nearly one image.
         tolerance: enough, where the step leads back to within this of x_{t-1} (largest absolute difference, in model
-            space). Below some 1e-7 of the values a float32 network's own rounding is larger.
+            space). Below some 3e-7 a float32 network's own rounding is in the way.
 
     Raises:
         ConfigError: the plan clips or adds noise.

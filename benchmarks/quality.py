@@ -1,0 +1,252 @@
+"""How good each sampler's pictures are by its number of steps; nothing is timed here, so other work may run.
+
+    python benchmarks/quality.py digits emoji
+
+The samplers run on the same network, guidance and noises, so that they differ by their steps alone: for each number of
+steps the Fréchet distance to the data of 3 seeds of samples, and the error, root mean square over pixels in [-1, 1],
+to 1,000 steps of DDIM from the same x_T. What was measured is kept in runs/quality, and gone on from.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim import DiffusionPipeline
+from ddim.evaluation import load_features
+from ddim.evaluation.drawing import Conditions, conditions, open_data
+from ddim.evaluation.grid import Grid
+from ddim.evaluation.state import Cell, Folder, digest
+from ddim.files import read_json, write_json
+from ddim.plan import SamplingPlan
+from ddim.process import gaussian_noise, seeded_generators
+from ddim.sampling import Denoiser, sample
+
+HERE = Path(__file__).parent.parent
+RUNS = HERE / "runs" / "quality"
+SEEDS = (0, 1, 2)
+GOAL, SOLVER, OURS = "diffusers DDIM", "diffusers DPM-Solver++", "ddim, order 2, optimized"
+STEPS = 50  # of the goal
+
+Loop = Callable[[Any, Denoiser, Tensor, SamplingPlan], Tensor]
+"""(scheduler of ours, denoiser, x_T, a plan of which only the length counts) -> x_0"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is drawn, and compared with what."""
+
+    name: str
+    against: str
+    samples: int  # of a seed
+    batch: int
+    backend: str
+    dtype: torch.dtype | None
+    guidance: tuple[float, float]
+    features: str
+    compared: int  # samples behind the error
+    peers: Mapping[str, tuple[int, ...]]  # of LOOPS, and with how many steps
+
+    def pipe(self) -> Any:
+        pipe = DiffusionPipeline.from_pretrained(self.name).accelerate(self.backend, self.dtype)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def conditions(self, pipe: Any, source: Any) -> Conditions:
+        return conditions(pipe, source, "turn", self.guidance)
+
+
+FEW = (5, 6, 8, 10, 12, 15, 20)
+MODELS = {
+    "digits": Model(
+        "digits", "digits", 5000, 250, "eager", None, (1.0, 0.0), "digits", 64,
+        {
+            GOAL: (10, 20, STEPS, 100),
+            "diffusers DPM-Solver++": (5, 8, 10, 15, 20),
+            "diffusers DPM-Solver++, linspace": (5, 8, 10, 15, 20),
+            "diffusers DPM-Solver++, trailing": (5, 8, 10, 15, 20),
+            "ddim, order 2": (5, 8, 10, 15, 20),
+            "ddim, order 2, optimized": FEW,
+        },
+    ),
+    "emoji": Model(
+        "emoji", str(HERE / "data" / "emoji.parquet"), 1000, 25, "openvino", None, (3.0, 0.7), "emoji", 16,
+        {
+            GOAL: (STEPS, 25),
+            "ddim, order 2, optimized": (4, 5, 6, 8),
+            "diffusers DPM-Solver++": (5, 8, 10, 15),
+            "ddim, order 2": (5, 8),
+        },
+    ),
+}  # fmt: skip
+
+
+# --- the samplers ----------------------------------------------------------------------------------------------------
+
+
+def their_scheduler(kind: str, config: Mapping[str, Any], **changed: Any) -> Any:
+    """A scheduler of diffusers for a model's config."""
+    import diffusers
+
+    own = {name: value for name, value in config.items() if name[0] != "_" and name != "optimized_timesteps"}
+    return getattr(diffusers, kind).from_config({**own, **changed})
+
+
+def theirs(kind: str, **changed: Any) -> Loop:
+    def run(ours: Any, denoiser: Denoiser, x: Tensor, plan: SamplingPlan) -> Tensor:
+        scheduler = their_scheduler(kind, ours.config, **changed)
+        scheduler.set_timesteps(len(plan))
+        for timestep in scheduler.timesteps:
+            x = scheduler.step(denoiser(x, timestep), timestep, x).prev_sample
+        return x
+
+    return run
+
+
+def ours(order: int, spacing: str | None = None) -> Loop:
+    def run(ours: Any, denoiser: Denoiser, x: Tensor, plan: SamplingPlan) -> Tensor:
+        chosen = ours if spacing is None else ours.from_config(ours.config, timestep_spacing=spacing)
+        for step in sample(denoiser, x, chosen.plan(len(plan), order=order), x0=False):
+            x = step.sample
+        return x
+
+    return run
+
+
+LOOPS = {
+    GOAL: theirs("DDIMScheduler"),
+    "diffusers DPM-Solver++": theirs("DPMSolverMultistepScheduler"),
+    "diffusers DPM-Solver++, linspace": theirs("DPMSolverMultistepScheduler", timestep_spacing="linspace"),
+    "diffusers DPM-Solver++, trailing": theirs("DPMSolverMultistepScheduler", timestep_spacing="trailing"),
+    "ddim, order 2": ours(2),
+    "ddim, order 2, optimized": ours(2, "optimized"),
+}
+
+
+def sampler(loop: Loop) -> Callable[..., Tensor]:
+    """A loop as `Grid` takes it: what `ddim.evaluation.drawing.draw` does, with other steps."""
+
+    @torch.inference_mode()
+    def draw(
+        pipe: Any,
+        plan: SamplingPlan,
+        seed: int,
+        numbers: range,
+        conditions: Conditions,
+        progress: Callable[[int], Any] = lambda count: None,
+    ) -> Tensor:
+        count = len(numbers)
+        generators = seeded_generators(seed, count, first=numbers.start)
+        noise = gaussian_noise(pipe.sample_shape(count), generators, pipe.device, pipe.dtype)
+        every = pipe.scheduler.plan(pipe.scheduler.config.num_train_timesteps)  # diffusers' loops choose their own
+        network = pipe.denoiser(every, count, **conditions(seed, numbers))
+
+        def counted(x: Tensor, timestep: Tensor) -> Tensor:
+            progress(count)
+            return network(x, timestep)
+
+        pictures: Tensor = pipe.decode(loop(pipe.scheduler, counted, noise, plan), "pt")
+        return pictures * 2 - 1
+
+    return draw
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """A sampler with a number of steps."""
+
+    peer: str
+    steps: int
+    distance: float  # mean over the seeds
+    deviation: float  # over the seeds
+    error: float
+
+    def scheduler(self, config: Mapping[str, Any]) -> Any:
+        """diffusers' scheduler of this sampler for a model's config."""
+        kind = "DDIMScheduler" if self.peer == GOAL else "DPMSolverMultistepScheduler"
+        _, _, spacing = self.peer.partition(", ")
+        return their_scheduler(kind, config, **({"timestep_spacing": spacing} if spacing else {}))
+
+    def is_as_good_as(self, goal: Point, errors: float = 1.0) -> bool:
+        """No farther from the data than by so many standard errors of the difference; -1 is nearer by one."""
+        spread = np.hypot(self.deviation, goal.deviation) / np.sqrt(len(SEEDS))
+        return bool(self.distance <= goal.distance + errors * spread)
+
+
+def measure_model(model: Model) -> list[Point]:
+    """All samplers of a model; what was measured before is taken from runs/quality."""
+    pipe = model.pipe()
+    source = open_data(
+        model.against, captioned=model.name == "emoji", labelled=False,
+        image_column="image", label_column="label", caption_column="captions",
+    )  # fmt: skip
+    extractor, condition = load_features(model.features), model.conditions(pipe, source)
+    errors = measure_errors(model, pipe, condition)
+    points = []
+    for peer, numbers in model.peers.items():
+        place = RUNS / model.name / peer.replace(" ", "-").replace(",", "").lower()
+        settings = {"samples": model.samples, "batch": model.batch, "digest": digest(pipe), "backend": pipe.backend}
+        grid = Grid(
+            pipe, source, extractor, Folder(place, settings), condition,
+            samples=model.samples, batch=model.batch, sampler=sampler(LOOPS[peer]),
+        )  # fmt: skip
+        cells = [Cell(0.0, steps, seed) for steps in numbers for seed in SEEDS]
+        for _ in grid.run(cells):
+            pass
+        for steps in numbers:
+            found = [(grid.folder.figures(Cell(0.0, steps, seed)) or {})["frechet"] for seed in SEEDS]
+            spread = float(np.std(found, ddof=1))
+            points.append(Point(peer, steps, float(np.mean(found)), spread, errors[f"{peer} {steps}"]))
+    return points
+
+
+@torch.inference_mode()
+def measure_errors(model: Model, pipe: Any, condition: Conditions) -> dict[str, float]:
+    """The error of each sampler, by "peer steps"."""
+    file = RUNS / model.name / "errors.json"
+    kept: dict[str, float] = read_json(file) if file.exists() else {}
+    wanted = [(peer, steps) for peer, numbers in model.peers.items() for steps in numbers]
+    if all(f"{peer} {steps}" in kept for peer, steps in wanted):
+        return kept
+    numbers = range(model.compared)
+    plain = sampler(ours(1))
+    spaced = pipe.scheduler
+    goal = plain(pipe, spaced.plan(1000), SEEDS[0], numbers, condition)
+    for peer, steps in wanted:
+        pictures = sampler(LOOPS[peer])(pipe, spaced.plan(steps), SEEDS[0], numbers, condition)
+        kept[f"{peer} {steps}"] = float((pictures - goal).square().mean().sqrt())
+    write_json(file, kept)
+    return kept
+
+
+def fewest(points: Iterable[Point], peer: str, goal: Point, errors: float = 1.0) -> Point | None:
+    """The fewest steps with which a sampler is as good as the goal, of those measured; None if none is."""
+    good = [point for point in points if point.peer.startswith(peer) and point.is_as_good_as(goal, errors)]
+    return min(good, key=lambda point: point.steps, default=None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=MODELS)
+    for name in parser.parse_args().models:
+        points = measure_model(MODELS[name])
+        goal = next(point for point in points if (point.peer, point.steps) == (GOAL, STEPS))
+        for point in points:
+            print(
+                f"{name:8} {point.peer:34} {point.steps:4} {point.distance:.3f} ± {point.deviation:.3f} "
+                f"{point.error:.4f} {'*' if point.is_as_good_as(goal) else ''}"
+            )
+
+
+if __name__ == "__main__":
+    main()
