@@ -59,4 +59,8 @@ class Runner:
 
 def stamp(parameters: list[nn.Parameter]) -> int:
     """A number that is another one after a change of the parameters: of a value, or of which tensor holds them."""
-    return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters))
+    try:
+        versions = [p._version for p in parameters]
+    except RuntimeError:  # inference tensors have none
+        versions = [0 if p.is_inference() else p._version for p in parameters]
+    return hash((*map(Tensor.data_ptr, parameters), *versions))

@@ -313,8 +313,10 @@ class AutoencoderKL(HasCore, PretrainedModel):
     def core(self, *inputs: Tensor) -> Tensor:
         """The decoder: latents (b z h w) to images (b c H W)."""
         (z,) = inputs
+        if z.device.type == "cpu":  # a sixth faster there; the U-Nets are not
+            z = z.contiguous(memory_format=torch.channels_last)
         out: Tensor = self.decoder(self.post_quant_conv(z))
-        return out
+        return out.contiguous()
 
     def forward(
         self,
