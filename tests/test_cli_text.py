@@ -39,6 +39,18 @@ def test_a_text_is_drawn_and_made_again(model: str, tmp_path: Path) -> None:
     assert pixels(tmp_path / "again.png") == pixels(out)
 
 
+def test_guidance_in_an_interval(model: str, tmp_path: Path) -> None:
+    command = ["sample", "a red cat", "--model", model, *FAST, "--guidance-scale", "3"]
+    drawn = {}
+    for name, interval in (("all", []), ("some", ["400", "999"]), ("none", ["0", "0"])):
+        drawn[name] = tmp_path / f"{name}.png"
+        given = ["--guidance-interval", *interval] if interval else []
+        assert main([*command, *given, "--out", str(drawn[name])]) == 0
+    assert len({pixels(path) for path in drawn.values()}) == 3
+    assert main(["sample", "--from", str(drawn["some"]), "--out", str(tmp_path / "again.png")]) == 0
+    assert pixels(tmp_path / "again.png") == pixels(drawn["some"])
+
+
 def test_several_images_of_one_text(model: str, tmp_path: Path) -> None:
     arguments = ["sample", "a red cat", "--model", model, *FAST, "--batch", "3", "--out", str(tmp_path / "many") + "/"]
     assert main(arguments) == 0

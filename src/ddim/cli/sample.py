@@ -64,7 +64,9 @@ def _remake(settings: SampleSettings) -> tuple[SampleSettings, int | None]:
             raise KeyError("command")
         known = {field.name: field.default for field in dataclasses.fields(SampleSettings)}
         stored = {key: made["settings"][key] for key in known if key in made["settings"]}
-        stored["class_labels"] = tuple(stored["class_labels"])
+        for name in ("class_labels", "guidance_interval"):
+            if stored.get(name) is not None:
+                stored[name] = tuple(stored[name])
         only = made["image"]
     except (UnidentifiedImageError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{settings.from_image} is no PNG of `ddim sample` that says how ddim made it") from error
@@ -92,6 +94,7 @@ def _draw(pipe: Any, settings: SampleSettings, only: int | None) -> list[Image.I
         "order": settings.order,
         "guidance_scale": settings.guidance_scale,
         "guidance_rescale": settings.guidance_rescale,
+        "guidance_interval": settings.guidance_interval,
         "generator": [generators[number] for number in numbers],
     }
     if classes is not None:

@@ -33,6 +33,8 @@ class SampleSettings:
     guidance_rescale: float | None = None
     """In [0, 1]: how much of the contrast that guidance adds to take back. If not given, 0.7 for a text-to-image model
     with zero terminal SNR, else 0."""
+    guidance_interval: tuple[int, int] | None = None
+    """Guide only at timesteps from LOW to HIGH, both included: the others take half the work. All if not given."""
     steps: int = 50
     """Sampling steps, 1 to the model's training timesteps."""
     eta: float | Literal["sigma_hat"] = 0.0
