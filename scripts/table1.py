@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = as_markdown(results, "python scripts/table1.py" + " --quick" * options.quick, options.note)
     write_text(page, text + f"\n![Distance against steps and against time]({picture})\n")
     for suffix in (".png", ".svg"):
-        plot_tradeoff([results], str(page.with_suffix(suffix)))
+        plot_tradeoff([results], str(page.with_suffix(suffix)), clock="cpu_seconds")
     with atomic_write(page.with_suffix(".json")) as path:
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(page)

@@ -183,6 +183,18 @@ def test_a_line_for_each_eta(tmp_path: Path, drawn: list[Any]) -> None:
     assert right.get_xlabel() == "seconds for 5,000 samples"
 
 
+def test_the_processors_time_instead(tmp_path: Path, drawn: list[Any]) -> None:
+    given = results()
+    given["summary"] = [{**row, "cpu_seconds": 2 * row["steps"]} for row in given["summary"]]
+    plot_tradeoff([given], str(tmp_path / "x.png"), clock="cpu_seconds")
+    right = drawn[0].axes[1]
+    assert list(right.containers[0].lines[0].get_xdata()) == [20, 40, 100]
+    assert right.get_xlabel() == "processor seconds"
+    for rows, clock in ((given, "hours"), (results(), "cpu_seconds")):
+        with pytest.raises(ConfigError, match=clock):
+            plot_tradeoff([rows], str(tmp_path / "x.png"), clock=clock)
+
+
 def test_plot_tradeoff(tmp_path: Path, drawn: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(json.dumps(results()), encoding="utf-8")

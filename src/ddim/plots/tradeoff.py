@@ -10,7 +10,10 @@ from ddim.errors import ConfigError, require
 from ddim.plots.style import COLOURS, MARKERS, check_name, plain, save_figure
 
 
-def plot_tradeoff(runs: Sequence[Mapping[str, Any]], out: str) -> Path:
+CLOCKS = {"seconds": "seconds", "cpu_seconds": "processor seconds"}  # a row's time -> in words
+
+
+def plot_tradeoff(runs: Sequence[Mapping[str, Any]], out: str, *, clock: str = "seconds") -> Path:
     """Distance against steps, and against seconds for all samples, with a line for each eta and a row for each run.
 
     Args:
@@ -18,24 +21,27 @@ def plot_tradeoff(runs: Sequence[Mapping[str, Any]], out: str) -> Path:
             and seconds (and timesteps, where they are fewer than the steps asked for); "distance", what is measured;
             and, where known, "ideal", what a perfect model would have, and "settings" with the model and the samples.
         out: a .png, .svg or .pdf.
+        clock: a key of CLOCKS: the time that passed, or the processors', which other work hardly changes.
 
     Raises:
-        ConfigError: another ending, no runs, or one without these rows.
+        ConfigError: another ending, another clock, no runs, or one without these rows.
         MissingExtraError: matplotlib is not installed.
     """
     check_name(out)
+    if clock not in CLOCKS:
+        raise ConfigError(f"clock={clock!r} is none of {', '.join(CLOCKS)}")
     if not runs:
         raise ConfigError("give the results.json of one run or more")
     figure = require("matplotlib.figure", "plot").Figure(figsize=(11, 0.6 + 4.2 * len(runs)), layout="constrained")
     for pair, run in zip(figure.subplots(len(runs), 2, sharey="row", squeeze=False), runs, strict=True):
-        _draw(pair, run)
+        _draw(pair, run, clock)
     return save_figure(figure, out)
 
 
-def _draw(pair: Sequence[Any], run: Mapping[str, Any]) -> None:
+def _draw(pair: Sequence[Any], run: Mapping[str, Any], clock: str) -> None:
     left, right = pair
     lines: dict[Any, list[Mapping[str, Any]]] = {}
-    for row in _rows(run):
+    for row in _rows(run, clock):
         lines.setdefault(row["eta"], []).append(row)
     for number, eta in enumerate(sorted(lines, key=_order)):
         rows = sorted(lines[eta], key=_steps)
@@ -50,12 +56,12 @@ def _draw(pair: Sequence[Any], run: Mapping[str, Any]) -> None:
         }
         distances, errors = ([float(row[name]) for row in rows] for name in ("frechet", "frechet_error"))
         left.errorbar([_steps(row) for row in rows], distances, yerr=errors, **style)
-        right.errorbar([float(row["seconds"]) for row in rows], distances, yerr=errors, **style)
+        right.errorbar([float(row[clock]) for row in rows], distances, yerr=errors, **style)
     settings = run.get("settings", {})
     model, samples = settings.get("model", ""), settings.get("samples")
     left.set(xlabel="sampling steps S", ylabel=str(run["distance"]), title=f"{model}: distance to the data, by steps")
-    right.set(xlabel="seconds" + (f" for {samples:,} samples" if samples else ""), title="and by time")
-    steps = sorted({_steps(row) for row in _rows(run)})
+    right.set(xlabel=CLOCKS[clock] + (f" for {samples:,} samples" if samples else ""), title="and by time")
+    steps = sorted({_steps(row) for row in _rows(run, clock)})
     for axes in pair:
         axes.set(xscale="log", yscale="log")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -78,7 +84,7 @@ def _draw(pair: Sequence[Any], run: Mapping[str, Any]) -> None:
     left.set_xticks(steps, [str(step) for step in steps])
     left.xaxis.minorticks_off()
     left.legend(frameon=False)
-    errors_are = {row["error_is"] for row in _rows(run) if "error_is" in row}
+    errors_are = {row["error_is"] for row in _rows(run, clock) if "error_is" in row}
     if errors_are:
         right.annotate(
             f"bars: {', '.join(sorted(errors_are))}",
@@ -96,9 +102,9 @@ def _minor(value: float, _: int) -> str:
     return f"{value:g}" if f"{value:.0e}"[0] in "2346" else ""
 
 
-def _rows(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _rows(run: Mapping[str, Any], clock: str) -> list[Mapping[str, Any]]:
     rows = run.get("summary")
-    needed = {"eta", "steps", "frechet", "frechet_error", "seconds"}
+    needed = {"eta", "steps", "frechet", "frechet_error", clock}
     if "distance" not in run or not isinstance(rows, list) or not rows:
         raise ConfigError("no results of `ddim evaluate`: needed are its distance and its summary")
     if not all(isinstance(row, Mapping) and needed <= set(row) for row in rows):
