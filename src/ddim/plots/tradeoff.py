@@ -9,7 +9,6 @@ from typing import Any
 from ddim.errors import ConfigError, require
 from ddim.plots.style import COLOURS, MARKERS, check_name, plain, save_figure
 
-
 CLOCKS = {"seconds": "seconds", "cpu_seconds": "processor seconds"}  # a row's time -> in words
 
 
