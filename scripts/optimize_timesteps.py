@@ -34,7 +34,7 @@ def captions(count: int) -> tuple[str, ...]:
 def settings_for(model: str, out: Path) -> OptimizeSettings:
     if model == "digits":
         return OptimizeSettings(
-            model, steps=(4, 5, 6, 8, 10, 12, 15), order=2, reference=100, samples=64, seed=100, out=str(out)
+            model, steps=(4, 5, 6, 8, 10, 12), order=2, reference=100, samples=64, seed=100, out=str(out)
         )
     return OptimizeSettings(
         model, steps=(4, 5, 6, 8, 10), order=2, reference=50, samples=16, prompts=captions(16),
@@ -45,9 +45,7 @@ def settings_for(model: str, out: Path) -> OptimizeSettings:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", choices=("digits", "emoji"))
-    parser.add_argument(
-        "--out", type=Path, help="for scheduler_config.json; the bundled model's if not given"
-    )
+    parser.add_argument("--out", type=Path, help="for scheduler_config.json; the bundled model's if not given")
     options = parser.parse_args()
     for model in options.models:
         print(run_optimize(settings_for(model, options.out or WEIGHTS / model / "scheduler")))

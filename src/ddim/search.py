@@ -6,9 +6,8 @@ in i steps, keep the one that is nearest to the fine run's sample there. A run t
 reached some k before j in i-1, with one step more; the step is the sampler's own, from where that run is and not from
 where the fine one is, so errors add up as they will. One pass for N finds the timesteps of every smaller number too.
 
-That is not the last word, as the nearest way to a place need not be the best beginning. So each list, or the last
-shorter one with timesteps put into its widest gaps if that is better, is then improved by its own end: one timestep
-after the other is moved while that brings the end of the run nearer.
+That is not the last word, as the nearest way to a place need not be the best beginning. So each list is then improved
+by its own end: one timestep after the other is moved while that brings the end of the run nearer.
 """
 
 from __future__ import annotations
@@ -76,12 +75,10 @@ def find_timesteps(
         goals.append(step.sample)
         notice(1)
     way = _Way(denoiser, plan, goals, order, notice)
-    found, last = {}, None
-    for number, places in sorted(way.search(numbers).items()):
-        starts = [places] if last is None else [places, _lengthened(last, number, len(plan))]
-        last = way.improved(starts)
-        found[number] = tuple(plan.timesteps[place] for place in last)
-    return found
+    return {
+        number: tuple(plan.timesteps[place] for place in way.improved(places))
+        for number, places in way.search(numbers).items()
+    }
 
 
 def evaluations(numbers: Collection[int], fine: int) -> int:
@@ -91,21 +88,8 @@ def evaluations(numbers: Collection[int], fine: int) -> int:
 
 
 def _tries(number: int) -> int:
-    """Evaluations to improve a list of so many, at most: of two lists to start from, and of what follows each move."""
-    return 2 * number + SWEEPS * len(MOVES) * number * (number + 1) // 2
-
-
-def _lengthened(places: tuple[int, ...], number: int, end: int) -> tuple[int, ...]:
-    """Places with more of them, each put into the middle of the widest gap.
-
-    >>> _lengthened((0, 4), 4, 6)
-    (0, 1, 2, 4)
-    """
-    while len(places) < number:
-        around = (-1, *places, end)
-        before, after = max(pairwise(around), key=lambda gap: gap[1] - gap[0])
-        places = tuple(sorted((*places, (before + after) // 2)))
-    return places
+    """Evaluations to improve a list of so many, at most: of the list itself, and of what follows each move."""
+    return number + SWEEPS * len(MOVES) * number * (number + 1) // 2
 
 
 @dataclass(frozen=True)
@@ -136,12 +120,10 @@ class _Way:
                 found[taken] = runs[end].places
         return found
 
-    def improved(self, starts: list[tuple[int, ...]]) -> tuple[int, ...]:
-        """From the best of these: places of which no move brings the end nearer, or those after some sweeps."""
-        spent, limit = sum(map(len, starts)), _tries(len(starts[0]))
-        tried = [self._follow(_Run(self.goals[0], 0.0, ()), places) for places in starts]
-        runs = min(tried, key=lambda run: run[-1].error)
-        places = runs[-1].places
+    def improved(self, places: tuple[int, ...]) -> tuple[int, ...]:
+        """Places of which no move of one brings the end nearer, or those after some sweeps."""
+        spent, limit = len(places), _tries(len(places))
+        runs = self._follow(_Run(self.goals[0], 0.0, ()), places)
         for _ in range(SWEEPS):
             before = places
             for index in range(len(places)):
