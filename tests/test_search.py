@@ -136,16 +136,28 @@ def test_the_config_keeps_them_and_is_as_before_without(tmp_path: Path) -> None:
 
 def test_the_command_puts_them_into_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "model"
-    DiffusionPipeline.from_pretrained("digits").save_pretrained(folder)
+    bundled = DiffusionPipeline.from_pretrained("digits")
+    bundled.save_pretrained(folder)
     command = ["optimize", str(folder), "--reference", "12", "--samples", "4", "--device", "cpu"]
     assert main([*command, "--steps", "3"]) == 0
     assert main([*command, "--steps", "2", "4"]) == 0
     assert "optimized" in capsys.readouterr().out
     pipe = DiffusionPipeline.from_pretrained(folder)
-    assert sorted(pipe.scheduler.config.optimized_timesteps) == ["2", "3", "4"]
+    known, before = (each.scheduler.config.optimized_timesteps for each in (pipe, bundled))
+    assert set(known) == {"2", "3", "4", *before}
+    assert known["4"] != before["4"]
+    assert known["8"] == before["8"]
     pipe.set_progress_bar_config(disable=True)
     assert main(["sample", "--model", str(folder), "--steps", "4", "--spacing", "optimized", "--class-labels", "3",
                  "--out", str(tmp_path / "3.png"), "--device", "cpu"]) == 0  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["digits", "emoji"])
+def test_the_bundled_models_have_some_that_their_scheduler_takes(model: str) -> None:
+    scheduler = DiffusionPipeline.from_pretrained(model).scheduler
+    spaced = scheduler.from_config(scheduler.config, timestep_spacing="optimized")
+    for number, timesteps in scheduler.config.optimized_timesteps.items():
+        assert list(spaced.plan(int(number), order=2).timesteps) == timesteps
 
 
 def test_the_command_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
