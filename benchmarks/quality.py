@@ -111,7 +111,7 @@ def theirs(kind: str, **changed: Any) -> Loop:
 
 def ours(order: int, spacing: str | None = None) -> Loop:
     def run(ours: Any, denoiser: Denoiser, x: Tensor, plan: SamplingPlan) -> Tensor:
-        chosen = ours if spacing is None else ours.from_config(ours.config, timestep_spacing=spacing)
+        chosen = ours if spacing is None or len(plan) == 1 else ours.from_config(ours.config, timestep_spacing=spacing)
         for step in sample(denoiser, x, chosen.plan(len(plan), order=order), x0=False):
             x = step.sample
         return x
