@@ -3,7 +3,7 @@
     python benchmarks/run.py equal_quality
 
 Each takes the fewest steps that are as good: whose distance to the data, by `quality`, is not over that of diffusers'
-DDIM with 50 by more than one standard error of the difference. Where the distances are not there yet it takes hours:
+DDIM with 50 by more than one standard error of the difference, seed by seed. Where the distances are not there yet it takes hours:
 `python benchmarks/quality.py digits emoji` makes them beforehand.
 """
 
