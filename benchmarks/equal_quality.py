@@ -3,8 +3,8 @@
     python benchmarks/run.py equal_quality
 
 Each takes the fewest steps that are as good: whose distance to the data, by `quality`, is not over that of diffusers'
-DDIM with 50 by more than one standard error of the difference, seed by seed. Where the distances are not there yet it takes hours:
-`python benchmarks/quality.py digits emoji` makes them beforehand.
+DDIM with 50 by more than one standard error of the difference, seed by seed. Where the distances are not there yet it
+takes hours: `python benchmarks/quality.py digits emoji` makes them beforehand.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def section(rounds: int) -> str:
         f"`python benchmarks/run.py equal_quality --rounds {rounds}`. The same network and noises under each sampler "
         f"({about}; seeds 0, 1, 2): Fréchet distance of the bundled features to the data, with its standard deviation "
         "over the seeds, and the error, root mean square over pixels in [-1, 1], to 1,000 steps of DDIM from the same "
-        "x_T. **Bold**: not over diffusers' DDIM with 50 steps by more than one standard error of the difference.",
+        "x_T. **Bold**: not over diffusers' DDIM with 50 steps by more than one standard error of the difference, seed by seed.",
         "",
         "| model | sampler | steps | distance | error |",
         "|---|---|---|---|---|",
