@@ -128,7 +128,8 @@ def section(rounds: int) -> str:
         f"`python benchmarks/run.py equal_quality --rounds {rounds}`. The same network and noises under each sampler "
         f"({about}; seeds 0, 1, 2): Fréchet distance of the bundled features to the data, with its standard deviation "
         "over the seeds, and the error, root mean square over pixels in [-1, 1], to 1,000 steps of DDIM from the same "
-        "x_T. **Bold**: not over diffusers' DDIM with 50 steps by more than one standard error of the difference, seed by seed.",
+        "x_T. **Bold**: not over diffusers' DDIM with 50 steps by more than one standard error of the difference, seed "
+        "by seed.",
         "",
         "| model | sampler | steps | distance | error |",
         "|---|---|---|---|---|",
