@@ -24,7 +24,7 @@ from ddim.evaluation import load_features
 from ddim.evaluation.drawing import Conditions, conditions, open_data
 from ddim.evaluation.grid import Grid
 from ddim.evaluation.state import Cell, Folder, digest
-from ddim.files import read_json, write_json
+from ddim.files import read_json, read_tensors, save_tensors, write_json
 from ddim.plan import SamplingPlan
 from ddim.process import gaussian_noise, seeded_generators
 from ddim.sampling import Denoiser, sample
@@ -53,6 +53,7 @@ class Model:
     features: str
     compared: int  # samples behind the error
     peers: Mapping[str, tuple[int, ...]]  # of LOOPS, and with how many steps
+    nearer: Mapping[str, tuple[int, ...]]  # and with how many more for the error alone
 
     def pipe(self) -> Any:
         pipe = DiffusionPipeline.from_pretrained(self.name).accelerate(self.backend, self.dtype)
@@ -74,6 +75,7 @@ MODELS = {
             "diffusers DPM-Solver++, linspace": (5, 8),
             "ddim, order 2": (8, 10, 15),
         },
+        {GOAL: (40,), "diffusers DPM-Solver++": (20, 25, 30, 40), "ddim, order 2": (20, 25, 30)},
     ),
     "emoji": Model(
         "emoji", str(HERE / "data" / "emoji.parquet"), 1000, 25, "openvino", None, (3.0, 0.7), "emoji", 16,
@@ -83,6 +85,7 @@ MODELS = {
             "diffusers DPM-Solver++": (4, 5, 6, 8),
             "ddim, order 2": (5,),
         },
+        {GOAL: (40,), "diffusers DPM-Solver++": (10, 12, 15, 20), "ddim, order 2": (8, 10, 12, 15)},
     ),
 }  # fmt: skip
 
@@ -222,20 +225,37 @@ def measure_model(model: Model) -> list[Point]:
 @torch.inference_mode()
 def measure_errors(model: Model, pipe: Any, condition: Conditions) -> dict[str, float]:
     """The error of each sampler, by "peer steps"."""
-    file = RUNS / model.name / "errors.json"
+    file, numbers = RUNS / model.name / "errors.json", range(model.compared)
     kept: dict[str, float] = read_json(file) if file.exists() else {}
-    wanted = [(peer, steps) for peer, numbers in model.peers.items() for steps in numbers]
-    if all(f"{peer} {steps}" in kept for peer, steps in wanted):
+    every = [(peer, steps) for table in (model.peers, model.nearer) for peer, some in table.items() for steps in some]
+    wanted = [(peer, steps) for peer, steps in every if f"{peer} {steps}" not in kept]
+    if not wanted:
         return kept
-    numbers = range(model.compared)
-    plain = sampler(ours(1))
-    spaced = pipe.scheduler
-    goal = plain(pipe, spaced.plan(1000), SEEDS[0], numbers, condition)
+    reference = RUNS / model.name / "reference.safetensors"
+    if not reference.exists():
+        print(f"{model.name}: the reference of 1,000 steps, some minutes", flush=True)
+        pictures = sampler(ours(1))(pipe, pipe.scheduler.plan(1000), SEEDS[0], numbers, condition)
+        save_tensors(reference, {"pictures": pictures.contiguous()})
+    goal = read_tensors(reference)["pictures"]
     for peer, steps in wanted:
-        pictures = sampler(LOOPS[peer])(pipe, spaced.plan(steps), SEEDS[0], numbers, condition)
+        pictures = sampler(LOOPS[peer])(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, condition)
         kept[f"{peer} {steps}"] = float((pictures - goal).square().mean().sqrt())
-    write_json(file, kept)
+        write_json(file, kept)
     return kept
+
+
+def measured_errors(model: Model) -> list[Point]:
+    """Every sampler and number of steps whose error was measured, without distances."""
+    found: dict[str, float] = read_json(RUNS / model.name / "errors.json")
+    named = [(name.rpartition(" ")[::2], error) for name, error in found.items()]
+    return sorted((Point(peer, int(steps), (), error) for (peer, steps), error in named), key=lambda p: p.steps)
+
+
+def as_near(model: Model, peer: str) -> Point | None:
+    """The fewest steps whose error is not over the goal's; None if none of those measured is."""
+    points = measured_errors(model)
+    limit = next(point.error for point in points if (point.peer, point.steps) == (GOAL, STEPS))
+    return next((point for point in points if point.peer == peer and point.error <= limit), None)
 
 
 def fewest(points: Iterable[Point], peer: str, goal: Point, errors: float = 1.0) -> Point | None:
