@@ -5,15 +5,18 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from ddim import __version__
 
+Key = TypeVar("Key")
 
-def measure(functions: dict[str, Callable[[], object]], rounds: int, budget: float = 0.05) -> dict[str, float]:
+
+def measure(functions: Mapping[Key, Callable[[], object]], rounds: int, budget: float = 0.05) -> dict[Key, float]:
     """Median microseconds a call: every round runs each function for about `budget` seconds."""
     counts = {}
     for name, function in functions.items():
@@ -21,7 +24,7 @@ def measure(functions: dict[str, Callable[[], object]], rounds: int, budget: flo
         started = time.perf_counter()
         function()
         counts[name] = max(1, int(budget / (time.perf_counter() - started)))
-    times: dict[str, list[float]] = {name: [] for name in functions}
+    times: dict[Key, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             started = time.perf_counter()

@@ -157,8 +157,8 @@ def section(rounds: int) -> str:
         rows += timed(model, points, rounds)
     lines += [
         "",
-        "The times of whole pipelines, each with the fewest steps of those measured that are as good as diffusers' DDIM "
-        "with 50: by the distance in that sense, or by the error. **Bold** is how many times faster than the first row, "
+        "Times of whole pipelines, each with the fewest steps of those measured that are as good as diffusers' DDIM "
+        "with 50: by the distance in that sense, or by the error. **Bold**: how many times faster than the first row, "
         "diffusers' DDIM with 50 steps at its defaults; after it, than diffusers' few-step solver, as good in the same "
         "sense, at its best settings on a CPU: a compiled U-Net and, for the emoji, bfloat16.",
         "",
