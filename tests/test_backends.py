@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -196,6 +197,15 @@ def test_threads_share_a_pipeline() -> None:
         thread.join()
     for seed in range(4):
         torch.testing.assert_close(found[seed], expected[seed], atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_this_thread_may_run_on_any_processor_afterwards() -> None:
+    before = os.sched_getaffinity(0)
+    network = pixels()
+    accelerate([network], "openvino", torch.float32)
+    predict(network)
+    assert os.sched_getaffinity(0) == before
 
 
 def test_changed_weights_are_seen() -> None:

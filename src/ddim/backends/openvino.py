@@ -105,6 +105,7 @@ class OpenVINORunner(Runner):
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "ENABLE_CPU_PINNING": False,  # else all processes run on the same cores, and this thread ever after
             "INFERENCE_PRECISION_HINT": self.precision,
         }
         what = (self.content, shape, [x.dtype for x in inputs], sorted(options.items()))
