@@ -151,15 +151,38 @@ def test_half_precision_weights() -> None:
 
 def test_any_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "BATCH_SIZES", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     network = latents()
     sizes = [2, 1, 5, 3, 2, 9]
     expected = [predict(network, size) for size in sizes]
     accelerate([network], "openvino", torch.float32)
     for size, each in zip(sizes, expected, strict=True):
         torch.testing.assert_close(predict(network, size), each, atol=TOLERANCE, rtol=1e-4)
-    shapes = {shape[0] for shape in network.runner.compiled}  # type: ignore[union-attr]
+    shapes = {shape[0] for shape, _ in network.runner.compiled}  # type: ignore[union-attr]
     assert (-1, 4, 8, 8) in shapes  # the third size and all later ones share one
     assert len({id(model) for model in network.runner.compiled.values()}) == backend.BATCH_SIZES + 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("batch", "threads", "parts"), [(6, 4, 3), (5, 4, 1), (1, 2, 1), (8, 2, 2), (2, 32, 2)])
+def test_a_batch_is_shared_out_evenly(batch: int, threads: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x, shared = torch.randn(batch, 3), torch.randn(1, 7)
+    found = backend.shared_out((x, shared))
+    assert len(found) == parts
+    assert torch.equal(torch.cat([part[0] for part in found]), x)
+    assert all(len(part[0]) == batch // parts and torch.equal(part[1], shared) for part in found)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_parts_give_what_the_whole_gives(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = latents()
+    expected = predict(network, 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    accelerate([network], "openvino", torch.float32)
+    for _ in range(2):
+        torch.testing.assert_close(predict(network, 6), expected, atol=TOLERANCE, rtol=1e-4)
+    ((_, count),) = network.runner.compiled  # type: ignore[union-attr]
+    assert count == threads
 
 
 def test_another_picture_size() -> None:

@@ -1,7 +1,9 @@
 """A network run by OpenVINO on the CPU, converted when it is first used and kept on disk.
 
 What is compiled is for the very shapes of the run, as that is a fifth faster and more; after some batch sizes of one
-picture size, one that takes any. Where PyTorch and OpenVINO disagree about a converted network, it is not used.
+picture size, one that takes any. A batch is shared out evenly among the processors' threads where it can be: each then
+works on its own samples, up to a third faster than all of them on the same. Where PyTorch and OpenVINO disagree about a
+converted network, it is not used.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ TOLERANCES = {"f32": 1e-3, "bf16": 0.1, "f16": 0.05}
 BATCH_SIZES = 4  # of one picture size that get a compilation of their own
 
 Shape = tuple[tuple[int, ...], ...]  # of each input; -1 for any batch size
+Key = tuple[Shape, int]  # of a part of a batch, and how many parts are run at once
 
 
 class OpenVINORunner(Runner):
@@ -57,7 +60,7 @@ class OpenVINORunner(Runner):
         self.parameters = list(network.parameters())
         self.stamp = stamp(self.parameters)
         self.content = ""
-        self.compiled: dict[Shape, Any] = {}
+        self.compiled: dict[Key, Any] = {}
         self.converted: dict[Shape, Any] = {}
         self.local = threading.local()
 
@@ -65,22 +68,24 @@ class OpenVINORunner(Runner):
         if any(x.device.type != "cpu" for x in inputs):
             raise ValueError(f"it runs on the CPU alone, not on {inputs[0].device}")
         dtype = next((x.dtype for x in inputs if x.is_floating_point()), self.parameters[0].dtype)
-        return _infer(self._request(self._model(inputs)), inputs).to(dtype)
+        parts = shared_out(inputs)
+        requests = self._requests(self._model(parts), len(parts))
+        return torch.cat(_infer(requests, parts)).to(dtype)
 
     def __str__(self) -> str:
         return super().__str__() if self.has_failed else f"{self.name}, {self.precision}"
 
-    def _request(self, model: Any) -> Any:
+    def _requests(self, model: Any, count: int) -> list[Any]:
         """This thread's own."""
-        requests: dict[int, Any] = self.local.__dict__.setdefault("requests", {})
-        kept = requests.get(id(model))
-        if kept is None or kept[0] is not model:
-            kept = requests[id(model)] = (model, model.create_infer_request())
-        return kept[1]
+        kept: dict[int, Any] = self.local.__dict__.setdefault("requests", {})
+        if id(model) not in kept or kept[id(model)][0] is not model:
+            kept[id(model)] = (model, [model.create_infer_request() for _ in range(count)])
+        requests: list[Any] = kept[id(model)][1]
+        return requests
 
-    def _model(self, inputs: tuple[Tensor, ...]) -> Any:
-        """What was compiled for the weights as they are and for these inputs, compiled now if need be."""
-        now, exact = stamp(self.parameters), tuple(tuple(x.shape) for x in inputs)
+    def _model(self, parts: list[tuple[Tensor, ...]]) -> Any:
+        """What was compiled for the weights as they are and for these parts, compiled now if need be."""
+        now, exact = stamp(self.parameters), (tuple(tuple(x.shape) for x in parts[0]), len(parts))
         model = self.compiled.get(exact) if now == self.stamp else None
         if model is not None:
             return model
@@ -91,19 +96,20 @@ class OpenVINORunner(Runner):
                 self.compiled, self.converted, self.local = {}, {}, threading.local()
             if exact not in self.compiled:
                 self.content = self.content or digest(self.network)
-                alike = [shape for shape in self.compiled if _any_batch(shape) == _any_batch(exact)]
-                shape = exact if len(alike) < BATCH_SIZES else _any_batch(exact)
-                if shape not in self.compiled:
-                    self.compiled[shape] = self._compile(shape, inputs)
-                self.compiled[exact] = self.compiled[shape]
+                alike = [key for key in self.compiled if _any_batch(key) == _any_batch(exact)]
+                key = exact if len(alike) < BATCH_SIZES else _any_batch(exact)
+                if key not in self.compiled:
+                    self.compiled[key] = self._compile(key, parts[0])
+                self.compiled[exact] = self.compiled[key]
             return self.compiled[exact]
 
-    def _compile(self, shape: Shape, inputs: tuple[Tensor, ...]) -> Any:
+    def _compile(self, key: Key, inputs: tuple[Tensor, ...]) -> Any:
         """From the disk if it is there and whole, else by conversion, which is compared with PyTorch and kept."""
         import openvino
 
+        shape, count = key
         options: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": count,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "ENABLE_CPU_PINNING": False,  # else all processes run on the same cores, and this thread ever after
             "INFERENCE_PRECISION_HINT": self.precision,
@@ -119,9 +125,10 @@ class OpenVINORunner(Runner):
         blob = read_whole(file)
         if blob is not None:
             return self.core.import_model(blob, "CPU", options)
-        if _any_batch(shape) not in self.converted:
-            self.converted[_any_batch(shape)] = convert(self.network, inputs)
-        model = self.converted[_any_batch(shape)].clone()
+        general, _ = _any_batch(key)
+        if general not in self.converted:
+            self.converted[general] = convert(self.network, inputs)
+        model = self.converted[general].clone()
         model.reshape({index: openvino.PartialShape(list(each)) for index, each in enumerate(shape)})
         compiled = self.core.compile_model(model, "CPU", options)
         self._compare(compiled, inputs)
@@ -132,7 +139,7 @@ class OpenVINORunner(Runner):
         """Raise a ValueError unless the model does as the network does."""
         with torch.no_grad():
             expected = self.network.core(*inputs).float()
-        found = _infer(model.create_infer_request(), inputs)
+        (found,) = _infer([model.create_infer_request()], [inputs])
         if found.shape != expected.shape:
             raise ValueError(f"its result has shape {tuple(found.shape)}, PyTorch's {tuple(expected.shape)}")
         error = float((found - expected).norm() / expected.norm().clamp_min(1e-20))
@@ -141,8 +148,17 @@ class OpenVINORunner(Runner):
             raise ValueError(f"its result differs from PyTorch's by {error:.2g} of its norm")
 
 
-def _any_batch(shape: Shape) -> Shape:
-    return tuple((-1, *each[1:]) for each in shape)
+def _any_batch(key: Key) -> Key:
+    shape, count = key
+    return tuple((-1, *each[1:]) for each in shape), count
+
+
+def shared_out(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    """A batch as equal parts, as many as there are threads or fewer; what is the same for all samples is in each."""
+    batch = max(x.shape[0] for x in inputs)
+    count = max(count for count in range(1, torch.get_num_threads() + 1) if batch % count == 0)
+    columns = [x.chunk(count) if x.shape[0] == batch else (x,) * count for x in inputs]
+    return list(zip(*columns, strict=True))
 
 
 def precision_of(model: Any) -> str:
@@ -150,15 +166,24 @@ def precision_of(model: Any) -> str:
     return str(model.get_property("INFERENCE_PRECISION_HINT").to_string())
 
 
-def _infer(request: Any, inputs: tuple[Tensor, ...]) -> Tensor:
-    """The first result, in float32; memory of its own."""
+def _infer(requests: list[Any], parts: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Run parts at once, each by a request of its own: the first results, in float32, in memory of their own."""
     import openvino
 
-    arrays = [(x.float() if x.is_floating_point() else x).detach().contiguous().numpy() for x in inputs]
-    for index, array in enumerate(arrays):
-        request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
-    request.infer()
-    return torch.from_numpy(request.get_output_tensor(0).data.copy())
+    arrays = [
+        [(x.float() if x.is_floating_point() else x).detach().contiguous().numpy() for x in inputs] for inputs in parts
+    ]
+    started = []
+    try:
+        for request, given in zip(requests, arrays, strict=True):
+            for index, array in enumerate(given):
+                request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+            request.start_async()
+            started.append(request)
+    finally:  # the arrays must outlive every run
+        for request in started:
+            request.wait()
+    return [torch.from_numpy(request.get_output_tensor(0).data.copy()) for request in started]
 
 
 def convert(network: HasCore, inputs: tuple[Tensor, ...]) -> Any:
