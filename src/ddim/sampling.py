@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -75,16 +76,18 @@ def sample(
             of the run, so as not to hold it up.
     """
     timesteps = torch.tensor(plan.timesteps)
-    finite: list[Tensor] = []
+    sums: list[Tensor] = []  # of the network's outputs, looked at when that does not hold up the device
     last: Tensor | None = None  # the predicted x0 of the step before, for a plan of second order
     for index, (timestep, previous) in enumerate(zip(plan.timesteps, plan.previous_timesteps, strict=True)):
         output = denoiser(x, timesteps[index])
         if output.ndim == x.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]
         output = output.clone()  # a denoiser may keep its buffer and write to it in the next step
-        finite.append(output.detach().sum(dtype=torch.float32).isfinite())
-        if x.device.type == "cpu":
-            _check(finite, plan)
+        total = output.detach().sum(dtype=torch.float32)
+        if x.device.type != "cpu":
+            sums.append(total)
+        elif not math.isfinite(total.item()):
+            raise _not_finite(index, plan)
         prev, original = plan.step(
             output,
             timestep,
@@ -100,7 +103,8 @@ def sample(
         step = SampleStep(index, timestep, previous, prev, original, output)
         yield step
         x = step.sample
-    _check(finite, plan)
+    if sums and not bool(torch.stack(sums).isfinite().all()):
+        raise _not_finite(next(i for i, total in enumerate(sums) if not total.isfinite()), plan)
 
 
 def _carry_on(prev: Tensor, x0: Tensor, last: Tensor, share: float) -> Tensor:
@@ -109,11 +113,9 @@ def _carry_on(prev: Tensor, x0: Tensor, last: Tensor, share: float) -> Tensor:
     return torch.add(prev.to(wide), x0.to(wide) - last.to(wide), alpha=share).to(prev.dtype)
 
 
-def _check(finite: list[Tensor], plan: SamplingPlan) -> None:
-    if finite and not bool(torch.stack(finite[-1:] if finite[-1].device.type == "cpu" else finite).all()):
-        index = next(i for i, ok in enumerate(finite) if not ok)
-        raise NonFiniteError(
-            f"the network's output is not finite at step {index + 1} of {len(plan)} "
-            f"(timestep {plan.timesteps[index]}): check its input and its weights; "
-            "float16 overflows in some networks: try bfloat16 or float32"
-        )
+def _not_finite(index: int, plan: SamplingPlan) -> NonFiniteError:
+    return NonFiniteError(
+        f"the network's output is not finite at step {index + 1} of {len(plan)} "
+        f"(timestep {plan.timesteps[index]}): check its input and its weights; "
+        "float16 overflows in some networks: try bfloat16 or float32"
+    )

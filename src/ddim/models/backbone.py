@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,9 +52,13 @@ class TimeCache(NamedTuple):
 
     timesteps: Tensor  # (n) float32
     table: Tensor  # (n b|1 K), all blocks' projections side by side
+    places: Mapping[float, int]  # of the timesteps in the table, where they are known on the host
 
     def at(self, timestep: Tensor | float) -> Tensor:
         """The row of a timestep, or of one for each sample: (b|1 K). NaN where it is not in the cache."""
+        on_host = not isinstance(timestep, Tensor) or (timestep.ndim == 0 and timestep.device.type == "cpu")
+        if on_host and not torch.compiler.is_compiling() and float(timestep) in self.places:
+            return self.table[self.places[float(timestep)]]
         if isinstance(timestep, Tensor):
             timestep = timestep.to(self.timesteps).reshape(-1, 1)  # (b|1 1)
         hit = (self.timesteps == timestep).reshape(-1, self.timesteps.shape[0])  # (b|1 n)
@@ -157,6 +161,7 @@ class Backbone(HasCore, PretrainedModel):
             timesteps: (n,), the run's.
             class_labels, timestep_cond: as `forward` takes them, for a batch of b; they become part of the result.
         """
+        known = timesteps.tolist() if timesteps.device.type == "cpu" else []
         timesteps = timesteps.to(self.device, torch.float32)
         n = len(timesteps)
         batch = next((len(given) for given in (class_labels, timestep_cond) if given is not None), 1)
@@ -165,7 +170,8 @@ class Backbone(HasCore, PretrainedModel):
             return None if given is None else given.repeat(n, *[1] * (given.ndim - 1))
 
         emb = self.embed(timesteps.repeat_interleave(batch), repeated(class_labels), repeated(timestep_cond))
-        return TimeCache(timesteps, self.project(emb).view(n, batch, -1))
+        places = {float(timestep): place for place, timestep in enumerate(known)}
+        return TimeCache(timesteps, self.project(emb).view(n, batch, -1), places)
 
     def core(self, *inputs: Tensor) -> Tensor:
         """`body` of x (b c h w), the projected timesteps (b|1 K), and in turn all layers' keys and values of a text."""
