@@ -173,17 +173,13 @@ def _infer(requests: list[Any], parts: list[tuple[Tensor, ...]]) -> list[Tensor]
     arrays = [
         [(x.float() if x.is_floating_point() else x).detach().contiguous().numpy() for x in inputs] for inputs in parts
     ]
-    started = []
-    try:
+    with contextlib.ExitStack() as running:  # waits for all that was started: the arrays must outlive every run
         for request, given in zip(requests, arrays, strict=True):
             for index, array in enumerate(given):
                 request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
             request.start_async()
-            started.append(request)
-    finally:  # the arrays must outlive every run
-        for request in started:
-            request.wait()
-    return [torch.from_numpy(request.get_output_tensor(0).data.copy()) for request in started]
+            running.callback(request.wait)
+    return [torch.from_numpy(request.get_output_tensor(0).data.copy()) for request in requests]
 
 
 def convert(network: HasCore, inputs: tuple[Tensor, ...]) -> Any:
