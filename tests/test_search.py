@@ -160,6 +160,12 @@ def test_the_bundled_models_have_some_that_their_scheduler_takes(model: str) -> 
         assert spaced.plan(int(number), order=2).timesteps == tuple(timesteps)
 
 
+def test_the_numbers_that_there_are_for_are_told_in_order() -> None:
+    lists = {"10": list(range(10, 0, -1)), "2": [9, 1], "4": [9, 5, 3, 1]}
+    with pytest.raises(ConfigError, match="for 2, 4, 10;"):
+        DDIMScheduler(timestep_spacing="optimized", optimized_timesteps=lists).plan(3)
+
+
 def test_the_command_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["optimize", "digits"]) == 1
     assert "--out" in capsys.readouterr().err
