@@ -122,7 +122,8 @@ class _Scheduler(PretrainedMixin):
         """The N timesteps that the config has, the largest first."""
         known = self.config.get("optimized_timesteps") or {}
         if not isinstance(known, Mapping) or str(number) not in known:
-            there = f"there are some for {', '.join(sorted(known, key=lambda n: (len(n), n)))}" if known else "there are none yet"
+            numbers = sorted(map(str, known), key=lambda n: (len(n), n)) if isinstance(known, Mapping) else []
+            there = f"there are some for {', '.join(numbers)}" if numbers else "there are none yet"
             raise ConfigError(
                 f"timestep_spacing='optimized' has no timesteps for num_inference_steps={number}: {there}; "
                 "`ddim optimize` finds them, or use another spacing"
