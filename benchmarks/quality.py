@@ -187,13 +187,13 @@ class Point:
         _, _, spacing = self.peer.partition(", ")
         return their_scheduler(kind, config, **({"timestep_spacing": spacing} if spacing else {}))
 
-    def is_as_good_as(self, goal: Point, errors: float = 1.0) -> bool:
-        """No farther from the data than by so many standard errors of the difference; -1 is nearer by one.
+    def is_as_good_as(self, goal: Point) -> bool:
+        """No farther from the data than by one standard error of the difference.
 
         The noises of a seed are the same for all samplers, so their differences vary less than they do.
         """
         differences = np.subtract(self.distances, goal.distances)
-        return bool(differences.mean() <= errors * differences.std(ddof=1) / np.sqrt(len(SEEDS)))
+        return bool(differences.mean() <= differences.std(ddof=1) / np.sqrt(len(SEEDS)))
 
 
 def measure_model(model: Model) -> list[Point]:
@@ -258,9 +258,9 @@ def as_near(model: Model, peer: str) -> Point | None:
     return next((point for point in points if point.peer == peer and point.error <= limit), None)
 
 
-def fewest(points: Iterable[Point], peer: str, goal: Point, errors: float = 1.0) -> Point | None:
+def fewest(points: Iterable[Point], peer: str, goal: Point) -> Point | None:
     """The fewest steps with which a sampler is as good as the goal, of those measured; None if none is."""
-    good = [point for point in points if point.peer.startswith(peer) and point.is_as_good_as(goal, errors)]
+    good = [point for point in points if point.peer.startswith(peer) and point.is_as_good_as(goal)]
     return min(good, key=lambda point: point.steps, default=None)
 
 
