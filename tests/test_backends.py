@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -229,6 +232,24 @@ def test_this_thread_may_run_on_any_processor_afterwards() -> None:
     accelerate([network], "openvino", torch.float32)
     predict(network)
     assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs a POSIX system")
+def test_signals_arrive_after_runners_are_gone() -> None:
+    script = """
+import os, signal
+from ddim.backends.openvino import OpenVINORunner
+from ddim.models import UNet2DModel
+network = UNet2DModel(block_out_channels=(32, 32), down_block_types=["DownBlock2D"] * 2,
+                      up_block_types=["UpBlock2D"] * 2)
+runners = [OpenVINORunner(network) for _ in range(3)]
+while runners:
+    del runners[0]
+signal.signal(signal.SIGUSR1, lambda *_: print("arrived"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "arrived\n"), done.stderr
 
 
 def test_changed_weights_are_seen() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import os
 import threading
@@ -54,7 +55,7 @@ class OpenVINORunner(Runner):
         super().__init__(network)
         if dtype is not None and dtype not in HINTS:
             raise ConfigError(f"OpenVINO computes in {', '.join(map(str, HINTS))}, not {dtype}")
-        self.core = require("openvino", "fast").Core()
+        self.core = core_of(require("openvino", "fast"))
         own = self.core.get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
         self.precision = own if dtype is None else HINTS[dtype]
         self.parameters = list(network.parameters())
@@ -159,6 +160,20 @@ def shared_out(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
     count = max(count for count in range(1, torch.get_num_threads() + 1) if batch % count == 0)
     columns = [x.chunk(count) if x.shape[0] == batch else (x,) * count for x in inputs]
     return list(zip(*columns, strict=True))
+
+
+def core_of(openvino: Any) -> Any:
+    """Its Core: one for the process, never let go of.
+
+    Each Core gives its thread a stack for signals and takes it away at its end; where an older one ends before a newer
+    one, the thread is left with a stack that was freed, and the next signal is a segmentation fault.
+    """
+    with _ONE_AT_A_TIME:
+        return _core_of(openvino)
+
+
+_ONE_AT_A_TIME = threading.Lock()
+_core_of = functools.cache(lambda openvino: openvino.Core())
 
 
 def precision_of(model: Any) -> str:
