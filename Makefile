@@ -27,10 +27,10 @@ sample: .venv/.core  ## set up, and draw: make sample PROMPT="a grinning face" O
 	$(BIN)/ddim sample $(if $(filter digits,$(MODEL)),,"$(PROMPT)") --model $(MODEL) --out $(OUT)
 
 test: .venv/.all  ## set up, and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test-all: .venv/.all  ## the slow tests too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "slow or not slow"
 
 lint: .venv/.all  ## formatting, lint and types
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check

@@ -47,16 +47,16 @@ class Model:
     against: str
     samples: int  # of a seed
     batch: int
-    backend: str
-    dtype: torch.dtype | None
     guidance: tuple[float, float]
     features: str
     compared: int  # samples behind the error
     peers: Mapping[str, tuple[int, ...]]  # of LOOPS, and with how many steps
     nearer: Mapping[str, tuple[int, ...]]  # and with how many more for the error alone
+    in_float32: bool  # what is diffusers' is run in float32 by PyTorch, else as ours in bfloat16 by OpenVINO
 
-    def pipe(self) -> Any:
-        pipe = DiffusionPipeline.from_pretrained(self.name).accelerate(self.backend, self.dtype)
+    def pipe(self, peer: str) -> Any:
+        backend = "eager" if self.in_float32 and peer != OURS else "openvino"
+        pipe = DiffusionPipeline.from_pretrained(self.name).accelerate(backend)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -66,26 +66,28 @@ class Model:
 
 MODELS = {
     "digits": Model(
-        "digits", "digits", 5000, 250, "eager", None, (1.0, 0.0), "digits", 64,
+        "digits", "digits", 5000, 250, (1.0, 0.0), "digits", 256,
         {
             GOAL: (10, 20, STEPS),
-            "ddim, order 2, optimized": (4, 5, 6, 8, 10, 12),
+            OURS: (4, 5, 6, 8, 10, 12),
             "diffusers DPM-Solver++": (5, 8, 10, 12, 15),
             "diffusers DPM-Solver++, trailing": (5, 8, 10, 15),
             "diffusers DPM-Solver++, linspace": (5, 8),
             "ddim, order 2": (8, 10, 15),
         },
         {GOAL: (40,), "diffusers DPM-Solver++": (20, 25, 30, 40), "ddim, order 2": (20, 25, 30)},
+        in_float32=True,
     ),
     "emoji": Model(
-        "emoji", str(HERE / "data" / "emoji.parquet"), 1000, 25, "openvino", None, (3.0, 0.7), "emoji", 16,
+        "emoji", str(HERE / "data" / "emoji.parquet"), 1000, 25, (3.0, 0.7), "emoji", 64,
         {
             GOAL: (5, STEPS),
-            "ddim, order 2, optimized": (4, 5, 6, 8),
+            OURS: (4, 5, 6, 8),
             "diffusers DPM-Solver++": (4, 5, 6, 8),
             "ddim, order 2": (5,),
         },
         {GOAL: (40,), "diffusers DPM-Solver++": (10, 12, 15, 20), "ddim, order 2": (8, 10, 12, 15)},
+        in_float32=False,
     ),
 }  # fmt: skip
 
@@ -128,7 +130,7 @@ LOOPS = {
     "diffusers DPM-Solver++, linspace": theirs("DPMSolverMultistepScheduler", timestep_spacing="linspace"),
     "diffusers DPM-Solver++, trailing": theirs("DPMSolverMultistepScheduler", timestep_spacing="trailing"),
     "ddim, order 2": ours(2),
-    "ddim, order 2, optimized": ours(2, "optimized"),
+    OURS: ours(2, "optimized"),
 }
 
 
@@ -198,19 +200,18 @@ class Point:
 
 def measure_model(model: Model) -> list[Point]:
     """All samplers of a model; what was measured before is taken from runs/quality."""
-    pipe = model.pipe()
     source = open_data(
         model.against, captioned=model.name == "emoji", labelled=False,
         image_column="image", label_column="label", caption_column="captions",
     )  # fmt: skip
-    extractor, condition = load_features(model.features), model.conditions(pipe, source)
-    errors = measure_errors(model, pipe, condition)
+    extractor, errors = load_features(model.features), measure_errors(model, source)
     points = []
     for peer, numbers in model.peers.items():
+        pipe = model.pipe(peer)
         place = RUNS / model.name / peer.replace(" ", "-").replace(",", "").lower()
         settings = {"samples": model.samples, "batch": model.batch, "digest": digest(pipe), "backend": pipe.backend}
         grid = Grid(
-            pipe, source, extractor, Folder(place, settings), condition,
+            pipe, source, extractor, Folder(place, settings), model.conditions(pipe, source),
             samples=model.samples, batch=model.batch, sampler=sampler(LOOPS[peer]),
         )  # fmt: skip
         cells = [Cell(0.0, steps, seed) for steps in numbers for seed in SEEDS]
@@ -223,30 +224,33 @@ def measure_model(model: Model) -> list[Point]:
 
 
 @torch.inference_mode()
-def measure_errors(model: Model, pipe: Any, condition: Conditions) -> dict[str, float]:
+def measure_errors(model: Model, source: Any) -> dict[str, float]:
     """The error of each sampler, by "peer steps"."""
-    file, numbers = RUNS / model.name / "errors.json", range(model.compared)
+    folder, numbers = RUNS / model.name, range(model.compared)
+    file, reference = folder / f"errors-{model.compared}.json", folder / f"reference-{model.compared}.safetensors"
     kept: dict[str, float] = read_json(file) if file.exists() else {}
     every = [(peer, steps) for table in (model.peers, model.nearer) for peer, some in table.items() for steps in some]
     wanted = [(peer, steps) for peer, steps in every if f"{peer} {steps}" not in kept]
     if not wanted:
         return kept
-    reference = RUNS / model.name / "reference.safetensors"
+
+    def drawn(peer: str, loop: Loop, steps: int) -> Tensor:
+        pipe = model.pipe(peer)
+        return sampler(loop)(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, model.conditions(pipe, source))
+
     if not reference.exists():
         print(f"{model.name}: the reference of 1,000 steps, some minutes", flush=True)
-        pictures = sampler(ours(1))(pipe, pipe.scheduler.plan(1000), SEEDS[0], numbers, condition)
-        save_tensors(reference, {"pictures": pictures.contiguous()})
+        save_tensors(reference, {"pictures": drawn(GOAL, ours(1), 1000).contiguous()})
     goal = read_tensors(reference)["pictures"]
     for peer, steps in wanted:
-        pictures = sampler(LOOPS[peer])(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, condition)
-        kept[f"{peer} {steps}"] = float((pictures - goal).square().mean().sqrt())
+        kept[f"{peer} {steps}"] = float((drawn(peer, LOOPS[peer], steps) - goal).square().mean().sqrt())
         write_json(file, kept)
     return kept
 
 
 def measured_errors(model: Model) -> list[Point]:
     """Every sampler and number of steps whose error was measured, without distances."""
-    found: dict[str, float] = read_json(RUNS / model.name / "errors.json")
+    found: dict[str, float] = read_json(RUNS / model.name / f"errors-{model.compared}.json")
     named = [(name.rpartition(" ")[::2], error) for name, error in found.items()]
     return sorted((Point(peer, int(steps), (), error) for (peer, steps), error in named), key=lambda p: p.steps)
 

@@ -67,8 +67,7 @@ def rescale_noise(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor
     """
     wide = torch.promote_types(guided.dtype, torch.float32)
     each = tuple(range(1, guided.ndim))  # all dimensions but the batch's
-    deviation, goal = (x.to(wide).std(dim=each, keepdim=True) for x in (guided, conditional))
-    largest = torch.linalg.vector_norm(guided.to(wide), math.inf, dim=each, keepdim=True)
-    rounding = 1e-5 * largest  # the deviation of a constant is not quite 0
-    ratio = torch.where(deviation > rounding, goal / deviation, 1.0)
-    return guided * (rescale * ratio + (1 - rescale)).to(guided.dtype)
+    (variance, mean), (goal, _) = (torch.var_mean(x.to(wide), dim=each, keepdim=True) for x in (guided, conditional))
+    rounding = (1e-5 * mean).square()  # the variance of a constant is not quite 0
+    ratio = torch.where(variance > rounding, goal / variance, 1.0).sqrt()
+    return guided * torch.lerp(ratio.new_ones(()), ratio, rescale).to(guided.dtype)

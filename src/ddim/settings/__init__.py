@@ -1,6 +1,6 @@
 """Every command's options, as frozen dataclasses. No torch here, so that `--help` is instant."""
 
-from typing import Annotated
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -13,6 +13,7 @@ from ddim.settings.sampling import InfoSettings, SampleSettings
 from ddim.settings.training import LoraSettings, PixelSettings, TextToImageSettings, TrainSettings, VAESettings
 
 __all__ = [
+    "COMMANDS",
     "Command",
     "EditSettings",
     "EvaluateSettings",
@@ -22,40 +23,53 @@ __all__ = [
     "LoraSettings",
     "OptimizeSettings",
     "PixelSettings",
-    "PlotCommand",
     "PlotScheduleSettings",
     "PlotTradeoffSettings",
     "PlotTrajectorySettings",
     "SampleSettings",
     "TextToImageSettings",
-    "TrainCommand",
     "TrainSettings",
     "VAESettings",
 ]
 
-TrainCommand = Annotated[
-    Annotated[PixelSettings, tyro.conf.subcommand("pixels")]
-    | Annotated[VAESettings, tyro.conf.subcommand("vae")]
-    | Annotated[TextToImageSettings, tyro.conf.subcommand("text-to-image")]
-    | Annotated[LoraSettings, tyro.conf.subcommand("lora")],
-    tyro.conf.subcommand("train", description="Train a model: `ddim train WHAT --help` lists each one's options."),
-]
+COMMANDS: dict[str, Any] = {
+    "sample": SampleSettings,
+    "train pixels": PixelSettings,
+    "train vae": VAESettings,
+    "train text-to-image": TextToImageSettings,
+    "train lora": LoraSettings,
+    "interpolate": InterpolateSettings,
+    "invert": InvertSettings,
+    "edit": EditSettings,
+    "evaluate": EvaluateSettings,
+    "optimize": OptimizeSettings,
+    "info": InfoSettings,
+    "plot schedule": PlotScheduleSettings,
+    "plot trajectory": PlotTrajectorySettings,
+    "plot tradeoff": PlotTradeoffSettings,
+}
 
-PlotCommand = Annotated[
-    Annotated[PlotScheduleSettings, tyro.conf.subcommand("schedule")]
-    | Annotated[PlotTrajectorySettings, tyro.conf.subcommand("trajectory")]
-    | Annotated[PlotTradeoffSettings, tyro.conf.subcommand("tradeoff")],
-    tyro.conf.subcommand("plot", description="Draw what a sampler does: `ddim plot WHAT --help` lists the options."),
-]
+# What the first words of two stand for.
+GROUPS = {
+    "train": "Train a model: `ddim train WHAT --help` lists each one's options.",
+    "plot": "Draw what a sampler does: `ddim plot WHAT --help` lists the options.",
+}
 
-Command = (
-    Annotated[SampleSettings, tyro.conf.subcommand("sample")]
-    | TrainCommand
-    | Annotated[InterpolateSettings, tyro.conf.subcommand("interpolate")]
-    | Annotated[InvertSettings, tyro.conf.subcommand("invert")]
-    | Annotated[EditSettings, tyro.conf.subcommand("edit")]
-    | Annotated[EvaluateSettings, tyro.conf.subcommand("evaluate")]
-    | Annotated[OptimizeSettings, tyro.conf.subcommand("optimize")]
-    | Annotated[InfoSettings, tyro.conf.subcommand("info")]
-    | PlotCommand
-)
+
+def _command() -> Any:
+    """All of them, as tyro takes them: a union, in which each group is one more."""
+    kinds: dict[str, list[Any]] = {}
+    for words, kind in COMMANDS.items():
+        first, _, second = words.partition(" ")
+        kinds.setdefault(first, []).append(Annotated[kind, tyro.conf.subcommand(second or first)])
+    return Union[
+        tuple(
+            Annotated[Union[tuple(each)], tyro.conf.subcommand(first, description=GROUPS[first])]
+            if first in GROUPS
+            else each[0]
+            for first, each in kinds.items()
+        )
+    ]
+
+
+Command = _command()
