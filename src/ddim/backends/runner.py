@@ -66,4 +66,5 @@ def stamp(parameters: list[nn.Parameter]) -> int:
         return hash((*map(Tensor.data_ptr, parameters), *(0 if p.is_inference() else p._version for p in parameters)))
 
 
-_version = Tensor._version.__get__  # a third faster than attributes, and it is done at every step
+# A third faster than attributes, and it is done at every step.
+_version = Tensor._version.__get__  # type: ignore[attr-defined]

@@ -1,6 +1,9 @@
 """Every command's options, as frozen dataclasses. No torch here, so that `--help` is instant."""
 
-from typing import Annotated, Any, Union
+import functools
+import operator
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import tyro
 
@@ -58,18 +61,20 @@ GROUPS = {
 
 def _command() -> Any:
     """All of them, as tyro takes them: a union, in which each group is one more."""
-    kinds: dict[str, list[Any]] = {}
+    groups: dict[str, list[Any]] = {}
     for words, kind in COMMANDS.items():
         first, _, second = words.partition(" ")
-        kinds.setdefault(first, []).append(Annotated[kind, tyro.conf.subcommand(second or first)])
-    return Union[
-        tuple(
-            Annotated[Union[tuple(each)], tyro.conf.subcommand(first, description=GROUPS[first])]
-            if first in GROUPS
-            else each[0]
-            for first, each in kinds.items()
-        )
-    ]
+        groups.setdefault(first, []).append(Annotated[kind, tyro.conf.subcommand(second or first)])
+    return _any_of(
+        Annotated[_any_of(kinds), tyro.conf.subcommand(first, description=GROUPS[first])]
+        if first in GROUPS
+        else kinds[0]
+        for first, kinds in groups.items()
+    )
+
+
+def _any_of(kinds: Iterable[Any]) -> Any:
+    return functools.reduce(operator.or_, kinds)
 
 
 Command = _command()
