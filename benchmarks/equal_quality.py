@@ -16,7 +16,20 @@ from typing import Any
 import text_to_image
 import torch
 from common import measure
-from quality import GOAL, MODELS, OURS, SOLVER, STEPS, Model, Point, as_near, fewest, measure_model, measured_errors
+from quality import (
+    GOAL,
+    MODELS,
+    OURS,
+    SOLVER,
+    STEPS,
+    Model,
+    Point,
+    as_near,
+    fewest,
+    measure_model,
+    measured_errors,
+    their_scheduler,
+)
 
 from ddim import DiffusionPipeline
 
@@ -31,7 +44,7 @@ def their_texts(dtype: torch.dtype, is_compiled: bool) -> Draw:
     config = dict(pipe.scheduler.config)
 
     def draw(count: int, point: Point) -> object:
-        pipe.scheduler = point.scheduler(config)
+        pipe.scheduler = their_scheduler(point.peer, config)
         return pipe(
             text_to_image.PROMPT, num_inference_steps=point.steps, guidance_scale=3.0, guidance_rescale=0.7,
             num_images_per_prompt=count, output_type="np",
@@ -53,7 +66,7 @@ def their_digits(dtype: torch.dtype, is_compiled: bool) -> Draw:
 
     @torch.inference_mode()
     def draw(count: int, point: Point) -> object:
-        scheduler = point.scheduler(pipe.scheduler.config)
+        scheduler = their_scheduler(point.peer, pipe.scheduler.config)
         scheduler.set_timesteps(point.steps)
         x, labels = torch.randn(pipe.sample_shape(count), dtype=dtype), torch.full((count,), 3)
         for timestep in scheduler.timesteps:

@@ -70,12 +70,12 @@ MODELS = {
         {
             GOAL: (10, 20, STEPS),
             OURS: (4, 5, 6, 8, 10, 12),
-            "diffusers DPM-Solver++": (5, 8, 10, 12, 15),
-            "diffusers DPM-Solver++, trailing": (5, 8, 10, 15),
-            "diffusers DPM-Solver++, linspace": (5, 8),
+            SOLVER: (5, 8, 10, 12, 15),
+            f"{SOLVER}, trailing": (5, 8, 10, 15),
+            f"{SOLVER}, linspace": (5, 8),
             "ddim, order 2": (8, 10, 15),
         },
-        {GOAL: (40,), "diffusers DPM-Solver++": (20, 25, 30, 40), "ddim, order 2": (20, 25, 30)},
+        {GOAL: (40,), OURS: (16,), SOLVER: (20, 25, 30, 40), "ddim, order 2": (20, 25, 30)},
         in_float32=True,
     ),
     "emoji": Model(
@@ -83,10 +83,10 @@ MODELS = {
         {
             GOAL: (5, STEPS),
             OURS: (4, 5, 6, 8),
-            "diffusers DPM-Solver++": (4, 5, 6, 8),
+            SOLVER: (4, 5, 6, 8),
             "ddim, order 2": (5,),
         },
-        {GOAL: (40,), "diffusers DPM-Solver++": (10, 12, 15, 20), "ddim, order 2": (8, 10, 12, 15)},
+        {GOAL: (40,), OURS: (10,), SOLVER: (10, 12, 15, 20), "ddim, order 2": (8, 10, 12, 15)},
         in_float32=False,
     ),
 }  # fmt: skip
@@ -95,17 +95,27 @@ MODELS = {
 # --- the samplers ----------------------------------------------------------------------------------------------------
 
 
-def their_scheduler(kind: str, config: Mapping[str, Any], **changed: Any) -> Any:
-    """A scheduler of diffusers for a model's config."""
+# diffusers' schedulers by the name of the peer: class, and what is changed of the model's config.
+THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    GOAL: ("DDIMScheduler", {}),
+    SOLVER: ("DPMSolverMultistepScheduler", {}),
+    f"{SOLVER}, linspace": ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace"}),
+    f"{SOLVER}, trailing": ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
+}
+
+
+def their_scheduler(peer: str, config: Mapping[str, Any]) -> Any:
+    """A peer's scheduler of diffusers for a model's config."""
     import diffusers
 
+    kind, changed = THEIRS[peer]
     own = {name: value for name, value in config.items() if name[0] != "_" and name != "optimized_timesteps"}
     return getattr(diffusers, kind).from_config({**own, **changed})
 
 
-def theirs(kind: str, **changed: Any) -> Loop:
+def theirs(peer: str) -> Loop:
     def run(ours: Any, denoiser: Denoiser, x: Tensor, plan: SamplingPlan) -> Tensor:
-        scheduler = their_scheduler(kind, ours.config, **changed)
+        scheduler = their_scheduler(peer, ours.config)
         scheduler.set_timesteps(len(plan))
         for timestep in scheduler.timesteps:
             x = scheduler.step(denoiser(x, timestep), timestep, x).prev_sample
@@ -125,10 +135,7 @@ def ours(order: int, spacing: str | None = None) -> Loop:
 
 
 LOOPS = {
-    GOAL: theirs("DDIMScheduler"),
-    "diffusers DPM-Solver++": theirs("DPMSolverMultistepScheduler"),
-    "diffusers DPM-Solver++, linspace": theirs("DPMSolverMultistepScheduler", timestep_spacing="linspace"),
-    "diffusers DPM-Solver++, trailing": theirs("DPMSolverMultistepScheduler", timestep_spacing="trailing"),
+    **{peer: theirs(peer) for peer in THEIRS},
     "ddim, order 2": ours(2),
     OURS: ours(2, "optimized"),
 }
@@ -182,12 +189,6 @@ class Point:
     def deviation(self) -> float:
         """Of the seeds."""
         return float(np.std(self.distances, ddof=1))
-
-    def scheduler(self, config: Mapping[str, Any]) -> Any:
-        """diffusers' scheduler of this sampler for a model's config."""
-        kind = "DDIMScheduler" if self.peer == GOAL else "DPMSolverMultistepScheduler"
-        _, _, spacing = self.peer.partition(", ")
-        return their_scheduler(kind, config, **({"timestep_spacing": spacing} if spacing else {}))
 
     def is_as_good_as(self, goal: Point) -> bool:
         """No farther from the data than by one standard error of the difference.

@@ -34,7 +34,7 @@ def captions(count: int) -> tuple[str, ...]:
 def settings_for(model: str, out: Path) -> OptimizeSettings:
     if model == "digits":
         return OptimizeSettings(
-            model, steps=(4, 5, 6, 8, 10, 12), order=2, reference=100, samples=64, seed=100, out=str(out)
+            model, steps=(4, 5, 6, 8, 10, 12, 16), order=2, reference=100, samples=128, seed=100, out=str(out)
         )
     return OptimizeSettings(
         model, steps=(4, 5, 6, 8, 10), order=2, reference=50, samples=16, prompts=captions(16),

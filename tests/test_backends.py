@@ -225,6 +225,32 @@ def test_threads_share_a_pipeline() -> None:
         torch.testing.assert_close(found[seed], expected[seed], atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("is_contiguous", [True, False])
+def test_what_is_given_once_may_change_where_it_is(is_contiguous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text's keys stay where they are for a whole run, and are given once; those that need a copy, each time."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    network, plain = latents(), latents()
+    accelerate([network], "openvino", torch.float32)
+    x, cache = torch.randn(2, 4, 8, 8), network.project_text(torch.randn(2, 5, 12))
+    if is_contiguous:
+        cache = [(key.contiguous(), value.contiguous()) for key, value in cache]
+
+    def check() -> dict[int, Tensor]:
+        found, expected = (each(x, 300, text_cache=cache).sample for each in (network, plain))
+        torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
+        ((_, (request,)),) = network.runner.local.requests.values()  # type: ignore[union-attr]
+        return dict(request.given)
+
+    first = check()
+    for key, value in cache:
+        key.mul_(-3)
+        value.add_(2)
+    second = check()
+    same = [first[index] is second[index] for index in first]
+    assert same == [True, False, *([is_contiguous] * (len(same) - 2))]  # x, times, keys and values
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
 def test_this_thread_may_run_on_any_processor_afterwards() -> None:
     before = os.sched_getaffinity(0)
