@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddim import __version__
 
@@ -32,6 +33,23 @@ def measure(functions: Mapping[Key, Callable[[], object]], rounds: int, budget: 
                 function()
             times[name].append((time.perf_counter() - started) / counts[name] * 1e6)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def flops(function: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions that a function has PyTorch do."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def peak(dtype: torch.dtype) -> float:
+    """Floating-point operations a second that the best of some large matrix products reaches here."""
+    reached = []
+    for size in (1024, 2048, 3072):
+        x = torch.randn(size, size, dtype=dtype)
+        spent = measure({size: lambda x=x: x @ x}, 5, budget=0.3)[size]
+        reached.append(2 * size**3 / spent * 1e6)
+    return max(reached)
 
 
 def machine() -> str:

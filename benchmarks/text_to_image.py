@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import measure
+from common import flops, measure, peak
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint import Repository
@@ -100,7 +100,8 @@ def section(rounds: int) -> str:
         f"`python benchmarks/run.py text_to_image --rounds {rounds}`: the emoji model, {STEPS} steps, guidance 3, "
         "rescale 0.7, from the text to decoded pictures; the same latents everywhere (seed 0). What is compiled or "
         "converted was so before. **Bold** is how many times faster than diffusers' default, then than its compiled "
-        "bfloat16. PSNR is to our float32 pictures.",
+        "bfloat16. PSNR is to our float32 pictures. The floor is the networks' work at the speed of the best large "
+        "bfloat16 matrix product.",
         "",
         "| batch | pipeline | ms | times faster | PSNR, dB |",
         "|---|---|---|---|---|",
@@ -124,6 +125,11 @@ def section(rounds: int) -> str:
             near = "" if name == "ddim, eager" else f"{found[name]:.0f}"
             lines.append(f"| {batch} | {name} | {spent / 1e3:.0f} | {ratios} | {near} |")
             print(lines[-1], flush=True)
+        work = flops(lambda: run(pipes["ddim, eager"]))
+        floor = work / peak(torch.bfloat16) * 1e6
+        ratios = f"{times[DEFAULT] / floor:.2f}x, {times[FASTEST] / floor:.2f}x"
+        lines.append(f"| {batch} | floor: {work / 1e9:.0f} GFLOP | {floor / 1e3:.0f} | {ratios} | |")
+        print(lines[-1], flush=True)
     lines += ["", "What a step of the loop takes at batch 1, and how much of it outside the network (aim: under 2 %):"]
     lines += ["", "| pipeline | ms a step | outside the network |", "|---|---|---|"]
     for name in OURS:
