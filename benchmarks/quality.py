@@ -91,7 +91,12 @@ MODELS = {
             FIRST: (2, 3, 4, 5),
             "ddim, order 2": (2, 3, 4, 5),
         },
-        {GOAL: (40,), OURS: (10,), SOLVER: (10, 12, 15, 20), "ddim, order 2": (8, 10, 12, 15)},
+        {
+            GOAL: (40,),
+            OURS: (9, 10, 12),
+            SOLVER: (10, 12, 15, 20, 25, 30, 40),
+            "ddim, order 2": (8, 10, 12, 15, 20, 25),
+        },
         in_float32=False,
     ),
 }  # fmt: skip

@@ -37,7 +37,7 @@ def settings_for(model: str, out: Path) -> OptimizeSettings:
             model, steps=(4, 5, 6, 8, 10, 12, 16), order=2, reference=100, samples=128, seed=100, out=str(out)
         )
     return OptimizeSettings(
-        model, steps=(4, 5, 6, 8, 9, 10, 12, 16), order=2, reference=50, samples=16, prompts=captions(16),
+        model, steps=(4, 5, 6, 8, 9, 10, 12), order=2, reference=50, samples=16, prompts=captions(16),
         backend="openvino", dtype="float32", out=str(out),
     )  # fmt: skip
 
