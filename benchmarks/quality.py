@@ -56,11 +56,10 @@ class Model:
     compared: int  # samples behind the error
     peers: Mapping[str, tuple[int, ...]]  # of LOOPS, and with how many steps
     nearer: Mapping[str, tuple[int, ...]]  # and with how many more for the error alone
-    in_float32: bool  # what is diffusers' is run in float32 by PyTorch, else as ours in bfloat16 by OpenVINO
+    backend: str
 
-    def pipe(self, peer: str) -> Any:
-        backend = "eager" if self.in_float32 and peer != OURS else "openvino"
-        pipe = DiffusionPipeline.from_pretrained(self.name).accelerate(backend)
+    def pipe(self) -> Any:
+        pipe = DiffusionPipeline.from_pretrained(self.name).accelerate(self.backend)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -80,7 +79,7 @@ MODELS = {
             "ddim, order 2": (8, 10, 15),
         },
         {GOAL: (40,), OURS: (16,), SOLVER: (20, 25, 30, 40), "ddim, order 2": (20, 25, 30)},
-        in_float32=True,
+        backend="eager",  # in float32
     ),
     "emoji": Model(
         "emoji", str(HERE / "data" / "emoji.parquet"), 1000, 25, (3.0, 0.7), "emoji", 64,
@@ -97,7 +96,7 @@ MODELS = {
             SOLVER: (10, 12, 15, 20, 25, 30, 40),
             "ddim, order 2": (8, 10, 12, 15, 20, 25),
         },
-        in_float32=False,
+        backend="openvino",  # in bfloat16
     ),
 }  # fmt: skip
 
@@ -218,9 +217,8 @@ def measure_model(model: Model) -> list[Point]:
         image_column="image", label_column="label", caption_column="captions",
     )  # fmt: skip
     extractor, errors = load_features(model.features), measure_errors(model, source)
-    points = []
+    pipe, points = model.pipe(), []
     for peer, numbers in model.peers.items():
-        pipe = model.pipe(peer)
         place = RUNS / model.name / peer.replace(" ", "-").replace(",", "").lower()
         settings = {"samples": model.samples, "batch": model.batch, "digest": digest(pipe), "backend": pipe.backend}
         grid = Grid(
@@ -247,16 +245,17 @@ def measure_errors(model: Model, source: Any) -> dict[str, list[float]]:
     if not wanted:
         return kept
 
-    def drawn(peer: str, loop: Loop, steps: int) -> Tensor:
-        pipe = model.pipe(peer)
+    pipe = model.pipe()
+
+    def drawn(loop: Loop, steps: int) -> Tensor:
         return sampler(loop)(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, model.conditions(pipe, source))
 
     if not reference.exists():
         print(f"{model.name}: the reference of 1,000 steps, some minutes", flush=True)
-        save_tensors(reference, {"pictures": drawn(GOAL, ours(1), 1000).contiguous()})
+        save_tensors(reference, {"pictures": drawn(ours(1), 1000).contiguous()})
     goal = read_tensors(reference)["pictures"]
     for peer, steps in wanted:
-        each = (drawn(peer, LOOPS[peer], steps) - goal).square().flatten(1).mean(dim=1)  # (n)
+        each = (drawn(LOOPS[peer], steps) - goal).square().flatten(1).mean(dim=1)  # (n)
         kept[f"{peer} {steps}"] = [float(each.mean().sqrt()), float(each.median().sqrt())]
         write_json(file, kept)
     return kept

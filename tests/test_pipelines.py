@@ -442,7 +442,7 @@ def test_the_callback_can_replace_the_sample(ours: DDIMPipeline) -> None:
         return {"latents": start} if index == 1 else state
 
     replaced = pixels(ours, seed=1, callback_on_step_end=restart)
-    assert torch.equal(replaced, pixels(ours, latents=start, timesteps=[250, 0]))
+    torch.testing.assert_close(replaced, pixels(ours, latents=start, timesteps=[250, 0]), rtol=0, atol=1e-5)
     last = pixels(
         ours, seed=1, callback_on_step_end=lambda pipe, index, timestep, state: {"latents": torch.ones(1, 3, 8, 8)}
     )
@@ -468,8 +468,8 @@ def test_a_network_that_breaks_names_the_step(monkeypatch: pytest.MonkeyPatch) -
     pipe = tiny_pipeline()
     forward = pipe.unet.forward
 
-    def broken(x: Tensor, timestep: Tensor) -> Any:
-        out = forward(x, timestep)
+    def broken(x: Tensor, timestep: Tensor, **options: Any) -> Any:
+        out = forward(x, timestep, **options)
         return out._replace(sample=out.sample * torch.nan) if int(timestep) == 500 else out
 
     monkeypatch.setattr(pipe.unet, "forward", broken)
@@ -573,9 +573,9 @@ def batches(pipe: DDIMPipeline, monkeypatch: pytest.MonkeyPatch, **options: Any)
     seen: list[int] = []
     forward = pipe.unet.forward
 
-    def spy(x: Tensor, *args: Any) -> Any:
+    def spy(x: Tensor, *args: Any, **given: Any) -> Any:
         seen.append(len(x))
-        return forward(x, *args)
+        return forward(x, *args, **given)
 
     with monkeypatch.context() as patch:
         patch.setattr(pipe.unet, "forward", spy)
@@ -736,4 +736,36 @@ def test_the_run_by_hand_is_the_same(ours: DDIMPipeline) -> None:
     with torch.no_grad():
         for step in ddim.sample(lambda x, t: ours.unet(x, t).sample, x, plan):
             x = step.sample
-    assert torch.equal((x / 2 + 0.5).clamp(0, 1), pixels(ours, batch_size=2, generator=generator()))
+    found = pixels(ours, batch_size=2, generator=generator())
+    torch.testing.assert_close(found, (x / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+
+
+def test_what_does_not_change_between_steps_is_computed_once(
+    classes: DDIMPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The classes that occur at the plan's timesteps; at others, and where it would be very much, at each step."""
+    counted: list[int] = []
+    project = classes.unet.project
+
+    def project_and_count(emb: Tensor) -> Tensor:
+        counted.append(len(emb))
+        return project(emb)
+
+    monkeypatch.setattr(classes.unet, "project", project_and_count)
+    options: dict[str, Any] = {"class_labels": [3, 1, 3], "seed": 1, "num_inference_steps": 4}
+    once = pixels(classes, **options)
+    assert counted == [4 * 2]
+    guided = pixels(classes, guidance_scale=2.0, **options)
+    assert counted[1:] == [4 * 2, 4 * 3]
+    monkeypatch.setattr("ddim.pipelines.unconditional.LARGEST_CACHE", 4)
+    counted.clear()
+    torch.testing.assert_close(pixels(classes, **options), once, rtol=0, atol=1e-5)
+    torch.testing.assert_close(pixels(classes, guidance_scale=2.0, **options), guided, rtol=0, atol=1e-5)
+    assert counted == [3] * 4 + [6] * 4
+    monkeypatch.undo()
+    plan, x = classes.scheduler.plan(4), torch.randn((3, 3, 8, 8), generator=generator())
+    denoiser = classes.denoiser(plan, 3, class_labels=[3, 1, 3])
+    with torch.no_grad():
+        for timestep in (torch.tensor(500), torch.tensor(501), torch.tensor([500, 500, 1])):
+            expected = classes.unet(x, timestep, torch.tensor([3, 1, 3])).sample
+            torch.testing.assert_close(denoiser(x, timestep), expected, rtol=0, atol=1e-5)

@@ -1,6 +1,6 @@
 """Networks that load weights in the layout of diffusers and transformers unchanged."""
 
-from ddim.models.backbone import TimeCache, UNet2DOutput
+from ddim.models.backbone import ClassTimeCache, TimeCache, UNet2DOutput
 from ddim.models.clip import CLIPTextModel, CLIPTextOutput
 from ddim.models.unet import UNet2DModel
 from ddim.models.unet_condition import TextCache, UNet2DConditionModel
@@ -11,6 +11,7 @@ __all__ = [
     "AutoencoderKLOutput",
     "CLIPTextModel",
     "CLIPTextOutput",
+    "ClassTimeCache",
     "DecoderOutput",
     "DiagonalGaussianDistribution",
     "TextCache",

@@ -70,6 +70,17 @@ class TimeCache(NamedTuple):
         return rows.masked_fill(~hit.any(dim=1, keepdim=True), torch.nan)
 
 
+class ClassTimeCache(NamedTuple):
+    """A `TimeCache` of the classes that occur in a batch, for all its samples."""
+
+    cache: TimeCache  # of u classes
+    rows: Tensor  # (b), where among them each sample's is
+
+    def at(self, timestep: Tensor | float) -> Tensor:
+        """The rows of one timestep: (b K)."""
+        return self.cache.at(timestep).index_select(0, self.rows)
+
+
 class Backbone(HasCore, PretrainedModel):
     """A U-Net whose parts `UNet2DModel` and `UNet2DConditionModel` choose."""
 

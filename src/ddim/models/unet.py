@@ -10,7 +10,7 @@ from ddim.config import register_to_config
 from ddim.errors import ConfigError
 from ddim.models.activations import choose
 from ddim.models.attention import SpatialAttention
-from ddim.models.backbone import Backbone, Level, TimeCache, UNet2DOutput, check_levels
+from ddim.models.backbone import Backbone, ClassTimeCache, Level, TimeCache, UNet2DOutput, check_levels
 from ddim.models.blocks import MidBlock2D, Style
 from ddim.models.embeddings import (
     GaussianFourierProjection,
@@ -156,7 +156,7 @@ class UNet2DModel(Backbone):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         *,
-        time_cache: TimeCache | None = None,
+        time_cache: TimeCache | ClassTimeCache | None = None,
     ) -> UNet2DOutput:
         """Predict from noisy samples.
 
