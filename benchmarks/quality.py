@@ -73,10 +73,10 @@ MODELS = {
         {
             GOAL: (10, 20, STEPS),
             OURS: (4, 5, 6, 8, 10, 12),
-            SOLVER: (5, 8, 10, 12, 15),
+            SOLVER: (5, 8, 10, 11, 12, 15),
             f"{SOLVER}, trailing": (5, 8, 10, 15),
             f"{SOLVER}, linspace": (5, 8),
-            "ddim, order 2": (8, 10, 15),
+            "ddim, order 2": (8, 9, 10, 15),
         },
         {GOAL: (40,), OURS: (16,), SOLVER: (20, 25, 30, 40), "ddim, order 2": (20, 25, 30)},
         backend="eager",  # in float32
