@@ -232,9 +232,8 @@ def test_what_is_given_once_may_change_where_it_is(is_contiguous: bool, monkeypa
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     network, plain = latents(), latents()
     accelerate([network], "openvino", torch.float32)
-    x, cache = torch.randn(2, 4, 8, 8), network.project_text(torch.randn(2, 5, 12))
-    if is_contiguous:
-        cache = [(key.contiguous(), value.contiguous()) for key, value in cache]
+    x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12)
+    cache = network.project_text(text) if is_contiguous else network._keys_and_values(text)
 
     def check() -> dict[int, Tensor]:
         found, expected = (each(x, 300, text_cache=cache).sample for each in (network, plain))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import ddim
-from ddim.cli import COMMANDS
+from ddim.cli import RUNNERS
+from ddim.settings import COMMANDS
 
 PACKAGE = Path(ddim.__file__).parent
 
@@ -200,5 +201,6 @@ def test_a_scheduler_costs_little_more_than_torch() -> None:
 
 
 def test_every_command_has_a_function() -> None:
-    for module, _, name in (where.partition(":") for where in COMMANDS.values()):
+    assert set(RUNNERS) == set(COMMANDS)
+    for module, _, name in (where.partition(":") for where in RUNNERS.values()):
         assert callable(getattr(importlib.import_module(module), name))

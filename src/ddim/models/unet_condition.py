@@ -209,10 +209,15 @@ class UNet2DConditionModel(Backbone):
     def project_text(self, encoder_hidden_states: Tensor) -> TextCache:
         """The keys and values (b heads s d) that every cross-attention layer makes of a text (b s text_dim).
 
+        They lie in memory as a backend takes them at each step without a copy.
+
         Raises:
             ValueError: the text has another number of channels.
         """
-        text = encoder_hidden_states
+        pairs = self._keys_and_values(encoder_hidden_states)
+        return tuple((key.contiguous(), value.contiguous()) for key, value in pairs)
+
+    def _keys_and_values(self, text: Tensor) -> TextCache:
         if text.ndim != 3 or text.shape[2] != self.text_dim:
             raise ValueError(f"encoder_hidden_states must have shape (b, s, {self.text_dim}), not {tuple(text.shape)}")
         text = text.to(self.dtype)
@@ -257,7 +262,7 @@ class UNet2DConditionModel(Backbone):
                 raise ValueError("the text is missing: give encoder_hidden_states or text_cache")
             if encoder_hidden_states.shape[0] != sample.shape[0]:
                 raise ValueError(f"{len(encoder_hidden_states)} texts were given for {len(sample)} samples")
-            text_cache = self.project_text(encoder_hidden_states)
+            text_cache = self._keys_and_values(encoder_hidden_states)
         if self.center_input_sample:
             sample = 2 * sample - 1
         if time_cache is None:

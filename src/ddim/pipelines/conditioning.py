@@ -102,10 +102,7 @@ class TextDenoiser:
         return {} if self._cond is None else {"timestep_cond": self._cond.expand(self._batch, -1)}
 
     def _text(self, embeds: Tensor) -> dict[str, Any]:
-        if not self._caches:
-            return {"encoder_hidden_states": embeds}
-        # As it lies in memory now, a backend can take it at every step without a copy.
-        return {"text_cache": [(key.contiguous(), value.contiguous()) for key, value in self.unet.project_text(embeds)]}
+        return {"text_cache": self.unet.project_text(embeds)} if self._caches else {"encoder_hidden_states": embeds}
 
     def _predict(self, x: Tensor, timestep: Tensor, text: dict[str, Any]) -> Tensor:
         if self.channels is not None:
