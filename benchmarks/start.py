@@ -67,7 +67,7 @@ def section(rounds: int) -> str:
         "## From nothing to a PNG",
         "",
         f"`python benchmarks/run.py start --rounds {rounds}`: the emoji model, 25 steps, one picture, from the "
-        "start of the process to its end. The last row is the floor of anything that uses PyTorch.",
+        "start of the process to its end. The last row is a process that imports PyTorch and ends.",
         "",
         "| process | seconds | times faster |",
         "|---|---|---|",
