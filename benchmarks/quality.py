@@ -216,13 +216,14 @@ def measure_model(model: Model) -> list[Point]:
         model.against, captioned=model.name == "emoji", labelled=False,
         image_column="image", label_column="label", caption_column="captions",
     )  # fmt: skip
-    extractor, errors = load_features(model.features), measure_errors(model, source)
-    pipe, points = model.pipe(), []
+    pipe, extractor, points = model.pipe(), load_features(model.features), []
+    condition = model.conditions(pipe, source)
+    errors = measure_errors(model, pipe, condition)
     for peer, numbers in model.peers.items():
         place = RUNS / model.name / peer.replace(" ", "-").replace(",", "").lower()
         settings = {"samples": model.samples, "batch": model.batch, "digest": digest(pipe), "backend": pipe.backend}
         grid = Grid(
-            pipe, source, extractor, Folder(place, settings), model.conditions(pipe, source),
+            pipe, source, extractor, Folder(place, settings), condition,
             samples=model.samples, batch=model.batch, sampler=sampler(LOOPS[peer]),
         )  # fmt: skip
         cells = [Cell(0.0, steps, seed) for steps in numbers for seed in SEEDS]
@@ -235,7 +236,7 @@ def measure_model(model: Model) -> list[Point]:
 
 
 @torch.inference_mode()
-def measure_errors(model: Model, source: Any) -> dict[str, list[float]]:
+def measure_errors(model: Model, pipe: Any, condition: Conditions) -> dict[str, list[float]]:
     """The `ERRORS` of each sampler, by "peer steps"."""
     folder, numbers = RUNS / model.name, range(model.compared)
     file, reference = folder / f"errors-{model.compared}.json", folder / f"reference-{model.compared}.safetensors"
@@ -245,10 +246,8 @@ def measure_errors(model: Model, source: Any) -> dict[str, list[float]]:
     if not wanted:
         return kept
 
-    pipe = model.pipe()
-
     def drawn(loop: Loop, steps: int) -> Tensor:
-        return sampler(loop)(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, model.conditions(pipe, source))
+        return sampler(loop)(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, condition)
 
     if not reference.exists():
         print(f"{model.name}: the reference of 1,000 steps, some minutes", flush=True)
