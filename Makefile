@@ -42,7 +42,7 @@ paper: .venv/.all  ## everything the DDIM paper claims, measured, into docs/ (ho
 	$(BIN)/python scripts/paper.py $(if $(QUICK),--quick)
 
 digits: .venv/.all  ## train the bundled digits model anew (about a quarter of an hour on two cores; resumable)
-	$(BIN)/python scripts/train_digits.py
+	$(BIN)/python scripts/digits/train.py
 
 clean:  ## remove what was set up, not what was made
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

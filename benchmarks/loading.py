@@ -17,7 +17,7 @@ import tempfile
 import torch
 from unet import FULL
 
-from ddim.loading import skeleton
+from ddim.checkpoint.loading import skeleton
 from ddim.models import UNet2DConditionModel
 
 LOAD = """

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from ddim import DiffusionPipeline
+from ddim.checkpoint.files import read_json, read_tensors, save_tensors, write_json
 from ddim.evaluation import load_features
 from ddim.evaluation.drawing import Conditions, conditions, open_data
 from ddim.evaluation.grid import Grid
 from ddim.evaluation.state import Cell, Folder, digest
-from ddim.files import read_json, read_tensors, save_tensors, write_json
+from ddim.noise import gaussian_noise, seeded_generators
 from ddim.plan import SamplingPlan
-from ddim.process import gaussian_noise, seeded_generators
 from ddim.sampling import Denoiser, sample
 
 HERE = Path(__file__).parent.parent
@@ -136,7 +136,7 @@ def theirs(peer: str) -> Loop:
 def ours(order: int, spacing: str | None = None) -> Loop:
     def run(ours: Any, denoiser: Denoiser, x: Tensor, plan: SamplingPlan) -> Tensor:
         chosen = ours if spacing is None or len(plan) == 1 else ours.from_config(ours.config, timestep_spacing=spacing)
-        for step in sample(denoiser, x, chosen.plan(len(plan), order=order), x0=False):
+        for step in sample(denoiser, x, chosen.plan(len(plan), order=order), return_x0=False):
             x = step.sample
         return x
 

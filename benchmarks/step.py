@@ -2,10 +2,10 @@
 
     python benchmarks/run.py step
 
-Each row times, in turn and several rounds over: diffusers' `DDIMScheduler.step`; ours; `plan.step(x0=False)`, which
-leaves out the predicted x0; `plan.step(out=…)` into buffers of the caller's; and, as the floor, a one-pass addition of
-the two tensors, into fresh memory and into a buffer. The figures are medians over the rounds; a ratio is diffusers'
-median over ours. Nothing else should run on the machine meanwhile.
+Each row times, in turn and several rounds over: diffusers' `DDIMScheduler.step`; ours; `plan.step(return_x0=False)`,
+which leaves out the predicted x0; `plan.step(out=…)` into buffers of the caller's; and, as the floor, one pass that
+adds the two tensors, into fresh memory and into a buffer. The figures are medians over the rounds; a ratio is
+diffusers' median over ours. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KINDS = {
     "clipped": {"clip_sample": True},
     "thresholded": {"thresholding": True, "sample_max_value": 1.5},
 }
-# What was aimed at, for eta 0: (step, x0=False, out=).
+# What was aimed at, for eta 0: (step, return_x0=False, out=).
 AIMS = {
     ((1, 4, 64, 64), "plain"): (4.0, 6.0, None),
     ((64, 3, 128, 128), "plain"): (1.1, 2.0, 5.0),
@@ -47,7 +47,7 @@ def row(shape: tuple[int, ...], kind: str, eta: float, rounds: int) -> dict[str,
         {
             "diffusers": lambda: theirs.step(out, timestep, x, eta=eta, variance_noise=noise),
             "step": lambda: ours.step(out, timestep, x, eta=eta, variance_noise=noise),
-            "x0=False": lambda: plan.step(out, number, x, variance_noise=noise, x0=False),
+            "return_x0=False": lambda: plan.step(out, number, x, variance_noise=noise, return_x0=False),
             "out=": lambda: plan.step(out, number, x, variance_noise=noise, out=buffers),
             "add": lambda: torch.add(x, out),
             "add into": lambda: torch.add(x, out, out=buffer),
@@ -65,7 +65,7 @@ def section(rounds: int) -> str:
         "diffusers' `step` on the same tensors. The last two columns are the floor: one addition of two such "
         "tensors, into fresh memory and into a buffer.",
         "",
-        "| shape | x0 | η | diffusers µs | step | x0=False | out= | add µs | add into µs |",
+        "| shape | x0 | η | diffusers µs | step | return_x0=False | out= | add µs | add into µs |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for shape in SHAPES:
@@ -76,7 +76,7 @@ def section(rounds: int) -> str:
                 aims = AIMS.get((shape, kind), (None,) * 3) if eta == 0 else (None,) * 3
                 cells = [
                     f"{times[name]:.1f} µs, **{base / times[name]:.1f}x**" + (f" (aim {aim:g}x)" if aim else "")
-                    for name, aim in zip(("step", "x0=False", "out="), aims, strict=True)
+                    for name, aim in zip(("step", "return_x0=False", "out="), aims, strict=True)
                 ]
                 lines.append(
                     f"| {'x'.join(map(str, shape))} | {kind} | {eta:g} | {base:.1f} | {' | '.join(cells)} "

@@ -19,7 +19,7 @@ from common import flops, measure, peak
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint import Repository
-from ddim.process import gaussian_noise, seeded_generators
+from ddim.noise import gaussian_noise, seeded_generators
 from ddim.sampling import sample
 
 BATCHES = (1, 4, 16)
@@ -72,11 +72,11 @@ def outside(pipe: Any, repeats: int = 5) -> tuple[float, float]:
     denoiser = pipe.denoiser(plan, 1, prompt=PROMPT, guidance_scale=3.0, guidance_rescale=0.7)
     kept, pipe.unet.runner = pipe.unet.runner, timed
     try:
-        for _ in sample(denoiser, x, plan, x0=False):
+        for _ in sample(denoiser, x, plan, return_x0=False):
             pass
         inside, started = 0.0, time.perf_counter()
         for _ in range(repeats):
-            for _ in sample(denoiser, x, plan, x0=False):
+            for _ in sample(denoiser, x, plan, return_x0=False):
                 pass
         total = time.perf_counter() - started
     finally:

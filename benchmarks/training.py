@@ -19,7 +19,7 @@ from common import measure
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddim import DiffusionPipeline
-from ddim.losses import DiffusionLoss
+from ddim.training.diffusion import DiffusionLoss
 
 BATCH = 64
 RATE, DECAY, NORM = 1e-6, 0.999, 1.0

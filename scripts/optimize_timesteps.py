@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddim.cli.optimize import run_optimize
+from ddim.cli.optimize import OptimizeSettings, run_optimize
 from ddim.evaluation.drawing import open_data
-from ddim.settings import OptimizeSettings
 
 HERE = Path(__file__).parent.parent
 WEIGHTS = HERE / "src" / "ddim" / "weights"

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from ddim.files import read_json, write_json
+from ddim.checkpoint.files import read_json, write_json
 
 HERE = Path(__file__).parent.parent
 DDIM = [sys.executable, "-m", "ddim"]
@@ -32,9 +32,9 @@ def parts(quick: Path | None) -> dict[str, list[str]]:
 
     few = ["--steps", "10"] if quick else []
     return {
-        "table1": python("table1", *(["--quick", "--out", str(kept / "table1")] if quick else [])),
+        "table1": python("figures/table1", *(["--quick", "--out", str(kept / "table1")] if quick else [])),
         "agreement": python(
-            "agreement_distance",
+            "figures/agreement_distance",
             *(["--samples", "60", "--steps", "10", "--write", str(out / "agreement.md")] if quick else []),
             "--out",
             str(kept / "agreement"),
@@ -44,7 +44,7 @@ def parts(quick: Path | None) -> dict[str, list[str]]:
             "--samples", "20" if quick else "200",
             "--steps", *(("10", "50") if quick else ("10", "20", "50", "100", "1000")),
         ],
-        "reconstruction": python("reconstruction", *(["--quick"] if quick else [])),
+        "reconstruction": python("figures/reconstruction", *(["--quick"] if quick else [])),
         "interpolation-digits": [
             *DDIM, "interpolate", "--seeds", *"0 1 2 3 4".split(), "--frames", "11", "--rows", *few,
             "--out", str(out / "interpolation-digits.png"),
@@ -58,7 +58,7 @@ def parts(quick: Path | None) -> dict[str, list[str]]:
             *few, "--out", str(out / "interpolation-emoji-seeds.png"),
         ],
         "trajectory": [*DDIM, "plot", "trajectory", HEART[0], *few, "--out", str(out / "trajectory.png")],
-        "editing": python("edit_pictures", *(["--quick", "--out", str(out / "editing.png")] if quick else [])),
+        "editing": python("figures/edit_pictures", *(["--quick", "--out", str(out / "editing.png")] if quick else [])),
     }  # fmt: skip
 
 

@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from ddim import __version__
 from ddim.checkpoint import read_json, read_tensors, save_tensors, write_json
-from ddim.data import Preparation
+from ddim.checkpoint.hub import BUNDLED
+from ddim.data import Source, captioned_source, digits
+from ddim.data.preparation import Preparation
 from ddim.evaluation import FeatureStatistics, frechet_distance
 from ddim.evaluation.features import load_digits_classifier, load_emoji_encoder
 from ddim.evaluation.networks import DigitsClassifier, EmojiEncoder
-from ddim.hub import BUNDLED
-from ddim.sources import Source, captioned_source, digits
 
 FOLDER = BUNDLED / "features"
 SCORER = BUNDLED.parent.parent.parent / "data" / "scorer" / "scorer.safetensors"

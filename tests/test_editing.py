@@ -11,8 +11,8 @@ from torch import Tensor
 from ddim.editing import decode_cycle, edit, encode_cycle, shortened
 from ddim.errors import ConfigError
 from ddim.inversion import METHODS
+from ddim.noise import seeded_generators
 from ddim.plan import SamplingPlan
-from ddim.process import seeded_generators
 from ddim.sampling import Denoiser
 from ddim.scheduler import DDIMScheduler
 
@@ -62,8 +62,8 @@ def test_noise_of_the_right_condition_has_the_spread_that_theory_says() -> None:
     assert cycle.noises[-1] is None
     for row, noise in zip(plan.rows[:-1], cycle.noises[:-1], strict=True):
         assert noise is not None
-        uncertain = 0.25 * row.noise**2 / (0.25 * row.root**2 + row.noise**2)
-        passed_on = (row.root_prev - row.direction * row.root / row.noise) ** 2 * uncertain
+        uncertain = 0.25 * row.noise_rate**2 / (0.25 * row.signal_rate**2 + row.noise_rate**2)
+        passed_on = (row.signal_rate_prev - row.direction * row.signal_rate / row.noise_rate) ** 2 * uncertain
         assert float(noise.mean().abs()) < 0.06
         assert float(noise.var()) == pytest.approx(1 + passed_on / row.sigma**2, rel=0.08)
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint import read_json, read_tensors
+from ddim.checkpoint.hub import BUNDLED, bundled_models
 from ddim.cli import main
-from ddim.data import BACKGROUNDS, Choice, Preparation
-from ddim.hub import BUNDLED, bundled_models
+from ddim.data.preparation import BACKGROUNDS, Choice, Preparation
 
 FOLDER = BUNDLED / "emoji"
 DATA = Path(__file__).parent.parent / "data" / "emoji.parquet"
@@ -37,7 +37,7 @@ def test_it_is_small_and_says_how_it_was_made() -> None:
     record = read_json(FOLDER / "training.json")
     assert record["settings"]["prediction_type"] == "v_prediction"
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for name in ("Apache-2.0", "MIT", "CC BY 4.0", "train_emoji.py"):
+    for name in ("Apache-2.0", "MIT", "CC BY 4.0", "scripts/emoji/train.py"):
         assert name in text
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ddim import DDIMPipeline, DDIMScheduler, sample
 from ddim.errors import ConfigError
 from ddim.guidance import rescale_noise
-from ddim.process import gaussian_noise, seeded_generators
+from ddim.noise import gaussian_noise, seeded_generators
 
 
 def repaired(what: str) -> None:

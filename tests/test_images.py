@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim.pipelines.images import image_grid, to_images, to_pil
+from ddim.images import image_grid, to_images, to_pil
 
 
 def test_every_type_holds_the_same_picture() -> None:

@@ -31,7 +31,7 @@ from ddim.interpolation import (
     slerp,
     stations,
 )
-from ddim.pipelines.unconditional import DDIMPipeline
+from ddim.pipelines.pixels import DDIMPipeline
 
 SHARES = [0.0, 0.1, 0.25, 0.5, 0.9, 1.0]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddim.data import digits
 from ddim.errors import ConfigError, NonFiniteError
 from ddim.inversion import METHODS, invert, invert_fixed_point, keeping, sample_bidirectional
 from ddim.pipelines import DiffusionPipeline
@@ -16,7 +17,6 @@ from ddim.plan import SamplingPlan
 from ddim.process import PREDICTIONS
 from ddim.sampling import Denoiser, sample
 from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
-from ddim.sources import digits
 
 MEAN, DEVIATION = 0.4, 0.7
 

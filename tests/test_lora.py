@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tiny_lora
 import torch
+from fresh import python
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_structure import python
 from tiny_lora import EVERY, MORE, TEXT, UNET, Known, known, named, scaled, with_alphas
 from tiny_sd import tiny_reference
 from torch import Tensor, nn

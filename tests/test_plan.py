@@ -20,9 +20,9 @@ from torch._dynamo.testing import CompileCounter
 
 from ddim import DDIMScheduler
 from ddim.errors import ConfigError
-from ddim.linear import LARGE
-from ddim.plan import DDIMSchedulerOutput, Row, SamplingPlan
+from ddim.plan import SamplingPlan
 from ddim.process import PREDICTIONS, SIGMA_HAT
+from ddim.step import LARGE, DDIMSchedulerOutput, Row
 
 KINDS = list(PREDICTIONS)
 CLIPS: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tenso
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test twice: as for small tensors, and on the path that large ones take."""
     if request.param == "large":
-        monkeypatch.setattr("ddim.linear.LARGE", 1)
+        monkeypatch.setattr("ddim.step.LARGE", 1)
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
@@ -79,14 +79,19 @@ def test_every_column_is_the_papers(changed: dict[str, Any], eta: float, kind: s
             x0, eps = x0_and_eps(kind, here, unit_x, unit_out)
             deviation = sigma(here, there, eta)
             exact = Row(
+                t,
+                previous,
+                float(here),
+                float(there),
                 *prev[0].tolist(),
                 float(deviation),
                 *x0[0].tolist(),
                 *eps[0].tolist(),
-                float(np.sqrt(there)),
-                float(np.sqrt(max(1 - there - deviation**2, Long(0)))),
                 float(np.sqrt(here)),
                 float(np.sqrt(1 - here)),
+                float(np.sqrt(there)),
+                float(np.sqrt(max(1 - there - deviation**2, Long(0)))),
+                0.0,
             )
             np.testing.assert_allclose(row, exact, rtol=1e-8, atol=1e-9, err_msg=f"{count} steps, timestep {t}")
 
@@ -247,7 +252,7 @@ def test_large_tensors_take_another_path_to_the_same_result(
     for eta in (0.0, 0.5):
         small = plan.with_eta(eta).step(out, 500, x, variance_noise=noise)
         with monkeypatch.context() as patch:
-            patch.setattr("ddim.linear.LARGE", 1)
+            patch.setattr("ddim.step.LARGE", 1)
             large = plan.with_eta(eta).step(out, 500, x, variance_noise=noise)
             beside = plan.with_eta(eta).step(out[:, :, 1:], 500, x[:, :, 1:], variance_noise=noise[:, :, 1:])
         assert large.prev_sample.shape == x.shape
@@ -374,7 +379,7 @@ def test_x0_can_be_spared(clip: str) -> None:
     plan = make_plan(Settings(**CLIPS[clip]), 10)
     for dtype in (torch.float32, torch.float16):
         out, x = pair(2, 3, 4, 4, dtype=dtype)
-        spared, full = plan.step(out, 500, x, x0=False), plan.step(out, 500, x)
+        spared, full = plan.step(out, 500, x, return_x0=False), plan.step(out, 500, x)
         assert spared.pred_original_sample is None
         assert torch.equal(spared.prev_sample, full.prev_sample)
 

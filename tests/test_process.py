@@ -15,17 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddim.errors import ConfigError
-from ddim.process import (
-    PREDICTIONS,
-    add_noise,
-    ddim_step,
-    gaussian_noise,
-    prediction,
-    seeded_generators,
-    sigma,
-    sigma_hat,
-    threshold,
-)
+from ddim.noise import gaussian_noise, seeded_generators
+from ddim.process import PREDICTIONS, add_noise, ddim_step, prediction, sigma, sigma_hat
+from ddim.step import threshold
 
 levels = st.floats(1e-6, 1 - 1e-6)
 
@@ -129,7 +121,7 @@ def test_eta_one_is_the_posterior_of_ddpm(pair: list[float], x0: float, eps: flo
     deviation = sigma(here, there)
     assert deviation**2 == pytest.approx(variance, rel=1e-9)
     direction = math.sqrt(max(1 - there - deviation**2, 0))
-    assert ddim_step(x0, eps, there, direction) == pytest.approx(mean, abs=1e-6)
+    assert ddim_step(x0, eps, there, direction=direction) == pytest.approx(mean, abs=1e-6)
 
 
 @given(pair=pairs, eta=st.floats(0, 1))
@@ -138,8 +130,8 @@ def test_every_eta_keeps_the_marginal(pair: list[float], eta: float) -> None:
     here, there = pair
     deviation = sigma(here, there, eta)
     direction = math.sqrt(max(1 - there - deviation**2, 0))
-    assert ddim_step(1.0, 0.0, there, direction) == pytest.approx(math.sqrt(there))
-    assert ddim_step(0.0, 1.0, there, direction) ** 2 + deviation**2 == pytest.approx(1 - there)
+    assert ddim_step(1.0, 0.0, there, direction=direction) == pytest.approx(math.sqrt(there))
+    assert ddim_step(0.0, 1.0, there, direction=direction) ** 2 + deviation**2 == pytest.approx(1 - there)
 
 
 @given(pair=pairs)

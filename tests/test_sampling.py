@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddim import DDIMScheduler, SampleStep, SamplingPlan, sample
 from ddim.errors import ConfigError, NonFiniteError
-from ddim.process import gaussian_noise, seeded_generators
+from ddim.noise import gaussian_noise, seeded_generators
 
 SETTINGS = Settings(clip_sample=False, timestep_spacing="trailing")
 DENOISER = Gaussian(SETTINGS, mean=0.3, deviation=0.6)
@@ -66,7 +66,7 @@ def test_what_was_yielded_is_never_written_to_again(x0: bool, clip: bool) -> Non
     x = noise(2, 3, 4, 4)
     start = x.clone()
     kept: list[tuple[SampleStep, list[Tensor]]] = []
-    for made in sample(denoiser, x, make_plan(eta=0.5, clip_sample=clip), x0=x0):
+    for made in sample(denoiser, x, make_plan(eta=0.5, clip_sample=clip), return_x0=x0):
         tensors = [value for value in vars(made).values() if isinstance(value, Tensor)]
         assert len(tensors) == (3 if x0 else 2)
         assert (made.pred_original_sample is None) is not x0
@@ -200,7 +200,7 @@ def test_the_options_reach_the_step() -> None:
     expected = plan.step(out, 999, x, use_clipped_model_output=True)
     assert torch.equal(derived.sample, expected.prev_sample)
     assert not torch.equal(derived.sample, plain.sample)
-    assert drain(DENOISER, x, plan, x0=False)[0].pred_original_sample is None
+    assert drain(DENOISER, x, plan, return_x0=False)[0].pred_original_sample is None
 
 
 def test_the_kth_image_of_a_seed_is_the_same_for_any_batch_size() -> None:

@@ -23,8 +23,8 @@ from torch._dynamo.testing import CompileCounter
 
 from ddim import DDIMInverseScheduler, DDIMScheduler
 from ddim.errors import ConfigError
-from ddim.plan import DDIMSchedulerOutput
 from ddim.process import PREDICTIONS
+from ddim.step import DDIMSchedulerOutput
 
 PAIRS = [
     pytest.param(DDIMScheduler, diffusers.DDIMScheduler, id="forward"),

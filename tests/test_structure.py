@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fresh import python
 
 import ddim
-from ddim.cli import RUNNERS
-from ddim.settings import COMMANDS
+from ddim.cli import COMMANDS, load
 
 PACKAGE = Path(ddim.__file__).parent
+DESIGN = Path(__file__).parent.parent / "docs" / "design.md"
 
-# A module imports only from those before it. A new module needs a place here.
-ORDER = """
-errors _version schedule process linear plan config files hub limits loading checkpoint scheduler models backends
-tokenizer original_layout single_file lora_layout lora sampling search guidance pipelines animation inversion
-interpolation editing sources data losses training evaluation plots settings cli web __main__
-""".split()
-# `errors` and `_version` import nothing; `settings` imports no torch, and these read their options from it.
-ANYBODY = {"errors", "_version"}
-READ_SETTINGS = {"data", "training", "evaluation", "plots"}
 
+def order() -> list[str]:
+    """The modules and rooms as docs/design.md lists them under "Layout": each imports only from those before it."""
+    layout = DESIGN.read_text(encoding="utf-8").partition("## Layout")[2]
+    block = layout.split("```")[1]
+    return [name.rstrip("/") for line in block.splitlines() if line.strip() for name in line.split("  ")[0].split()]
+
+
+ORDER = order()
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -65,7 +68,7 @@ def test_a_module_imports_only_from_those_before_it(file: Path) -> None:
     own = module_of(file)
     if own == "__init__":
         return
-    assert own in ORDER, f"{own} needs a place in ORDER"
+    assert own in ORDER, f"{own} needs a place in the layout of docs/design.md"
     for line, name in imports(file):
         root, _, rest = name.partition(".")
         if root != "ddim":
@@ -73,17 +76,20 @@ def test_a_module_imports_only_from_those_before_it(file: Path) -> None:
         other = rest.partition(".")[0]
         assert other, f"line {line} imports the whole package"
         assert other in ORDER, f"line {line} imports {name}"
-        allowed = (
-            other in ANYBODY
-            or other == own
-            or (other == "settings" and own in READ_SETTINGS)
-            or ORDER.index(other) < ORDER.index(own)
-        )
-        assert allowed, f"{own} imports {name} in line {line}"
+        assert ORDER.index(other) <= ORDER.index(own), f"{own} imports {name} in line {line}"
+
+
+def test_the_layout_lists_what_is_there_and_nothing_else() -> None:
+    there = {module_of(file) for file in FILES} - {"__init__"}
+    assert sorted(ORDER) == sorted(there)
+    assert len(there) + 1 <= 27  # modules and rooms at the top; with the weights and py.typed, all that lies there
+    assert {path.name for path in PACKAGE.iterdir()} <= {
+        *(f"{name}.py" for name in there), *there, "__init__.py", "weights", "py.typed", "__pycache__"
+    }  # fmt: skip
 
 
 def test_the_walk_sees_every_kind_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_structure.PACKAGE", tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
     (tmp_path / "models").mkdir()
     file = tmp_path / "models" / "file.py"
     file.write_text(
@@ -168,16 +174,8 @@ def test_type_checkers_see_the_same_names() -> None:
 # --- what it costs to import -----------------------------------------------------------------------------------------
 
 
-def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-@pytest.mark.parametrize("module", ["ddim", "ddim.errors", "ddim.settings"])
+@pytest.mark.parametrize("module", ["ddim", "ddim.errors", "ddim.cli", "ddim.training.settings"])
 def test_what_must_be_instant_imports_no_torch(module: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"there is no {module} yet")
     heavy = {"torch", "numpy", "PIL", "huggingface_hub", "safetensors", "diffusers", "transformers", "accelerate"}
     loaded = python(f"import sys, {module}; print(*sys.modules)").split()
     assert not heavy & set(loaded)
@@ -200,7 +198,50 @@ def test_a_scheduler_costs_little_more_than_torch() -> None:
     pytest.fail(f"import ddim; ddim.DDIMScheduler took {min(costs):.2f} s after torch")
 
 
-def test_every_command_has_a_function() -> None:
-    assert set(RUNNERS) == set(COMMANDS)
-    for module, _, name in (where.partition(":") for where in RUNNERS.values()):
-        assert callable(getattr(importlib.import_module(module), name))
+def test_help_imports_no_torch() -> None:
+    """All commands' options are read to say what commands there are."""
+    heavy = {"torch", "numpy", "PIL", "huggingface_hub", "safetensors", "tokenizers"}
+    code = "import sys\nfrom ddim.cli import COMMANDS, every_command, load\nevery_command()\n"
+    loaded = python(code + "print(*sys.modules)").split()
+    assert not heavy & set(loaded)
+
+
+def test_every_command_has_settings_and_a_function() -> None:
+    for words, command in COMMANDS.items():
+        assert dataclasses.is_dataclass(load(command.settings)), words
+        assert callable(load(command.run)), words
+
+
+# --- what stands alone -----------------------------------------------------------------------------------------------
+
+ALONE = ("errors", "process", "noise", "schedule", "step", "plan", "sampling")
+
+
+def test_the_sampler_can_be_copied_out_alone(tmp_path: Path) -> None:
+    """By these files and nothing else of the package a Gaussian, whose prediction is known, is sampled."""
+    (tmp_path / "ddim").mkdir()
+    (tmp_path / "ddim" / "__init__.py").touch()
+    for name in ALONE:
+        shutil.copy(PACKAGE / f"{name}.py", tmp_path / "ddim")
+    (tmp_path / "run.py").write_text(
+        "import torch\n"
+        "from ddim.plan import SamplingPlan\n"
+        "from ddim.sampling import sample\n"
+        "from ddim.schedule import make_alphas_cumprod, make_betas, space_timesteps\n"
+        "levels = make_alphas_cumprod(make_betas(1000))\n"
+        "plan = SamplingPlan(space_timesteps(1000, 1000, 'trailing'), tuple(levels.tolist()))\n"
+        "def denoiser(x, t):  # of data with a standard deviation of 0.5\n"
+        "    ab = levels[int(t)]\n"
+        "    return (1 - ab) ** 0.5 / (0.25 * ab + 1 - ab) * x\n"
+        "*_, last = sample(denoiser, torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0)), plan)\n"
+        "print(float(last.sample.std()))\n"
+        "import sys; print(sorted(n for n in sys.modules if n.startswith('ddim')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "run.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    spread, modules = done.stdout.splitlines()
+    assert float(spread) == pytest.approx(0.5, rel=0.02)
+    assert modules == str(["ddim", *sorted(f"ddim.{name}" for name in ALONE)])

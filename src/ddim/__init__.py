@@ -13,11 +13,11 @@ from ddim._version import __version__ as __version__
 _HOMES = {
     "AutoencoderKL": "ddim.models",
     "CLIPTextModel": "ddim.models",
-    "CLIPTokenizer": "ddim.tokenizer",
+    "CLIPTokenizer": "ddim.models.tokenizer",
     "DDIMInverseScheduler": "ddim.scheduler",
-    "DDIMPipeline": "ddim.pipelines.unconditional",
+    "DDIMPipeline": "ddim.pipelines.pixels",
     "DDIMScheduler": "ddim.scheduler",
-    "DDIMSchedulerOutput": "ddim.plan",
+    "DDIMSchedulerOutput": "ddim.step",
     "DiffusionPipeline": "ddim.pipelines",
     "SampleStep": "ddim.sampling",
     "SamplingPlan": "ddim.plan",
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from ddim.models import CLIPTextModel as CLIPTextModel
     from ddim.models import UNet2DConditionModel as UNet2DConditionModel
     from ddim.models import UNet2DModel as UNet2DModel
+    from ddim.models.tokenizer import CLIPTokenizer as CLIPTokenizer
     from ddim.pipelines import DDIMPipeline as DDIMPipeline
     from ddim.pipelines import DiffusionPipeline as DiffusionPipeline
     from ddim.pipelines import StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline
     from ddim.pipelines import StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline
     from ddim.pipelines import StableDiffusionPipeline as StableDiffusionPipeline
-    from ddim.plan import DDIMSchedulerOutput as DDIMSchedulerOutput
     from ddim.plan import SamplingPlan as SamplingPlan
     from ddim.sampling import SampleStep as SampleStep
     from ddim.sampling import sample as sample
     from ddim.scheduler import DDIMInverseScheduler as DDIMInverseScheduler
     from ddim.scheduler import DDIMScheduler as DDIMScheduler
-    from ddim.tokenizer import CLIPTokenizer as CLIPTokenizer
+    from ddim.step import DDIMSchedulerOutput as DDIMSchedulerOutput
 
 
 def __getattr__(name: str) -> Any:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ddim.errors import ConfigError
 from ddim.inversion import METHODS, Notice
+from ddim.noise import Generators, gaussian_noise
 from ddim.plan import SamplingPlan
-from ddim.process import Generators, gaussian_noise
+from ddim.process import add_noise, ddim_step
 from ddim.sampling import Denoiser, SampleStep
 
 
@@ -98,30 +99,29 @@ def encode_cycle(
         raise ConfigError("CycleDiffusion is for a sampler that adds noise: use a plan with eta in (0, 1]")
     wide = x0.dtype if x0.dtype == torch.float64 else torch.float32
 
-    def draw() -> Tensor:
+    def fresh_noise() -> Tensor:
         return gaussian_noise(x0.shape, generator, x0.device, wide)
 
-    first = plan.row(plan.timesteps[0])
-    x = start = first.root * x0 + first.noise * draw()
+    x = start = add_noise(x0, fresh_noise(), plan.rows[0].alpha_bar)
     timesteps = torch.tensor(plan.timesteps)
     noises: list[Tensor | None] = []
     rest = None
     nothing = torch.zeros_like(x)
-    for index, (timestep, previous) in enumerate(zip(plan.timesteps, plan.previous_timesteps, strict=True)):
-        row = plan.row(timestep)
+    for index, row in enumerate(plan):
         output = denoiser(x, timesteps[index])
-        mean = plan.step(output, timestep, x, variance_noise=nothing, x0=False).prev_sample
+        mean = plan.step(output, row.timestep, x, variance_noise=nothing, return_x0=False).prev_sample
         is_last = index == len(plan) - 1
-        if is_last and previous < 0:
+        if is_last and row.previous_timestep < 0:
             chosen = x0.to(wide)
-        else:
-            chosen = row.root_prev * x0 + row.direction / row.noise * (x - row.root * x0) + row.sigma * draw()
+        else:  # equation 7 is equation 12 with the real image, and the noise that is in x_t besides it
+            eps = (x - row.signal_rate * x0) / row.noise_rate
+            chosen = ddim_step(x0, eps, row.alpha_bar_prev, row.sigma, fresh_noise(), direction=row.direction)
         noises.append((chosen - mean) / row.sigma if row.sigma else None)
         if is_last and not row.sigma:
             rest = chosen - mean
         x = chosen
         if notice is not None:
-            notice(SampleStep(index, timestep, previous, x, None, output))
+            notice(SampleStep.of(index, row, x, None, output))
     return Cycle(start, tuple(noises), rest)
 
 
@@ -142,11 +142,10 @@ def decode_cycle(denoiser: Denoiser, cycle: Cycle, plan: SamplingPlan) -> Iterat
     if len(cycle.noises) != len(plan):
         raise ValueError(f"the noise is of {len(cycle.noises)} steps, the plan has {len(plan)}")
     x, timesteps = cycle.x, torch.tensor(plan.timesteps)
-    for index, (timestep, previous) in enumerate(zip(plan.timesteps, plan.previous_timesteps, strict=True)):
+    for index, (row, noise) in enumerate(zip(plan, cycle.noises, strict=True)):
         output = denoiser(x, timesteps[index])
-        noise = cycle.noises[index]
         noise = torch.zeros_like(x) if noise is None else noise
-        x = plan.step(output, timestep, x, variance_noise=noise, x0=False).prev_sample
+        x = plan.step(output, row.timestep, x, variance_noise=noise, return_x0=False).prev_sample
         if index == len(plan) - 1 and cycle.rest is not None:
             x = x + cycle.rest
-        yield SampleStep(index, timestep, previous, x, None, output)
+        yield SampleStep.of(index, row, x, None, output)

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from ddim.errors import ConfigError
 from ddim.inversion import METHODS, Notice, invert_fixed_point
-from ddim.pipelines import DiffusionPipeline
+from ddim.noise import gaussian_noise, seeded_generators
 from ddim.plan import SamplingPlan
-from ddim.process import gaussian_noise, seeded_generators
-from ddim.sampling import Denoiser, SampleStep, sample
+from ddim.sampling import Denoiser, Pipeline, SampleStep, sample
 
 # (a, b, t) -> what lies between a (n …) and b (n …) at t, 0 to 1, a number or one for each.
 Between: TypeAlias = Callable[[Tensor, Tensor, Any], Tensor]
@@ -207,7 +206,7 @@ def _check_frames(frames: int) -> None:
 # --- the points themselves -------------------------------------------------------------------------------------------
 
 
-def seed_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Tensor:
+def seed_noise(pipe: Pipeline, seeds: Sequence[int]) -> Tensor:
     """x_T of the first picture of each seed, (p c h w): what `pipe(seed=…)` starts from.
 
     Raises:
@@ -283,7 +282,7 @@ def draw(
         for start in range(0, len(x), batch_size):
             frames = x[start : start + batch_size]
             denoiser = denoisers(start, start + len(frames))
-            for step in sample(denoiser, frames, plan, x0=False):
+            for step in sample(denoiser, frames, plan, return_x0=False):
                 frames = step.sample
                 progress()
             pictures += decode(frames)
@@ -291,7 +290,7 @@ def draw(
 
 
 def conditioned(
-    pipe: DiffusionPipeline, plan: SamplingPlan, each: Mapping[str, Any] | None = None, **conditions: Any
+    pipe: Pipeline, plan: SamplingPlan, each: Mapping[str, Any] | None = None, **conditions: Any
 ) -> Denoisers:
     """The pipeline's denoiser, for some frames at a time.
 

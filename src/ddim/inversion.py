@@ -33,12 +33,15 @@ from torch import Tensor
 
 from ddim.errors import ConfigError, NonFiniteError
 from ddim.plan import SamplingPlan
+from ddim.process import ddim_step
 from ddim.sampling import Denoiser, SampleStep, sample
+from ddim.step import Row
 
 # Called after each step, for progress.
 Notice = Callable[[SampleStep], object]
 
-# More of the run's past in each step: less is damped at each inversion, so that rounding is not blown up either way.
+# γ of the reversible sampler: how much of the sample before last is in each step. The way up divides by γ at each step
+# and the way down multiplies by it, so a γ below 1 makes rounding errors grow upwards; at 1 they grow neither way.
 GAMMA = 1.0
 
 
@@ -58,7 +61,7 @@ def invert(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[Sampl
     Yields:
         A step from each timestep's previous one up to it; the last step's `sample` is x_T.
     """
-    return sample(denoiser, x0, plan.inverted(), x0=False)
+    return sample(denoiser, x0, plan.inverted(), return_x0=False)
 
 
 def invert_fixed_point(
@@ -85,10 +88,10 @@ def invert_fixed_point(
     up = plan.inverted()
     timesteps = torch.tensor(up.timesteps)
     target, left = x0, {}  # the residuals of the steps at which it was not near enough
-    for index, (timestep, previous) in enumerate(zip(up.timesteps, up.previous_timesteps, strict=True)):
-        row = plan.row(timestep)
+    for index, step in enumerate(up):
+        timestep, row = step.timestep, plan.row(step.timestep)
         output = denoiser(target, timesteps[index])
-        x = up.step(output, timestep, target, x0=False).prev_sample
+        x = up.step(output, timestep, target, return_x0=False).prev_sample
         anderson = _Anderson()
         for _ in range(iterations):
             output = denoiser(x, timesteps[index])
@@ -107,7 +110,7 @@ def invert_fixed_point(
         else:
             left[timestep] = residual
         target = x
-        yield SampleStep(index, timestep, previous, x, None, output)
+        yield SampleStep.of(index, step, x, None, output)
     if left:
         worst = max(left, key=lambda timestep: left[timestep])
         warnings.warn(
@@ -168,13 +171,14 @@ def invert_bidirectional(
     _check_gamma(gamma, plan)
     up = plan.inverted()
     timesteps = torch.tensor(up.timesteps)
-    below, x = x0, up.step(denoiser(x0, timesteps[0]), up.timesteps[0], x0, x0=False).prev_sample
-    yield SampleStep(0, up.timesteps[0], -1, x, None, x)
-    for index in range(1, len(up)):
+    output = denoiser(x0, timesteps[0])
+    below, x = x0, up.step(output, up.timesteps[0], x0, return_x0=False).prev_sample
+    yield SampleStep.of(0, up.rows[0], x, None, output)
+    for index, (here, there) in enumerate(pairwise(up), start=1):
         output = denoiser(x, timesteps[index - 1])
-        above, down = _both_ways(output, x, plan, up.timesteps[index - 1], up.timesteps[index])
+        above, down = _both_ways(output, x, plan.row(here.timestep), there.alpha_bar_prev)
         below, x = x, (below - down) / gamma + above
-        yield SampleStep(index, up.timesteps[index], up.timesteps[index - 1], x, None, output)
+        yield SampleStep.of(index, there, x, None, output)
 
 
 def sample_bidirectional(
@@ -195,26 +199,26 @@ def sample_bidirectional(
     _check_linear(plan, "bidirectional")
     _check_gamma(gamma, plan)
     timesteps = torch.tensor(plan.timesteps)
-    above = x
+    above, output = x, None
     if before is None:
         output = denoiser(x, timesteps[0])
-        x = plan.step(output, plan.timesteps[0], x, x0=False).prev_sample
+        x = plan.step(output, plan.timesteps[0], x, return_x0=False).prev_sample
     else:
-        x = output = before
-    yield SampleStep(0, plan.timesteps[0], plan.timesteps[1], x, None, output)
-    for index in range(1, len(plan)):
-        timestep = plan.timesteps[index]
+        x = before
+    yield SampleStep.of(0, plan.rows[0], x, None, output)
+    for index, (last, row) in enumerate(pairwise(plan), start=1):
         output = denoiser(x, timesteps[index])
-        up, down = _both_ways(output, x, plan, timestep, plan.timesteps[index - 1])
+        up, down = _both_ways(output, x, row, last.alpha_bar)
         above, x = x, gamma * (above - up) + down
-        yield SampleStep(index, timestep, plan.previous_timesteps[index], x, None, output)
+        yield SampleStep.of(index, row, x, None, output)
 
 
-def _both_ways(output: Tensor, x: Tensor, plan: SamplingPlan, timestep: int, higher: int) -> tuple[Tensor, Tensor]:
-    """The DDIM steps that one evaluation at x_t gives: up to the timestep `higher`, and down to the previous one."""
-    row, level = plan.row(timestep), plan.alphas_cumprod[higher]
-    signal, noise = math.sqrt(level), math.sqrt(1 - level)
-    up = (signal * row.p + noise * row.r) * x + (signal * row.q + noise * row.s) * output
+def _both_ways(output: Tensor, x: Tensor, row: Row, alpha_bar: float) -> tuple[Tensor, Tensor]:
+    """The DDIM steps that one evaluation at x_t gives: up to the level `alpha_bar`, and down along the plan's row.
+
+    Equation 12 is applied to the coefficients of x0 and eps, which are floats, so that each way is one sum of tensors.
+    """
+    up = ddim_step(row.p, row.r, alpha_bar) * x + ddim_step(row.q, row.s, alpha_bar) * output
     return up, row.a * x + row.b * output
 
 
@@ -276,7 +280,7 @@ class Method:
 
 
 def _sample_states(denoiser: Denoiser, states: tuple[Tensor, ...], plan: SamplingPlan) -> Iterator[SampleStep]:
-    return sample(denoiser, states[0], plan, x0=False)
+    return sample(denoiser, states[0], plan, return_x0=False)
 
 
 METHODS: dict[str, Method] = {

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ddim.checkpoint.files import read_json, read_metadata, read_tensors, save_tensors
+from ddim.checkpoint.hub import Repository
+from ddim.checkpoint.loading import check_state
+from ddim.checkpoint.lora_layout import PEFT_PREFIX, LowRank, parse
 from ddim.errors import CheckpointError, ConfigError, NonFiniteError, WeightsError, require
-from ddim.files import read_json, read_metadata, read_tensors, save_tensors
-from ddim.hub import Repository
-from ddim.loading import check_state
-from ddim.lora_layout import PEFT_PREFIX, LowRank, parse
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # where in a safetensors file's header diffusers writes its settings

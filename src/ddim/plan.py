@@ -4,19 +4,20 @@ Without clipping, every DDIM step is linear in what it is given, whatever the ne
 
     x_prev = a·x_t + b·out + σ·z          x0 = p·x_t + q·out          eps = r·x_t + s·out
 
-A plan holds these numbers for every timestep, computed once in float64. It never changes, so threads share it. Running
-it costs a few passes over the tensor a step. Where x0 is clipped or thresholded a step is no longer linear, and is
-computed as x_prev = √ᾱ_prev·x0' + direction·eps + σ·z, from columns of the same table.
+A plan holds these numbers, computed once in float64. It never changes, so threads share it. It reads as what it is, a
+table: `for row in plan` gives a `Row` for each step. Running it costs a few passes over the tensor a step. Where x0 is
+clipped or thresholded a step is no longer linear, and is computed as x_prev = √ᾱ_prev·x0' + direction·eps + σ·z, from
+columns of the same table.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,60 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddim.errors import ConfigError
-from ddim.linear import check_buffers, combine, shape_message
-from ddim.process import (
-    SIGMA_HAT,
-    Eta,
-    Generators,
-    ddim_step,
-    gaussian_noise,
-    prediction,
-    second_order,
-    sigma,
-    sigma_hat,
-    threshold,
-)
-
-
-class DDIMSchedulerOutput(NamedTuple):
-    """What a step gives: by attribute, by key, by index, and as a tuple.
-
-    Attributes:
-        prev_sample: x_prev, of the sample's shape.
-        pred_original_sample: the predicted x0, clipped where the plan says so; None if it was not asked for.
-    """
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
-
-    def __getitem__(self, key: Any) -> Any:
-        if not isinstance(key, str):
-            return tuple(self)[key]
-        if key not in self._fields:
-            raise KeyError(key)
-        return getattr(self, key)
-
-    def keys(self) -> tuple[str, ...]:
-        return self._fields
-
-    def to_tuple(self) -> tuple[Tensor | None, ...]:
-        return tuple(self)
-
-
-class Row(NamedTuple):
-    """The numbers of one step: floats, or tensors that broadcast over a batch of timesteps."""
-
-    a: Any  # x_prev = a·x + b·out + sigma·z
-    b: Any
-    sigma: Any
-    p: Any  # x0 = p·x + q·out
-    q: Any
-    r: Any  # eps = r·x + s·out
-    s: Any
-    root_prev: Any  # √ᾱ_prev
-    direction: Any  # √(1-ᾱ_prev-σ²)
-    root: Any  # √ᾱ
-    noise: Any  # √(1-ᾱ)
+from ddim.noise import Generators
+from ddim.process import SIGMA_HAT, Eta, ddim_step, prediction, second_order, sigma, sigma_hat
+from ddim.step import DDIMSchedulerOutput, Row, check_step, step_noise, take_step, threshold
 
 
 @dataclass(frozen=True)
@@ -136,25 +86,50 @@ class SamplingPlan:
             raise ConfigError(f"order must be 1 or 2, not {self.order!r}")
         if self.order == 2 and (self.eta != 0 or self.inverse or stride is not None):
             raise ConfigError("order=2 is for a plan from noise to image with eta=0 and no legacy_previous_timestep")
-        for timestep in self.timesteps:
-            self._row(timestep)
+        _ = self.rows  # every step can be made
 
     # --- the table ---------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _previous(self) -> NDArray[np.int64]:
-        """The previous timestep of every timestep 0…T-1: the next lower listed one; negative past the end."""
-        every = np.arange(len(self.alphas_cumprod))
-        if self.legacy_stride is not None:
-            return np.maximum(every - self.legacy_stride, -1)
-        listed = np.array([-1, *sorted(self.timesteps)])
-        return np.asarray(listed[np.searchsorted(listed, every) - 1])
+    def rows(self) -> tuple[Row, ...]:
+        """The listed steps, in order."""
+        return tuple(self._made(np.array(self.timesteps)))
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def row(self, timestep: int) -> Row:
+        """The step at one timestep, listed or not.
+
+        Raises:
+            ConfigError: the timestep is out of range, or no step can be made at it.
+        """
+        known = self._by_timestep.get(timestep)
+        if known is None:
+            if not 0 <= timestep < len(self.alphas_cumprod):
+                raise ConfigError(f"timestep {timestep} is not in 0…{len(self.alphas_cumprod) - 1}")
+            (known,) = self._made(np.array([timestep]))
+            self._by_timestep[timestep] = known
+        return known
 
     @cached_property
-    def _table(self) -> NDArray[np.float64]:
-        """The columns of `Row` for every timestep 0…T-1, shape (T, 11); not finite where a step cannot be made."""
+    def _by_timestep(self) -> dict[int, Row]:
+        return {row.timestep: row for row in self.rows}
+
+    def _made(self, timesteps: NDArray[np.int64]) -> Iterator[Row]:
+        for timestep, previous, *numbers in self._columns(timesteps).tolist():
+            if not all(map(math.isfinite, numbers)):
+                raise ConfigError(self._why_not(int(timestep)))
+            yield Row(int(timestep), int(previous), *numbers)
+
+    def _columns(self, timesteps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The columns of `Row` for some timesteps, shape (n, 16); not finite where a step cannot be made."""
         levels = np.array([*self.alphas_cumprod, self.final_alpha_cumprod])  # index -1 is past the end
-        here, there = levels[:-1], levels[self._previous]
+        previous = self._previous[timesteps]
+        here, there = levels[timesteps], levels[previous]
         if self.inverse:
             here, there = there, here
         kind = prediction(self.prediction_type)
@@ -170,28 +145,95 @@ class SamplingPlan:
                 deviation = np.where(here == there, 0.0, noise)
             p, q = kind.x0(here)
             r, s = kind.eps(here)
-            a = ddim_step(p, r, there, direction)
-            b = ddim_step(q, s, there, direction)
-        columns = Row(a, b, deviation, p, q, r, s, np.sqrt(there), direction, np.sqrt(here), np.sqrt(1 - here))
-        return np.stack(np.broadcast_arrays(*columns), axis=1)
+            row = Row(
+                timestep=timesteps,
+                previous_timestep=previous,
+                alpha_bar=here,
+                alpha_bar_prev=there,
+                a=ddim_step(p, r, there, direction=direction),
+                b=ddim_step(q, s, there, direction=direction),
+                sigma=deviation,
+                p=p,
+                q=q,
+                r=r,
+                s=s,
+                signal_rate=np.sqrt(here),
+                noise_rate=np.sqrt(1 - here),
+                signal_rate_prev=np.sqrt(there),
+                direction=direction,
+                carried=self._carried(timesteps),
+            )
+        return np.stack(np.broadcast_arrays(*row), axis=1)
 
     @cached_property
-    def _rows(self) -> list[Row | None]:
-        return [Row(*row) if all(map(math.isfinite, row)) else None for row in self._table.tolist()]
+    def _previous(self) -> NDArray[np.int64]:
+        """The previous timestep of every timestep 0…T-1: the next lower listed one; negative past the end."""
+        every = np.arange(len(self.alphas_cumprod))
+        if self.legacy_stride is not None:
+            return np.maximum(every - self.legacy_stride, -1)
+        listed = np.array([-1, *sorted(self.timesteps)])
+        return np.asarray(listed[np.searchsorted(listed, every) - 1])
 
-    def _row(self, timestep: int, rederive: bool = False) -> Row:
-        """The numbers of one timestep, listed or not; `rederive`: eps is to be derived from x0."""
-        if not 0 <= timestep < len(self.alphas_cumprod):
-            raise ConfigError(f"timestep {timestep} is not in 0…{len(self.alphas_cumprod) - 1}")
-        row = self._rows[timestep]
-        if row is None:
-            raise ConfigError(self._why_not(timestep))
-        if rederive and row.noise == 0:
+    def _carried(self, timesteps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The last column of `Row` for some timesteps."""
+        shares = np.zeros(len(timesteps))
+        if self.order == 2:
+            levels = (*self.alphas_cumprod, self.final_alpha_cumprod)
+            listed = {t: (before, t) for before, t in pairwise(self.timesteps)}
+            for place, timestep in enumerate(timesteps.tolist()):
+                if timestep in listed:
+                    before, here = listed[timestep]
+                    shares[place] = second_order(levels[before], levels[here], levels[self._previous[here]])
+        return shares
+
+    def _row_for(self, timestep: int | Tensor, sample: Tensor, dtype: torch.dtype, rederive: bool) -> Row:
+        """One `Row`: of floats for a timestep on the host, of tensors (b 1 …) for those on a device or for a batch.
+
+        Args:
+            rederive: eps is to be derived from x0.
+        """
+        value: Any = timestep
+        if isinstance(timestep, Tensor):
+            if timestep.numel() != 1 or not timestep.is_cpu or torch.compiler.is_compiling():
+                return self._device_row(timestep, sample, dtype, rederive)
+            value = timestep.item()
+        if type(value) is not int:
+            if not isinstance(value, np.integer):
+                raise TypeError(f"a timestep must be an integer, not {value!r}")
+            value = int(value)
+        return self._host_row(value, rederive)
+
+    def _host_row(self, timestep: int, rederive: bool) -> Row:
+        row = self.row(timestep)
+        if rederive and row.noise_rate == 0:
             raise ConfigError(
                 f"at timestep {timestep} the sample has no noise (alphas_cumprod is 1), so none can be derived from "
                 "its clipped x0: use use_clipped_model_output=False"
             )
         return row
+
+    def _device_row(self, timestep: Tensor, sample: Tensor, dtype: torch.dtype, rederive: bool) -> Row:
+        if timestep.is_floating_point() or timestep.is_complex() or timestep.dtype == torch.bool:
+            raise TypeError(f"a timestep must be an integer, not {timestep.dtype}")
+        if timestep.ndim > 1 or (timestep.ndim == 1 and len(timestep) not in (1, *sample.shape[:1])):
+            raise ValueError(
+                f"timesteps of shape {tuple(timestep.shape)} do not fit a sample of shape {tuple(sample.shape)}: "
+                "give one, or one for each sample of the batch"
+            )
+        if timestep.is_cpu and not torch.compiler.is_compiling():
+            for value in timestep.tolist():
+                self._host_row(value, rederive)
+        table = self._device_table(sample.device, dtype)
+        chosen = table.index_select(0, timestep.reshape(-1).to(sample.device, torch.int64))  # (b 16) or (1 16)
+        return Row(*chosen.view(*chosen.shape, *[1] * (sample.ndim - 1)).unbind(1))
+
+    def _device_table(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The rows of all T timesteps on a device, (T 16), kept there after the first use."""
+        key = (device, dtype)
+        tables: dict[tuple[torch.device, torch.dtype], Tensor] = self.__dict__.setdefault("_tables", {})
+        if key not in tables:
+            tables[key] = _table_of(self).to(dtype).to(device)
+        return tables[key]
 
     def _why_not(self, timestep: int) -> str:
         previous = int(self._previous[timestep])
@@ -214,42 +256,6 @@ class SamplingPlan:
             "(1 - alphas_cumprod_prev - sigma² is negative): use eta in [0, 1], or 'sigma_hat'"
         )
 
-    def _device_table(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The table on a device, kept there after the first use."""
-        key = (device, dtype)
-        tables: dict[tuple[torch.device, torch.dtype], Tensor] = self.__dict__.setdefault("_tables", {})
-        if key not in tables:
-            tables[key] = torch.from_numpy(self._table).to(dtype).to(device)
-        return tables[key]
-
-    def _coefficients(self, timestep: int | Tensor, sample: Tensor, dtype: torch.dtype, rederive: bool) -> Row:
-        """One `Row`: of floats for a timestep on the host, of tensors (b 1 …) for those on a device or for a batch."""
-        value: Any = timestep
-        if isinstance(timestep, Tensor):
-            if timestep.numel() != 1 or not timestep.is_cpu or torch.compiler.is_compiling():
-                return self._device_row(timestep, sample, dtype, rederive)
-            value = timestep.item()
-        if type(value) is not int:
-            if not isinstance(value, np.integer):
-                raise TypeError(f"a timestep must be an integer, not {value!r}")
-            value = int(value)
-        return self._row(value, rederive)
-
-    def _device_row(self, timestep: Tensor, sample: Tensor, dtype: torch.dtype, rederive: bool) -> Row:
-        if timestep.is_floating_point() or timestep.is_complex() or timestep.dtype == torch.bool:
-            raise TypeError(f"a timestep must be an integer, not {timestep.dtype}")
-        if timestep.ndim > 1 or (timestep.ndim == 1 and len(timestep) not in (1, *sample.shape[:1])):
-            raise ValueError(
-                f"timesteps of shape {tuple(timestep.shape)} do not fit a sample of shape {tuple(sample.shape)}: "
-                "give one, or one for each sample of the batch"
-            )
-        if timestep.is_cpu and not torch.compiler.is_compiling():
-            for value in timestep.tolist():
-                self._row(value, rederive)
-        table = self._device_table(sample.device, dtype)
-        chosen = table.index_select(0, timestep.reshape(-1).to(sample.device, torch.int64))  # (b 11) or (1 11)
-        return Row(*(column.view(-1, *[1] * (sample.ndim - 1)) for column in chosen.unbind(1)))
-
     # --- stepping ----------------------------------------------------------------------------------------------------
 
     def step(
@@ -261,7 +267,7 @@ class SamplingPlan:
         use_clipped_model_output: bool = False,
         generator: Generators = None,
         variance_noise: Tensor | None = None,
-        x0: bool = True,
+        return_x0: bool = True,
         out: tuple[Tensor, Tensor | None] | None = None,
     ) -> DDIMSchedulerOutput:
         """One step from `timestep` to the previous one (equation 12). Half precision is computed in float32.
@@ -274,7 +280,7 @@ class SamplingPlan:
             use_clipped_model_output: derive eps anew from the clipped x0.
             generator: of the noise, if eta is not 0; one, or a list with one for each sample.
             variance_noise: the noise itself, instead.
-            x0: also return the predicted x0.
+            return_x0: also return the predicted x0.
             out: buffers `(prev_sample, pred_original_sample or None)` to write into, of the sample's shape; the first
                 may be `sample` itself.
 
@@ -282,76 +288,20 @@ class SamplingPlan:
             ValueError, TypeError: shapes or types that do not fit; generator and variance_noise together.
             ConfigError: a timestep out of range, or one at which these settings have no finite result.
         """
-        if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor)):
-            raise TypeError(f"needed are tensors, not {type(model_output).__name__} and {type(sample).__name__}")
-        if model_output.shape != sample.shape:
-            raise ValueError(shape_message(model_output, sample))
-        dtype = sample.dtype
-        same = dtype is model_output.dtype
-        if not (dtype.is_floating_point and model_output.dtype.is_floating_point):
-            raise TypeError(f"needed are floating point tensors, not {model_output.dtype} and {dtype}")
-        if not same:
-            dtype = torch.promote_types(dtype, model_output.dtype)
-        noise = self._noise(model_output, generator, variance_noise) if self.eta != 0 else None
-        if out is not None:
-            check_buffers(out, sample, (model_output, noise), dtype)
-            x0 = out[1] is not None
-        wide = dtype if dtype is torch.float32 or dtype is torch.float64 else torch.float32
-        if not same or wide is not dtype:
-            model_output, sample = model_output.to(wide), sample.to(wide)
-        if wide is dtype:
-            return self._advance(model_output, timestep, sample, wide, use_clipped_model_output, noise, x0, out)
-        prev, original = self._advance(model_output, timestep, sample, wide, use_clipped_model_output, noise, x0, None)
-        if out is not None:
-            prev = out[0].copy_(prev)
-            original = out[1] if out[1] is None or original is None else out[1].copy_(original)
-        return DDIMSchedulerOutput(prev.to(dtype), None if original is None else original.to(dtype))
-
-    def _noise(self, like: Tensor, generator: Generators, given: Tensor | None) -> Tensor:
-        if given is None:
-            return gaussian_noise(like.shape, generator, like.device, like.dtype)
-        if generator is not None:
-            raise ValueError("give a generator or variance_noise, not both")
-        if not isinstance(given, Tensor):
-            raise TypeError(f"variance_noise must be a tensor, not {type(given).__name__}")
-        if given.shape != like.shape:
-            raise ValueError(shape_message(given, like, "variance_noise"))
-        return given.to(like.device)
-
-    def _advance(
-        self,
-        output: Tensor,
-        timestep: int | Tensor,
-        x: Tensor,
-        dtype: torch.dtype,
-        use_clipped_model_output: bool,
-        noise: Tensor | None,
-        x0: bool,
-        out: tuple[Tensor, Tensor | None] | None,
-    ) -> DDIMSchedulerOutput:
-        """The step itself, in float32 or float64."""
-        clipping = self.clip_range is not None or self.thresholding is not None
-        row = self._coefficients(timestep, x, dtype, rederive=clipping and use_clipped_model_output)
-        prev_into, x0_into = out or (None, None)
-        original = None
-        if not clipping:
-            if x0:
-                original = combine(x, output, row.p, row.q, x0_into)
-            prev = combine(x, output, row.a, row.b, prev_into)
-        else:
-            original = self._clip(combine(x, output, row.p, row.q, x0_into))
-            if use_clipped_model_output:  # eps = (x - √ᾱ x0') / √(1-ᾱ)
-                share = row.direction / row.noise
-                prev = combine(x, original, share, row.root_prev - share * row.root, prev_into)
-            elif self.prediction_type == "epsilon":  # the output is eps: one pass less
-                prev = combine(output, original, row.direction, row.root_prev, prev_into)
-            else:
-                eps = combine(x, output, row.r, row.s, prev_into)
-                prev = combine(eps, original, row.direction, row.root_prev, prev_into)
-        if noise is not None:
-            in_place = isinstance(row.sigma, Tensor)
-            prev = prev.addcmul_(noise, row.sigma) if in_place else prev.add_(noise, alpha=row.sigma)
-        return DDIMSchedulerOutput(prev, original if x0 else None)
+        check_step(model_output, sample)
+        clips = self.clip_range is not None or self.thresholding is not None
+        rederives = clips and use_clipped_model_output
+        return take_step(
+            model_output,
+            sample,
+            lambda dtype: self._row_for(timestep, sample, dtype, rederives),
+            noise=step_noise(model_output, generator, variance_noise) if self.eta != 0 else None,
+            clip=self._clip if clips else None,
+            output_is_eps=self.prediction_type == "epsilon",
+            use_clipped_model_output=use_clipped_model_output,
+            return_x0=return_x0,
+            out=out,
+        )
 
     def _clip(self, original: Tensor) -> Tensor:
         if self.thresholding is not None:
@@ -361,43 +311,20 @@ class SamplingPlan:
 
     # --- other views of it -------------------------------------------------------------------------------------------
 
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
     @property
     def previous_timesteps(self) -> tuple[int, ...]:
         """Where each step leads (an inverse plan: comes from); -1 is past the lowest timestep: the image itself."""
-        return tuple(int(self._previous[timestep]) for timestep in self.timesteps)
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """The numbers of each listed step, in order."""
-        return tuple(self._row(timestep) for timestep in self.timesteps)
-
-    def row(self, timestep: int) -> Row:
-        """The numbers of the step at one timestep, listed or not.
-
-        Raises:
-            ConfigError: the timestep is out of range, or no step can be made at it.
-        """
-        return self._row(timestep)
+        return tuple(row.previous_timestep for row in self.rows)
 
     @property
     def alpha_bars(self) -> tuple[tuple[float, float], ...]:
         """(ᾱ before the step, ᾱ after it) of each listed step."""
-        levels = (*self.alphas_cumprod, self.final_alpha_cumprod)
-        pairs = [
-            (levels[t], levels[previous]) for t, previous in zip(self.timesteps, self.previous_timesteps, strict=True)
-        ]
-        return tuple((after, before) if self.inverse else (before, after) for before, after in pairs)
+        return tuple((row.alpha_bar, row.alpha_bar_prev) for row in self.rows)
 
-    @cached_property
+    @property
     def carried(self) -> tuple[float, ...]:
         """How much of the change of the predicted x0 since the last step each step adds: 0 at first order."""
-        if self.order == 1:
-            return (0.0,) * len(self)
-        pairs = self.alpha_bars
-        return (0.0, *(second_order(last[0], *pair) for last, pair in pairwise(pairs)))
+        return tuple(row.carried for row in self.rows)
 
     def with_eta(self, eta: Eta) -> SamplingPlan:
         """The same plan with another η; made once."""
@@ -445,15 +372,23 @@ class SamplingPlan:
             f"{'t':>5} {'prev':>5} {'ᾱ':>10} {'ᾱ prev':>10} {'a':>10} {'b':>10} {'σ':>9} {'p':>10} {'q':>10}"
         )
         lines = [
-            f"{t:>5} {previous:>5} {here:>10.6f} {there:>10.6f} {row.a:>10.6f} {row.b:>10.6f} {row.sigma:>9.6f} "
-            f"{row.p:>10.5g} {row.q:>10.5g}"
-            for t, previous, (here, there), row in zip(
-                self.timesteps, self.previous_timesteps, self.alpha_bars, self.rows, strict=True
-            )
+            f"{row.timestep:>5} {row.previous_timestep:>5} {row.alpha_bar:>10.6f} {row.alpha_bar_prev:>10.6f} "
+            f"{row.a:>10.6f} {row.b:>10.6f} {row.sigma:>9.6f} {row.p:>10.5g} {row.q:>10.5g}"
+            for row in self
         ]
         if len(lines) > 60:
             lines = [*lines[:20], f"  … {len(lines) - 40} more …", *lines[-20:]]
         return "\n".join([head, *lines])
+
+
+def _table_of(plan: SamplingPlan) -> Tensor:
+    """The rows of all T timesteps, (T 16) float64; not finite where a step cannot be made."""
+    return torch.from_numpy(plan._columns(np.arange(len(plan.alphas_cumprod))))
+
+
+# For a step that is being compiled this is a constant, and numpy is not traced. `torch.compiler.assume_constant_result`
+# sets the same mark, but imports the compiler for it, which takes most of a second.
+_table_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_number(value: Any) -> bool:

@@ -21,13 +21,9 @@ functions here take numbers, numpy arrays or tensors alike, and `plan` applies t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from ddim.errors import ConfigError
 
@@ -37,7 +33,6 @@ Value: TypeAlias = Any
 SIGMA_HAT = "sigma_hat"
 DAMPING = 4.0  # of steps of second order, by radian
 Eta: TypeAlias = float | str  # in [0, 1], or SIGMA_HAT
-Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 def add_noise(x0: Value, eps: Value, alpha_bar: Value) -> Value:
@@ -100,12 +95,22 @@ def sigma_hat(alpha_bar: Value, alpha_bar_prev: Value) -> Value:
     return (1 - alpha_bar / alpha_bar_prev) ** 0.5
 
 
-def ddim_step(x0: Value, eps: Value, alpha_bar_prev: Value, direction: Value) -> Value:
-    """√ᾱ_prev x0 + √(1-ᾱ_prev-σ²) eps: equation 12 without its noise.
+def ddim_step(
+    x0: Value, eps: Value, alpha_bar_prev: Value, sigma: Value = 0.0, z: Value = 0.0, *, direction: Value | None = None
+) -> Value:
+    """x_prev = √ᾱ_prev x0 + √(1-ᾱ_prev-σ²) eps + σ z (equation 12).
 
-    `direction` is the second root; the caller knows whether its radicand can be negative.
+    Args:
+        x0, eps: what a prediction makes of x_t: the image and the noise in it.
+        alpha_bar_prev: ᾱ where the step leads; with σ = 0 that may be any level, also a noisier one (equation 13).
+        sigma: σ, see `sigma` above; 0 is DDIM.
+        z: standard normal noise.
+        direction: the second root, where the caller knows it more exactly: for η = 1 its radicand is a difference of
+            numbers that are nearly equal.
     """
-    return alpha_bar_prev**0.5 * x0 + direction * eps
+    if direction is None:
+        direction = (1 - alpha_bar_prev - sigma**2) ** 0.5
+    return alpha_bar_prev**0.5 * x0 + direction * eps + sigma * z
 
 
 def second_order(alpha_bar_before: float, alpha_bar: float, alpha_bar_prev: float) -> float:
@@ -129,93 +134,3 @@ def second_order(alpha_bar_before: float, alpha_bar: float, alpha_bar_prev: floa
     logarithm = math.sin(there) * math.log(math.sin(there) / math.sin(here)) if there > 0 else 0.0
     full = (math.cos(there) * (there - here) - logarithm) / (here - before)
     return full / (1 + DAMPING * (here - there))
-
-
-# --- on tensors ------------------------------------------------------------------------------------------------------
-
-
-def threshold(x0: Tensor, ratio: float, maximum: float, out: Tensor | None = None) -> Tensor:
-    """Dynamic thresholding (Saharia et al. 2022, section 2.3): clamp each sample to ±s and divide by s.
-
-    s is the quantile `ratio` of the sample's |x0| (linearly interpolated), clamped to [1, maximum].
-
-    Args:
-        x0: (batch, …), float32 or float64.
-        ratio: in [0, 1].
-        maximum: 1 or more.
-        out: where to write; may be x0 itself.
-    """
-    if len(x0) and x0.is_cpu and not x0.requires_grad and not torch.compiler.is_compiling():
-        scale = torch.stack([_quantile_below(sample, ratio, maximum) for sample in x0])
-    else:
-        scale = _quantile(x0.abs().flatten(1), ratio)
-    scale = scale.clamp(1, maximum).view(-1, *[1] * (x0.ndim - 1))  # (b 1 …)
-    return torch.div(torch.clamp(x0, -scale, scale, out=out), scale, out=out)
-
-
-def _quantile_below(sample: Tensor, ratio: float, maximum: float) -> Tensor:
-    """The quantile of one sample's magnitudes if it is below `maximum`, else `maximum`.
-
-    Sorting is the costly part, and counting spares it where the clamp decides.
-    """
-    values = sample.abs().flatten()
-    position = ratio * (len(values) - 1)
-    low = int(position)
-    if int(torch.count_nonzero(values < maximum)) <= low:
-        return values.new_tensor(maximum)
-    high = min(low + 1, len(values) - 1)
-    part = torch.from_numpy(np.partition(values.numpy(), [low, high]))
-    return torch.lerp(part[low], part[high], position - low)
-
-
-def _quantile(values: Tensor, ratio: float) -> Tensor:
-    """The quantile of each row of (b n), from what lies above it alone."""
-    position = ratio * (values.shape[1] - 1)
-    low = int(position)
-    top = values.topk(values.shape[1] - low, dim=1).values  # sorted downwards, so `low` is the last
-    return torch.lerp(top[:, -1], top[:, max(top.shape[1] - 2, 0)], position - low)
-
-
-def gaussian_noise(shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Standard normal numbers, drawn on the generator's own device and then moved to `device`.
-
-    Args:
-        shape: (batch, …).
-        generator: None for torch's global one; one for the whole batch; or a list, one for each sample.
-
-    Raises:
-        ValueError: the list's length is not the batch.
-    """
-    if generator is None or isinstance(generator, torch.Generator):
-        source = device if generator is None else generator.device
-        return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(device)
-    if not isinstance(generator, Sequence) or not all(isinstance(g, torch.Generator) for g in generator):
-        raise TypeError(f"generator must be a torch.Generator or a list of them, not {generator!r:.100}")
-    if len(generator) != shape[0]:
-        raise ValueError(f"{len(generator)} generators were given for a batch of {shape[0]}: give one for each sample")
-    rows = [torch.randn((1, *shape[1:]), generator=g, device=g.device, dtype=dtype).to(device) for g in generator]
-    return torch.cat(rows)
-
-
-def seeded_generators(seed: int | Sequence[int], count: int, first: int = 0) -> list[torch.Generator]:
-    """One generator for each image: the k-th image of a seed has a stream of its own.
-
-    The streams do not depend on how many images are drawn at once, on the device or on the number of threads.
-    A list of seeds gives each its image number 0; of one seed, they are `count` images from number `first` on.
-
-    >>> one, four = seeded_generators(7, 1), seeded_generators(7, 4)
-    >>> bool((torch.randn(3, generator=one[0]) == torch.randn(3, generator=four[0])).all())
-    True
-    """
-    if isinstance(seed, (int, np.integer)):
-        keys = [(seed, k) for k in range(first, first + count)]
-    elif not isinstance(seed, Sequence):
-        raise TypeError(f"a seed must be an int or a list of them, not {seed!r}")
-    else:
-        keys = [(s, 0) for s in seed]
-        if len(keys) != count:
-            raise ValueError(f"{len(keys)} seeds were given for {count} images")
-    if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s, _ in keys):
-        raise ValueError(f"a seed must be an int of 0 or more, not {seed!r}")
-    states = [np.random.SeedSequence(int(s), spawn_key=(k,)).generate_state(1, np.uint64)[0] for s, k in keys]
-    return [torch.Generator().manual_seed(int(state)) for state in states]

@@ -13,19 +13,87 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ddim.errors import NonFiniteError
+from ddim.noise import Generators
 from ddim.plan import SamplingPlan
-from ddim.process import Generators
+from ddim.process import Eta
+from ddim.step import Row
 
 # (x, timestep) -> what the network predicts for x: x (batch, …); timestep a 0-dim int64 tensor on the host.
 Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+class Scheduler(Protocol):
+    """What makes plans; `ddim.DDIMScheduler` is one."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The constructor's arguments."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
+        """Another one, with some arguments changed."""
+
+    def plan(self, num_inference_steps: int | None = None, *, eta: Eta = 0.0, order: int = 1) -> SamplingPlan:
+        """The table of a run."""
+
+
+class Pipeline(Protocol):
+    """What interpolation, evaluation and the commands need of a pipeline, whatever it draws.
+
+    A run of any kind is `sample(pipe.denoiser(plan, count, …), x, plan)` between `encode` and `decode`; inversion,
+    editing and search need no more than the denoiser. `ddim.pipelines.DiffusionPipeline` is one.
+    """
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What the model was trained with."""
+
+    @property
+    def components(self) -> Mapping[str, Any]:
+        """The networks and the scheduler by their names."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the samples."""
+
+    @property
+    def draws_texts(self) -> bool:
+        """Whether it draws what a text says, rather than classes or nothing in particular."""
+
+    @property
+    def class_count(self) -> int | None:
+        """How many classes can be asked for; None where the model knows none."""
+
+    def denoiser(self, *args: Any, **conditions: Any) -> Denoiser:
+        """`denoiser(plan, count, …)`: the network as `sample` wants it.
+
+        It will be asked at the plan's timesteps, about `count` samples at a time, under the conditions that the
+        pipeline's call names too.
+        """
+
+    def sample_shape(self, count: int) -> tuple[int, ...]:
+        """The shape of `count` samples in model space, (count c h w)."""
+
+    def picture_shape(self) -> tuple[int, int, int]:
+        """What is drawn: (channels, height, width) in pixels."""
+
+    def encode(self, pictures: Any) -> Tensor:
+        """Pictures as the clean samples (b c h w) that they are in model space; the same every time."""
+
+    def decode(self, x: Tensor, output_type: str = "pil") -> Any:
+        """What `encode` undoes: clean samples (b c h w) as pictures."""
 
 
 @dataclass
@@ -38,7 +106,7 @@ class SampleStep:
         previous_timestep: where the step led; -1 is the image.
         sample: x_prev. The next step starts from it: assign another tensor to steer.
         pred_original_sample: the predicted x0, or None if it was not asked for.
-        model_output: what the network predicted.
+        model_output: what the network predicted; None at a step that asked it nothing.
     """
 
     index: int
@@ -46,7 +114,14 @@ class SampleStep:
     previous_timestep: int
     sample: Tensor
     pred_original_sample: Tensor | None
-    model_output: Tensor
+    model_output: Tensor | None
+
+    @classmethod
+    def of(
+        cls, index: int, row: Row, sample: Tensor, pred_original_sample: Tensor | None, model_output: Tensor | None
+    ) -> SampleStep:
+        """The step that a row of a plan is."""
+        return cls(index, row.timestep, row.previous_timestep, sample, pred_original_sample, model_output)
 
 
 def sample(
@@ -56,7 +131,7 @@ def sample(
     *,
     generator: Generators = None,
     use_clipped_model_output: bool = False,
-    x0: bool = True,
+    return_x0: bool = True,
 ) -> Iterator[SampleStep]:
     """Run a plan.
 
@@ -66,7 +141,7 @@ def sample(
         plan: from `DDIMScheduler.plan`.
         generator: of the noise, where the plan's eta is not 0: one, or a list with one for each sample.
         use_clipped_model_output: see `SamplingPlan.step`.
-        x0: False spares the predicted x0.
+        return_x0: False spares the predicted x0.
 
     Yields:
         A `SampleStep` after each step; its tensors are never written to again.
@@ -78,7 +153,7 @@ def sample(
     timesteps = torch.tensor(plan.timesteps)
     sums: list[Tensor] = []  # of the network's outputs, looked at when that does not hold up the device
     last: Tensor | None = None  # the predicted x0 of the step before, for a plan of second order
-    for index, (timestep, previous) in enumerate(zip(plan.timesteps, plan.previous_timesteps, strict=True)):
+    for index, row in enumerate(plan):
         output = denoiser(x, timesteps[index])
         if output.ndim == x.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]
@@ -90,17 +165,17 @@ def sample(
             raise _not_finite(index, plan)
         prev, original = plan.step(
             output,
-            timestep,
+            row.timestep,
             x,
             use_clipped_model_output=use_clipped_model_output,
             generator=generator,
-            x0=x0 or plan.order == 2,
+            return_x0=return_x0 or plan.order == 2,
         )
         if original is not None and plan.order == 2:
             if last is not None:
-                prev = _carry_on(prev, original, last, plan.carried[index])
+                prev = _carry_on(prev, original, last, row.carried)
             last = original
-        step = SampleStep(index, timestep, previous, prev, original, output)
+        step = SampleStep.of(index, row, prev, original, output)
         yield step
         x = step.sample
     if sums and not bool(torch.stack(sums).isfinite().all()):

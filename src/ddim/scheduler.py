@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.checkpoint import PretrainedMixin
-from ddim.config import Config, register_to_config
+from ddim.checkpoint.config import Config, register_to_config
+from ddim.checkpoint.pretrained import PretrainedMixin
 from ddim.errors import ConfigError
-from ddim.plan import DDIMSchedulerOutput, SamplingPlan
+from ddim.plan import SamplingPlan
 from ddim.process import Eta, sigma
 from ddim.schedule import make_alphas_cumprod, make_betas, space_timesteps
+from ddim.step import DDIMSchedulerOutput
 
 # Arguments of the schedulers whose configs a DDIMScheduler accepts; they are kept and saved again.
 _FOREIGN = """

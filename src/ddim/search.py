@@ -12,7 +12,6 @@ by its own end: one timestep after the other is moved while that brings the end 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ddim.errors import ConfigError
 from ddim.plan import SamplingPlan
-from ddim.process import prediction, second_order
+from ddim.process import ddim_step, second_order
 from ddim.sampling import Denoiser, sample
 
 SWEEPS = 3  # over the timesteps of a list, at most, to improve it
@@ -71,7 +70,7 @@ def find_timesteps(
     if not numbers or min(numbers) < 1 or max(numbers) > len(plan):
         raise ConfigError(f"the numbers of timesteps must be from 1 to the plan's {len(plan)}, not {sorted(numbers)}")
     goals = [noise]
-    for step in sample(denoiser, noise, plan, x0=False):
+    for step in sample(denoiser, noise, plan, return_x0=False):
         goals.append(step.sample)
         notice(1)
     way = _Way(denoiser, plan, goals, order, notice)
@@ -150,17 +149,16 @@ class _Way:
 
     def _predict(self, run: _Run, place: int) -> tuple[Tensor, Tensor]:
         """One evaluation where a run is: x0 and eps."""
-        kind = prediction(self.plan.prediction_type)
-        output = self.denoiser(run.x, torch.tensor(self.plan.timesteps[place]))[:, : run.x.shape[1]]
+        row = self.plan.rows[place]
+        output = self.denoiser(run.x, torch.tensor(row.timestep))[:, : run.x.shape[1]]
         self.notice(1)
-        (p, q), (r, s) = kind.x0(self._level(place)), kind.eps(self._level(place))
-        return p * run.x + q * output, r * run.x + s * output
+        return row.p * run.x + row.q * output, row.r * run.x + row.s * output
 
     def _land(self, run: _Run, ahead: tuple[Tensor, Tensor], place: int, there: int) -> _Run:
         """The step from a place to a later one."""
         x0, eps = ahead
         level = self._level(there)
-        x = math.sqrt(level) * x0 + math.sqrt(1 - level) * eps
+        x = ddim_step(x0, eps, level)
         if self.order == 2 and run.x0 is not None:
             last = self._level(run.places[-1])
             x = x + second_order(last, self._level(place), level) * (x0 - run.x0)
@@ -169,4 +167,5 @@ class _Way:
 
     def _level(self, place: int) -> float:
         """ᾱ at a place."""
-        return self.plan.alpha_bars[place][0] if place < len(self.plan) else self.plan.alpha_bars[-1][1]
+        rows = self.plan.rows
+        return float(rows[place].alpha_bar if place < len(rows) else rows[-1].alpha_bar_prev)

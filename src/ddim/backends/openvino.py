@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ddim._version import __version__
 from ddim.backends.runner import Runner, stamp
+from ddim.checkpoint.files import atomic_write
 from ddim.errors import CheckpointError, ConfigError, require
-from ddim.files import atomic_write
 from ddim.models.core import HasCore
 
 HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}  # OpenVINO's names

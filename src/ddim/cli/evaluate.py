@@ -2,16 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import tyro
+
+from ddim.cli.options import Backend, Device, DType, GuidanceRescale, GuidanceScale, Model, Spacing
 from ddim.errors import ConfigError
-from ddim.settings import EvaluateSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim.sources import Source
+    from ddim.data import Source
+
+
+Clipping = Literal["model", "always", "never", "sigma_hat"]
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Measure how far a model's samples are from data, for each number of steps and each eta (the paper's Table 1).
+
+    Every batch is kept in --out, so the same command goes on after an interruption, and gives the same figures as if
+    there had been none. The folder gets results.json, results.csv, and the trade-off as PNG and SVG.
+    """
+
+    model: tyro.conf.Positional[Model] = "digits"
+    against: str | None = None
+    """The data: digits (all 1,797 real ones; digits:train or digits:held-out for a part), a folder of pictures, a
+    .parquet file, or the id of a dataset on the hub. A text-to-image model draws its captions."""
+    steps: tuple[int, ...] = (10, 20, 50, 100)
+    """Numbers of sampling steps, S."""
+    eta: tuple[float | Literal["sigma_hat"], ...] = (0.0,)
+    """0 is DDIM, 1 is DDPM, sigma_hat is DDPM with the larger variance, which adds no noise at the last step, as in
+    the paper's code."""
+    samples: int = 5000
+    """To draw for each of them, and each seed."""
+    batch: int = 500
+    """Samples at a time."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
+    """Of the noise and of the captions' order. Several give a mean and a standard deviation over them."""
+    spacing: Spacing = None
+    clip_sample: Clipping = "model"
+    """Whether the predicted image is clipped: as the model's scheduler says, always, never, or only under sigma_hat,
+    as in the paper's code."""
+    features: str | None = None
+    """What sees the pictures: digits, emoji or inception. If not given, what is shipped for pictures of this size."""
+    features_weights: str | None = None
+    """The file of Inception's weights."""
+    guidance_scale: GuidanceScale = None
+    guidance_rescale: GuidanceRescale = None
+    labels: Literal["turn", "data"] = "turn"
+    """Of a class-conditional model: all classes in turn, or those of the data in an order of the seed."""
+    image_column: str = "image"
+    """Of a dataset."""
+    label_column: str = "label"
+    """Of a dataset."""
+    caption_column: str = "captions"
+    """Of a dataset or of a folder's metadata."""
+    consistency: bool = False
+    """Instead of distances: draw from one noise with each number of steps, and say how alike the pictures are (the
+    paper's Figure 5)."""
+    dtype: DType = None
+    backend: Backend = "eager"
+    device: Device = None
+    out: str = "evaluation"
+    """The folder for all that is written."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eta", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{name} must be one or more values, none of them twice, not {values}")
+        for name, least in (("samples", 4), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if min(self.steps) < 1 or min(self.seeds) < 0:
+            raise ConfigError("steps must be 1 or more, and seeds 0 or more")
+
 
 SHOWN = 8  # noises in the strip of pictures
 _COMPARED = 200  # noises behind the figures of consistency, at most
@@ -125,8 +194,7 @@ def _save_strips(pictures: Any, others: Tensor, folder: Path) -> list[Path]:
     from PIL import Image
 
     from ddim.checkpoint import atomic_write
-    from ddim.pipelines import image_grid
-    from ddim.pipelines.images import to_images
+    from ddim.images import image_grid, to_images
 
     shown = min(SHOWN, len(others))
     columns = [to_images(pictures[steps][:shown]) for steps in sorted(pictures)]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from ddim.settings import InfoSettings
+import tyro
+
+from ddim.cli.options import Model
 
 if TYPE_CHECKING:
     from ddim.pipelines import DiffusionPipeline
+
+
+@dataclass(frozen=True)
+class InfoSettings:
+    """Say what a model is: its parts and sizes, and the plan that its scheduler makes."""
+
+    model: tyro.conf.Positional[Model] = "digits"
+    steps: int = 10
+    """Of the plan to show."""
+    eta: float | Literal["sigma_hat"] = 0.0
+    """Of the plan to show."""
 
 
 def run_info(settings: InfoSettings) -> None:

@@ -7,14 +7,16 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ddim.animation import SUFFIXES, there_and_back, write_animation
+import tyro
+
 from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
+from ddim.cli.options import Backend, Device, DType, GuidanceRescale, ModelOrBundled, NegativePrompt, Spacing
 from ddim.cli.pictures import made_by, read_images, save_picture, save_pictures
 from ddim.errors import ConfigError, require
-from ddim.settings import InterpolateSettings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,6 +24,67 @@ if TYPE_CHECKING:
 
     from ddim.interpolation import Denoisers
     from ddim.plan import SamplingPlan
+
+
+@dataclass(frozen=True)
+class InterpolateSettings:
+    """Draw what lies between seeds, texts, classes or real pictures.
+
+    Give two or more of one kind, and of the others one or as many: they go along together. A path is a strip, an
+    animation or a folder of frames, as --out says; four corners are a square with --grid.
+
+        ddim interpolate --seeds 0 1 2 --out strip.png
+        ddim interpolate "a red heart" "a blue heart" --frames 24 --loop --out hearts.gif
+        ddim interpolate --images a.png b.png --model emoji --out between.png
+        ddim interpolate --seeds 0 1 2 3 --grid --out grid.png
+    """
+
+    prompts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Texts to go between, or one for all frames, for a text-to-image model. Before all options."""
+    model: ModelOrBundled = None
+    seeds: tuple[int, ...] = ()
+    """Noises to go between, each what `ddim sample --seed` draws its first picture from; or one for all frames. If not
+    given, 0, and 1 (with --grid also 2 and 3) where nothing else differs."""
+    images: tuple[str, ...] = ()
+    """Picture files to go between, instead of seeds: each is led up to its noise by DDIM's inversion, under its text
+    or class and without guidance."""
+    method: Literal["ddim", "fixed-point"] = "ddim"
+    """How --images are led up to their noise. ddim: one evaluation a step; the ends of the path are near the pictures.
+    fixed-point: several; they are the pictures, as far as the model's autoencoder can show them."""
+    class_labels: tuple[int, ...] = ()
+    """Classes to go between, or one for all frames, for a class-conditional model: the predictions for the two are
+    mixed. If not given, no class in particular."""
+    negative_prompt: NegativePrompt = None
+    frames: int = 8
+    """Pictures from each point to the next, both included; with --grid, on each side."""
+    grid: bool = False
+    """A square between four corners: top left, top right, bottom left, bottom right."""
+    rows: bool = False
+    """A strip with a row from each point to the next, rather than one row for all."""
+    between_texts: Literal["linear", "spherical"] = "linear"
+    """How to go between two texts' embeddings. Noises always go along a sphere."""
+    steps: int = 50
+    """Sampling steps, 1 to the model's training timesteps; with --images, as many up as down."""
+    guidance_scale: float | None = None
+    """How much to prefer the text or class over none; 1 is no guidance. If not given, 1 for classes and --images, 3 for
+    a text-to-image model with zero terminal SNR, 7.5 for others."""
+    guidance_rescale: GuidanceRescale = None
+    spacing: Spacing = None
+    batch_size: int = 16
+    """How many frames are drawn at a time. Makes no difference to what they show."""
+    loop: bool = False
+    """An animation that goes there and back."""
+    fps: float = 12.0
+    """Frames a second of an animation, 1 to 60."""
+    scale: int | None = None
+    """Enlarge each picture so many times. If not given, small ones: to about 64 pixels in a strip or grid, to about 256
+    in an animation, not at all in a folder."""
+    dtype: DType = None
+    backend: Backend = "eager"
+    device: Device = None
+    out: str = "interpolation.png"
+    """A picture for a strip or a square; a .gif, .webp or .mp4 for an animation; a folder (existing, or
+    ending in /) for one file each."""
 
 
 def run_interpolate(settings: InterpolateSettings) -> None:
@@ -93,6 +156,8 @@ def _check_out(settings: InterpolateSettings) -> None:
     """What cannot be written is better known before it is drawn."""
     from PIL import Image
 
+    from ddim.images import SUFFIXES
+
     suffix = Path(settings.out).suffix.lower()
     if settings.scale is not None and settings.scale < 1:
         raise ConfigError(f"--scale must be 1 or more, not {settings.scale}")
@@ -117,6 +182,8 @@ def _is_folder(settings: InterpolateSettings) -> bool:
 
 
 def _is_animation(settings: InterpolateSettings) -> bool:
+    from ddim.images import SUFFIXES
+
     return not _is_folder(settings) and Path(settings.out).suffix.lower() in SUFFIXES
 
 
@@ -227,7 +294,7 @@ def _denoisers(pipe: Any, plan: SamplingPlan, settings: InterpolateSettings) -> 
 
 def _write(pictures: list[Image.Image], settings: InterpolateSettings) -> list[Path]:
     """A strip or square, an animation, or a file for each frame; each says how it was made, if it can."""
-    from ddim.pipelines.images import enlarge, image_grid
+    from ddim.images import enlarge, image_grid, there_and_back, write_animation
 
     out = Path(settings.out)
     if _is_animation(settings):

@@ -6,14 +6,17 @@ import dataclasses
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
 
 from ddim._version import __version__
 from ddim.cli.opening import draws_texts, open_pipeline
+from ddim.cli.options import Backend, Device, Model, NegativePrompt, Spacing
 from ddim.cli.pictures import made_by, read_images, save_pictures
 from ddim.errors import CheckpointError, ConfigError
-from ddim.settings import InvertSettings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,13 +25,56 @@ if TYPE_CHECKING:
     from ddim.plan import SamplingPlan
     from ddim.sampling import Denoiser
 
+
+Inversion = Literal["ddim", "fixed-point", "bidirectional"]
+
+
+@dataclass(frozen=True)
+class InvertSettings:
+    """Find the noise that a real picture is sampled from, and say how near the way back comes.
+
+    The noise is saved with all that is needed to sample it again; `ddim sample --from noise.safetensors` does.
+
+        ddim invert heart.png --model emoji --prompt "a red heart" --out heart.safetensors
+        ddim invert seven.png --model digits --class-label 7 --method fixed-point
+    """
+
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Picture files; resized to what the model draws."""
+    model: Model = "emoji"
+    prompt: str | None = None
+    """What the pictures show, for a text-to-image model. The empty text if not given."""
+    negative_prompt: NegativePrompt = None
+    class_label: int | None = None
+    """What the pictures show, for a class-conditional model. No class if not given."""
+    method: Inversion = "ddim"
+    """ddim: as in the paper, near. fixed-point: each step solved for where it came from, some ten times the work.
+    bidirectional: a sampler that is exactly reversible."""
+    steps: int = 50
+    """Up, and down again."""
+    guidance_scale: float = 1.0
+    """1, no guidance, is what comes back best."""
+    guidance_rescale: float = 0.0
+    """In [0, 1]: how much of the contrast that guidance adds to take back."""
+    spacing: Spacing = None
+    check: bool = True
+    """Sample back and say how near that comes, which takes as long again."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The type that the network computes in; what it starts from stays wider. If not given float32, or with OpenVINO
+    what suits the processor."""
+    backend: Backend = "eager"
+    device: Device = None
+    out: str = "noise.safetensors"
+    """A .safetensors."""
+
+
 SUFFIX = ".safetensors"
 
 
 def run_invert(settings: InvertSettings) -> None:
     import torch
 
-    from ddim.files import save_tensors
+    from ddim.checkpoint.files import save_tensors
     from ddim.inversion import METHODS
 
     if Path(settings.out).suffix != SUFFIX:
@@ -68,7 +114,7 @@ def sample_again(path: str, device: str | None, out: str) -> None:
     """
     import torch
 
-    from ddim.files import read_metadata, read_tensors
+    from ddim.checkpoint.files import read_metadata, read_tensors
     from ddim.inversion import METHODS
     from ddim.plan import SamplingPlan
 

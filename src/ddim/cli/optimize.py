@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
+from ddim.cli.options import Backend, Device, DType, Model
 from ddim.errors import ConfigError
-from ddim.settings import OptimizeSettings
+
+
+@dataclass(frozen=True)
+class OptimizeSettings:
+    """Find the timesteps from which few steps come nearest to many: `--spacing optimized` then uses them.
+
+    They are found for a model, its guidance and an order, on some samples, by a search over the timesteps of a fine
+    run; see `ddim.search`. The time it takes grows with --reference and the largest of --steps. They are written into
+    the scheduler's config, beside those that are there for other numbers of steps.
+    """
+
+    model: tyro.conf.Positional[Model]
+    steps: tuple[int, ...] = (5, 6, 8, 10, 12, 15, 20)
+    """The numbers of sampling steps to find timesteps for."""
+    order: Literal[1, 2] = 1
+    """Of the steps that will be made with them."""
+    reference: int = 60
+    """Steps of the fine run."""
+    samples: int = 16
+    """To search on."""
+    prompts: tuple[str, ...] = ()
+    """What the samples are of, in turn, for a text-to-image model."""
+    guidance_scale: float | None = None
+    """As it will be used. If not given, 1 for classes, 3 for a text-to-image model with zero terminal SNR, 7.5 for
+    others."""
+    guidance_rescale: float | None = None
+    """As it will be used. If not given, 0.7 for a text-to-image model with zero terminal SNR, else 0."""
+    seed: int = 0
+    """Of the samples' noise."""
+    dtype: DType = None
+    backend: Backend = "eager"
+    device: Device = None
+    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where scheduler_config.json goes. If not given, into the model, if that is a folder."""
+
+    def __post_init__(self) -> None:
+        if not self.steps or min(self.steps) < 1 or max(self.steps) > self.reference:
+            raise ConfigError(f"steps must be from 1 to the {self.reference} of --reference, not {self.steps}")
+        if self.samples < 1:
+            raise ConfigError(f"samples must be 1 or more, not {self.samples}")
 
 
 def run_optimize(settings: OptimizeSettings) -> str:
     import torch
 
-    from ddim.process import gaussian_noise, seeded_generators
+    from ddim.noise import gaussian_noise, seeded_generators
     from ddim.sampling import sample
     from ddim.search import evaluations, find_timesteps
 
@@ -30,7 +73,7 @@ def run_optimize(settings: OptimizeSettings) -> str:
     noise = gaussian_noise(pipe.sample_shape(count), seeded_generators(settings.seed, count), pipe.device, pipe.dtype)
     with torch.inference_mode(), pipe.progress_bar(evaluations(settings.steps, settings.reference)) as bar:
         found = find_timesteps(denoiser, noise, plan, settings.steps, order=settings.order, notice=bar.update)
-        goal = list(sample(denoiser, noise, plan, x0=False))[-1].sample
+        goal = list(sample(denoiser, noise, plan, return_x0=False))[-1].sample
 
         def distance(**chosen: Any) -> float:
             run = spaced.plan(**chosen, order=settings.order).unclipped()

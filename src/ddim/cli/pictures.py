@@ -24,7 +24,7 @@ def read_image(path: str) -> Image.Image:
     """
     from PIL import Image, UnidentifiedImageError
 
-    from ddim.data import flatten, shows_background
+    from ddim.data.preparation import flatten, shows_background
 
     try:
         with Image.open(path) as image:
@@ -58,7 +58,7 @@ def save_picture(image: Image.Image, path: Path, made: dict[str, Any]) -> None:
     """
     from PIL.PngImagePlugin import PngInfo
 
-    from ddim.files import atomic_write
+    from ddim.checkpoint.files import atomic_write
 
     with atomic_write(path) as temporary:
         if path.suffix.lower() == ".png":
@@ -83,7 +83,7 @@ def save_pictures(
         columns: of the grid; a row of up to ten unless told.
         first: the number of the first image, if these are not all that were asked for.
     """
-    from ddim.pipelines import image_grid
+    from ddim.images import image_grid
 
     path = Path(out)
     if path.is_dir() or out.endswith(("/", os.sep)):

@@ -1,19 +1,92 @@
-"""`ddim plot trajectory` and `ddim plot tradeoff`: plots that need more than their settings."""
+"""`ddim plot`: schedules, trajectories and trade-offs as pictures."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import tyro
 
 from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
+from ddim.cli.options import (
+    Device,
+    Eta,
+    GuidanceRescale,
+    GuidanceScale,
+    ModelOrBundled,
+    NegativePrompt,
+    Spacing,
+    Steps,
+    ZeroSNR,
+)
 from ddim.errors import ConfigError
-from ddim.settings import PlotTradeoffSettings, PlotTrajectorySettings
+
+
+@dataclass(frozen=True)
+class PlotScheduleSettings:
+    """The noise level and SNR of every timestep, and which timesteps each spacing picks."""
+
+    model: str | None = None
+    """Draw this model's schedule instead of the three usual ones."""
+    steps: int = 10
+    """How many timesteps each spacing picks."""
+    zero_snr: bool = False
+    """Rescale to zero terminal SNR."""
+    out: str = "schedule.png"
+    """A .png, .svg or .pdf."""
+
+
+@dataclass(frozen=True)
+class PlotTrajectorySettings:
+    """One run, step by step: the sample x_t, and the image x0 that the network sees in it.
+
+    The run is that of `ddim sample` with the same options.
+    """
+
+    prompt: tyro.conf.Positional[str | None] = None
+    """What to draw, for a text-to-image model."""
+    model: ModelOrBundled = None
+    negative_prompt: NegativePrompt = None
+    class_label: int | None = None
+    """The class to draw, for a class-conditional model. No class in particular if not given."""
+    guidance_scale: GuidanceScale = None
+    guidance_rescale: GuidanceRescale = None
+    steps: Steps = 50
+    eta: Eta = 0.0
+    spacing: Spacing = None
+    zero_snr: ZeroSNR = None
+    seed: int = 0
+    """Of the noise."""
+    moments: int = 9
+    """How many steps to show, evenly apart, the first and the last among them."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The type to run in."""
+    device: Device = None
+    out: str = "trajectory.png"
+    """A .png, .svg or .pdf."""
+
+
+@dataclass(frozen=True)
+class PlotTradeoffSettings:
+    """The distance to the data against steps, and against seconds, of what `ddim evaluate` found."""
+
+    results: tyro.conf.Positional[tuple[str, ...]]
+    """The results.json of one or more runs; each gets a row of its own."""
+    out: str = "tradeoff.png"
+    """A .png, .svg or .pdf."""
+
+
+def run_schedule(settings: PlotScheduleSettings) -> Path:
+    from ddim.plots.schedule import plot_schedule
+
+    return plot_schedule(settings.out, settings.model, settings.steps, settings.zero_snr)
 
 
 def run_trajectory(settings: PlotTrajectorySettings) -> Path:
+    from ddim.noise import gaussian_noise, seeded_generators
     from ddim.plots.style import check_name
     from ddim.plots.trajectory import plot_trajectory, record
-    from ddim.process import gaussian_noise, seeded_generators
 
     check_name(settings.out)
     model = settings.model or ("digits" if settings.prompt is None else "emoji")
@@ -52,7 +125,7 @@ def _conditions(pipe: Any, model: str, settings: PlotTrajectorySettings) -> dict
 
 
 def run_tradeoff(settings: PlotTradeoffSettings) -> Path:
-    from ddim.files import read_json
+    from ddim.checkpoint.files import read_json
     from ddim.plots.tradeoff import plot_tradeoff
 
     return plot_tradeoff([read_json(path) for path in settings.results], settings.out)

@@ -6,16 +6,79 @@ import dataclasses
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from ddim._version import __version__
 from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
+from ddim.cli.options import (
+    Backend,
+    Device,
+    DType,
+    Eta,
+    GuidanceRescale,
+    GuidanceScale,
+    ModelOrBundled,
+    NegativePrompt,
+    Spacing,
+    Steps,
+    ZeroSNR,
+)
 from ddim.cli.pictures import made_by, read_image, save_pictures
 from ddim.errors import ConfigError
-from ddim.settings import SampleSettings
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Draw images from a model: of a text, of a class, or of nothing in particular.
+
+    One picture with all of them in a grid is written, or, if --out is a folder, one file for each. A PNG says how it
+    was made; --from makes it again.
+    """
+
+    prompt: tyro.conf.Positional[str | None] = None
+    """What to draw, for a text-to-image model."""
+    model: ModelOrBundled = None
+    negative_prompt: NegativePrompt = None
+    class_labels: tuple[int, ...] = ()
+    """Classes to draw, for a class-conditional model; repeated to fill the batch. All of them in turn if not given."""
+    guidance_scale: GuidanceScale = None
+    guidance_rescale: GuidanceRescale = None
+    guidance_interval: tuple[int, int] | None = None
+    """Guide only at timesteps from LOW to HIGH, both included: the others take half the work. All if not given."""
+    steps: Steps = 50
+    eta: Eta = 0.0
+    order: Literal[1, 2] = 1
+    """Of the steps: 2 comes nearer to what many steps give, with as many evaluations; for --eta 0."""
+    spacing: Spacing = None
+    zero_snr: ZeroSNR = None
+    seed: int = 0
+    """Image k of a seed is the same whatever the batch size."""
+    batch: int | None = None
+    """How many images. If not given, the number of class labels, or all classes, or 1 for a text, or 16."""
+    height: int | None = None
+    """In pixels, for a text-to-image model. What it was trained on if not given."""
+    width: int | None = None
+    """In pixels, for a text-to-image model."""
+    image: str | None = None
+    """A picture to start from, for a text-to-image model."""
+    strength: float = 0.8
+    """In [0, 1]: how much of --image is lost."""
+    mask_image: str | None = None
+    """White where --image is to be painted anew."""
+    dtype: DType = None
+    backend: Backend = "eager"
+    device: Device = None
+    from_image: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """A PNG that this command wrote: make it again with its settings, except for --out and --device. Or the noise that
+    `ddim invert` saved: sample the picture of it."""
+    out: str = "samples.png"
+    """A file for a grid of all images, or a folder (existing, or ending in /) for one file each."""
 
 
 def run_sample(settings: SampleSettings) -> None:
@@ -79,7 +142,7 @@ def _draw(pipe: Any, settings: SampleSettings, only: int | None) -> list[Image.I
     """All images that the settings ask for, or the one with the number `only`."""
     import torch
 
-    from ddim.process import seeded_generators
+    from ddim.noise import seeded_generators
 
     by_class = not draws_texts(pipe)
     _check_kind(settings, by_class)

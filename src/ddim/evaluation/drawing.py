@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.data import Preparation
+from ddim.data import IMAGE_SUFFIXES, Source, captioned_source, digits, open_source
+from ddim.data.preparation import Preparation
 from ddim.errors import ConfigError, DataError
+from ddim.noise import gaussian_noise, seeded_generators
 from ddim.pipelines import DDIMPipeline
 from ddim.plan import SamplingPlan
-from ddim.process import SIGMA_HAT, Eta, gaussian_noise, seeded_generators
+from ddim.process import SIGMA_HAT, Eta
 from ddim.sampling import sample
 from ddim.scheduler import DDIMScheduler
-from ddim.sources import IMAGE_SUFFIXES, Source, captioned_source, digits, open_source
 
 Conditions = Callable[[int, Sequence[int]], dict[str, Any]]
 """(seed, numbers of pictures) -> arguments of the pipeline's `denoiser`."""
@@ -176,10 +177,11 @@ def draw(
     x = gaussian_noise(pipe.sample_shape(count), generators, pipe.device, pipe.dtype)
     denoiser = pipe.denoiser(plan, count, **conditions(seed, numbers))
     quiet_end = plan.eta == SIGMA_HAT
-    for step in sample(denoiser, x, plan, generator=generators, x0=False):
+    for step in sample(denoiser, x, plan, generator=generators, return_x0=False):
         if quiet_end and step.index == len(plan) - 1:
+            assert step.model_output is not None
             silence = torch.zeros_like(x)
-            x = plan.step(step.model_output, step.timestep, x, variance_noise=silence, x0=False).prev_sample
+            x = plan.step(step.model_output, step.timestep, x, variance_noise=silence, return_x0=False).prev_sample
         else:
             x = step.sample
         progress(count)

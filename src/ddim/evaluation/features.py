@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ddim.checkpoint import check_state, read_tensors
+from ddim.checkpoint.hub import BUNDLED
 from ddim.errors import CheckpointError, ConfigError, require
 from ddim.evaluation.networks import DigitsClassifier, EmojiEncoder
-from ddim.hub import BUNDLED
 
 INCEPTION_WEIGHTS = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ddim.data import Source
 from ddim.errors import ConfigError
 from ddim.evaluation.drawing import Conditions, draw, load_pictures, make_plan, picture_shape
 from ddim.evaluation.features import FeatureExtractor
@@ -21,7 +22,6 @@ from ddim.evaluation.manifold import precision_recall
 from ddim.evaluation.state import Batch, Cell, Folder, joined
 from ddim.evaluation.statistics import FeatureStatistics, bootstrap_error, frechet_distance, ideal_distance
 from ddim.plan import SamplingPlan
-from ddim.sources import Source
 
 RESAMPLES = 50  # of the bootstrap behind `frechet_error`
 

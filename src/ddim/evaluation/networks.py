@@ -63,7 +63,7 @@ def image_tower(widths: tuple[int, int, int, int]) -> nn.Sequential:
 
 
 class EmojiEncoder(nn.Module):
-    """The image tower of the scorer in `scripts/emoji_scorer.py`, with the names of its tensors.
+    """The image tower of the scorer in `scripts/emoji/scorer.py`, with the names of its tensors.
 
     Its inputs are (n 3 64 64) in [-1, 1]. `scales` (5,) are the deviations, over real pictures, of what `features`
     puts together: each part weighs the same then.

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from ddim._version import __version__
+from ddim.checkpoint.files import write_json, write_text
 from ddim.evaluation.grid import summarize
-from ddim.files import write_json, write_text
 
 
 def versions() -> dict[str, str]:

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddim.checkpoint.files import read_json, read_metadata, read_tensors, save_tensors, write_json
 from ddim.errors import CheckpointError, ConfigError
-from ddim.files import read_json, read_metadata, read_tensors, save_tensors, write_json
 from ddim.process import Eta
 
 

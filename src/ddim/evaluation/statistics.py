@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddim.checkpoint.files import read_tensors, save_tensors
 from ddim.errors import CheckpointError
-from ddim.files import read_tensors, save_tensors
 from ddim.schedule import Array
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim.checkpoint import PretrainedModel
-from ddim.config import register_to_config
+from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
 from ddim.models.activations import activation
 from ddim.models.attention import attention

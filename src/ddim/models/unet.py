@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ddim.config import register_to_config
+from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
 from ddim.models.activations import choose
 from ddim.models.attention import SpatialAttention

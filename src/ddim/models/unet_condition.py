@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ddim.config import register_to_config
+from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
 from ddim.models.activations import activation, choose
 from ddim.models.attention import KeyValue

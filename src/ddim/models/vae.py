@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim.checkpoint import PretrainedModel
-from ddim.config import register_to_config
+from ddim.checkpoint.config import register_to_config
 from ddim.models.activations import choose
 from ddim.models.attention import SpatialAttention
 from ddim.models.backbone import check_levels, convert_attention_key

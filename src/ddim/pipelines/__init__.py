@@ -1,10 +1,10 @@
 """Whole pipelines, from a checkpoint's folder to pictures."""
 
+from ddim.images import image_grid, to_images
 from ddim.pipelines.base import DiffusionPipeline
 from ddim.pipelines.image_to_image import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
-from ddim.pipelines.images import image_grid, to_images
+from ddim.pipelines.pixels import DDIMPipeline, ImagePipelineOutput
 from ddim.pipelines.text_to_image import StableDiffusionPipeline, StableDiffusionPipelineOutput
-from ddim.pipelines.unconditional import DDIMPipeline, ImagePipelineOutput
 
 __all__ = [
     "DDIMPipeline",

@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 
 from ddim.backends import accelerate, describe
 from ddim.checkpoint import Repository, Savable, choose_dtype, read_json, write_json
-from ddim.config import DIFFUSERS_VERSION
+from ddim.checkpoint.config import DIFFUSERS_VERSION
 from ddim.errors import CheckpointError
+from ddim.noise import Generators, gaussian_noise, generators
 from ddim.pipelines.inputs import Pictures
-from ddim.process import Generators, gaussian_noise, seeded_generators
 from ddim.sampling import Denoiser
 from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
 
@@ -26,8 +26,8 @@ INDEX = "model_index.json"
 
 # What a model_index.json may name, and where it is here. Every scheduler becomes a DDIMScheduler.
 PIPELINES = {
-    "DDIMPipeline": "ddim.pipelines.unconditional",
-    "DDPMPipeline": "ddim.pipelines.unconditional:DDIMPipeline",
+    "DDIMPipeline": "ddim.pipelines.pixels",
+    "DDPMPipeline": "ddim.pipelines.pixels:DDIMPipeline",
     "StableDiffusionPipeline": "ddim.pipelines.text_to_image",
     "StableDiffusionImg2ImgPipeline": "ddim.pipelines.image_to_image",
     "StableDiffusionInpaintPipeline": "ddim.pipelines.image_to_image",
@@ -35,8 +35,8 @@ PIPELINES = {
 NETWORKS = {
     "AutoencoderKL": "ddim.models",
     "CLIPTextModel": "ddim.models",
-    "CLIPTokenizer": "ddim.tokenizer",
-    "CLIPTokenizerFast": "ddim.tokenizer:CLIPTokenizer",
+    "CLIPTokenizer": "ddim.models.tokenizer",
+    "CLIPTokenizerFast": "ddim.models.tokenizer:CLIPTokenizer",
     "UNet2DConditionModel": "ddim.models",
     "UNet2DModel": "ddim.models",
 }
@@ -73,7 +73,19 @@ class DiffusionPipeline(Savable):
         """Make images; see the subclass."""
         raise NotImplementedError(f"{type(self).__name__} makes no images: use DiffusionPipeline.from_pretrained")
 
-    # --- what a run is made of: all that inversion, interpolation and editing need to know of a pipeline -------------
+    # --- what a run is made of: see `sampling.Pipeline` --------------------------------------------------------------
+
+    scheduler: DDIMScheduler
+
+    @property
+    def draws_texts(self) -> bool:
+        """Whether it draws what a text says, rather than classes or nothing in particular."""
+        raise NotImplementedError
+
+    @property
+    def class_count(self) -> int | None:
+        """How many classes can be asked for; None where the model knows none."""
+        return None
 
     def denoiser(self, *args: Any, **conditions: Any) -> Denoiser:
         """`denoiser(plan, count, …)`: the network as `sample` wants it, (x, timestep) -> prediction.
@@ -81,6 +93,10 @@ class DiffusionPipeline(Savable):
         The network will be asked at the plan's timesteps, about `count` samples at a time, under the conditions that
         the subclass names.
         """
+        raise NotImplementedError
+
+    def picture_shape(self) -> tuple[int, int, int]:
+        """What is drawn: (channels, height, width) in pixels."""
         raise NotImplementedError
 
     def sample_shape(self, count: int) -> tuple[int, ...]:
@@ -254,25 +270,6 @@ class DiffusionPipeline(Savable):
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, needed is {shape}")
         return latents.to(self.device, self.dtype), generator
-
-
-def generators(generator: Generators, seed: int | Sequence[int] | None, count: int) -> Generators:
-    """What draws the noise of `count` images: what is given, or one generator for each image of a seed.
-
-    Raises:
-        ValueError: both are given, or a list that is not as long as there are images.
-        TypeError: neither is what it should be.
-    """
-    if seed is not None:
-        if generator is not None:
-            raise ValueError("give a generator or a seed, not both")
-        return seeded_generators(seed, count)
-    each = generator if isinstance(generator, Sequence) else [] if generator is None else [generator]
-    if not all(isinstance(one, torch.Generator) for one in each):
-        raise TypeError(f"generator must be a torch.Generator or a list of them, not {generator!r:.100}; or use seed=")
-    if isinstance(generator, Sequence) and len(generator) != count:
-        raise ValueError(f"{len(generator)} generators were given for a batch of {count}: give one for each sample")
-    return generator
 
 
 def same_shape(given: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures and masks that people give to a pipeline, as tensors."""
+"""What people give to a pipeline: pictures and masks, as tensors, and numbers, checked."""
 
 from __future__ import annotations
 
@@ -73,6 +73,13 @@ def to_mask(pictures: Pictures | None, size: tuple[int, int]) -> Tensor | None:
     if not (low >= 0 and high <= 1):
         raise ValueError(f"mask_image has numbers from {low:g} to {high:g}: give bytes, or numbers in [0, 1]")
     return (tensor >= 0.5).float()
+
+
+def positive(value: Any, name: str) -> int:
+    """A positive int, or a ValueError that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive int, not {value!r:.50}")
+    return value
 
 
 def _as_list(pictures: Pictures, name: str, dimensions: int = 3) -> list[Any]:

@@ -1,21 +1,103 @@
-"""What a text-to-image pipeline on latents is made of: texts and pictures to tensors and back, and its denoiser."""
+"""What a text-to-image pipeline on latents is made of: texts and pictures to tensors and back, and its denoiser.
+
+Also how large its pictures are, and what it can do to need less memory.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddim.errors import NonFiniteError
+from ddim.errors import ConfigError, NonFiniteError
+from ddim.images import to_images
 from ddim.pipelines.base import DiffusionPipeline
-from ddim.pipelines.conditioning import TextDenoiser
-from ddim.pipelines.images import to_images
-from ddim.pipelines.inputs import Pictures, to_tensor
-from ddim.pipelines.memory import SavesMemory
+from ddim.pipelines.denoiser import TextDenoiser
+from ddim.pipelines.inputs import Pictures, positive, to_tensor
 from ddim.pipelines.prompts import Prompt, check_prompts, encode, for_each_image
-from ddim.pipelines.sizes import pixels, positive
 from ddim.plan import SamplingPlan
+
+
+class SavesMemory:
+    """For pipelines with a `vae` and a `unet`, whose networks are used one after another."""
+
+    vae: Any
+    unet: Any
+    _offload: torch.device | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run."""
+        device: torch.device = self.unet.device if self._offload is None else self._offload
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the U-Net's parameters, and so of the latents."""
+        dtype: torch.dtype = self.unet.dtype
+        return dtype
+
+    @contextmanager
+    def in_use(self, network: Any) -> Iterator[Any]:
+        """The network where it runs, brought there and back if the pipeline is offloaded."""
+        if self._offload is None or not isinstance(network, nn.Module):
+            yield network
+            return
+        network.to(self._offload)
+        try:
+            yield network
+        finally:
+            network.to("cpu")
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: str | torch.device | None = None) -> None:
+        """Keep the networks in the host's memory, each on the accelerator only while it is used.
+
+        A pipeline whose networks come and go is for one thread at a time.
+
+        Args:
+            gpu_id: which accelerator; the current one unless told.
+            device: the accelerator itself, such as "cuda:1".
+
+        Raises:
+            RuntimeError: there is no accelerator.
+        """
+        here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        chosen = here if device is None else torch.device(device)
+        if here is None or chosen is None or chosen.type == "cpu":
+            raise RuntimeError("model offload moves networks between the host and an accelerator: there is none here")
+        self._offload = chosen if gpu_id is None else torch.device(chosen.type, gpu_id)
+        for part in vars(self).values():
+            if isinstance(part, nn.Module):
+                part.to("cpu")
+
+    def enable_vae_slicing(self) -> None:
+        """Encode and decode one image of a batch after another; the result is the same."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        self.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Encode and decode large images in tiles that overlap; the result differs a little."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        self.vae.disable_tiling()
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Without effect: PyTorch's attention never holds all scores in memory, so there is nothing to slice."""
+
+    def disable_attention_slicing(self) -> None:
+        """Without effect, as `enable_attention_slicing`."""
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+        """Without effect: PyTorch's attention does the same."""
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """Without effect, as `enable_xformers_memory_efficient_attention`."""
 
 
 class LatentPipeline(SavesMemory, DiffusionPipeline):
@@ -56,6 +138,15 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         """The shape of `count` latents of the size that the U-Net was trained on, (count z h w)."""
         height, width = pixels(None, None, self.unet.config, None, self.vae_scale_factor)
         return count, self.vae.config.latent_channels, height // self.vae_scale_factor, width // self.vae_scale_factor
+
+    def picture_shape(self) -> tuple[int, int, int]:
+        """What is drawn: (channels, height, width) in pixels."""
+        _, _, height, width = self.sample_shape(1)
+        return self.vae.config.out_channels, height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    @property
+    def draws_texts(self) -> bool:
+        return True
 
     def encode(self, pictures: Pictures) -> Tensor:
         """Pictures as latents (b z h w): the autoencoder's mean, of pictures resized to what the U-Net draws."""
@@ -143,3 +234,44 @@ def refuse(**given: Any) -> None:
                 name in ("cross_attention_kwargs", "lora_scale")
             )
             raise ValueError(f"{name} is not implemented: leave it at None{instead}")
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def pixels(
+    height: int | None, width: int | None, config: Mapping[str, Any], latents: Tensor | None, factor: int
+) -> tuple[int, int]:
+    """Height and width: what is given, or that of the given latents, or what the U-Net was trained on."""
+    if height is not None and width is not None:
+        return height, width
+    rows, columns = usual_size(config) if latents is None else latents.shape[-2:]
+    return rows * factor if height is None else height, columns * factor if width is None else width
+
+
+def usual_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the latents that a U-Net with this config was trained on.
+
+    Raises:
+        ConfigError: the config does not say.
+    """
+    size = config.get("sample_size")
+    if isinstance(size, int) and size < 64 and _is_before_0_9(config.get("_diffusers_version")):
+        size = 64  # the first checkpoints of Stable Diffusion say 32
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(sides, (tuple, list)) or len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
+        raise ConfigError(f"the U-Net's config says sample_size={size!r:.50}: give height and width")
+    return sides[0], sides[1]
+
+
+def check_sides(height: int | None, width: int | None, factor: int) -> None:
+    """Raise a ValueError unless the sides that are given are whole latents."""
+    for name, side in (("height", height), ("width", width)):
+        if side is not None and positive(side, name) % factor:
+            raise ValueError(f"{name} must be a multiple of {factor}, the pixels of a latent, not {side}")
+
+
+def _is_before_0_9(version: Any) -> bool:
+    """Was a config written by a diffusers older than 0.9?"""
+    parts = version.split(".") if isinstance(version, str) else []
+    return len(parts) > 1 and parts[0] == "0" and parts[1].isdigit() and int(parts[1]) < 9

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddim.errors import ConfigError
+from ddim.noise import Generators, gaussian_noise
 from ddim.plan import SamplingPlan
-from ddim.process import Generators, gaussian_noise
 
 
 class Start(NamedTuple):

@@ -9,23 +9,23 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from ddim.images import OUTPUT_TYPES
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from ddim.models.tokenizer import CLIPTokenizer
+from ddim.noise import Generators, generators
 from ddim.pipelines.adapters import TakesAdapters
-from ddim.pipelines.base import as_ddim, generators, same_shape
-from ddim.pipelines.conditioning import TextDenoiser
+from ddim.pipelines.base import as_ddim, same_shape
 from ddim.pipelines.crops import Crop
-from ddim.pipelines.images import OUTPUT_TYPES
-from ddim.pipelines.inputs import Pictures, to_mask, to_tensor
-from ddim.pipelines.latents import LatentPipeline, refuse
+from ddim.pipelines.denoiser import TextDenoiser
+from ddim.pipelines.inputs import Pictures, positive, to_mask, to_tensor
+from ddim.pipelines.latents import LatentPipeline, check_sides, pixels, refuse
 from ddim.pipelines.prompts import Prompt, check_prompts, encode, for_each_image
 from ddim.pipelines.runs import Run, Runs
-from ddim.pipelines.sizes import check_sides, pixels, positive
+from ddim.pipelines.single_file import PARTS, load_single_file
 from ddim.pipelines.starts import Batch, Start, begin, check_channels, shorten
-from ddim.process import Eta, Generators
+from ddim.process import Eta
 from ddim.sampling import SampleStep, sample
 from ddim.scheduler import DDIMScheduler
-from ddim.single_file import PARTS, load_single_file
-from ddim.tokenizer import CLIPTokenizer
 
 _OUTPUT_TYPES = (*OUTPUT_TYPES, "latent")
 _CALLBACK_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds", "pred_original_sample")
@@ -303,7 +303,9 @@ class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
         """The latents after the last step, or after the one that the run was stopped at."""
         x = start.x
         with self.progress_bar(len(start.plan)) as bar:
-            for step in sample(denoiser, x, start.plan, generator=generator, x0="pred_original_sample" in wanted):
+            for step in sample(
+                denoiser, x, start.plan, generator=generator, return_x0="pred_original_sample" in wanted
+            ):
                 if start.keep is not None:
                     step.sample = start.keep(step.sample, step.index)
                 bar.update()

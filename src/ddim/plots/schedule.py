@@ -11,21 +11,32 @@ from ddim.errors import require
 from ddim.plots.style import COLOURS, plain, save_figure
 from ddim.schedule import BETA_SCHEDULES, SPACINGS, snr, space_timesteps
 from ddim.scheduler import DDIMScheduler
-from ddim.settings import PlotScheduleSettings
 
 
-def plot_schedule(settings: PlotScheduleSettings) -> Path:
-    """ᾱ and log SNR over the timesteps, and which timesteps each spacing picks."""
+def plot_schedule(out: str, model: str | None = None, steps: int = 10, zero_snr: bool = False) -> Path:
+    """ᾱ and log SNR over the timesteps, and which timesteps each spacing picks.
+
+    Args:
+        out: a .png, .svg or .pdf.
+        model: whose schedule to draw, a folder, a bundled model or a hub id; the three usual ones unless told.
+        steps: how many timesteps each spacing picks.
+        zero_snr: rescale to zero terminal SNR.
+
+    Raises:
+        ConfigError: another ending, or timesteps that cannot be picked.
+        CheckpointError: no such model.
+        MissingExtraError: matplotlib is not installed.
+    """
     figures = require("matplotlib.figure", "plot")
-    if settings.model is None:
+    if model is None:
         schedulers = {
-            name: DDIMScheduler(beta_schedule=name, rescale_betas_zero_snr=settings.zero_snr) for name in BETA_SCHEDULES
+            name: DDIMScheduler(beta_schedule=name, rescale_betas_zero_snr=zero_snr) for name in BETA_SCHEDULES
         }
     else:
-        scheduler = DDIMScheduler.from_pretrained(settings.model, subfolder="scheduler")
-        if settings.zero_snr:
+        scheduler = DDIMScheduler.from_pretrained(model, subfolder="scheduler")
+        if zero_snr:
             scheduler = DDIMScheduler.from_config(scheduler.config, rescale_betas_zero_snr=True)
-        schedulers = {settings.model: scheduler}
+        schedulers = {model: scheduler}
     figure = figures.Figure(figsize=(11, 7), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 2))
     level, ratio, spacing = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
@@ -41,17 +52,17 @@ def plot_schedule(settings: PlotScheduleSettings) -> Path:
     ratio.set(title="signal-to-noise ratio", xlabel="timestep", ylabel="SNR (dB)")
     level.legend(frameon=False)
 
-    steps = next(iter(schedulers.values())).config.num_train_timesteps
+    timesteps = next(iter(schedulers.values())).config.num_train_timesteps
     for row, name in enumerate(SPACINGS):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # quadratic: repeats dropped, as the picture shows
-            chosen = space_timesteps(settings.steps, steps, name)
+            chosen = space_timesteps(steps, timesteps, name)
         colour = COLOURS[row]
         spacing.scatter(chosen, [row] * len(chosen), color=colour, s=36)
         spacing.annotate(f"{chosen[0]}", (chosen[0], row), (6, 6), textcoords="offset points", color=colour)
-    spacing.axvline(steps - 1, color="0.7", linewidth=1, zorder=0)
+    spacing.axvline(timesteps - 1, color="0.7", linewidth=1, zorder=0)
     spacing.set(
-        title=f"which {settings.steps} of {steps} timesteps each spacing picks (the line is the noisiest)",
+        title=f"which {steps} of {timesteps} timesteps each spacing picks (the line is the noisiest)",
         xlabel="timestep",
         yticks=range(len(SPACINGS)),
         yticklabels=list(SPACINGS),
@@ -59,4 +70,4 @@ def plot_schedule(settings: PlotScheduleSettings) -> Path:
     )
     for axes in (level, ratio, spacing):
         plain(axes)
-    return save_figure(figure, settings.out)
+    return save_figure(figure, out)

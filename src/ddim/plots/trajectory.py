@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ddim.errors import ConfigError, require
+from ddim.noise import Generators
 from ddim.plan import SamplingPlan
 from ddim.plots.style import save_figure
-from ddim.process import Generators
 from ddim.sampling import Denoiser, sample
 
 
@@ -69,10 +69,10 @@ def record(
                 original.append(step.pred_original_sample)
             x = step.sample
             progress()
-    levels = [before for before, _ in plan.alpha_bars]
+    rows = [row for index, row in enumerate(plan) if index in kept]
     return Trajectory(
-        timesteps=tuple(t for index, t in enumerate(plan.timesteps) if index in kept),
-        alpha_bars=tuple(level for index, level in enumerate(levels) if index in kept),
+        timesteps=tuple(row.timestep for row in rows),
+        alpha_bars=tuple(row.alpha_bar for row in rows),
         x_t=torch.cat(before),
         x0=torch.cat(original),
         image=x,

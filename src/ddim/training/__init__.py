@@ -1,66 +1,25 @@
-"""Training: pixels, autoencoders, text to image and low-rank adapters, each an objective of the one trainer."""
+"""Training: pixels, autoencoders, text to image and low-rank adapters, each an objective of the one trainer.
+
+settings        what a run is told
+run             from settings to a run
+trainer         the loop, for whatever is trained
+objective       what is trained: a module whose forward pass is the losses of a batch
+checkpoints     what a run goes on from
+diffusion       what diffusion models are trained on: schedules, noise, targets, weights
+pixels, autoencoder, text_to_image   the objectives
+caches          latents and texts that are computed once
+vocabulary      a tokenizer learnt from captions
+"""
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from ddim.training.settings import TrainSettings
 
-from ddim.errors import require
-from ddim.settings import PixelSettings, TrainSettings, VAESettings
-from ddim.training.checkpoints import checkpoints
-from ddim.training.objective import Losses, Objective
-from ddim.training.trainer import Trainer, learning_rate_factor
-
-# How long processes wait for the first one to encode the pictures.
-ENCODING = timedelta(days=1)
-
-__all__ = [
-    "Losses",
-    "Objective",
-    "Trainer",
-    "checkpoints",
-    "learning_rate_factor",
-    "make_objective",
-    "make_trainer",
-    "train",
-]
-
-
-def make_objective(settings: TrainSettings) -> Objective:
-    """What the settings ask to be trained.
-
-    Raises:
-        ConfigError, DataError: settings or data that cannot work together.
-    """
-    torch.manual_seed(settings.seed)  # of the weights of what is new
-    if isinstance(settings, PixelSettings):
-        from ddim.training.pixels import Pixels
-
-        return Pixels(settings)
-    if isinstance(settings, VAESettings):
-        from ddim.training.autoencoder import Autoencoder
-
-        return Autoencoder(settings)
-    from ddim.training.text_to_image import text_to_image
-
-    return text_to_image(settings)
-
-
-def make_trainer(settings: TrainSettings) -> Trainer:
-    """A run of what the settings say, ready to begin or to go on."""
-    accelerate = require("accelerate", "train")
-    shared = accelerate.state.AcceleratorState
-    if shared._shared_state and shared().mixed_precision != settings.mixed_precision:
-        shared._reset_state()  # of an earlier run in this process, which had another precision
-    accelerator = accelerate.Accelerator(
-        mixed_precision=settings.mixed_precision,
-        kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=ENCODING)],
-        log_with=None if settings.report_to == "none" else settings.report_to,
-        project_dir=settings.output_dir,
-    )
-    return Trainer(settings, make_objective(settings), accelerator)
+__all__ = ["train"]
 
 
 def train(settings: TrainSettings) -> Path:
@@ -70,4 +29,6 @@ def train(settings: TrainSettings) -> Path:
         ConfigError, DataError: settings or data that cannot work together, before anything is written.
         NonFiniteError: the loss became NaN; the checkpoints before it are left as they are.
     """
+    from ddim.training.run import make_trainer  # and with it PyTorch, which settings and `--help` do without
+
     return make_trainer(settings).run()

@@ -14,14 +14,15 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from ddim.checkpoint import Repository
-from ddim.data import Preparation, Stream
+from ddim.data import Source, hf_dataset, image_folder
+from ddim.data.preparation import Preparation
+from ddim.data.stream import Stream
 from ddim.errors import ConfigError
-from ddim.losses import autoencoder_loss
+from ddim.images import image_grid
 from ddim.models import AutoencoderKL
-from ddim.pipelines import image_grid
-from ddim.settings import VAESettings
-from ddim.sources import Source, hf_dataset, image_folder
+from ddim.models.vae import DiagonalGaussianDistribution
 from ddim.training.objective import Losses, Objective
+from ddim.training.settings import VAESettings
 
 SHOWN = 8  # pictures of a preview
 MEASURED = 1024  # pictures that the scale of the latents is measured on
@@ -134,6 +135,27 @@ class Autoencoder(Objective):
         pixels = (torch.cat([images, decoded]).clamp(-1, 1) + 1) * 127.5
         arrays = pixels.permute(0, 2, 3, 1).round().byte().numpy()
         return image_grid([Image.fromarray(np.ascontiguousarray(array)) for array in arrays], columns=SHOWN)
+
+
+def autoencoder_loss(
+    images: Tensor, decoded: Tensor, latents: DiagonalGaussianDistribution, mse_weight: float, gradient_weight: float
+) -> dict[str, Tensor]:
+    """What an autoencoder is trained on, each part of shape (b,).
+
+    "reconstruction" is the mean of |error| + mse_weight·error² and gradient_weight times the mean |error| of the
+    differences of neighbours, which keeps edges sharp. "kl" is the divergence from N(0, 1) in nats a latent number.
+
+    Args:
+        images, decoded: (b c h w) in [-1, 1].
+        latents: what the encoder said of the images.
+    """
+    error = decoded - images
+    loss = (error.abs() + mse_weight * error.square()).flatten(1).mean(1)
+    for axis in (2, 3):
+        loss = loss + gradient_weight * error.diff(dim=axis).abs().flatten(1).mean(1)
+    parameters = latents.parameters.float()
+    kl = DiagonalGaussianDistribution(parameters).kl() / (parameters[0].numel() / 2)
+    return {"reconstruction": loss, "kl": kl}
 
 
 def permute_colors(images: Tensor) -> Tensor:

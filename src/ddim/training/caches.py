@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ddim.checkpoint import read_tensors, save_tensors
-from ddim.data import Preparation, shows_background
+from ddim.data import Source
+from ddim.data.preparation import Preparation, shows_background
 from ddim.errors import CheckpointError, NonFiniteError
 from ddim.models import AutoencoderKL
-from ddim.sources import Source
-from ddim.tokenizer import CLIPTokenizer
+from ddim.models.tokenizer import CLIPTokenizer
 
 BATCH = 32  # fixed, so that what is encoded again after an interruption is the same to the last bit
 LARGEST = 1 << 30  # bytes of text vectors that are kept

@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddim.data import Choice, Preparation, Stream
+from ddim.data import open_source
+from ddim.data.preparation import Choice, Preparation
+from ddim.data.stream import Stream
 from ddim.errors import ConfigError
-from ddim.losses import DiffusionLoss
+from ddim.images import image_grid
 from ddim.models import UNet2DModel
-from ddim.pipelines import DDIMPipeline, image_grid
-from ddim.settings import PixelSettings
-from ddim.sources import open_source
+from ddim.pipelines import DDIMPipeline
+from ddim.training.diffusion import DiffusionLoss, draw_noise, draw_timesteps, train_scheduler
 from ddim.training.objective import Losses, Objective
-from ddim.training.schedules import draw_noise, draw_timesteps, train_scheduler
+from ddim.training.settings import PixelSettings
 
 
 def build_unet(settings: PixelSettings, resolution: int, channels: int, classes: int | None) -> UNet2DModel:

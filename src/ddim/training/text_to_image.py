@@ -16,21 +16,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ddim.checkpoint import Savable
-from ddim.data import CaptionedStream, Preparation, say_background
+from ddim.data import Source, captioned_source
+from ddim.data.preparation import Preparation, say_background
+from ddim.data.stream import CaptionedStream
 from ddim.errors import ConfigError, require
+from ddim.images import image_grid
 from ddim.lora import TEXT_TARGETS, add_lora, lora_state, save_lora
-from ddim.losses import DiffusionLoss
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from ddim.pipelines import StableDiffusionPipeline, image_grid
+from ddim.models.tokenizer import CLIPTokenizer
+from ddim.pipelines import StableDiffusionPipeline
 from ddim.scheduler import DDIMScheduler
-from ddim.settings import LoraSettings, TextToImageSettings
-from ddim.settings.training import LatentSettings
-from ddim.sources import Source, captioned_source
-from ddim.tokenizer import CLIPTokenizer
 from ddim.training.autoencoder import load_vae
 from ddim.training.caches import CaptionCache, LatentCache
+from ddim.training.diffusion import DiffusionLoss, draw_noise, draw_timesteps, train_scheduler
 from ddim.training.objective import Losses, Objective
-from ddim.training.schedules import draw_noise, draw_timesteps, train_scheduler
+from ddim.training.settings import LatentSettings, LoraSettings, TextToImageSettings
 from ddim.training.vocabulary import learn_tokenizer
 
 GUIDANCE, STEPS = 3.0, 25  # of a preview; and rescale 0.7 with zero SNR

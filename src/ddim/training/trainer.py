@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 from ddim import __version__
 from ddim.checkpoint import Savable, write_json
 from ddim.errors import ConfigError, NonFiniteError, require
-from ddim.settings import TrainSettings
 from ddim.training.checkpoints import (
     checkpoints,
     drop_old,
@@ -38,6 +37,7 @@ from ddim.training.checkpoints import (
     write_checkpoint,
 )
 from ddim.training.objective import Losses, Objective
+from ddim.training.settings import TrainSettings
 
 # Settings that may change between the start of a run and its resumption without changing what it computes.
 FREE = frozenset(

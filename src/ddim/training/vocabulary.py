@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, models, trainers
 
 from ddim.errors import DataError
-from ddim.tokenizer import END, START, WORD_END, CLIPTokenizer, byte_alphabet, cut_texts
+from ddim.models.tokenizer import END, START, WORD_END, CLIPTokenizer, byte_alphabet, cut_texts
 
 
 def learn_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -> CLIPTokenizer:

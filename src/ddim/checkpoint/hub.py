@@ -1,0 +1,198 @@
+"""Where a checkpoint's files are: a folder, a model inside this package, or a repository of the hub.
+
+A file's name may come from another file of the checkpoint, so no name leads out of the checkpoint's folder. From the
+hub only files that are asked for by name are fetched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ddim.errors import CheckpointError
+
+BUNDLED = Path(__file__).parent.parent / "weights"
+# What makes a folder a checkpoint that is meant when its name is a bundled model's too.
+_CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
+
+
+def bundled_models() -> list[str]:
+    """The names of the models inside the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/model_index.json"))
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Where a checkpoint's files come from. The fields after `name` are for the hub.
+
+    Attributes:
+        name: a folder, a bundled model, or "name" or "owner/name" on the hub.
+        revision: a branch, tag or commit.
+        token: for private repositories; True takes the one of `hf auth login`.
+        cache_dir: where files are kept; the hub's usual cache unless told.
+        local_files_only: use the cache alone.
+        force_download: fetch anew what the cache has.
+    """
+
+    name: str
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+    @classmethod
+    def open(cls, name: str | os.PathLike[str], options: dict[str, Any]) -> Repository:
+        """Take this class's options out of `options`; the caller says what to make of the rest."""
+        if not isinstance(name, (str, os.PathLike)):
+            raise TypeError(f"a checkpoint is a path or a hub id, not {type(name).__name__}")
+        own = {field.name for field in fields(cls)} - {"name"}
+        return cls(os.fspath(name), **{key: options.pop(key) for key in own & set(options)})
+
+    def __str__(self) -> str:
+        return f"{self.name} (in the cache; local_files_only is set)" if self._cache_only() else self.name
+
+    def _cache_only(self) -> bool:
+        return self.local_files_only and self.folder is None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, or None for a repository of the hub."""
+        local = Path(self.name)
+        bundled = self.name in bundled_models()
+        if self.name and os.path.isdir(local) and not (bundled and not any((local / c).is_file() for c in _CONFIGS)):
+            return local
+        return BUNDLED / self.name if bundled else None
+
+    def find(self, filename: str, subfolder: str | None = None) -> Path | None:
+        """The local path of a file of the repository (fetched from the hub if need be), or None if it has none.
+
+        Raises:
+            CheckpointError: the name leaves the repository, or the repository cannot be reached.
+        """
+        relative = "/".join(part for part in (subfolder, filename) if part)
+        if relative.startswith("/") or ".." in relative.split("/") or re.search(r"[\\:\0]", relative):
+            raise CheckpointError(f"{relative[:200]!r} is not a path inside a checkpoint ({self.name})")
+        folder = self.folder
+        if folder is not None:
+            return _inside(folder, relative)
+        if os.path.isfile(self.name):
+            raise CheckpointError(f"{self.name} is a file: give the folder that it is in")
+        if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", self.name):
+            raise CheckpointError(f"there is no folder {self.name!r}, nor can a repository of the hub be called so")
+        return self._download(relative)
+
+    def _download(self, relative: str) -> Path | None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            return Path(
+                hf_hub_download(
+                    self.name,
+                    relative,
+                    revision=self.revision,
+                    token=self.token,
+                    cache_dir=self.cache_dir,
+                    local_files_only=self.local_files_only,
+                    force_download=self.force_download,
+                )
+            )
+        except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but the file may well exist
+            if self._is_known_to_lack(relative):
+                return None
+            why = "local_files_only is set" if self.local_files_only else "the hub cannot be reached"
+            raise CheckpointError(
+                f"{self.name}/{relative} is not in the cache, and {why}; {self._not_local()}"
+            ) from error
+        except EntryNotFoundError:
+            return None
+        except Exception as error:  # the hub's client has many: network, authorization, validation
+            raise CheckpointError(
+                f"{self._not_local()}, and the hub gave {type(error).__name__}: {str(error)[:500]}"
+            ) from error
+
+    def _is_known_to_lack(self, relative: str) -> bool:
+        """Without a connection: does the cache say that the repository has no such file?"""
+        from huggingface_hub import _CACHED_NO_EXIST, constants, snapshot_download, try_to_load_from_cache
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        known = try_to_load_from_cache(self.name, relative, cache_dir=self.cache_dir, revision=self.revision)
+        if known is _CACHED_NO_EXIST:
+            return True
+        if not (self.local_files_only or constants.HF_HUB_OFFLINE):
+            return False
+        try:  # if the cache is all there is, what a cached revision lacks is not there
+            snapshot_download(self.name, revision=self.revision, cache_dir=self.cache_dir, local_files_only=True)
+        except LocalEntryNotFoundError:
+            return False
+        return True
+
+    def _not_local(self) -> str:
+        return f"{self.name} is no local folder or bundled model ({', '.join(bundled_models()) or 'there are none'})"
+
+
+def _inside(root: Path, relative: str) -> Path | None:
+    """`root/relative` if it is a file; an error if a link leads out of the checkpoint."""
+    path = root / relative
+    if not os.path.isfile(path):
+        return None
+    home = root.resolve()
+    blobs = home.parent.parent / "blobs"
+    if path.is_symlink() and home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        target = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
+        if target.parent == blobs:  # the hub's cache: what a blob is made of is its own affair
+            return path
+    if not path.resolve().is_relative_to(home):
+        raise CheckpointError(f"{path} is a link that leads out of the checkpoint {root}")
+    return path
+
+
+def upload(
+    folder: str | os.PathLike[str],
+    repo_id: str | None = None,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    subfolder: str | None = None,
+) -> str:
+    """Upload a folder to a repository of the hub, which is made if it is not there.
+
+    Args:
+        folder: all of it is uploaded, save what an interrupted write left behind.
+        repo_id: "name" or "owner/name"; the folder's name unless told.
+        commit_message, private, token, revision, create_pr: as `huggingface_hub.HfApi` takes them.
+        subfolder: where in the repository.
+
+    Returns:
+        The commit's URL.
+
+    Raises:
+        CheckpointError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    repo_id = repo_id or Path(folder).resolve().name
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=Path(folder),
+            path_in_repo=subfolder,
+            commit_message=commit_message or "Upload with ddim",
+            revision=revision,
+            create_pr=create_pr,
+            ignore_patterns=[".*.tmp*", "*/.*.tmp*"],  # what `atomic_write` leaves behind when it is killed
+        )
+    except Exception as error:  # as in `Repository._download`
+        raise CheckpointError(
+            f"{folder} was not uploaded to {repo_id}: the hub gave {type(error).__name__}: {str(error)[:500]}"
+        ) from error
+    return str(commit.commit_url)

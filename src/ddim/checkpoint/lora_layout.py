@@ -1,0 +1,324 @@
+"""The layouts in which low-rank adapters are stored, all read as one: for each layer, two matrices and a factor.
+
+An adapter (Hu et al. 2021, equation 3) adds α/r · B A to a layer's weight, with A of r rows and B of r columns. On that
+programs agree, and on nothing else; docs/lora.md has their names in a table. A file may come from anywhere: what in it
+does not fit the networks, or would be left out, is listed in one error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from ddim.checkpoint.loading import refuse
+from ddim.checkpoint.original_layout import UNET_ENDS, UNET_RESNET, unet_name
+
+Place = tuple[str, str]  # a network's name in a pipeline, a layer's name in the network
+Stored = dict[str, tuple[str, Tensor]]  # "down", "up" and "alpha" of one layer: the name in the file, the value
+
+PEFT_PREFIX = "base_model.model."
+
+_NAME = re.compile(
+    r"(?P<layer>.+?)(?:"
+    r"\.lora_(?P<letter>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"  # peft, and diffusers today
+    r"|(?:\.lora|\.lora_linear_layer|_lora)\.(?P<way>down|up)\.weight"  # diffusers before
+    r"|\.lora_(?P<kohya>down|up)\.weight"
+    r"|(?:\.lora|\.lora_linear_layer|_lora)?\.(?P<alpha>alpha))"
+)
+_PARTS = {"A": "down", "B": "up"}
+_PREFIXES = {
+    "unet.": "unet",
+    "text_encoder.": "text_encoder",
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+}
+# What diffusers' first names called a text encoder's layers.
+_OLD_LEAVES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+
+# What names of other kinds of adapter have in them.
+_KINDS = {
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "lora_mid": "a convolution in three parts",
+    "oft_": "OFT",
+    "lora_embedding_": "an embedding",
+    "bundle_emb": "textual inversion",
+    ".diff": "a weight's difference",
+    "bias": "a bias",
+}
+# How names of adapters for other models begin, and what widths of text belong to which.
+_FAMILIES = {
+    "lora_te2_": "Stable Diffusion XL",
+    "text_encoder_2.": "Stable Diffusion XL",
+    "lora_te3_": "Stable Diffusion 3",
+    "lora_unet_double_blocks_": "Flux",
+    "lora_unet_single_blocks_": "Flux",
+    "transformer.single_transformer_blocks.": "Flux",
+    "transformer.": "a transformer, such as Stable Diffusion 3's or Flux's",
+    "diffusion_model.": "a transformer, such as Flux's",
+}
+_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
+
+# Settings of peft that would make something else of the same matrices; they must be off.
+_MUST_BE_OFF = """
+alora_invocation_tokens arrow_config kasa_config layer_replication lora_bias modules_to_save monteclora_config
+target_parameters trainable_token_indices use_bdlora use_dora use_qalora velora_config
+""".split()
+# Initial values that leave the base weights as they are.
+_HARMLESS_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+
+class LowRank(NamedTuple):
+    """One layer's adapter."""
+
+    down: Tensor  # A: (r in) for a linear layer, (r in h w) for a convolution
+    up: Tensor  # B: (out r), or (out r 1 1)
+    scale: float  # α/r
+
+    def delta(self, like: Tensor, weight: float = 1.0) -> Tensor:
+        """weight · α/r · B A in the shape of the layer's weight `like`, there and in float32 (or float64 if it is)."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        down, up = (matrix.to(like.device, wide).flatten(1) for matrix in (self.down, self.up))
+        return (up @ down).mul_(weight * self.scale).view(like.shape)
+
+
+class _Layers:
+    """The layers of one network that can have an adapter, and all names that they go by."""
+
+    def __init__(self, network: nn.Module) -> None:
+        modules = network.named_modules()
+        self.weights = {name: layer.weight for name, layer in modules if isinstance(layer, (nn.Linear, nn.Conv2d))}
+        self.flat = {name.replace(".", "_"): name for name in self.weights}
+        layers = getattr(getattr(network, "config", None), "layers_per_block", None)
+        counts = set(layers) if isinstance(layers, (list, tuple)) else {layers}
+        self.layers_per_block = counts.pop() if len(counts) == 1 else None
+
+    def dotted(self, name: str) -> str | None:
+        """The layer of a name with dots, new or old."""
+        stem, _, leaf = name.replace(".processor.", ".").rpartition(".")
+        leaves = [leaf, f"{leaf}.0" if leaf == "to_out" else leaf, _OLD_LEAVES.get(leaf, leaf)]
+        names = [f"{stem}.{leaf}" if stem else leaf for leaf in leaves]
+        return next((n for n in (*names, *(f"text_model.{n}" for n in names)) if n in self.weights), None)
+
+    def underscored(self, name: str) -> str | None:
+        """The layer of a name with underscores for dots, in this package's naming or the original one."""
+        names = (name, f"text_model_{name}", self._original(name))
+        return next((self.flat[n] for n in names if n in self.flat), None)
+
+    def _original(self, name: str) -> str:
+        """A name of the original U-Net with underscores, as this package's with underscores; "" if it is none."""
+        if not isinstance(self.layers_per_block, int):
+            return ""
+        ends = {end.replace(".", "_"): end for end in UNET_ENDS}
+        if match := re.fullmatch(r"(?:(input|output)_blocks_(\d{1,4})|middle_block)_(\d)_(.+)", name):
+            way, number, place, rest = match.groups()
+            rest = next((part for part in UNET_RESNET if part.replace(".", "_") == rest), rest)
+            block = f"{way}_blocks.{number}" if way else "middle_block"
+            dotted = f"{block}.{place}.{rest}"
+        else:
+            dotted = ""
+        dotted = ends.get(name, dotted)
+        return unet_name(f"{dotted}.weight", self.layers_per_block).removesuffix(".weight").replace(".", "_")
+
+
+def parse(
+    tensors: Mapping[str, Any], networks: Mapping[str, nn.Module], config: Mapping[str, Any], what: str
+) -> dict[str, dict[str, LowRank]]:
+    """Sort a file's tensors by networks and their layers. Looks at all values and changes nothing.
+
+    Args:
+        tensors: by the names in the file.
+        networks: by their names in a pipeline, "unet" and "text_encoder".
+        config: what peft or diffusers wrote beside the tensors: `lora_alpha`, `alpha_pattern`, …, for all networks or
+            each by its name ("unet.lora_alpha"); empty if there is nothing.
+        what: begins the error.
+
+    Returns:
+        For each network that the file has something for, {layer: its adapter}.
+
+    Raises:
+        WeightsError: unknown, missing or repeated names, shapes that are not the layers', values that are not finite,
+            settings that are not implemented: all of them.
+    """
+    layers = {name: _Layers(network) for name, network in networks.items()}
+    found, problems = _sort(tensors, layers)
+    families = [family for start, family in _FAMILIES.items() if any(str(key).startswith(start) for key in tensors)]
+    result: dict[str, dict[str, LowRank]] = {}
+    for network, own in layers.items():
+        settings = _settings(config, network)
+        problems += _check_settings(settings, network) if any(place[0] == network for place in found) else []
+        for (_, layer), parts in ((place, parts) for place, parts in found.items() if place[0] == network):
+            weight = own.weights[layer]
+            wrong = _check_tensors(f"{network}.{layer}", parts, weight)
+            if not wrong:
+                down, up = (parts[way][1].detach().clone() for way in ("down", "up"))  # a file may change
+                scale, wrong = _scale(f"{network}.{layer}", layer, len(down), parts, settings)
+                result.setdefault(network, {})[layer] = LowRank(down, up, scale)
+            elif layer.endswith("attn2.to_k") and "down" in parts and parts["down"][1].ndim:
+                width = parts["down"][1].shape[-1]
+                families += [_WIDTHS[width]] if width in _WIDTHS and width != weight.shape[1] else []
+            problems += wrong
+    hint = f"; it may be for {families[0]}" if families else ""
+    refuse(problems, f"{what} is no LoRA for the {' and the '.join(networks)} of this pipeline{hint}")
+    return result
+
+
+def _sort(tensors: Mapping[str, Any], layers: Mapping[str, _Layers]) -> tuple[dict[Place, Stored], list[str]]:
+    """What there is for each layer, and what is wrong with the names."""
+    found: dict[Place, Stored] = {}
+    problems = [] if tensors else ["missing: there is no tensor at all"]
+    adapters = set()
+    for key, tensor in tensors.items():
+        match = _NAME.fullmatch(key) if isinstance(key, str) else None
+        place = _place(match["layer"], layers) if match else None
+        if not isinstance(tensor, Tensor):
+            problems.append(f"no tensor: {str(key)[:200]} is {type(tensor).__name__}")
+        elif match is None or place is None:
+            problems.append(f"unexpected: {str(key)[:200]} {tuple(tensor.shape)}{_kind(str(key))}")
+        else:
+            part = match["alpha"] or match["kohya"] or match["way"] or _PARTS[match["letter"]]
+            stored = found.setdefault(place, {})
+            if part in stored:
+                problems.append(f"twice: {key[:200]} is {stored[part][0][:200]}, too")
+            stored[part] = key, tensor
+            adapters |= {match["adapter"]} - {None}
+    if len(adapters) > 1:
+        listed = ", ".join(sorted(adapters)[:5])
+        problems.append(f"more than one adapter: {listed[:200]}; save each in a file of its own")
+    return found, problems
+
+
+def _place(name: str, layers: Mapping[str, _Layers]) -> Place | None:
+    """The network and the layer that a name, without its ending, means."""
+    name = name.removeprefix(PEFT_PREFIX)
+    for prefix, network in _PREFIXES.items():
+        if name.startswith(prefix):
+            if network not in layers:
+                return None
+            own, rest = layers[network], name.removeprefix(prefix)
+            layer = own.dotted(rest) if prefix.endswith(".") else own.underscored(rest)
+            return None if layer is None else (network, layer)
+    places = ((network, own.dotted(name)) for network, own in layers.items())
+    return next(((network, layer) for network, layer in places if layer is not None), None)
+
+
+def _kind(key: str) -> str:
+    return next((f", of {kind}" for mark, kind in _KINDS.items() if mark in key), "")
+
+
+def _check_tensors(name: str, parts: Stored, weight: Tensor) -> list[str]:
+    """What is wrong with the tensors that a file has for a layer with this weight."""
+    problems = [f"missing: the {way} matrix of {name}" for way in ("down", "up") if way not in parts]
+    for part, (key, tensor) in parts.items():
+        if not (tensor.is_floating_point() or (part == "alpha" and tensor.dtype == torch.int64)):
+            problems.append(f"wrong type: {key[:200]} is {tensor.dtype}")
+        elif part == "alpha" and tensor.numel() != 1:
+            problems.append(f"wrong shape: {key[:200]} is {tuple(tensor.shape)}, needed is one number")
+    if problems:
+        return problems
+    rank = len(parts["down"][1]) if parts["down"][1].ndim else 0
+    if rank == 0:
+        problems.append(f"no rank: {parts['down'][0][:200]} is {tuple(parts['down'][1].shape)}")
+    wanted = {"down": (rank, *weight.shape[1:]), "up": (weight.shape[0], rank, *(1 for _ in weight.shape[2:]))}
+    for way, shape in wanted.items():
+        key, tensor = parts[way]
+        if tuple(tensor.shape) != shape:
+            problems.append(f"wrong shape: {key[:200]} is {tuple(tensor.shape)}, needed is {shape}")
+    if not problems:  # of the right size, so looking at them costs what it may
+        finite = {key: bool(tensor.float().isfinite().all()) for key, tensor in parts.values()}
+        problems += [f"not finite: {key[:200]}" for key, is_finite in finite.items() if not is_finite]
+    return problems
+
+
+# --- what stands beside the tensors ----------------------------------------------------------------------------------
+
+Pattern = dict[str, tuple[int, Any]]  # for names of layers, or their ends: the order, and a value
+
+
+class _Settings(NamedTuple):
+    """What a file says for one network."""
+
+    values: dict[str, Any]
+    ranks: Pattern
+    alphas: Pattern
+
+
+def _settings(config: Mapping[str, Any], network: str) -> _Settings:
+    values = dict(config)
+    if any(str(key).startswith(("unet.", "text_encoder.")) for key in config):
+        own = f"{network}."
+        values = {key.removeprefix(own): value for key, value in config.items() if key.startswith(own)}
+    return _Settings(values, _pattern(values.get("rank_pattern")), _pattern(values.get("alpha_pattern")))
+
+
+def _pattern(given: Any) -> Pattern:
+    """A pattern's values by layers' names. peft takes its keys for regular expressions, which no one need write."""
+    found: Pattern = {}
+    for key, value in given.items() if isinstance(given, dict) else ():
+        found.setdefault(key.removesuffix("$").replace("\\", ""), (len(found), value))
+    return found
+
+
+def _at(pattern: Pattern, layer: str) -> Any:
+    """The first of a pattern's values whose key ends the layer's name or, after a ^, is its name."""
+    names = (layer, layer.removeprefix("text_model."))
+    words = [name.split(".") for name in names]
+    ends = {".".join(each[i:]) for each in words for i in range(len(each))} | {f"^{name}" for name in names}
+    return min((pattern[end] for end in ends if end in pattern), key=lambda hit: hit[0], default=(0, None))[1]
+
+
+def _check_settings(settings: _Settings, network: str) -> list[str]:
+    """What in the settings is not implemented, or not of the kind that it should be."""
+    values = settings.values
+    wrong = {key: "not implemented" for key in _MUST_BE_OFF if values.get(key)}
+    if values.get("peft_type") not in (None, "LORA"):
+        wrong["peft_type"] = "not LORA"
+    if values.get("bias") not in (None, "none"):
+        wrong["bias"] = "not implemented"
+    if values.get("init_lora_weights") not in _HARMLESS_STARTS:
+        wrong["init_lora_weights"] = "a start that changes the base weights"
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(values.get(key), (dict, type(None))):
+            wrong[key] = "no object"
+    problems = [f"setting: {network}.{key} is {reprlib.repr(values[key])}, {why}" for key, why in wrong.items()]
+    numbers = {key: values[key] for key in ("r", "lora_alpha") if values.get(key) is not None}
+    for what, pattern in (("rank_pattern", settings.ranks), ("alpha_pattern", settings.alphas)):
+        numbers |= {f"{what}[{key[:100]}]": value for key, (_, value) in pattern.items()}
+        strange = [key for key in pattern if re.search(r"[*+?()[\]{}|]", key)]
+        problems += [f"setting: {network}.{what} has {key[:100]!r}, which is no layer's name" for key in strange]
+    return problems + [
+        f"setting: {network}.{key} is {reprlib.repr(value)}, no number"
+        for key, value in numbers.items()
+        if not _is_number(value)
+    ]
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _scale(name: str, layer: str, rank: int, parts: Stored, settings: _Settings) -> tuple[float, list[str]]:
+    """α/r, or α/√r if the settings say so, and what is wrong; α is r unless told."""
+    values = settings.values
+    alphas = (_at(settings.alphas, layer), values.get("lora_alpha"))
+    alpha = next((value for value in alphas if value is not None), None)
+    if "alpha" in parts:
+        own = float(parts["alpha"][1])
+        if alpha is not None and alpha != own:
+            return 0.0, [f"alpha: {name} has {own:g}, but {reprlib.repr(alpha)} in the settings"]
+        return own / rank, []
+    ranks = (_at(settings.ranks, layer), values.get("r"))
+    said = next((value for value in ranks if value is not None), rank)
+    if said != rank:
+        return 0.0, [f"rank: {name} has {rank}, but {reprlib.repr(said)} in the settings"]
+    alpha = alpha if _is_number(alpha) else rank  # not given; or given wrongly, which is listed already
+    return float(alpha) / (math.sqrt(rank) if values.get("use_rslora") else rank), []

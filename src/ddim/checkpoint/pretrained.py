@@ -1,0 +1,336 @@
+"""Classes that load and save themselves: a config, and for networks their weights, in diffusers' layout.
+
+`files` reads and writes one file, `hub` knows where a checkpoint's files are, and this module says which of them make
+an object. A config is data from anywhere: one that makes no object, or none of a sensible size, is an error that names
+its file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ddim.checkpoint.config import ConfigMixin
+from ddim.checkpoint.files import atomic_write, outline, read_json, read_tensors, save_tensors, write_text
+from ddim.checkpoint.hub import Repository, upload
+from ddim.checkpoint.limits import check_kinds, check_size
+from ddim.checkpoint.loading import check_state, fill, skeleton
+from ddim.errors import CheckpointError, ConfigError, WeightsError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class Savable:
+    """Gives a class that can write itself into a folder the two ways to ask for it."""
+
+    def write(self, folder: Path, variant: str | None) -> None:
+        """Write the object's files."""
+        raise NotImplementedError
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        push_to_hub: bool = False,
+        *,
+        variant: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Save into a folder, which is made if it is not there.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: upload the folder, too.
+            variant: goes into the names of the weights: "fp16" makes `diffusion_pytorch_model.fp16.safetensors`.
+            options: for `push_to_hub`, and `repo_id`, which is the folder's name unless told.
+
+        Raises:
+            CheckpointError: the file system or the hub refuses.
+        """
+        if options and not push_to_hub:
+            raise TypeError(f"without push_to_hub=True, save_pretrained has no argument {', '.join(sorted(options))}")
+        self.write(Path(save_directory), variant)
+        if push_to_hub:
+            upload(save_directory, **options)
+
+    def push_to_hub(self, repo_id: str, *, variant: str | None = None, **options: Any) -> str:
+        """Save and upload to a repository of the hub, which is made if it is not there; returns the commit's URL.
+
+        Args:
+            repo_id: "name" or "owner/name".
+            variant: as in `save_pretrained`.
+            options: `commit_message`, `private`, `token`, `revision`, `create_pr`, `subfolder`.
+
+        Raises:
+            CheckpointError: the hub refuses, or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.write(Path(folder), variant)
+            return upload(folder, repo_id, **options)
+
+
+class Stored(ConfigMixin, Savable):
+    """An object that a JSON config describes."""
+
+    def write(self, folder: Path, variant: str | None) -> None:
+        self.save_config(folder)
+
+    def save_config(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write the config file into a folder, which is made if it is not there."""
+        write_text(Path(save_directory) / self.config_name, self.to_json_string())
+
+    @classmethod
+    def load_config(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Read the class's config file.
+
+        Args:
+            pretrained_model_name_or_path: the file itself, a folder that has it, a bundled model or a hub id.
+            subfolder: the folder inside it.
+            options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub.
+            return_unused_kwargs: return `(config, the options that are none of these)`.
+
+        Raises:
+            CheckpointError: no such file, or no JSON object in it.
+        """
+        repository = Repository.open(pretrained_model_name_or_path, options)
+        config, _ = cls.read_config(repository, subfolder)
+        return (config, options) if return_unused_kwargs else config
+
+    @classmethod
+    def read_config(cls, repository: Repository, subfolder: str | None = None) -> tuple[dict[str, Any], Path]:
+        """The class's config in a repository, and the file that it is in."""
+        found: Path | None = Path(repository.name)
+        if not os.path.isfile(repository.name):
+            found = repository.find(cls.config_name, subfolder)
+            if found is None and subfolder and repository.folder:  # as in diffusers: the folder may be the subfolder
+                found = repository.find(cls.config_name)
+        if found is None:
+            raise CheckpointError(f"there is no {_path(cls.config_name, subfolder)} in {repository}")
+        return read_json(found), found
+
+    @classmethod
+    def construct(cls, config: Mapping[str, Any], path: Path, **options: Any) -> Any:
+        """`from_config` with a config that was read from a file.
+
+        Raises:
+            ConfigError: the config makes no object of this class; names the file.
+        """
+        check_size(config, path)
+        check_kinds(cls, config, path)
+        try:
+            return cls.from_config(config, **options)
+        except Warning:  # somebody wants warnings to be errors
+            raise
+        except Exception as error:  # nonsense can fail anywhere in a constructor
+            why = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{path} makes no {cls.__name__}: {why[:1000]}") from error
+
+
+class PretrainedMixin(Stored):
+    """Gives a class that is all config, such as a scheduler, its loading and saving."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Build from a stored config.
+
+        Args:
+            pretrained_model_name_or_path: the file itself, a folder that has it, a bundled model or a hub id.
+            subfolder: the folder inside it, for example "scheduler".
+            return_unused_kwargs: return `(object, unused entries)`.
+            options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub; anything else
+                overrides the config.
+
+        Raises:
+            CheckpointError: no such file, or no JSON object in it.
+            ConfigError: the config makes no object of this class.
+        """
+        repository = Repository.open(pretrained_model_name_or_path, options)
+        config, path = cls.read_config(repository, subfolder)
+        return cls.construct(config, path, return_unused_kwargs=return_unused_kwargs, **options)
+
+
+class PretrainedModel(Stored, nn.Module):
+    """A network with a config, whose weights are stored in diffusers' layout.
+
+    A subclass may override `convert_key` to read older names, and `weights_name`.
+    """
+
+    weights_name: ClassVar[str] = WEIGHTS
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @classmethod
+    def convert_key(cls, key: str) -> str | None:
+        """The name, in this network, of a stored tensor; None for one that is of no use to it."""
+        return key
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        subfolder: str | None = None,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load config and weights; the network is in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a bundled model or a hub id.
+            subfolder: the folder inside it, for example "unet".
+            dtype: the parameters' type, float32 unless told; `torch_dtype` is its older name.
+            variant: "fp16" reads `diffusion_pytorch_model.fp16.safetensors`.
+            options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub; anything
+                else overrides the config.
+
+        Raises:
+            CheckpointError: a file is missing, broken, or of another class.
+            WeightsError: keys, shapes or types are not this network's; all are listed.
+            ConfigError: the config makes no network of this class.
+        """
+        repository = Repository.open(pretrained_model_name_or_path, options)
+        return cls.load(repository, subfolder, dtype=choose_dtype(dtype, torch_dtype), variant=variant, **options)
+
+    @classmethod
+    def load(
+        cls, repository: Repository, subfolder: str | None, *, dtype: torch.dtype, variant: str | None, **overrides: Any
+    ) -> Self:
+        """`from_pretrained` for a repository that is open; `overrides` are of the config."""
+        if os.path.isfile(repository.name):
+            raise CheckpointError(f"{repository.name} is a file: give the folder that it is in")
+        config, path = cls.read_config(repository, subfolder)
+        stored = config.get("_class_name", cls.__name__)
+        if stored != cls.__name__:
+            raise CheckpointError(f"{path} describes a {stored!r:.100}, not a {cls.__name__}")
+        with skeleton():
+            model: Self = cls.construct(config, path, **overrides)
+        load_weights(model, find_weights(repository, cls.weights_name, subfolder, variant), dtype)
+        return model.eval()
+
+    def write(self, folder: Path, variant: str | None) -> None:
+        """Write config and weights, in the parameters' own type; if either cannot be written, neither is."""
+        with atomic_write(folder / self.config_name) as config:
+            config.write_text(self.to_json_string(), encoding="utf-8")
+            save_tensors(folder / _with_variant(self.weights_name, variant), self.state_dict())
+
+
+def choose_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype:
+    """What `dtype=` and its older name say together; float32 if neither is given."""
+    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+        raise ValueError(f"dtype={dtype} and its older name torch_dtype={torch_dtype} contradict each other")
+    chosen = dtype or torch_dtype or torch.float32
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point type such as torch.float16, not {chosen!r}")
+    return chosen
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def _path(filename: str, subfolder: str | None) -> str:
+    return "/".join(part for part in (subfolder, filename) if part)
+
+
+def _with_variant(filename: str, variant: str | None) -> str:
+    """The variant goes before the last dot: model.fp16.safetensors, model.safetensors.index.fp16.json."""
+    stem, _, suffix = filename.rpartition(".")
+    return f"{stem}.{variant}.{suffix}" if variant else filename
+
+
+def find_weights(repository: Repository, name: str, subfolder: str | None, variant: str | None) -> list[Path]:
+    """The weight files of one network: one safetensors, its shards, or else the same of `.bin` (see `read_tensors`).
+
+    Raises:
+        CheckpointError: there are none; the message says what was looked for.
+    """
+    bin_name = name.replace(".safetensors", ".bin")
+    if name.startswith("model."):  # a text encoder's, in transformers' naming
+        bin_name = "pytorch_" + bin_name
+    looked_for = []
+    for candidate in (name, bin_name):
+        whole, index = _with_variant(candidate, variant), _with_variant(f"{candidate}.index.json", variant)
+        looked_for += [_path(whole, subfolder), _path(index, subfolder)]
+        path = repository.find(whole, subfolder)
+        if path is not None:
+            return [path]
+        path = repository.find(index, subfolder)
+        if path is not None:
+            return [_shard(repository, shard, subfolder, path) for shard in _shards(path)]
+    hint = f" (is there one without variant={variant!r}?)" if variant else ""
+    raise CheckpointError(f"there are no weights in {repository}: looked for {', '.join(looked_for)}{hint}")
+
+
+def _shards(index: Path) -> list[str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map of names to files")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", shard):
+            raise CheckpointError(f"{index} names {str(shard)[:200]!r}, which is no weight file beside it")
+    return sorted(set(weight_map.values()))
+
+
+def _shard(repository: Repository, shard: str, subfolder: str | None, index: Path) -> Path:
+    path = repository.find(shard, subfolder)
+    if path is None:
+        raise CheckpointError(f"{index} names {shard[:200]}, which is not there")
+    return path
+
+
+def load_weights(model: PretrainedModel, files: list[Path], dtype: torch.dtype) -> None:
+    """Put stored tensors into a network built on the meta device, without a copy where the type is right already.
+
+    Raises:
+        WeightsError: every missing key, unexpected key, wrong shape and wrong type, in one message.
+    """
+    what = f"{', '.join(map(str, files))} does not fit {type(model).__name__}"
+    places: dict[str, tuple[Path, str]] = {}  # by the network's names: the file, and the name there
+    state: dict[str, Tensor] = {}
+    for file in files:
+        for stored, tensor in outline(file).items():
+            key = model.convert_key(stored)
+            if key is None:
+                continue
+            if key in places:
+                raise WeightsError(f"{what}: {stored[:200]} is there twice, maybe under an older name or in two files")
+            places[key], state[key] = (file, stored), tensor
+    check_state(model.state_dict(), state, what)
+
+    def read(keys: Collection[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for file in files:
+            names = {places[key][1]: key for key in keys if places[key][0] == file}
+            tensors = read_tensors(file, names) if names else {}
+            found |= {names[stored]: tensor for stored, tensor in tensors.items()}
+        return found
+
+    fill(model, state, read, dtype, what)

@@ -1,0 +1,94 @@
+"""Images with or without classes: scikit-learn's digits, folders, tables of the `datasets` library."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddim.errors import DataError, require
+from ddim.data.source import Omissions, Source
+from ddim.data.usable import IMAGE_SUFFIXES, PictureFiles, usable
+from ddim.data.tables import open_table
+
+
+def open_source(data: str, class_conditional: bool, image_column: str = "image", label_column: str = "label") -> Source:
+    """`digits`, a folder of images, a .parquet file or the id of a dataset on the hub.
+
+    Raises:
+        DataError: there is no such data, no readable image in it, or no classes where some are asked for.
+        MissingExtraError: the library that reads it is not installed.
+    """
+    if data == "digits":
+        return digits("train")
+    if Path(data).is_dir():
+        return image_folder(data, class_conditional)
+    return hf_dataset(data, image_column, label_column if class_conditional else None)
+
+
+def digits(split: str = "train") -> Source:
+    """Scikit-learn's 1,797 real handwritten digits, 8x8, 17 grey levels; every fifth, by a fixed shuffle, held out.
+
+    Args:
+        split: "train" (1,437), "held-out" (360) or "all".
+    """
+    bunch = require("sklearn.datasets", "train").load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.images))
+    held_out = np.sort(order[: len(order) // 5 + 1])
+    chosen = {
+        "train": np.setdiff1d(order, held_out),
+        "held-out": held_out,
+        "all": np.sort(order),
+    }[split]
+    images = torch.from_numpy(bunch.images[chosen]).float()[:, None] / 8 - 1  # (n 1 8 8), 0…16 to -1…1
+    return Source(
+        count=len(chosen),
+        load=images.__getitem__,
+        channels=1,
+        labels=bunch.target[chosen].tolist(),
+        class_names=tuple("0123456789"),
+    )
+
+
+def image_folder(folder: str | os.PathLike[str], class_conditional: bool = False) -> Source:
+    """The images below a folder. With classes, each is named by the sub-folder that it is in.
+
+    Files that are no readable images are left out, with one warning that counts and names them.
+    """
+    root = Path(folder)
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    omissions = Omissions()
+    kept = usable(len(paths), paths.__getitem__, lambda i: str(paths[i].relative_to(root)), omissions, minimum=1)
+    if omissions.count:
+        warnings.warn(f"{root}: left out {omissions.count} of {len(paths)} images: {omissions}", stacklevel=2)
+    if not kept:
+        raise DataError(f"{root} has no readable images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    paths = [paths[index] for index in kept]
+    labels = names = None
+    if class_conditional:
+        classes = [path.relative_to(root).parts[0] for path in paths]
+        if any(len(path.relative_to(root).parts) < 2 for path in paths):
+            raise DataError(
+                f"{root} has images outside of sub-folders: for classes, put each into a folder of its name"
+            )
+        names = tuple(sorted(set(classes)))
+        labels = [names.index(name) for name in classes]
+    return Source(len(paths), PictureFiles(paths), labels=labels, class_names=names or ())
+
+
+def hf_dataset(name: str, image_column: str, label_column: str | None) -> Source:
+    """A dataset of the `datasets` library: a .parquet file, a saved dataset, or an id on the hub (its train split)."""
+    table = open_table(name)
+    pictures = table.pictures(image_column)
+    labels, names = None, ()
+    if label_column is not None:
+        table.check_column(label_column)
+        values = table.values(label_column)
+        feature = table.data.features[label_column]
+        names = tuple(getattr(feature, "names", None) or (str(value) for value in sorted(set(values))))
+        known = {value: index for index, value in enumerate(sorted(set(values)))}
+        labels = values if hasattr(feature, "names") else [known[value] for value in values]
+    return Source(len(pictures.rows), pictures, labels=labels, class_names=names)

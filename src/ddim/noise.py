@@ -1,0 +1,86 @@
+"""Noise and where it comes from: generators, and seeds of which each image has a stream of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# One for the whole batch, a list with one for each sample, or torch's global one.
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+
+
+def gaussian_noise(shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers, drawn on the generator's own device and then moved to `device`.
+
+    Args:
+        shape: (batch, …).
+        generator: None for torch's global one; one for the whole batch; or a list, one for each sample.
+
+    Raises:
+        TypeError, ValueError: see `check_generator`.
+    """
+    if generator is None:
+        return torch.randn(tuple(shape), device=device, dtype=dtype)
+    check_generator(generator, shape[0])
+    if isinstance(generator, torch.Generator):
+        return torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=dtype).to(device)
+    rows = [torch.randn((1, *shape[1:]), generator=g, device=g.device, dtype=dtype).to(device) for g in generator]
+    return torch.cat(rows)
+
+
+def check_generator(generator: Generators, count: int) -> None:
+    """Raise unless this can draw the noise of `count` samples.
+
+    Raises:
+        TypeError: it is neither a generator, nor a list of them, nor None.
+        ValueError: the list's length is not the count.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise TypeError(f"generator must be a torch.Generator or a list of them, not {generator!r:.100}; or use seed=")
+    if len(generator) != count:
+        raise ValueError(f"{len(generator)} generators were given for a batch of {count}: give one for each sample")
+
+
+def generators(generator: Generators, seed: int | Sequence[int] | None, count: int) -> Generators:
+    """What draws the noise of `count` images: what is given, or one generator for each image of a seed.
+
+    Raises:
+        ValueError: both are given, or a list that is not as long as there are images.
+        TypeError: neither is what it should be.
+    """
+    if seed is None:
+        check_generator(generator, count)
+        return generator
+    if generator is not None:
+        raise ValueError("give a generator or a seed, not both")
+    return seeded_generators(seed, count)
+
+
+def seeded_generators(seed: int | Sequence[int], count: int, first: int = 0) -> list[torch.Generator]:
+    """One generator for each image: the k-th image of a seed has a stream of its own.
+
+    The streams do not depend on how many images are drawn at once, on the device or on the number of threads.
+    A list of seeds gives each its image number 0; of one seed, they are `count` images from number `first` on.
+
+    >>> one, four = seeded_generators(7, 1), seeded_generators(7, 4)
+    >>> bool((torch.randn(3, generator=one[0]) == torch.randn(3, generator=four[0])).all())
+    True
+    """
+    if isinstance(seed, (int, np.integer)):
+        keys = [(seed, k) for k in range(first, first + count)]
+    elif not isinstance(seed, Sequence):
+        raise TypeError(f"a seed must be an int or a list of them, not {seed!r}")
+    else:
+        keys = [(s, 0) for s in seed]
+        if len(keys) != count:
+            raise ValueError(f"{len(keys)} seeds were given for {count} images")
+    if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s, _ in keys):
+        raise ValueError(f"a seed must be an int of 0 or more, not {seed!r}")
+    states = [np.random.SeedSequence(int(s), spawn_key=(k,)).generate_state(1, np.uint64)[0] for s, k in keys]
+    return [torch.Generator().manual_seed(int(state)) for state in states]

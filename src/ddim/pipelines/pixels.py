@@ -1,0 +1,261 @@
+"""DDIMPipeline: images from a U-Net on pixels, unconditional or by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.errors import ConfigError
+from ddim.guidance import guide
+from ddim.images import OUTPUT_TYPES, to_images
+from ddim.models import ClassTimeCache, TimeCache, UNet2DModel
+from ddim.noise import Generators
+from ddim.pipelines.base import DiffusionPipeline, same_shape
+from ddim.pipelines.inputs import Pictures, to_tensor
+from ddim.plan import SamplingPlan
+from ddim.process import Eta
+from ddim.sampling import Denoiser, sample
+from ddim.scheduler import DDIMScheduler
+
+LARGEST_CACHE = 2**24  # numbers that a run's timesteps and classes may take, beforehand
+
+
+class ImagePipelineOutput(NamedTuple):
+    """What a pipeline returns.
+
+    Attributes:
+        images: a list of PIL images, an array (b h w c) or a tensor (b c h w), as `output_type` asked.
+    """
+
+    images: Any
+
+
+class DDIMPipeline(DiffusionPipeline):
+    """Images from a U-Net on pixels.
+
+    Args:
+        unet: predicts what `scheduler.config.prediction_type` says. If it has class embeddings, the last one is taken
+            for "no class": what guidance compares with, and what is drawn when no class is asked for.
+        scheduler: any scheduler with a config that `DDIMScheduler.from_config` accepts.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ("unet", "scheduler")
+    classes: ClassVar[Mapping[str, tuple[str, ...]]] = {"unet": ("UNet2DModel",)}
+    unet: UNet2DModel
+    scheduler: DDIMScheduler
+
+    def __init__(self, unet: UNet2DModel, scheduler: Any) -> None:
+        super().__init__(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: Generators = None,
+        eta: Eta = 0.0,
+        num_inference_steps: int = 50,
+        use_clipped_model_output: bool | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        *,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[int, int] | None = None,
+        order: int = 1,
+        seed: int | Sequence[int] | None = None,
+        latents: Tensor | None = None,
+        timesteps: Sequence[int] | None = None,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict[str, Any]], Any] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Make images.
+
+        Args:
+            batch_size: how many; a list of class labels, seeds or generators, or latents, say so too.
+            generator: of all noise: one for the batch, or a list with one for each image.
+            eta: η of equation 16: 0 is DDIM, 1 is DDPM; or "sigma_hat".
+            num_inference_steps: N, from 1 to T.
+            use_clipped_model_output: see `SamplingPlan.step`.
+            output_type: "pil", "np" or "pt".
+            return_dict: False gives a plain tuple (images,).
+            class_labels: for a class-conditional model; one, or one for each image.
+            guidance_scale: how much to prefer the class over none; 1 is no guidance.
+            guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`.
+            guidance_interval: guide only at timesteps from the first to the second.
+            order: 2 for steps of second order, at eta=0: as many evaluations, nearer the ODE's solution.
+            seed: instead of a generator: image k of a seed is the same whatever the batch size, device or thread
+                count. A list has one for each image.
+            latents: x_T, (batch, channels, height, width), instead of noise.
+            timesteps: the timesteps themselves, instead of `num_inference_steps`.
+            callback_on_step_end: called as (pipe, index, timestep, {"latents": …, "pred_original_sample": …}) after
+                each step. A dict that it returns may have other "latents" to go on with; False stops here.
+
+        Raises:
+            ConfigError, ValueError, TypeError: settings, shapes or types that cannot work, before anything is run.
+            NonFiniteError: the network gave NaN; names the step.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
+        if batch_size == 1:
+            batch_size = _count(class_labels, seed, generator, latents)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive int, not {batch_size!r}")
+        plan = self.scheduler.plan(
+            num_inference_steps if timesteps is None else None, eta=eta, timesteps=timesteps, order=order
+        )
+        denoiser = self.denoiser(
+            plan,
+            batch_size,
+            class_labels=class_labels,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+        )
+        x, generator = self._initial_noise(self._shape(batch_size, latents), generator, seed, latents)
+        with self.progress_bar(len(plan)) as bar:
+            for step in sample(
+                denoiser, x, plan, generator=generator, use_clipped_model_output=bool(use_clipped_model_output)
+            ):
+                x = step.sample
+                bar.update()
+                if callback_on_step_end is not None:
+                    state = {"latents": x, "pred_original_sample": step.pred_original_sample}
+                    answer = callback_on_step_end(self, step.index, step.timestep, state)
+                    if answer is False:
+                        break
+                    if isinstance(answer, dict):
+                        x = step.sample = same_shape(answer.get("latents", x), x)
+        images = self.decode(x, output_type)
+        return ImagePipelineOutput(images) if return_dict else (images,)
+
+    def _shape(self, batch_size: int, latents: Tensor | None) -> tuple[int, ...]:
+        size = self.unet.config.sample_size
+        if size is None:
+            if latents is None:
+                raise ConfigError("the U-Net's config has no sample_size: give latents")
+            size = tuple(latents.shape[2:])
+        sides = (size, size) if isinstance(size, int) else size
+        if (
+            not isinstance(sides, (tuple, list))
+            or len(sides) != 2
+            or not all(isinstance(n, int) and n > 0 for n in sides)
+        ):
+            raise ConfigError(f"the U-Net's sample_size must be one or two positive ints, not {size!r:.100}")
+        return batch_size, self.unet.config.in_channels, *sides
+
+    def sample_shape(self, count: int) -> tuple[int, ...]:
+        """The shape of `count` samples, (count c h w).
+
+        Raises:
+            ConfigError: the U-Net's config does not say it.
+        """
+        return self._shape(count, None)
+
+    def picture_shape(self) -> tuple[int, int, int]:
+        """What is drawn: (channels, height, width) in pixels."""
+        _, channels, height, width = self.sample_shape(1)
+        return channels, height, width
+
+    @property
+    def draws_texts(self) -> bool:
+        return False
+
+    @property
+    def class_count(self) -> int | None:
+        """How many classes can be asked for: one less than there are embeddings, as the last stands for none."""
+        classes: int | None = self.unet.config.num_class_embeds
+        return None if classes is None else classes - 1
+
+    def encode(self, pictures: Pictures) -> Tensor:
+        """Pictures as samples (b c h w) in [-1, 1] of the model's size."""
+        _, channels, height, width = self.sample_shape(1)
+        pixels = to_tensor(pictures, (height, width), factor=1, channels=channels, latents=0)
+        return pixels.to(self.device, self.dtype)
+
+    def decode(self, x: Tensor, output_type: str = "pil") -> Any:
+        """Samples (b c h w) as pictures; see `images.to_images`."""
+        return to_images(x, output_type)
+
+    def denoiser(
+        self,
+        plan: SamplingPlan,
+        count: int,
+        *,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[int, int] | None = None,
+    ) -> Denoiser:
+        """The U-Net for `count` samples of these classes; fastest at the plan's timesteps. Arguments as in a call.
+
+        Raises:
+            ConfigError, ValueError: classes or guidance that are not for this model, or labels that do not fit.
+        """
+        config = self.unet.config
+
+        if config.class_embed_type is not None:
+            raise ConfigError(
+                f"DDIMPipeline is for integer classes, not class_embed_type={config.class_embed_type!r}: "
+                "pass your own denoiser to ddim.sample"
+            )
+        classes = config.num_class_embeds
+        if classes is None:
+            if class_labels is not None or guidance_scale != 1:
+                raise ConfigError("this model knows no classes: class_labels and guidance_scale are not for it")
+            return self._predictor(plan, None)
+        none = torch.full((count,), classes - 1, device=self.device)
+        labels = none if class_labels is None else _as_labels(class_labels, count, classes).to(self.device)
+        conditional = self._predictor(plan, labels)
+        return guide(
+            both=conditional if guidance_scale == 1 else self._predictor(plan, torch.cat([none, labels])),
+            conditional=conditional,
+            scale=guidance_scale,
+            rescale=guidance_rescale,
+            interval=guidance_interval,
+        )
+
+    def _predictor(self, plan: SamplingPlan, labels: Tensor | None) -> Denoiser:
+        """The U-Net for one batch of labels (b). What it makes of the plan's timesteps and the labels is computed here,
+        not at each step, unless that is very much.
+        """
+        given, planned = () if labels is None else (labels,), set(plan.timesteps)
+        classes = rows = None
+        if labels is not None:
+            classes, rows = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        cache: TimeCache | ClassTimeCache | None = None
+        count = len(plan) * (1 if classes is None else len(classes))
+        if hasattr(self.unet, "project_time") and count * sum(self.unet.time_widths) <= LARGEST_CACHE:
+            cache = self.unet.project_time(torch.tensor(plan.timesteps), classes)
+            cache = cache if rows is None else ClassTimeCache(cache, rows)
+
+        def predict(x: Tensor, timestep: Tensor) -> Tensor:
+            is_known = cache is not None and timestep.ndim == 0 and timestep.is_cpu and int(timestep) in planned
+            out: Tensor = self.unet(x, timestep, *given, **({"time_cache": cache} if is_known else {})).sample
+            return out.chunk(2, dim=1)[0] if out.shape[1] == 2 * x.shape[1] else out  # without a learned variance
+
+        return predict
+
+
+def _count(*given: Any) -> int:
+    """How many images are asked for by arguments that may hold one thing for each."""
+    several = [each for each in given if isinstance(each, (Sequence, Tensor, np.ndarray)) and np.ndim(each) > 0]
+    return max(map(len, several), default=1)
+
+
+def _as_labels(labels: Any, batch_size: int, classes: int) -> Tensor:
+    """Class labels as a tensor (b,)."""
+    try:
+        tensor = torch.as_tensor(labels).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"class_labels must be ints, not {labels!r:.100}") from error
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"class_labels must be ints, not {labels!r:.100}")
+    if len(tensor) not in (1, batch_size):
+        raise ValueError(f"{len(tensor)} class_labels were given for {batch_size} images: give one, or one for each")
+    if not bool(((tensor >= 0) & (tensor < classes)).all()):
+        raise ValueError(f"class_labels must be in 0…{classes - 1}: {labels!r:.100}")
+    return tensor.long().expand(batch_size)

@@ -1,0 +1,280 @@
+"""What a step does to tensors, given its row of the plan: the arithmetic of equation 12 in few passes over memory.
+
+`take_step` is the whole of it: types, clipping, and a·x + b·out + σ·z. The numbers come from a `Row`, and where the row
+comes from (`plan`) is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.noise import Generators, gaussian_noise
+
+LARGE = 2**18  # elements; from here on one pass over memory costs more than the views that make it possible
+
+
+class DDIMSchedulerOutput(NamedTuple):
+    """What a step gives: by attribute, by key, by index, and as a tuple.
+
+    Attributes:
+        prev_sample: x_prev, of the sample's shape.
+        pred_original_sample: the predicted x0, clipped where the plan says so; None if it was not asked for.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return tuple(self)[key]
+        if key not in self._fields:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def keys(self) -> tuple[str, ...]:
+        return self._fields
+
+    def to_tuple(self) -> tuple[Tensor | None, ...]:
+        return tuple(self)
+
+
+class Row(NamedTuple):
+    """One step of a plan: where it goes, and its numbers.
+
+    Of a timestep on the host these are floats (and ints, for the timesteps). Of timesteps on a device, or of one for
+    each sample, each field is a tensor that broadcasts over the samples, (b 1 …).
+
+    Attributes:
+        timestep: t, at which the network is asked.
+        previous_timestep: where the step leads (of an inverse plan: comes from); -1 is the image itself.
+        alpha_bar: ᾱ before the step.
+        alpha_bar_prev: ᾱ after it.
+        a, b, sigma: x_prev = a·x_t + b·out + σ·z, where nothing is clipped.
+        p, q: x0 = p·x_t + q·out.
+        r, s: eps = r·x_t + s·out.
+        signal_rate: √ᾱ before the step: how much of x0 is in x_t.
+        noise_rate: √(1-ᾱ) before the step: how much of eps is in x_t.
+        signal_rate_prev: √ᾱ_prev, after it.
+        direction: √(1-ᾱ_prev-σ²), the second root of equation 12.
+        carried: how much of the change of the predicted x0 since the last step is added, by a plan of second order;
+            0 at first order, at the first step, and at timesteps that the plan does not list.
+    """
+
+    timestep: Any
+    previous_timestep: Any
+    alpha_bar: Any
+    alpha_bar_prev: Any
+    a: Any
+    b: Any
+    sigma: Any
+    p: Any
+    q: Any
+    r: Any
+    s: Any
+    signal_rate: Any
+    noise_rate: Any
+    signal_rate_prev: Any
+    direction: Any
+    carried: Any
+
+
+# --- the step --------------------------------------------------------------------------------------------------------
+
+
+def take_step(
+    model_output: Tensor,
+    sample: Tensor,
+    row_in: Callable[[torch.dtype], Row],
+    *,
+    noise: Tensor | None = None,
+    clip: Callable[[Tensor], Tensor] | None = None,
+    output_is_eps: bool = False,
+    use_clipped_model_output: bool = False,
+    return_x0: bool = True,
+    out: tuple[Tensor, Tensor | None] | None = None,
+) -> DDIMSchedulerOutput:
+    """One step. Half precision is computed in float32 and rounded once.
+
+    Args:
+        model_output, sample: tensors that `check_step` has seen.
+        row_in: the row, for tensors of a type (float32 or float64).
+        noise: z, of the sample's shape; None for a deterministic step.
+        clip: what is done to the predicted x0, in place where that can be; None leaves the step linear.
+        output_is_eps: the network predicts eps, so that it need not be computed.
+        use_clipped_model_output: derive eps anew from the clipped x0.
+        return_x0: also return the predicted x0.
+        out: buffers for the results, see `check_buffers`.
+    """
+    dtype = sample.dtype
+    same = dtype is model_output.dtype
+    if not same:
+        dtype = torch.promote_types(dtype, model_output.dtype)
+    if out is not None:
+        check_buffers(out, sample, (model_output, noise), dtype)
+        return_x0 = out[1] is not None
+    wide = dtype if dtype is torch.float32 or dtype is torch.float64 else torch.float32
+    if not same or wide is not dtype:
+        model_output, sample = model_output.to(wide), sample.to(wide)
+    row = row_in(wide)
+    prev_into, x0_into = (out if wide is dtype else None) or (None, None)
+    original = None
+    if clip is None:
+        if return_x0:
+            original = combine(sample, model_output, row.p, row.q, x0_into)
+        prev = combine(sample, model_output, row.a, row.b, prev_into)
+    else:
+        original = clip(combine(sample, model_output, row.p, row.q, x0_into))
+        if use_clipped_model_output:  # eps = (x_t - √ᾱ x0) / √(1-ᾱ)
+            share = row.direction / row.noise_rate
+            prev = combine(sample, original, share, row.signal_rate_prev - share * row.signal_rate, prev_into)
+        elif output_is_eps:  # one pass less
+            prev = combine(model_output, original, row.direction, row.signal_rate_prev, prev_into)
+        else:
+            eps = combine(sample, model_output, row.r, row.s, prev_into)
+            prev = combine(eps, original, row.direction, row.signal_rate_prev, prev_into)
+    if noise is not None:
+        in_place = isinstance(row.sigma, Tensor)
+        prev = prev.addcmul_(noise, row.sigma) if in_place else prev.add_(noise, alpha=row.sigma)
+    if not return_x0:
+        original = None
+    if wide is dtype:
+        return DDIMSchedulerOutput(prev, original)
+    if out is not None:
+        prev = out[0].copy_(prev)
+        original = out[1] if out[1] is None or original is None else out[1].copy_(original)
+    return DDIMSchedulerOutput(prev.to(dtype), None if original is None else original.to(dtype))
+
+
+def check_step(model_output: Any, sample: Any) -> None:
+    """Raise unless a step can be made of these two.
+
+    Raises:
+        TypeError: they are no tensors of floating-point numbers.
+        ValueError: they differ in shape.
+    """
+    if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor)):
+        raise TypeError(f"needed are tensors, not {type(model_output).__name__} and {type(sample).__name__}")
+    if model_output.shape != sample.shape:
+        raise ValueError(shape_message(model_output, sample))
+    if not (sample.dtype.is_floating_point and model_output.dtype.is_floating_point):
+        raise TypeError(f"needed are floating point tensors, not {model_output.dtype} and {sample.dtype}")
+
+
+def step_noise(like: Tensor, generator: Generators, given: Tensor | None) -> Tensor:
+    """z of a step: what is given, or what the generator draws.
+
+    Raises:
+        ValueError, TypeError: both are given, or what is given is no tensor of this shape.
+    """
+    if given is None:
+        return gaussian_noise(like.shape, generator, like.device, like.dtype)
+    if generator is not None:
+        raise ValueError("give a generator or variance_noise, not both")
+    if not isinstance(given, Tensor):
+        raise TypeError(f"variance_noise must be a tensor, not {type(given).__name__}")
+    if given.shape != like.shape:
+        raise ValueError(shape_message(given, like, "variance_noise"))
+    return given.to(like.device)
+
+
+def shape_message(given: Tensor, sample: Tensor, name: str = "model_output") -> str:
+    """What to say of a tensor that does not fit the sample."""
+    message = f"{name} has shape {tuple(given.shape)}, the sample {tuple(sample.shape)}"
+    if given.ndim == sample.ndim > 1 and given.shape[1] == 2 * sample.shape[1]:
+        message += ": a model that also predicts its variance; pass model_output.chunk(2, dim=1)[0]"
+    return message
+
+
+def check_buffers(
+    out: tuple[Tensor, Tensor | None], sample: Tensor, others: Sequence[Tensor | None], dtype: torch.dtype
+) -> None:
+    """Raise unless the caller's buffers can take a step's results.
+
+    Raises:
+        TypeError, ValueError: no pair of tensors, or of another shape, type or device, or in the way of each other.
+    """
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], Tensor):
+        raise TypeError("out must be (a buffer for prev_sample, a buffer for pred_original_sample or None)")
+    for name, buffer in zip(("prev_sample", "pred_original_sample"), out, strict=True):
+        if buffer is None:
+            continue
+        if buffer.shape != sample.shape or buffer.dtype is not dtype or buffer.device != sample.device:
+            raise ValueError(
+                f"the buffer for {name} is {buffer.dtype} {tuple(buffer.shape)} on {buffer.device}; needed is "
+                f"{dtype} {tuple(sample.shape)} on {sample.device}"
+            )
+    read = {tensor.data_ptr() for tensor in others if tensor is not None}
+    first, second = (None if buffer is None else buffer.data_ptr() for buffer in out)
+    if first == second or first in read or second in (*read, sample.data_ptr()):
+        raise ValueError(
+            "the buffers must be apart from each other and from the inputs; only prev_sample may be sample"
+        )
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def combine(x: Tensor, y: Tensor, a: Any, b: Any, into: Tensor | None = None) -> Tensor:
+    """a·x + b·y, for floats or broadcastable tensors a and b."""
+    if isinstance(a, Tensor):
+        return torch.addcmul(x * a, y, b) if into is None else torch.addcmul(x * a, y, b, out=into)
+    if a == 0.0:  # an x that is not finite has no say
+        return torch.mul(y, b, out=into)
+    if x.numel() >= LARGE and _one_pass(x, y, into):
+        column = None if into is None else into.view(-1, 1)
+        column = torch.addr(x.view(-1, 1), y.view(-1), x.new_ones(1), beta=a, alpha=b, out=column)
+        return column.view(x.shape) if into is None else into
+    # as a·(x + b/a·y): where the two cancel, as they do in x0 at high noise, this rounds less than a·x + b·y
+    return torch.add(x, y, alpha=b / a, out=into).mul_(a)
+
+
+def _one_pass(x: Tensor, y: Tensor, into: Tensor | None) -> bool:
+    """Can a·x + b·y be had as a rank-one update of a column, which reads and writes each number once?"""
+    return x.dtype is y.dtype and x.is_contiguous() and y.is_contiguous() and (into is None or into.is_contiguous())
+
+
+def threshold(x0: Tensor, ratio: float, maximum: float, out: Tensor | None = None) -> Tensor:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3): clamp each sample to ±s and divide by s.
+
+    s is the quantile `ratio` of the sample's |x0| (linearly interpolated), clamped to [1, maximum].
+
+    Args:
+        x0: (batch, …), float32 or float64.
+        ratio: in [0, 1].
+        maximum: 1 or more.
+        out: where to write; may be x0 itself.
+    """
+    if len(x0) and x0.is_cpu and not x0.requires_grad and not torch.compiler.is_compiling():
+        scale = torch.stack([_quantile_below(sample, ratio, maximum) for sample in x0])
+    else:
+        scale = _quantile(x0.abs().flatten(1), ratio)
+    scale = scale.clamp(1, maximum).view(-1, *[1] * (x0.ndim - 1))  # (b 1 …)
+    return torch.div(torch.clamp(x0, -scale, scale, out=out), scale, out=out)
+
+
+def _quantile_below(sample: Tensor, ratio: float, maximum: float) -> Tensor:
+    """The quantile of one sample's magnitudes if it is below `maximum`, else `maximum`.
+
+    Sorting is the costly part, and counting spares it where the clamp decides.
+    """
+    values = sample.abs().flatten()
+    position = ratio * (len(values) - 1)
+    low = int(position)
+    if int(torch.count_nonzero(values < maximum)) <= low:
+        return values.new_tensor(maximum)
+    high = min(low + 1, len(values) - 1)
+    part = torch.from_numpy(np.partition(values.numpy(), [low, high]))
+    return torch.lerp(part[low], part[high], position - low)
+
+
+def _quantile(values: Tensor, ratio: float) -> Tensor:
+    """The quantile of each row of (b n), from what lies above it alone."""
+    position = ratio * (values.shape[1] - 1)
+    low = int(position)
+    top = values.topk(values.shape[1] - low, dim=1).values  # sorted downwards, so `low` is the last
+    return torch.lerp(top[:, -1], top[:, max(top.shape[1] - 2, 0)], position - low)

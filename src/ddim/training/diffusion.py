@@ -1,0 +1,141 @@
+"""What a diffusion model is trained on: its noise schedule, what is drawn at random, targets, weights, the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddim.errors import ConfigError
+from ddim.process import prediction
+from ddim.schedule import Array, snr
+from ddim.scheduler import DDIMScheduler
+from ddim.training.settings import BetaSchedule, DiffusionSettings
+
+# Stable Diffusion's betas, for what is new and works on latents; pixels have the paper's.
+BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "squaredcos_cap_v2": (1e-4, 0.02)}
+
+
+def train_scheduler(
+    settings: DiffusionSettings, pretrained: Mapping[str, Any] | None, schedule: BetaSchedule, **new: Any
+) -> DDIMScheduler:
+    """The schedule that is trained, and that is saved with the model so that sampling uses it.
+
+    Args:
+        settings: what it says goes before what the pretrained model has.
+        pretrained: the config of the pretrained model's scheduler, or None for a new model.
+        schedule: a new model's, unless told.
+        new: more of a new model's config.
+    """
+    chosen = {
+        name: getattr(settings, name)
+        for name in (
+            "prediction_type num_train_timesteps beta_schedule rescale_betas_zero_snr timestep_spacing".split()
+        )
+        if getattr(settings, name) is not None
+    }
+    if pretrained is not None:
+        if chosen.get("rescale_betas_zero_snr") and not pretrained.get("rescale_betas_zero_snr"):
+            chosen.setdefault("timestep_spacing", "trailing")
+        if "beta_schedule" in chosen or "num_train_timesteps" in chosen:
+            chosen["trained_betas"] = None  # which would count more
+        scheduler: DDIMScheduler = DDIMScheduler.from_config(pretrained, **chosen)
+        return scheduler
+    name = chosen.setdefault("beta_schedule", schedule)
+    spacing = "trailing" if chosen.get("rescale_betas_zero_snr") else "leading"
+    betas = BETAS[name] if schedule != "linear" else BETAS["linear"]
+    chosen = {"timestep_spacing": spacing, "beta_start": betas[0], "beta_end": betas[1], **new, **chosen}
+    return DDIMScheduler(**chosen)
+
+
+def draw_noise(settings: DiffusionSettings, x0: Tensor) -> Tensor:
+    """Noise of the shape of x0 (b c h w), with an offset for each channel if the settings say so."""
+    eps = torch.randn_like(x0)
+    if settings.noise_offset:
+        eps = eps + settings.noise_offset * torch.randn_like(x0[:, :, :1, :1])
+    return eps
+
+
+def draw_timesteps(num_train_timesteps: int, x0: Tensor) -> Tensor:
+    """A timestep for each sample, all equally likely: (b,)."""
+    return torch.randint(num_train_timesteps, (len(x0),), device=x0.device)
+
+
+def min_snr_weights(alphas_cumprod: Array, prediction_type: str, gamma: float) -> Array:
+    """The weight of each timestep's squared error under min-SNR-γ (Hang et al. 2023, section 3.4), shape (T,).
+
+    An error of the output is q times as large an error of x0 (`process.Prediction.x0`), and x0's squared error weighs
+    min(SNR, γ); so the weight is min(SNR, γ)·q²: min(SNR, γ)/SNR for ε, min(SNR, γ)/(SNR + 1) for v and min(SNR, γ)
+    for x0. Where there is no signal at all that is 0, or 0/0, and the timestep would go untrained: it is 1 there.
+
+    Raises:
+        ConfigError: γ is not positive, or there is no such prediction type.
+    """
+    if not gamma > 0:
+        raise ConfigError(f"snr_gamma must be positive, not {gamma}; leave it out for the plain loss")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        _, q = prediction(prediction_type).x0(alphas_cumprod)
+        weights = np.minimum(snr(alphas_cumprod), gamma) * q**2
+    return np.where(alphas_cumprod == 0, 1.0, weights)
+
+
+class DiffusionLoss(nn.Module):
+    """mean over a sample of weight(t) · (out - target)², with x_t = add_noise(x0, eps, t).
+
+    Args:
+        scheduler: gives ᾱ and the prediction type.
+        snr_gamma: γ of min-SNR, or None for the plain loss.
+
+    Raises:
+        ConfigError: ε-prediction with zero terminal SNR: such a model could not be sampled.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    from_x0: Tensor
+    from_eps: Tensor
+    weight: Tensor
+
+    def __init__(self, scheduler: DDIMScheduler, snr_gamma: float | None = None) -> None:
+        super().__init__()
+        kind = scheduler.config.prediction_type
+        levels = np.array(scheduler.plan(1).alphas_cumprod)
+        if kind == "epsilon" and levels[-1] == 0:
+            raise ConfigError(
+                "rescale_betas_zero_snr with prediction_type='epsilon' trains a model that cannot be sampled: "
+                "use prediction_type='v_prediction'"
+            )
+        weight = np.ones_like(levels) if snr_gamma is None else min_snr_weights(levels, kind, snr_gamma)
+        columns = (np.sqrt(levels), np.sqrt(1 - levels), *prediction(kind).target(levels), weight)
+        for name, column in zip(("signal", "noise", "from_x0", "from_eps", "weight"), columns, strict=True):
+            self.register_buffer(name, torch.from_numpy(column).float(), persistent=False)  # (T,)
+
+    def forward(
+        self,
+        denoiser: Callable[[Tensor, Tensor], Tensor],
+        x0: Tensor,
+        eps: Tensor,
+        timesteps: Tensor,
+        perturbation: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each sample, (batch,).
+
+        Args:
+            denoiser: the network; one that predicts its variance too is judged by the first half of its channels.
+            x0: (batch, …), clean.
+            eps: of the same shape, the noise.
+            timesteps: (batch,).
+            perturbation: more noise that the target does not tell of (Ning et al. 2023), or None.
+        """
+        at = (-1, *[1] * (x0.ndim - 1))
+        x_t = self.signal[timesteps].view(at) * x0 + self.noise[timesteps].view(at) * (
+            eps if perturbation is None else eps + perturbation
+        )
+        target = self.from_x0[timesteps].view(at) * x0 + self.from_eps[timesteps].view(at) * eps
+        out = denoiser(x_t, timesteps).float()
+        if out.shape[1] == 2 * x0.shape[1]:
+            out = out[:, : x0.shape[1]]
+        return (out - target).square().flatten(1).mean(1) * self.weight[timesteps]

@@ -1,0 +1,309 @@
+"""CLIPTokenizer against transformers', token for token; what it cuts off; files in both directions; broken files."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_clip import END, START, odd_prompts, vocabulary, write_tokenizer
+from tokenizers import AddedToken
+
+from ddim.errors import CheckpointError, ConfigError
+from ddim.models.tokenizer import CLIPTokenizer
+
+PROMPTS = odd_prompts(1000)
+
+
+def theirs(folder: Path) -> Any:
+    from transformers import CLIPTokenizer as Reference
+
+    return Reference.from_pretrained(folder)
+
+
+def ids_of(reference: Any, prompts: list[str], length: int = 77) -> torch.Tensor:
+    found = reference(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def quietly(tokenizer: CLIPTokenizer, prompts: list[str], length: int | None = None) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tokenizer(prompts, length)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    values = json.loads(path.read_text()) if path.exists() else {}
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def sd1(folder: Path) -> None:
+    write_tokenizer(folder)
+
+
+def sd2(folder: Path) -> None:
+    write_tokenizer(folder, pad="!")
+
+
+def mixed(folder: Path) -> None:
+    """The end token in two ways: the last one that is new decides whether capital letters match it."""
+    write_tokenizer(folder)
+    edit(folder / "special_tokens_map.json", lambda m: m.update(unk_token=END, pad_token=m["eos_token"]))
+
+
+def whole(folder: Path) -> None:
+    """tokenizer.json alone beside the config, as transformers 5 saves it."""
+    write_tokenizer(folder / "old", pad="!")
+    theirs(folder / "old").save_pretrained(folder)
+    assert (folder / "tokenizer.json").exists()
+    assert not (folder / "vocab.json").exists()
+
+
+def bare(folder: Path) -> None:
+    write_tokenizer(folder)
+    (folder / "special_tokens_map.json").unlink()
+    edit(folder / "tokenizer_config.json", lambda c: [c.pop(k) for k in list(c) if k != "model_max_length"])
+
+
+def inversion(folder: Path) -> None:
+    """With tokens of textual inversion, as transformers 4 saves them."""
+    write_tokenizer(folder)
+    size = len(vocabulary()[0])
+    traits = {"lstrip": False, "rstrip": False, "single_word": False}
+
+    def add(config: dict[str, Any]) -> None:
+        config["added_tokens_decoder"] = {
+            str(size - 2): {"content": START, **traits, "normalized": True, "special": True},
+            str(size - 1): {"content": END, **traits, "normalized": False, "special": True},
+            str(size): {"content": "<cat-toy>", **traits, "normalized": True, "special": False},
+            str(size + 1): {"content": "heart)", **traits, "lstrip": True, "normalized": False, "special": False},
+        }
+
+    edit(folder / "tokenizer_config.json", add)
+
+
+def legacy_inversion(folder: Path) -> None:
+    write_tokenizer(folder)
+    size = len(vocabulary()[0])
+    (folder / "added_tokens.json").write_text(json.dumps({"<cat-toy>": size, "RED": size + 1}))
+    edit(folder / "special_tokens_map.json", lambda m: m.update(additional_special_tokens=["<cat-toy>", "[x]"]))
+
+
+LAYOUTS = [sd1, sd2, mixed, whole, bare, inversion, legacy_inversion]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tokens_are_transformers(layout: Callable[[Path], None], tmp_path: Path) -> None:
+    layout(tmp_path)
+    reference, tokenizer = theirs(tmp_path), CLIPTokenizer.from_pretrained(tmp_path)
+    ids = quietly(tokenizer, PROMPTS)
+    assert (ids.shape, ids.dtype) == ((len(PROMPTS), 77), torch.int64)
+    assert torch.equal(ids, ids_of(reference, PROMPTS))
+    assert all(tokenizer.encode(prompt) == reference(prompt).input_ids for prompt in PROMPTS)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "model_max_length"):
+        if not (layout is bare and name == "model_max_length"):
+            assert getattr(tokenizer, name) == getattr(reference, name)
+    assert len(tokenizer) == len(reference)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_saved_loads_in_transformers_and_here(layout: Callable[[Path], None], tmp_path: Path) -> None:
+    layout(tmp_path / "first")
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "first")
+    ids = quietly(tokenizer, PROMPTS)
+    tokenizer.save_pretrained(tmp_path / "second")
+    assert torch.equal(ids_of(theirs(tmp_path / "second"), PROMPTS), ids)
+    again = CLIPTokenizer.from_pretrained(tmp_path, subfolder="second")
+    assert torch.equal(quietly(again, PROMPTS), ids)
+    again.save_pretrained(tmp_path / "third")
+    for file in (tmp_path / "second").iterdir():
+        assert file.read_bytes() == (tmp_path / "third" / file.name).read_bytes()
+
+
+def test_decoding_is_transformers(tmp_path: Path) -> None:
+    sd1(tmp_path)
+    reference, tokenizer = theirs(tmp_path), CLIPTokenizer.from_pretrained(tmp_path)
+    for prompt in PROMPTS[:300]:
+        ids = tokenizer.encode(prompt)
+        assert tokenizer.decode(ids) == reference.batch_decode([ids], skip_special_tokens=True)[0]
+        everything = tokenizer.decode(torch.tensor(ids), skip_special_tokens=False)
+        assert everything == reference.batch_decode([ids])[0]
+
+
+@pytest.mark.parametrize("length", [2, 3, 10, 200])
+def test_another_length(length: int, tmp_path: Path) -> None:
+    sd2(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    assert torch.equal(quietly(tokenizer, PROMPTS[:100], length), ids_of(theirs(tmp_path), PROMPTS[:100], length))
+
+
+def test_one_text_is_a_batch_of_one_and_none_a_batch_of_none(tmp_path: Path) -> None:
+    sd1(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    assert torch.equal(tokenizer("a red heart"), tokenizer(["a red heart"]))
+    assert tokenizer([]).shape == (0, 77)
+
+
+def test_overrides_win_over_the_files(tmp_path: Path) -> None:
+    sd1(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path, pad_token="!", model_max_length=12)
+    assert tokenizer("photo").shape == (1, 12)
+    assert tokenizer("photo")[0, -1] == tokenizer.pad_token_id == 0
+
+
+def test_threads_may_share_one(tmp_path: Path) -> None:
+    sd2(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    batches = [PROMPTS[i::8] for i in range(8)]
+    alone = [[tokenizer.encode(prompt) for prompt in batch] for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda batch: [tokenizer.encode(prompt) for prompt in batch], batches))
+    assert together == alone
+
+
+def test_copies_and_pickles(tmp_path: Path) -> None:
+    sd1(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert torch.equal(quietly(other, PROMPTS[:50]), quietly(tokenizer, PROMPTS[:50]))
+
+
+# --- what is cut off -------------------------------------------------------------------------------------------------
+
+
+def test_one_warning_shows_what_was_cut(tmp_path: Path) -> None:
+    sd1(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    kept = "photo " * 75
+    with pytest.warns(UserWarning, match="77 tokens") as caught:
+        tokenizer(kept + "OF Cats, café 🙂")
+    (warning,) = caught
+    assert str(warning.message).endswith("cut from the end of the prompt: 'OF Cats, café 🙂'")
+    assert warning.filename == __file__
+    with pytest.warns(UserWarning, match=r"2 of 3 prompts: 'red', 'blue heart'$") as caught:
+        tokenizer([kept + "red", "a", kept + "blue heart"])
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"x' …$") as caught:
+        tokenizer(kept + "x" * 10_000)
+    assert len(str(caught[0].message)) < 1000
+
+
+def test_what_fits_is_not_warned_of(tmp_path: Path) -> None:
+    sd1(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("photo " * 75)  # warnings are errors here
+    assert ids[0, 0] == tokenizer.bos_token_id
+    assert ids[0, -1] == tokenizer.eos_token_id
+    assert tokenizer.eos_token_id not in ids[0, :-1]
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_text(tmp_path: Path) -> None:
+    sd1(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    for wrong in (3, [3], [None], ["a", b"b"], [["a"]]):
+        with pytest.raises(TypeError, match=r"not iterable|must be a str"):
+            tokenizer(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no valid Unicode"):
+        tokenizer("a \ud800 b")
+    with pytest.raises(ValueError, match="2 or more"):
+        tokenizer("a", max_length=1)
+
+
+def drop(name: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).unlink()
+
+
+def put(name: str, content: str | bytes) -> Callable[[Path], Any]:
+    raw = content.encode() if isinstance(content, str) else content
+    return lambda folder: (folder / name).write_bytes(raw)
+
+
+def config(**values: Any) -> Callable[[Path], Any]:
+    return lambda folder: edit(folder / "tokenizer_config.json", lambda c: c.update(values))
+
+
+WORDPIECE = json.dumps({"model": {"type": "WordPiece", "vocab": {}}})
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no vocabulary": (drop("vocab.json"), "neither tokenizer.json nor"),
+    "no merges": (drop("merges.txt"), "neither tokenizer.json nor"),
+    "vocabulary is no JSON": (put("vocab.json", "{"), "vocab.json"),
+    "vocabulary is a list": (put("vocab.json", "[]"), "vocab.json"),
+    "vocabulary is empty": (put("vocab.json", "{}"), "vocab.json"),
+    "an id is a text": (put("vocab.json", json.dumps({END: "x"})), "vocab.json"),
+    "an id is negative": (put("vocab.json", json.dumps({END: -1})), "vocab.json"),
+    "an id is huge": (put("vocab.json", json.dumps({END: 2**64})), "vocab.json"),
+    "an id is true": (put("vocab.json", json.dumps({END: True})), "vocab.json"),
+    "vocabulary is huge": (put("vocab.json", "{" + " " * 5_000_000 + "}"), "vocab.json"),
+    "a surrogate": (put("vocab.json", json.dumps({END: 0, "\ud800": 1})), "vocab.json"),
+    "no end token": (put("vocab.json", json.dumps({"a": 0})), "vocab.json"),
+    "merges are no UTF-8": (put("merges.txt", b"\xff\xfe"), "merges.txt"),
+    "a merge of three": (put("merges.txt", "#version: 0.2\np h o\n"), "merges.txt"),
+    "a merge of one": (put("merges.txt", "#version: 0.2\nph\n"), "merges.txt"),
+    "a merge of nothing": (put("merges.txt", "p \n"), "vocab.json"),
+    "merges of other tokens": (put("merges.txt", "pq r\n"), "vocab.json"),
+    "a merge that makes no token": (put("merges.txt", "q z\n"), "vocab.json"),
+    "merges are huge": (put("merges.txt", "p h\n" * 1_500_000), "merges.txt"),
+    "merges are a folder": (lambda f: ((f / "merges.txt").unlink(), (f / "merges.txt").mkdir()), "neither"),
+    "another kind": (put("tokenizer.json", WORDPIECE), "tokenizer.json"),
+    "no model": (put("tokenizer.json", "{}"), "tokenizer.json"),
+    "no merges in the model": (put("tokenizer.json", json.dumps({"model": {"vocab": {}}})), "tokenizer.json"),
+    "odd merges in the model": (
+        put("tokenizer.json", json.dumps({"model": {"vocab": {END: 0}, "merges": [3]}})),
+        "tokenizer.json",
+    ),
+    "config is no JSON": (put("tokenizer_config.json", "nonsense"), "tokenizer_config.json"),
+    "a token is a number": (config(pad_token=3), "vocab.json"),
+    "a token has no content": (config(eos_token={"__type": "AddedToken"}), "a str, or a dict"),
+    "padding on the left": (config(padding_side="left"), "padding_side"),
+    "no length": (config(model_max_length=0), "model_max_length"),
+    "added tokens are a list": (config(added_tokens_decoder=["x"]), "vocab.json"),
+    "an added token without an id": (config(added_tokens_decoder={"x": {"content": "y"}}), "vocab.json"),
+    "an added token far away": (config(added_tokens_decoder={"9999": {"content": "<y>"}}), "9999"),
+    "an odd map": (put("special_tokens_map.json", '{"bos_token": 3}'), "vocab.json"),
+    "added_tokens.json is odd": (put("added_tokens.json", '{"<y>": "z"}'), "vocab.json"),
+    "a link that leads out": (
+        lambda f: ((f / "vocab.json").rename(f.parent / "v.json"), (f / "vocab.json").symlink_to(f.parent / "v.json")),
+        "leads out",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_are_one_error_that_names_them(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    write_tokenizer(folder)
+    spoil, match = BROKEN[name]
+    if name.startswith("a token"):
+        (folder / "special_tokens_map.json").unlink()  # which would win
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        CLIPTokenizer.from_pretrained(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_the_constructor_says_what_is_wrong() -> None:
+    vocab, merges = vocabulary()
+    with pytest.raises(ConfigError, match="unk_token"):
+        CLIPTokenizer(vocab, merges, unk_token="nowhere")
+    with pytest.raises(ConfigError, match="merge"):
+        CLIPTokenizer(vocab, [("q", "z")])
+    with pytest.raises(ConfigError, match="model_max_length"):
+        CLIPTokenizer(vocab, merges, model_max_length=1)
+    tokenizer = CLIPTokenizer(vocab, [tuple(merge.split()) for merge in merges], extra_special_tokens=["<x>"])
+    assert tokenizer.encode("photo<x>")[2] == len(vocab) == len(tokenizer) - 1
+    assert CLIPTokenizer(vocab, merges, added_tokens={len(vocab): AddedToken("<y>")}).encode("<Y>")[1] == len(vocab)

@@ -1,0 +1,92 @@
+"""Targets and weights of the training loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ddim import DDIMScheduler
+from ddim.errors import ConfigError
+from ddim.process import PREDICTIONS
+from ddim.training.diffusion import DiffusionLoss, min_snr_weights
+
+T = 1000
+
+
+def levels(**config: object) -> np.ndarray:
+    return np.array(DDIMScheduler(**config).plan(1, timesteps=None).alphas_cumprod)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
+def test_min_snr_weights_are_those_of_the_paper(gamma: float) -> None:
+    alpha_bar = levels()
+    snr = alpha_bar / (1 - alpha_bar)
+    least = np.minimum(snr, gamma)
+    np.testing.assert_allclose(min_snr_weights(alpha_bar, "epsilon", gamma), least / snr, rtol=1e-9)
+    np.testing.assert_allclose(min_snr_weights(alpha_bar, "v_prediction", gamma), least / (snr + 1), rtol=1e-9)
+    np.testing.assert_allclose(min_snr_weights(alpha_bar, "sample", gamma), least, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_zero_snr_neither_divides_by_zero_nor_leaves_the_last_timestep_untrained(kind: str) -> None:
+    weights = min_snr_weights(levels(rescale_betas_zero_snr=True, prediction_type="v_prediction"), kind, 5.0)
+    assert np.isfinite(weights).all()
+    assert (weights > 0).all()
+    assert weights[-1] == 1
+
+
+@pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan")])
+def test_a_gamma_that_cannot_work_is_refused(gamma: float) -> None:
+    with pytest.raises(ConfigError, match="snr_gamma"):
+        min_snr_weights(levels(), "epsilon", gamma)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("snr_gamma", [None, 5.0])
+def test_a_perfect_model_has_no_loss_and_the_loss_is_what_the_scheduler_says(
+    kind: str, snr_gamma: float | None
+) -> None:
+    scheduler = DDIMScheduler(prediction_type=kind, rescale_betas_zero_snr=kind != "epsilon")
+    loss = DiffusionLoss(scheduler, snr_gamma)
+    torch.manual_seed(0)
+    x0, eps = torch.randn(2, 6, 3, 4, 4)
+    timesteps = torch.tensor([0, 10, 400, 700, 990, 999])
+    target = {"epsilon": eps, "sample": x0, "v_prediction": scheduler.get_velocity(x0, eps, timesteps)}[kind]
+    seen: list[torch.Tensor] = []
+
+    def perfect(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return target
+
+    assert loss(perfect, x0, eps, timesteps).max() < 1e-10
+    torch.testing.assert_close(seen[0], scheduler.add_noise(x0, eps, timesteps), rtol=1e-6, atol=1e-6)
+    off = loss(lambda x, t: target + 0.5, x0, eps, timesteps)
+    weights = 1.0 if snr_gamma is None else loss.weight[timesteps]
+    torch.testing.assert_close(off, 0.25 * weights * torch.ones(6), rtol=1e-4, atol=1e-6)
+
+
+def test_epsilon_with_zero_terminal_snr_is_refused_before_training() -> None:
+    with pytest.raises(ConfigError, match="v_prediction"):
+        DiffusionLoss(DDIMScheduler(rescale_betas_zero_snr=True))
+
+
+def test_a_model_that_predicts_its_variance_is_judged_by_its_mean() -> None:
+    loss = DiffusionLoss(DDIMScheduler())
+    x0, eps = torch.randn(2, 2, 3, 4, 4)
+    noisy = loss(lambda x, t: torch.cat([eps, torch.full_like(eps, 7.0)], dim=1), x0, eps, torch.tensor([5, 6]))
+    assert noisy.max() == 0
+
+
+def test_input_perturbation_reaches_the_input_and_not_the_target() -> None:
+    loss = DiffusionLoss(DDIMScheduler())
+    x0, eps, more = torch.randn(3, 2, 3, 4, 4)
+    t = torch.tensor([500, 600])
+    inputs: list[torch.Tensor] = []
+
+    def model(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        inputs.append(x)
+        return eps
+
+    assert loss(model, x0, eps, t, perturbation=more).max() == 0
+    torch.testing.assert_close(inputs[0], DDIMScheduler().add_noise(x0, eps + more, t), rtol=1e-5, atol=1e-5)

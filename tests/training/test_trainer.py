@@ -1,0 +1,399 @@
+"""The training loop and its settings, on text to image: what is drawn, weighted, logged, refused, and shared out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_sd import tiny_reference
+from tiny_training import (
+    Place,
+    as_options,
+    assert_same,
+    lora_settings,
+    place,
+    text_settings,
+    tiny_vae,
+    vae_settings,
+)
+from torch.utils.data import DataLoader
+
+import ddim
+from ddim.checkpoint import read_tensors
+from ddim.cli import main
+from ddim.errors import ConfigError, DDIMError, NonFiniteError
+from ddim.training import text_to_image, train
+from ddim.training.checkpoints import checkpoints, discard
+from ddim.training.diffusion import draw_noise, draw_timesteps
+from ddim.training.objective import Losses
+from ddim.training.run import make_objective, make_trainer
+from ddim.training.settings import LoraSettings, PixelSettings, TextToImageSettings, TrainSettings, VAESettings
+from ddim.training.trainer import _Log, learning_rate_factor
+
+__all__ = ["place"]
+
+ZERO_SNR: dict[str, Any] = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+
+
+def one_batch(objective: Any, size: int = 8) -> dict[str, Any]:
+    batch: dict[str, Any] = next(iter(DataLoader(objective.dataset(), size, sampler=range(size))))
+    return batch
+
+
+# --- what is drawn and weighted --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_min_snr_is_finite_and_trains_every_timestep(
+    kind: str, zero_snr: bool, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {"prediction_type": kind, "rescale_betas_zero_snr": zero_snr, "snr_gamma": 5.0}
+    if kind == "epsilon" and zero_snr:
+        with pytest.raises(ConfigError, match="v_prediction"):
+            make_objective(text_settings(tmp_path, place, **chosen))
+        return
+    objective = make_objective(text_settings(tmp_path, place, **chosen)).train()
+    objective.prepare({})
+    batch = one_batch(objective)
+    for timestep in (0, 500, 999):
+        monkeypatch.setattr(text_to_image, "draw_timesteps", lambda total, x0, t=timestep: torch.full((len(x0),), t))
+        objective.zero_grad()
+        losses = objective(batch)
+        assert losses.timesteps.tolist() == [timestep] * 8
+        assert losses.loss.isfinite().all()
+        losses.loss.mean().backward()
+        slopes = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+        assert all(slope.isfinite().all() for slope in slopes)
+        assert sum(float(slope.abs().sum()) for slope in slopes) > 1e-3
+
+
+def test_noise_is_offset_alike_for_all_pixels_of_a_channel(tmp_path: Path, place: Place) -> None:
+    x0 = torch.zeros(400, 4, 16, 16)
+    plain = draw_noise(text_settings(tmp_path, place), x0)
+    moved = draw_noise(text_settings(tmp_path, place, noise_offset=0.5), x0)
+    assert plain.mean(dim=(2, 3)).std().item() == pytest.approx(1 / 16, rel=0.1)
+    assert moved.mean(dim=(2, 3)).std().item() == pytest.approx((0.5**2 + 1 / 256) ** 0.5, rel=0.1)
+    within = moved - moved.mean(dim=(2, 3), keepdim=True)
+    assert within.std().item() == pytest.approx(1.0, rel=0.01)
+
+
+def test_timesteps_are_all_equally_likely() -> None:
+    drawn = draw_timesteps(10, torch.zeros(20_000, 1))
+    assert torch.bincount(drawn).tolist() == pytest.approx([2000] * 10, rel=0.1)
+
+
+def test_the_input_is_perturbed_as_much_as_asked(tmp_path: Path, place: Place) -> None:
+    objective = make_objective(text_settings(tmp_path, place, input_perturbation=0.3))
+    objective.prepare({})
+    seen: list[Any] = []
+
+    def loss(denoiser: Any, x0: Any, eps: Any, timesteps: Any, perturbation: Any) -> torch.Tensor:
+        seen.extend((x0, eps, perturbation))
+        return torch.zeros(len(x0))
+
+    objective.loss.forward = loss
+    objective(one_batch(objective, 12))
+    x0, eps, perturbation = seen
+    assert x0.shape == eps.shape == perturbation.shape == (12, 4, 8, 8)
+    assert perturbation.std().item() == pytest.approx(0.3, rel=0.1)
+    assert abs(float((perturbation * eps).mean())) < 0.03
+
+
+@pytest.mark.parametrize("kind", ["cosine_with_restarts", "polynomial", "cosine", "linear", "constant"])
+def test_learning_rates_are_those_of_diffusers(kind: str, tmp_path: Path, place: Place) -> None:
+    optimization = pytest.importorskip("diffusers.optimization")
+    chosen = text_settings(tmp_path, place, lr_scheduler=kind, lr_warmup_steps=0, lr_num_cycles=3, lr_power=2.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    cycles = 3 if "restarts" in kind else 1
+    theirs = optimization.get_scheduler(
+        kind, optimizer, num_warmup_steps=0, num_training_steps=60, num_cycles=cycles, power=2.0
+    )
+    (factor,) = theirs.lr_lambdas
+    for step in range(60):
+        assert learning_rate_factor(chosen, step, 60) == pytest.approx(factor(step), abs=1e-6)
+    assert learning_rate_factor(chosen, 60, 60) == pytest.approx(1.0 if kind == "constant" else 0.0, abs=1e-9)
+
+
+def test_the_learning_rate_reaches_the_optimizer_and_scales(tmp_path: Path, place: Place) -> None:
+    changes = {"scale_lr": True, "gradient_accumulation_steps": 2, "lr_scheduler": "linear", "lr_warmup_steps": 1}
+    trainer = make_trainer(text_settings(tmp_path, place, **changes, learning_rate=1e-4))
+    rates: list[float] = []
+    step = trainer.optimizer.step
+
+    def noted() -> None:
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        step()
+
+    trainer.optimizer.step = noted
+    trainer.run()
+    assert rates == pytest.approx([8e-4 * factor for factor in (0.5, 1.0, 0.8, 0.6, 0.4, 0.2)])
+
+
+# --- what is logged --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", [1000, 999, 50, 7])
+def test_losses_are_told_by_the_right_timesteps(total: int) -> None:
+    log = _Log(10)
+    timesteps = torch.randperm(total)
+    for chunk in timesteps.split(3):
+        log.add(Losses(chunk.double(), chunk, {"part": chunk.double().mean()}))  # the loss of timestep t is t
+    values = log.values(total)
+    assert values.pop("part") == pytest.approx(float(torch.stack(log.parts["part"]).mean()))
+    covered: list[int] = []
+    for name, value in values.items():
+        first, last = (int(number) for number in name.removeprefix("loss_by_timestep/").split("-"))
+        assert value == pytest.approx((first + last) / 2)
+        covered += range(first, last + 1)
+    assert covered == list(range(total))
+    assert len(values) == min(total, 10)
+
+
+def test_every_batch_of_an_accumulated_step_is_logged(tmp_path: Path, place: Place) -> None:
+    trainer = make_trainer(text_settings(tmp_path, place, gradient_accumulation_steps=3, max_train_steps=2))
+    logs: list[_Log] = []
+    trainer._report = lambda log, norm, bar: logs.append(log)  # type: ignore[method-assign]
+    trainer.run()
+    assert [len(log.losses) for log in logs] == [6]
+    assert sum(len(timesteps) for timesteps, _ in logs[0].by_timestep) == 6 * 4
+
+
+# --- precision and memory --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_gradient_checkpointing_gives_the_same_result(cache: bool, tmp_path: Path, place: Place) -> None:
+    plain, less = (
+        train(
+            text_settings(
+                tmp_path / str(on),
+                place,
+                gradient_checkpointing=on,
+                cache_latents=cache,
+                dropout=0.2,
+                max_train_steps=2,
+            )
+        )
+        for on in (False, True)
+    )
+    for file in ("unet/diffusion_pytorch_model", "text_encoder/model"):
+        expected = read_tensors(plain / f"{file}.safetensors")
+        for name, value in read_tensors(less / f"{file}.safetensors").items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_one_process_may_train_in_two_precisions(tmp_path: Path, place: Place) -> None:
+    for number, precision in enumerate(("bf16", "no", "bf16")):
+        chosen = text_settings(tmp_path / str(number), place, mixed_precision=precision, max_train_steps=1)
+        trainer = make_trainer(chosen)
+        assert trainer.accelerator.mixed_precision == precision
+        assert {parameter.dtype for parameter in trainer.objective.parameters()} == {torch.float32}
+        trainer.run()
+    assert_same(*(read_tensors(tmp_path / n / "unet" / "diffusion_pytorch_model.safetensors") for n in "02"))
+
+
+# --- what stops a run ------------------------------------------------------------------------------------------------
+
+
+def test_nan_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path, place: Place) -> None:
+    train(text_settings(tmp_path, place, max_train_steps=3, lr_scheduler="constant"))
+    chosen = text_settings(tmp_path, place, lr_scheduler="constant")
+    trainer = make_trainer(chosen)
+    trainer.objective.loss.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="the loss is nan at step 6: try a lower learning_rate"):
+        trainer.run()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
+    train(chosen)
+
+
+def test_a_gradient_that_is_not_finite_is_not_saved_though_the_loss_is(tmp_path: Path, place: Place) -> None:
+    trainer = make_trainer(text_settings(tmp_path, place))
+
+    clip = trainer.accelerator.clip_grad_norm_
+
+    def spoil(parameters: list[torch.nn.Parameter], limit: float) -> Any:
+        if trainer.step == 5:  # the last one: no later loss would tell
+            assert parameters[0].grad is not None
+            parameters[0].grad.fill_(float("inf"))
+        return clip(parameters, limit)
+
+    trainer.accelerator.clip_grad_norm_ = spoil
+    with pytest.raises(NonFiniteError, match="gradient's norm is inf at step 6"):
+        trainer.run()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"rescale_betas_zero_snr": True}, "use prediction_type='v_prediction'"),
+    ({**ZERO_SNR, "prediction_type": "epsilon"}, "v_prediction"),
+    ({"resolution": 18}, "resolution must be a multiple of 4"),
+    ({"train_data_dir": None}, "dataset_name or train_data_dir"),
+    ({"dataset_name": "some/set"}, "dataset_name or train_data_dir"),
+    ({"vocab_size": 513}, "vocab_size must be 514 or more"),
+    ({"max_tokens": 2}, "max_tokens"),
+    ({"attention_levels": (2,)}, "attention_levels has 2.*levels 0 to 1"),
+    ({"attention_levels": (-3,)}, "attention_levels has -3"),
+    ({"text_heads": 3}, "heads"),
+    ({"block_out_channels": ()}, "block_out_channels"),
+    ({"caption_dropout": -0.1}, "caption_dropout"),
+    ({"snr_gamma": 0.0}, "snr_gamma"),
+    ({"caption_column": "words"}, "words.*did you mean 'text'"),
+    ({"train_data_dir": "/no/such/folder"}, "no/such/folder"),
+    ({"pretrained_vae_model_name_or_path": "/no/such/vae"}, "no/such/vae"),
+    ({"lr_num_cycles": 0}, "lr_num_cycles"),
+    ({"lr_power": float("inf")}, "lr_power"),
+    ({"resume_from_checkpoint": "checkpoint-7"}, "checkpoint-7"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    changes: dict[str, Any], message: str, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises((DDIMError, ValueError), match=message):
+        train(text_settings(tmp_path / "run", place, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_pixels_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"resolution": 9}, "multiple of 2"),
+        ({"resolution": 16}, "leave out resolution"),
+        ({"attention_levels": (5,)}, "attention_levels"),
+    ]
+    for change, message in changes:
+        with pytest.raises(DDIMError, match=message):
+            train(PixelSettings(str(tmp_path / "run"), block_out_channels=(8, 16), attention_head_dim=8, **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_autoencoder_of_other_channels_is_refused(tmp_path: Path, place: Place) -> None:
+    tiny_reference(tmp_path / "model", 1)
+    tiny_vae(latent_channels=3).save_pretrained(tmp_path / "vae")
+    chosen = {"pretrained_model_name_or_path": str(tmp_path / "model")}
+    with pytest.raises(ConfigError, match=r"takes 4 channels, not the 3 .* leave out pretrained_vae"):
+        train(text_settings(tmp_path / "run", place, **chosen, pretrained_vae_model_name_or_path=str(tmp_path / "vae")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_is_deleted_in_part_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoint-5"
+    folder.mkdir()
+    (folder / "state.json").write_text("{}")
+    assert checkpoints(tmp_path) == [folder]
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)  # killed before anything is deleted
+    discard(folder)
+    assert checkpoints(tmp_path) == []
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["train"], ["train", "text-to-image"], ["train", "lora"]])
+def test_help_is_instant_and_imports_no_torch(command: list[str]) -> None:
+    code = f"import sys; from ddim.cli import main\ntry: main([*{command}, '--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    code += "import time; assert time.process_time() < 0.6, time.process_time()"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "lora" in done.stdout if command == ["train"] else "--train-batch-size" in done.stdout
+
+
+# Of diffusers' train_text_to_image.py and train_text_to_image_lora.py.
+KNOWN = """pretrained_model_name_or_path dataset_name dataset_config_name train_data_dir image_column caption_column
+max_train_samples output_dir seed resolution center_crop random_flip train_batch_size num_train_epochs max_train_steps
+gradient_accumulation_steps gradient_checkpointing learning_rate scale_lr lr_scheduler lr_warmup_steps snr_gamma use_ema
+adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm prediction_type mixed_precision report_to
+checkpointing_steps checkpoints_total_limit resume_from_checkpoint noise_offset input_perturbation validation_prompts
+validation_epochs dataloader_num_workers push_to_hub""".split()
+
+
+def test_the_flags_are_those_that_people_know() -> None:
+    def names(kind: type[TrainSettings]) -> set[str]:
+        return {field.name for field in dataclasses.fields(kind)}
+
+    assert set(KNOWN) <= names(TextToImageSettings)
+    assert {*KNOWN, "rank"} <= names(LoraSettings)
+    images = {
+        "caption_column",
+        "snr_gamma",
+        "prediction_type",
+        "noise_offset",
+        "input_perturbation",
+        "validation_prompts",
+    }
+    assert set(KNOWN) - images <= names(VAESettings)
+
+
+def test_text_to_image_from_the_command_line_in_either_spelling(
+    tmp_path: Path, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = "--block_out_channels 8 16 --attention-levels -1 --attention_heads 2 --text-dim 16 --text_layers 1 "
+    network += "--text-heads 2 --vocab_size 600 --resolution 16 --max_tokens 32"
+    for spelling in ("_", "-"):
+        run = "--train_batch_size 4 --mixed_precision no --max_train_steps 1 --report_to none --validation_steps 0 "
+        run += "--use_ema --rescale_betas_zero_snr --caption_column text"
+        paths = ["--output-dir", str(tmp_path / spelling), "--train_data_dir", str(place.data)]
+        paths += ["--pretrained_vae_model_name_or_path", str(place.vae)]
+        options = [*paths, *network.split(), *run.replace("_", spelling).split(), "--prediction-type", "v_prediction"]
+        assert main(["train", "text-to-image", *options]) == 0
+        assert capsys.readouterr().out.strip().endswith(str(tmp_path / spelling))
+        scheduler = ddim.DDIMScheduler.from_pretrained(tmp_path / spelling, subfolder="scheduler")
+        assert scheduler.config.timestep_spacing == "trailing"
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+# What a process encodes is noted in a file of its own.
+WATCHED = """
+import os, sys
+from ddim.training.caches import LatentCache
+encode = LatentCache._encode
+def note(what):
+    with open(os.path.join(os.environ["NOTES"], f"{what}-by-{os.environ['RANK']}"), "a") as file:
+        file.write("x")
+def noted(self, vae):
+    note("encoded")
+    return encode(self, vae)
+LatentCache._encode = noted
+note("joined")
+from ddim.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text-to-image", "lora", "vae"])
+def test_two_processes_train_together_and_one_encodes(kind: str, tmp_path: Path, place: Place) -> None:
+    (tmp_path / "watched.py").write_text(WATCHED)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    settings: TrainSettings
+    if kind == "text-to-image":
+        settings = text_settings(tmp_path / "run", place, **ZERO_SNR, gradient_accumulation_steps=2, validation_steps=3)
+    elif kind == "lora":
+        tiny_reference(tmp_path / "model", 1)
+        settings = lora_settings(tmp_path / "run", place, tmp_path / "model", train_text_encoder=True)
+    else:
+        settings = vae_settings(tmp_path / "run", place, mid_block_add_attention=True)
+    # `accelerate launch --cpu` makes one process, whatever --num_processes says.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [*launch, str(tmp_path / "watched.py"), "train", kind, *as_options(settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NOTES": str(notes), "ACCELERATE_USE_CPU": "true"}
+    for steps in (3, 6):  # the second time it goes on, and reads the cache
+        options = ["--max_train_steps", str(steps)]
+        done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "Warning" not in done.stderr.replace("FutureWarning", ""), done.stderr[-3000:]
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3", "checkpoint-6"]
+    encoded = {path.name: path.read_text() for path in notes.iterdir()}
+    assert encoded == ({"joined-by-0": "xx", "joined-by-1": "xx"} | ({} if kind == "vae" else {"encoded-by-0": "x"}))
