@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddim.checkpoint.config import Config, register_to_config
+from ddim.checkpoint.identity import Home, KnownToDiffusers
 from ddim.checkpoint.pretrained import PretrainedMixin
 from ddim.errors import ConfigError
 from ddim.plan import SamplingPlan
@@ -32,7 +33,7 @@ KDPM2AncestralDiscreteScheduler DEISMultistepScheduler UniPCMultistepScheduler D
 """.split()
 
 
-class _Scheduler(PretrainedMixin):
+class _Scheduler(KnownToDiffusers, PretrainedMixin):
     """What the two schedulers share: the schedule, the config that is read when a plan is made, the forward process."""
 
     config_name: ClassVar[str] = "scheduler_config.json"
@@ -300,6 +301,9 @@ class DDIMScheduler(_Scheduler):
             epsilon, say) is refused by `plan`, so that it can still be loaded, changed and saved.
     """
 
+    __module__ = Home(__name__)
+    diffusers_class: ClassVar[str] = "DDIMScheduler"
+
     @register_to_config
     def __init__(
         self,
@@ -384,6 +388,9 @@ class DDIMInverseScheduler(_Scheduler):
         [*_FOREIGN, "thresholding", "dynamic_thresholding_ratio", "sample_max_value"]
     )
     _inverse: ClassVar[bool] = True
+
+    __module__ = Home(__name__)
+    diffusers_class: ClassVar[str] = "DDIMInverseScheduler"
 
     @register_to_config
     def __init__(
