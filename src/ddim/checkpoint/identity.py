@@ -35,6 +35,10 @@ class Home(str):
         theirs = None if instance is None else _theirs(owner)
         return str(self) if theirs is None else theirs.__module__
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """As plain text, which is what a pickle of the class needs its module's name to be."""
+        return str, (str(self),)
+
 
 class KnownToDiffusers:
     """Gives a class whose instances diffusers is to take for its own.
@@ -63,8 +67,8 @@ class KnownToDiffusers:
         return _empty, (type(self),), self.__dict__
 
 
-def _empty(own: type) -> Any:
-    return own.__new__(own)
+def _empty(own: type[object]) -> object:
+    return object.__new__(own)
 
 
 def _theirs(own: type) -> type | None:
