@@ -6,20 +6,76 @@ comes from (`plan`) is not known here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from ddim.noise import Generators, gaussian_noise
 
 LARGE = 2**18  # elements; from here on one pass over memory costs more than the views that make it possible
 
 
-class DDIMSchedulerOutput(NamedTuple):
-    """What a step gives: by attribute, by key, by index, and as a tuple.
+class Output:
+    """What a network, a pipeline or a scheduler returns; its subclasses are dataclasses.
+
+    It reads as diffusers' outputs do: by attribute, by key (`out["sample"]`, `out.get("sample")`, `"sample" in out`,
+    `keys()`, `values()`, `items()`, `{**out}`) and by index, and what is assigned to it is what it holds from then on.
+    As there, a field that is None is not among the keys. Unlike there, it unpacks into its values,
+    `prev, x0 = step(…)`, with None where there is nothing.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls) -> None:
+        """Let torch look into it, as it looks into tuples: for `torch.func`, `torch.export` and the like."""
+        register_pytree_node(cls, lambda output: ([*output], None), lambda values, _: cls(*values))
+
+    def keys(self) -> tuple[str, ...]:
+        return tuple(name for name in self.__dataclass_fields__ if getattr(self, name) is not None)
+
+    def values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.keys())
+
+    def items(self) -> tuple[tuple[str, Any], ...]:
+        return tuple((name, getattr(self, name)) for name in self.keys())
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The values, without those that are None."""
+        return self.values()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return getattr(self, key) if key in self.keys() else default
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([getattr(self, name) for name in self.__dataclass_fields__])
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys()
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return tuple(self)[key]
+        if key not in self.__dataclass_fields__:
+            raise KeyError(f"{key!r:.100}; a {type(self).__name__} has {', '.join(self.__dataclass_fields__)}")
+        return getattr(self, key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key not in self.__dataclass_fields__:
+            raise KeyError(f"{key!r:.100}; a {type(self).__name__} has {', '.join(self.__dataclass_fields__)}")
+        setattr(self, key, value)
+
+
+@dataclass(eq=False)
+class DDIMSchedulerOutput(Output):
+    """What a step gives; see `Output` for the ways to read it.
 
     Attributes:
         prev_sample: x_prev, of the sample's shape.
@@ -28,19 +84,6 @@ class DDIMSchedulerOutput(NamedTuple):
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
-
-    def __getitem__(self, key: Any) -> Any:
-        if not isinstance(key, str):
-            return tuple(self)[key]
-        if key not in self._fields:
-            raise KeyError(key)
-        return getattr(self, key)
-
-    def keys(self) -> tuple[str, ...]:
-        return self._fields
-
-    def to_tuple(self) -> tuple[Tensor | None, ...]:
-        return tuple(self)
 
 
 class Row(NamedTuple):

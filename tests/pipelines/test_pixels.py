@@ -470,7 +470,7 @@ def test_a_network_that_breaks_names_the_step(monkeypatch: pytest.MonkeyPatch) -
 
     def broken(x: Tensor, timestep: Tensor, **options: Any) -> Any:
         out = forward(x, timestep, **options)
-        return out._replace(sample=out.sample * torch.nan) if int(timestep) == 500 else out
+        return type(out)(out.sample * torch.nan) if int(timestep) == 500 else out
 
     monkeypatch.setattr(pipe.unet, "forward", broken)
     with pytest.raises(NonFiniteError, match=r"step 2 of 4 \(timestep 500\)"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from ddim.models.core import HasCore
 from ddim.models.embeddings import TimestepEmbedding, embed_labels
 from ddim.models.recompute import set_gradient_checkpointing
 from ddim.models.transformer import Text
+from ddim.step import Output
 
 _OLD_ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 _NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -32,7 +34,8 @@ def convert_attention_key(key: str) -> str:
     return f"{match[1]}.{_NEW_NAMES[match[2]]}.{match[3]}" if match else key
 
 
-class UNet2DOutput(NamedTuple):
+@dataclass(eq=False)
+class UNet2DOutput(Output):
     """What a U-Net returns: `.sample`, which is `[0]` too."""
 
     sample: Tensor  # (b c h w)

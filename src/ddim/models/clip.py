@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,13 @@ from ddim.models.activations import activation
 from ddim.models.attention import attention
 from ddim.models.core import HasCore
 from ddim.models.recompute import Recomputing, set_gradient_checkpointing
+from ddim.step import Output
 
 _OLD_EOS = 2  # what configs said before transformers 4.31, whatever the tokenizer's id was
 
 
-class CLIPTextOutput(NamedTuple):
+@dataclass(eq=False)
+class CLIPTextOutput(Output):
     """What the encoder returns."""
 
     last_hidden_state: Tensor  # (b s d), after the final norm

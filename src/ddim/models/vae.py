@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from ddim.models.blocks import Downsample2D, MidBlock2D, ResnetBlock2D, Style, U
 from ddim.models.core import HasCore
 from ddim.models.recompute import Recomputing, set_gradient_checkpointing
 from ddim.models.tiling import Tiles, in_tiles
+from ddim.step import Output
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,13 @@ def _randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
-class AutoencoderKLOutput(NamedTuple):
+@dataclass(eq=False)
+class AutoencoderKLOutput(Output):
     latent_dist: DiagonalGaussianDistribution
 
 
-class DecoderOutput(NamedTuple):
+@dataclass(eq=False)
+class DecoderOutput(Output):
     sample: Tensor  # (b c h w)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,11 +21,13 @@ from ddim.plan import SamplingPlan
 from ddim.process import Eta
 from ddim.sampling import Denoiser, sample
 from ddim.scheduler import DDIMScheduler
+from ddim.step import Output
 
 LARGEST_CACHE = 2**24  # numbers that a run's timesteps and classes may take, beforehand
 
 
-class ImagePipelineOutput(NamedTuple):
+@dataclass(eq=False)
+class ImagePipelineOutput(Output):
     """What a pipeline returns.
 
     Attributes:

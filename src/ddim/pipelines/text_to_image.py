@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -26,12 +27,14 @@ from ddim.pipelines.starts import Batch, Start, begin, check_channels, shorten
 from ddim.process import Eta
 from ddim.sampling import SampleStep, sample
 from ddim.scheduler import DDIMScheduler
+from ddim.step import Output
 
 _OUTPUT_TYPES = (*OUTPUT_TYPES, "latent")
 _CALLBACK_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds", "pred_original_sample")
 
 
-class StableDiffusionPipelineOutput(NamedTuple):
+@dataclass(eq=False)
+class StableDiffusionPipelineOutput(Output):
     """What the pipeline returns.
 
     Attributes:
