@@ -64,7 +64,7 @@ class SamplingPlan:
     order: int = 1
 
     def __post_init__(self) -> None:
-        _check_levels(self.alphas_cumprod, self.final_alpha_cumprod)
+        check_levels(self.alphas_cumprod, self.final_alpha_cumprod)
         _check_timesteps(self.timesteps, len(self.alphas_cumprod), self.inverse)
         _check_eta(self.eta)
         prediction(self.prediction_type)
@@ -395,7 +395,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_levels(alphas_cumprod: Sequence[float], final: float) -> None:
+def check_levels(alphas_cumprod: Sequence[float], final: float) -> None:
     levels = np.array([final, *alphas_cumprod])
     if levels.dtype.kind not in "iuf" or not ((levels >= 0) & (levels <= 1)).all():
         raise ConfigError("alphas_cumprod and final_alpha_cumprod must be numbers in [0, 1]")

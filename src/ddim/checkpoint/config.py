@@ -50,6 +50,40 @@ class Config(dict[str, Any]):
         return self
 
 
+class LiveConfig(Config):
+    """A config of which attributes can be assigned, as some pipelines do: `scheduler.config.timestep_spacing = "trailing"`.
+
+    It is for objects that read their config each time they need it. Items stay read-only, and so is what there is
+    nothing to read again for.
+
+    Args:
+        fixed: the names that cannot be assigned, each with what to do instead.
+    """
+
+    def __init__(self, *args: Any, fixed: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        object.__setattr__(self, "_fixed", fixed or {})
+        object.__setattr__(self, "writes", 0)  # how often something was assigned
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._fixed:
+            raise AttributeError(f"{name} has had its effect when the object was made: {self._fixed[name]}")
+        if name not in self:
+            raise AttributeError(f"the config has no {name!r}; it has {', '.join(sorted(self))}")
+        dict.__setitem__(self, name, _freeze(value))
+        object.__setattr__(self, "writes", self.writes + 1)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LiveConfig:
+        return LiveConfig(self, fixed=self._fixed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _live_config, (dict(self), dict(self._fixed))
+
+
+def _live_config(values: dict[str, Any], fixed: dict[str, str]) -> LiveConfig:
+    return LiveConfig(values, fixed=fixed)
+
+
 def _freeze(value: Any) -> Any:
     if isinstance(value, Mapping) and not isinstance(value, Config):
         return Config(value)
@@ -106,7 +140,12 @@ class ConfigMixin:
 
     def register_to_config(self, **values: Any) -> None:
         """Add to, or replace in, `self.config`."""
-        object.__setattr__(self, "_internal_dict", Config({**getattr(self, "_internal_dict", {}), **values}))
+        object.__setattr__(self, "_internal_dict", self.make_config({**getattr(self, "_internal_dict", {}), **values}))
+
+    @classmethod
+    def make_config(cls, values: Mapping[str, Any]) -> Config:
+        """The kind of config that objects of this class have."""
+        return Config(values)
 
     @overload
     @classmethod
