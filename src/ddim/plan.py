@@ -415,6 +415,16 @@ def _check_timesteps(timesteps: Sequence[int], steps: int, inverse: bool) -> Non
         raise ConfigError(f"timesteps must {'rise' if inverse else 'fall'} strictly: {timesteps!r:.200}")
 
 
+def as_eta(eta: Any) -> Eta:
+    """η as a float or "sigma_hat", from any number, or an array or tensor of one; what is none of these as it is."""
+    if type(eta) is float or isinstance(eta, (str, bool)):
+        return eta
+    if hasattr(eta, "item") and getattr(eta, "ndim", 1) == 0:
+        eta = eta.item()
+    result: Eta = float(eta) if type(eta) is int else eta
+    return result
+
+
 def _check_eta(eta: Eta) -> None:
     if eta == SIGMA_HAT:
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,3 +169,39 @@ def space_timesteps(
         raise ConfigError(f"steps_offset must be an int of 0 or more, not {steps_offset!r}")
     chosen = SPACINGS[spacing](int(num_inference_steps), num_train_timesteps, steps_offset)
     return tuple(chosen.astype(np.int64).tolist())
+
+
+def as_timesteps(timesteps: Any) -> tuple[int, ...]:
+    """Timesteps as ints, from a list, a range, an array of any strides, or a tensor of any type of whole numbers.
+
+    >>> as_timesteps(np.arange(0, 1000, 250)[::-1]), as_timesteps([2.0, 1])
+    ((750, 500, 250, 0), (2, 1))
+
+    Raises:
+        ConfigError: it is none of these, or a number in it is not whole.
+    """
+    try:
+        values = timesteps.tolist() if hasattr(timesteps, "tolist") else list(timesteps)
+    except TypeError as error:
+        raise ConfigError(f"timesteps must be a list of ints, not {timesteps!r:.100}") from error
+    if not isinstance(values, list):
+        raise ConfigError(f"timesteps must be a list of ints, not {timesteps!r:.100}")
+    chosen = []
+    for value in values:
+        number = value.item() if hasattr(value, "item") and getattr(value, "size", 1) != 0 else value
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or number != number // 1:
+            raise ConfigError(f"timesteps must be whole numbers, not {value!r:.50}")
+        chosen.append(int(number))
+    return tuple(chosen)
+
+
+def is_part(wanted: Sequence[int], listed: Sequence[int]) -> bool:
+    """Whether all of `wanted`, of which there is one at least, follow one another in `listed`.
+
+    >>> is_part([3, 2], [4, 3, 2, 1]), is_part([4, 2], [4, 3, 2, 1])
+    (True, False)
+    """
+    if wanted[0] not in listed:
+        return False
+    start = listed.index(wanted[0])
+    return tuple(wanted) == tuple(listed[start : start + len(wanted)])

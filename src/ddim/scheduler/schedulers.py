@@ -1,12 +1,10 @@
-"""DDIMScheduler and DDIMInverseScheduler: diffusers' interface, a thin shell over `SamplingPlan`."""
+"""DDIMScheduler and DDIMInverseScheduler, and what they share: plans, the forward process, what pipelines expect."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,14 +12,15 @@ import torch
 from torch import Tensor
 
 from ddim.checkpoint.config import DIFFUSERS_VERSION, Config, LiveConfig, register_to_config
-from ddim.checkpoint.identity import Home, KnownToDiffusers
 from ddim.checkpoint.pretrained import PretrainedMixin
 from ddim.errors import ConfigError
-from ddim.noise import Generators
-from ddim.plan import SamplingPlan, check_levels
-from ddim.process import Eta, ddim_step, prediction, sigma
-from ddim.schedule import make_alphas_cumprod, make_betas, space_timesteps
-from ddim.step import DDIMSchedulerOutput, check_step, step_noise, threshold
+from ddim.plan import SamplingPlan, as_eta
+from ddim.process import Eta, sigma
+from ddim.schedule import as_timesteps, is_part, make_alphas_cumprod, make_betas, space_timesteps
+from ddim.scheduler.identity import Home, KnownToDiffusers
+from ddim.scheduler.levels import Fixed, Levels
+from ddim.scheduler.methods import OF_A_RUN, OF_A_STEP, PlanOfMethods, step_by_methods
+from ddim.step import DDIMSchedulerOutput, threshold
 
 # Arguments of the schedulers whose configs a DDIMScheduler accepts; they are kept and saved again.
 _FOREIGN = """
@@ -35,24 +34,20 @@ DDIMScheduler DDPMScheduler PNDMScheduler LMSDiscreteScheduler EulerDiscreteSche
 EulerAncestralDiscreteScheduler DPMSolverMultistepScheduler DPMSolverSinglestepScheduler KDPM2DiscreteScheduler
 KDPM2AncestralDiscreteScheduler DEISMultistepScheduler UniPCMultistepScheduler DPMSolverSDEScheduler EDMEulerScheduler
 """.split()
-
-
-# What an assignment to a scheduler's config cannot change, and what to do instead.
+# Entries of the config that have had their effect when the scheduler was made, and what to do instead.
 _FIXED = dict.fromkeys(
     "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr".split(),
-    "make another scheduler with from_config(scheduler.config, …=…), or assign scheduler.alphas_cumprod",
+    "make another scheduler with from_config(scheduler.config, …), or assign scheduler.alphas_cumprod",
 )
-# The methods that `step` goes through where a subclass, or somebody's assignment, has put another in their place.
-_HOOKS = frozenset({"_get_variance", "_threshold_sample", "previous_timestep"})
-_REPLACED = frozenset({*_HOOKS, "step", "set_timesteps"})
+_KEPT_PLANS = 16  # of different numbers of steps, by `set_timesteps`
 
 
 class _Scheduler(KnownToDiffusers, PretrainedMixin):
-    """What the two schedulers share: the schedule, the config that is read when a plan is made, the forward process.
+    """What the two schedulers share.
 
-    Whatever can be assigned (`timesteps`, `num_inference_steps`, `alphas_cumprod`, `final_alpha_cumprod`, what stands in
-    `config`) is followed by the next step, as in diffusers, by a plan that is made anew; what would have no effect is
-    refused.
+    Whatever can be assigned (`timesteps`, `num_inference_steps`, `alphas_cumprod`, `final_alpha_cumprod`, an entry of
+    `config`) is followed from the next step on, as in diffusers, by a plan that is made anew; what would have no effect
+    is refused.
     """
 
     config_name: ClassVar[str] = "scheduler_config.json"
@@ -64,6 +59,10 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
     _inverse: ClassVar[bool] = False
 
     init_noise_sigma = 1.0
+
+    # The methods that are not ours: of a step, and of a run.
+    _replaced: frozenset[str] = frozenset()
+    _replaced_of_a_run: frozenset[str] = frozenset()
 
     @classmethod
     def make_config(cls, values: Mapping[str, Any]) -> Config:
@@ -82,19 +81,15 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         alphas_cumprod = make_alphas_cumprod(betas, config.rescale_betas_zero_snr)
         before = np.concatenate([[1.0], alphas_cumprod[:-1]])
         alphas = np.divide(alphas_cumprod, before, out=np.zeros_like(before), where=before > 0)
-        with torch.inference_mode(False):  # else torch does not count what is written to them
-            self._betas = torch.from_numpy(1 - alphas).float()  # (T,)
-            self._alphas = torch.from_numpy(alphas).float()
-            self._alphas_cumprod = torch.from_numpy(alphas_cumprod).float()
-            self._end = torch.tensor(1.0) if config.set_alpha_to_one else self._alphas_cumprod[0]
-        self._made_with = tuple(alphas_cumprod.tolist())  # ᾱ of the config's schedule, in float64
-        self._take_levels()
+        self._levels = Levels.of(alphas_cumprod, config.set_alpha_to_one)
+        self._betas = Fixed("betas", torch.from_numpy(1 - alphas).float())
+        self._alphas = Fixed("alphas", torch.from_numpy(alphas).float())
         self._num_inference_steps: int | None = None
-        self._stride: int | None = None  # of the steps, if somebody assigned num_inference_steps
         every = range(config.num_train_timesteps)
         self._timesteps = torch.tensor(every if self._inverse else every[::-1])
         self._planned: SamplingPlan | None = None
-        self._plans: dict[Any, SamplingPlan] = {}
+        self._planned_from = self._state()
+        self._kept: dict[int, SamplingPlan] = {}  # by N, of the same state as `_planned`
 
     # --- plans -------------------------------------------------------------------------------------------------------
 
@@ -117,15 +112,21 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         Raises:
             ConfigError: N, the timesteps or the settings cannot work; names the setting that would.
         """
-        if self._replaces & {"step", "set_timesteps"}:
-            return self._plan_by_methods(num_inference_steps, eta, timesteps, order)
-        return self._plan(num_inference_steps, eta, timesteps, order)
+        if not self._replaced_of_a_run:
+            return self._plan(num_inference_steps, eta, timesteps, order)
+        own = copy.copy(self)  # a method of somebody else's may change what it likes
+        own._kept = {}
+        if num_inference_steps is not None:
+            own.set_timesteps(num_inference_steps)
+        listed = own.timesteps if timesteps is None else timesteps
+        stride = None if own._planned is None else own._planned.legacy_stride
+        return PlanOfMethods.of(own._plan(eta=eta, timesteps=listed, order=order, stride=stride), own)
 
     def _plan(
         self,
         num_inference_steps: int | None = None,
         eta: Eta = 0.0,
-        timesteps: Sequence[int] | Tensor | None = None,
+        timesteps: Any = None,
         order: int = 1,
         stride: int | None = None,
     ) -> SamplingPlan:
@@ -133,29 +134,29 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         if (num_inference_steps is None) == (timesteps is None):
             raise ConfigError("give either num_inference_steps or timesteps")
         total = config.num_train_timesteps
-        if timesteps is None:
-            assert num_inference_steps is not None
-            if config.timestep_spacing == "optimized":
-                chosen = self._optimized(num_inference_steps)
-            else:
-                chosen = space_timesteps(num_inference_steps, total, config.timestep_spacing, config.steps_offset)
-            chosen = chosen[::-1] if self._inverse else chosen
-        else:
+        if timesteps is not None:
             chosen = as_timesteps(timesteps)
+        elif config.timestep_spacing == "optimized":
+            chosen = self._optimized(num_inference_steps)
+        else:
+            assert num_inference_steps is not None
+            chosen = space_timesteps(num_inference_steps, total, config.timestep_spacing, config.steps_offset)
+        if timesteps is None and self._inverse:
+            chosen = chosen[::-1]
         thresholding = None
         if config.get("thresholding"):
             thresholding = (config.dynamic_thresholding_ratio, config.sample_max_value)
         if stride is None and config.get("legacy_previous_timestep"):
-            stride = total // (len(chosen) if num_inference_steps is None else num_inference_steps)
-        for name, tensor in (("betas", self._betas), ("alphas", self._alphas)):
-            if tensor._version:
-                raise ConfigError(f"{name} was written to, which no step follows: {_INSTEAD}")
+            stride = total // max(1, len(chosen) if num_inference_steps is None else num_inference_steps)
+        for tensor in (self._betas, self._alphas):
+            if not tensor.is_unchanged():
+                raise ConfigError(tensor.refusal())
         return SamplingPlan(
             timesteps=chosen,
-            alphas_cumprod=self._current_levels(),
-            final_alpha_cumprod=self._final_level(),
+            alphas_cumprod=self._levels.numbers(),
+            final_alpha_cumprod=self._levels.final(),
             prediction_type=config.prediction_type,
-            eta=_as_eta(eta),
+            eta=as_eta(eta),
             clip_range=config.clip_sample_range if config.clip_sample else None,
             thresholding=thresholding,
             legacy_stride=stride,
@@ -163,7 +164,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
             order=order,
         )
 
-    def _optimized(self, number: int) -> tuple[int, ...]:
+    def _optimized(self, number: Any) -> tuple[int, ...]:
         """The N timesteps that the config has, the largest first."""
         known = self.config.get("optimized_timesteps") or {}
         if not isinstance(known, Mapping) or str(number) not in known:
@@ -191,28 +192,46 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         Raises:
             ConfigError: as `plan`.
         """
-        plan = None
-        if timesteps is None and type(num_inference_steps) is int:  # a robot asks for the same plan at each tick
-            plan = self._plans.get((num_inference_steps, self._state()))
+        if not self._is_current():
+            self._kept = {}
+        plan = self._kept.get(num_inference_steps) if timesteps is None and type(num_inference_steps) is int else None
         if plan is None:
             plan = self._plan(num_inference_steps, timesteps=timesteps)
-            self._plans = {} if len(self._plans) > 16 else self._plans
-            self._plans[num_inference_steps, self._state()] = plan
-        self._planned, self._planned_from = plan, self._state()
-        self._stride, self._num_inference_steps = None, len(plan)
+        self._follow(plan)
+        self._num_inference_steps = len(plan)
         self._timesteps = torch.tensor(plan.timesteps, device=device)
+        if timesteps is None and len(self._kept) < _KEPT_PLANS:  # a robot asks for the same plan at each tick
+            self._kept[int(num_inference_steps or 0)] = plan
+
+    def _follow(self, plan: SamplingPlan) -> None:
+        self._planned, self._planned_from = plan, self._state()
 
     def _state(self) -> tuple[Any, ...]:
-        """What a plan was made of, to see whether it still holds: cheap, and without a look at any device."""
-        config = self._internal_dict
-        return id(config), config.writes, id(self._alphas_cumprod), self._alphas_cumprod._version, id(self._end), self._end._version  # fmt: skip
+        """What plans are made of, besides N: they hold as long as it is the same."""
+        config = self.config
+        return config, config.writes, self._levels, self._levels.writes()
+
+    def _is_current(self) -> bool:
+        config, writes, levels, tensors = self._planned_from
+        now = self._internal_dict
+        return now is config and now.writes == writes and self._levels is levels and levels.writes() == tensors
+
+    def _current_plan(self) -> SamplingPlan:
+        plan = self._planned
+        if plan is None:
+            raise ConfigError("num_inference_steps is not set: call set_timesteps first")
+        if not torch.compiler.is_compiling() and not self._is_current():
+            plan = self._plan(timesteps=plan.timesteps, stride=plan.legacy_stride)
+            self._kept = {}
+            self._follow(plan)
+        return plan
 
     @property
     def timesteps(self) -> Tensor:
         """The timesteps of the run, (N,); all T of them before `set_timesteps`.
 
-        What is assigned is what clients loop over. A step from one of them leads where it did before, if they are a part
-        of the run's list, repeated, or in another order; other lists make a new plan, in which each timestep leads to the
+        What is assigned is what clients loop over. If it is a part of the run's list, or that repeated or in another
+        order, each timestep leads where it led before. Another list makes a new plan, in which a timestep leads to the
         next lower listed one. `num_inference_steps` stays as it is, as in diffusers.
         """
         return self._timesteps
@@ -221,21 +240,19 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
     def timesteps(self, value: Any) -> None:
         listed = as_timesteps(value)
         wanted = sorted(set(listed), reverse=not self._inverse)
-        plan = self._planned
-        if plan is None or not wanted or not _is_part(wanted, plan.timesteps):
-            steps = self._num_inference_steps
-            legacy = self.config.get("legacy_previous_timestep")
-            stride = self.config.num_train_timesteps // steps if legacy and steps else self._stride
-            plan = self._plan(timesteps=wanted, stride=stride)
-            self._planned, self._planned_from = plan, self._state()
-        if self._num_inference_steps is None:
-            self._num_inference_steps = len(listed)
+        plan, steps = self._planned, self._num_inference_steps
+        if wanted and (plan is None or not is_part(wanted, plan.timesteps)):
+            stride = None
+            if steps and (self.config.get("legacy_previous_timestep") or (plan and plan.legacy_stride)):
+                stride = self.config.num_train_timesteps // steps
+            self._follow(self._plan(timesteps=wanted, stride=stride))
+        self._num_inference_steps = len(listed) if steps is None else steps
         is_kept = isinstance(value, Tensor) and not value.is_floating_point()
-        self._timesteps = value if is_kept else torch.tensor(listed)
+        self._timesteps = value if is_kept else torch.tensor(listed, dtype=torch.int64)
 
     @property
     def num_inference_steps(self) -> int | None:
-        """N; None before `set_timesteps`. As in diffusers, assigning another one makes each step lead T // N down."""
+        """N; None before `set_timesteps`. When another one is assigned, each step leads T // N down, as in diffusers."""
         return self._num_inference_steps
 
     @num_inference_steps.setter
@@ -245,32 +262,21 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
             raise TypeError(f"num_inference_steps must be an int, not {value!r:.50}")
         if value is not None and not 1 <= value <= total:
             raise ConfigError(f"num_inference_steps={value} must be from 1 to num_train_timesteps={total}")
-        unchanged = value == self._num_inference_steps or (self._planned is not None and value == len(self._timesteps))
+        plan, before = self._planned, self._num_inference_steps
         self._num_inference_steps = None if value is None else int(value)
-        if value is None or unchanged:
+        if value is None or value == before or (plan is not None and value == len(self._timesteps)):
             return
-        self._stride = total // int(value)
-        listed = range(total) if self._planned is None else self._planned.timesteps
-        plan = self._plan(timesteps=sorted(listed, reverse=not self._inverse), stride=self._stride)
-        self._planned, self._planned_from = plan, self._state()
-
-    def _current_plan(self) -> SamplingPlan:
-        plan = self._planned
-        if plan is None:
-            raise ConfigError("num_inference_steps is not set: call set_timesteps first")
-        if not torch.compiler.is_compiling() and self._planned_from != self._state():
-            plan = self._plan(timesteps=plan.timesteps, stride=plan.legacy_stride)  # something was assigned since
-            self._planned, self._planned_from = plan, self._state()
-        return plan
+        listed = plan.timesteps if plan is not None else sorted(range(total), reverse=not self._inverse)
+        self._follow(self._plan(timesteps=listed, stride=total // int(value)))
 
     def previous_timestep(self, timestep: int | Tensor) -> int | Tensor:
         """Where a step from `timestep` leads; -1 is the image. Before `set_timesteps`, `timestep` - 1."""
-        previous = self._current_plan()._previous if self._planned else np.arange(len(self._current_levels())) - 1
+        previous = self._current_plan()._previous if self._planned else np.arange(len(self._levels.numbers())) - 1
         wanted = self._as_indices(timestep)
         result = torch.from_numpy(previous).to(wanted.device)[wanted]
         return result if isinstance(timestep, Tensor) else int(result)
 
-    # --- the schedule, as others see it and change it ----------------------------------------------------------------
+    # --- the schedule, as others see it and change it: see `levels` --------------------------------------------------
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -279,89 +285,49 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         It may be moved to a device or converted, and then means what it meant. Other values, assigned or written into
         it, are followed from the next step on; with more or fewer of them, there are so many timesteps.
         """
-        return self._alphas_cumprod
+        return self._levels.alphas_cumprod
 
     @alphas_cumprod.setter
     def alphas_cumprod(self, value: Any) -> None:
-        before = self._alphas_cumprod
-        self._alphas_cumprod = _as_levels(value)
-        try:
-            self._take_levels()
-        except ConfigError:
-            self._alphas_cumprod = before
-            raise
-
-    def _take_levels(self) -> None:
-        """Read ᾱ from the tensor; where it is the config's, rounded, that in float64."""
-        tensor, own = self._alphas_cumprod, torch.tensor(self._made_with, dtype=torch.float64)
-        found = tensor.detach().to("cpu", torch.float64)
-        if tensor.shape == own.shape and any(torch.equal(found, own.to(dtype).double()) for dtype in _ROUNDED):
-            self._levels = self._made_with
-        else:
-            self._levels = tuple(found.tolist())
-            check_levels(self._levels, 1.0)
-        self._levels_version = tensor._version
-        self._forward_tables: dict[torch.device, Tensor] = {}
-
-    def _current_levels(self) -> tuple[float, ...]:
-        if self._alphas_cumprod._version != self._levels_version:
-            self._take_levels()
-        return self._levels
-
-    def _final_level(self) -> float:
-        """ᾱ of what lies before the lowest timestep."""
-        value = float(self._end)
-        for exact in (1.0, self._current_levels()[0]):
-            if any(value == torch.tensor(exact).to(dtype).item() for dtype in _ROUNDED):
-                return exact
-        return value
+        self._levels = self._levels.with_alphas_cumprod(value)
 
     @property
     def betas(self) -> Tensor:
-        """β of every timestep, (T,) float32. May be moved to a device, but not changed: nothing would follow from it."""
-        return self._betas
+        """β of every timestep, (T,) float32. It may be moved or converted, but not changed."""
+        return self._betas.tensor
 
     @betas.setter
     def betas(self, value: Any) -> None:
-        self._betas = _moved(self._betas, value, "betas")
+        self._betas = self._betas.moved(value)
 
     @property
     def alphas(self) -> Tensor:
-        """1 - β of every timestep, (T,) float32. May be moved to a device, but not changed."""
-        return self._alphas
+        """1 - β of every timestep, (T,) float32. It may be moved or converted, but not changed."""
+        return self._alphas.tensor
 
     @alphas.setter
     def alphas(self, value: Any) -> None:
-        self._alphas = _moved(self._alphas, value, "alphas")
+        self._alphas = self._alphas.moved(value)
 
-    # --- methods that others put in the place of ours ----------------------------------------------------------------
-
-    _replaces: frozenset[str] = frozenset()
+    # --- methods that are not ours: see `methods` --------------------------------------------------------------------
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        ours = {
-            name for name in _REPLACED if name in vars(cls) and "Home" not in str(type(vars(cls).get("__module__")))
-        }
-        cls._replaces = cls._replaces | ours
+        if not cls.__module__.startswith(f"{__package__}."):
+            cls._replaced |= OF_A_STEP & set(vars(cls))
+            cls._replaced_of_a_run |= OF_A_RUN & set(vars(cls))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _REPLACED:
-            object.__setattr__(self, "_replaces", self._replaces | {name})
-        if name == "eta":
-            raise AttributeError("eta is an argument of step and of plan: scheduler.step(…, eta=…)")
+        if name in OF_A_RUN:
+            object.__setattr__(self, "_replaced_of_a_run", self._replaced_of_a_run | {name})
+            object.__setattr__(self, "_replaced", self._replaced | OF_A_STEP & {name})
+        elif name == "eta":
+            raise AttributeError("eta is an argument of step, and of plan: scheduler.step(…, eta=…)")
+        elif name == "_internal_dict" and not isinstance(
+            value, LiveConfig
+        ):  # as some pipelines of diffusers put it there
+            value = self.make_config(value)
         object.__setattr__(self, name, value)
-
-    def _plan_by_methods(self, num_inference_steps: int | None, eta: Eta, timesteps: Any, order: int) -> SamplingPlan:
-        """A plan whose timesteps and steps are those of methods that a subclass has put in the place of ours."""
-        own = copy.copy(self)
-        own.__dict__["_plans"] = {}
-        if timesteps is not None:
-            own.timesteps = timesteps
-        else:
-            own.set_timesteps(num_inference_steps)
-        plan = own._plan(eta=eta, timesteps=as_timesteps(own.timesteps), order=order, stride=own._stride)
-        return PlanOfMethods(**{name: getattr(plan, name) for name in SamplingPlan.__dataclass_fields__}, scheduler=own)
 
     # --- the forward process -----------------------------------------------------------------------------------------
 
@@ -396,7 +362,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
                 f"{tuple(second.shape)}: give one of each, or as many"
             )
         wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-        roots = self._forward_table(first.device).index_select(0, timesteps.reshape(-1).to(first.device)).to(wide)
+        roots = self._levels.table(first.device).index_select(0, timesteps.reshape(-1).to(first.device)).to(wide)
         signal, deviation = (column.view(-1, *[1] * (first.ndim - 1)) for column in roots.unbind(1))
         return torch.addcmul(first.to(wide) * signal, second.to(wide), sign * deviation).to(dtype)
 
@@ -407,18 +373,10 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
             raise TypeError(f"timesteps must be integers, not {indices.dtype}")
         if indices.numel() and indices.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = int(indices.min()), int(indices.max())
-            count = len(self._current_levels())
+            count = len(self._levels.numbers())
             if low < 0 or high >= count:
                 raise ConfigError(f"timesteps must be in 0…{count - 1}, not {low}…{high}")
         return indices.to(torch.int64)
-
-    def _forward_table(self, device: torch.device) -> Tensor:
-        """(√ᾱ, √(1-ᾱ)) of every timestep, (T 2), kept on the device after the first use."""
-        levels = np.array(self._current_levels())
-        if device not in self._forward_tables:
-            table = torch.from_numpy(np.stack([np.sqrt(levels), np.sqrt(1 - levels)], axis=1))
-            self._forward_tables[device] = (table if device.type == "cpu" else table.float()).to(device)
-        return self._forward_tables[device]
 
     # --- what pipelines expect ---------------------------------------------------------------------------------------
 
@@ -501,11 +459,11 @@ class DDIMScheduler(_Scheduler):
     @property
     def final_alpha_cumprod(self) -> Tensor:
         """ᾱ of what lies before the lowest timestep, (): 1, the image, or ᾱ_0. What is assigned, the last step ends on."""
-        return self._end
+        return self._levels.end
 
     @final_alpha_cumprod.setter
     def final_alpha_cumprod(self, value: Any) -> None:
-        self._end = _as_end(value)
+        self._levels = self._levels.with_end(value)
 
     def step(
         self,
@@ -537,10 +495,11 @@ class DDIMScheduler(_Scheduler):
             ValueError, TypeError, ConfigError: see `SamplingPlan.step`.
         """
         plan = self._current_plan()
-        eta = _as_eta(eta)
-        if self._replaces and self._replaces & _HOOKS:
-            arguments = (eta, use_clipped_model_output, generator, variance_noise)
-            result = self._step_by_methods(model_output, timestep, sample, *arguments)
+        if type(eta) is not float:
+            eta = as_eta(eta)
+        if self._replaced:
+            arguments = (model_output, timestep, sample, eta, use_clipped_model_output, generator, variance_noise)
+            result = step_by_methods(self, *arguments)
             return result if return_dict else tuple(result)
         if eta != plan.eta:
             plan = plan.with_eta(eta)
@@ -556,8 +515,8 @@ class DDIMScheduler(_Scheduler):
 
     def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
         """σ²(1) of a step between any two timesteps; a negative `prev_timestep` is past the end."""
-        levels = self._current_levels()
-        here, there = levels[timestep], levels[prev_timestep] if prev_timestep >= 0 else self._final_level()
+        levels = self._levels.numbers()
+        here, there = levels[timestep], levels[prev_timestep] if prev_timestep >= 0 else self._levels.final()
         return torch.tensor(0.0 if here == there else sigma(here, there) ** 2)
 
     def _threshold_sample(self, sample: Tensor) -> Tensor:
@@ -565,40 +524,6 @@ class DDIMScheduler(_Scheduler):
         config = self.config
         wide = sample.to(torch.promote_types(sample.dtype, torch.float32))
         return threshold(wide, config.dynamic_thresholding_ratio, config.sample_max_value).to(sample.dtype)
-
-    def _step_by_methods(
-        self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        eta: Eta,
-        use_clipped_model_output: bool,
-        generator: Generators,
-        variance_noise: Tensor | None,
-    ) -> DDIMSchedulerOutput:
-        """Equation 12 by the methods that a subclass has put in the place of ours, one timestep for all samples."""
-        check_step(model_output, sample)
-        config, levels = self.config, self._current_levels()
-        here_at = int(timestep)
-        there_at = int(self.previous_timestep(here_at))
-        here, there = levels[here_at], levels[there_at] if there_at >= 0 else self._final_level()
-        kind = prediction(config.prediction_type)
-        wide = torch.promote_types(torch.promote_types(sample.dtype, model_output.dtype), torch.float32)
-        x_t, out = sample.to(wide), model_output.to(wide)
-        (p, q), (r, s) = kind.x0(here), kind.eps(here)
-        x0, eps = p * x_t + q * out, r * x_t + s * out
-        if config.thresholding:
-            x0 = self._threshold_sample(x0)
-        elif config.clip_sample:
-            x0 = x0.clamp(-config.clip_sample_range, config.clip_sample_range)
-        if use_clipped_model_output:
-            eps = (x_t - here**0.5 * x0) / (1 - here) ** 0.5
-        share = 1.0 if isinstance(eta, str) else eta
-        deviation = share * float(self._get_variance(here_at, there_at)) ** 0.5
-        noise = step_noise(model_output, generator, variance_noise).to(wide) if share else 0.0
-        direction = max(1 - there - deviation**2, 0.0) ** 0.5
-        prev = ddim_step(x0, eps, there, deviation, noise, direction=direction)
-        return DDIMSchedulerOutput(prev.to(sample.dtype), x0.to(sample.dtype))
 
 
 class DDIMInverseScheduler(_Scheduler):
@@ -638,11 +563,11 @@ class DDIMInverseScheduler(_Scheduler):
     @property
     def initial_alpha_cumprod(self) -> Tensor:
         """ᾱ of what the run begins with, (): 1, the image, or ᾱ_0. What is assigned, the first step starts from."""
-        return self._end
+        return self._levels.end
 
     @initial_alpha_cumprod.setter
     def initial_alpha_cumprod(self, value: Any) -> None:
-        self._end = _as_end(value)
+        self._levels = self._levels.with_end(value)
 
     def step(
         self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
@@ -657,89 +582,3 @@ class DDIMInverseScheduler(_Scheduler):
         """
         result = self._current_plan().step(model_output, timestep, sample)
         return result if return_dict else tuple(result)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PlanOfMethods(SamplingPlan):
-    """A plan whose steps are made by a scheduler's own `step`, which is not ours."""
-
-    scheduler: Any = None
-
-    def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, **options: Any) -> DDIMSchedulerOutput:
-        """As `SamplingPlan.step`, by the scheduler."""
-        accepted = inspect.signature(self.scheduler.step).parameters
-        given = {name: value for name, value in {"eta": self.eta, **options}.items() if name in accepted}
-        result = self.scheduler.step(model_output, timestep, sample, **given)
-        return result if isinstance(result, DDIMSchedulerOutput) else DDIMSchedulerOutput(*result)
-
-
-# Types that a schedule's numbers are rounded to when it is moved or converted.
-_ROUNDED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_INSTEAD = "make a scheduler with trained_betas=…, or assign alphas_cumprod"
-
-
-def as_timesteps(timesteps: Any) -> tuple[int, ...]:
-    """Timesteps as ints, from a list, a range, an array of any strides, or a tensor of any integer type.
-
-    Raises:
-        ConfigError: it is none of these, or a number in it is not whole.
-    """
-    try:
-        values = timesteps.tolist() if isinstance(timesteps, (Tensor, np.ndarray)) else list(timesteps)
-    except TypeError as error:
-        raise ConfigError(f"timesteps must be a list of ints, not {timesteps!r:.100}") from error
-    if not isinstance(values, list):
-        raise ConfigError(f"timesteps must be a list of ints, not {timesteps!r:.100}")
-    for value in values:
-        is_number = isinstance(value, (int, float, np.integer, np.floating, Tensor)) and not isinstance(value, bool)
-        if not is_number or value != value or int(value) != value:
-            raise ConfigError(f"timesteps must be whole numbers, not {value!r:.50}")
-    return tuple(int(value) for value in values)
-
-
-def _is_part(wanted: Sequence[int], listed: Sequence[int]) -> bool:
-    """Whether all of `wanted` follow one another in `listed`; both in the order of a run."""
-    if wanted[0] not in listed:
-        return False
-    start = listed.index(wanted[0])
-    return tuple(wanted) == tuple(listed[start : start + len(wanted)])
-
-
-def _as_eta(eta: Any) -> Eta:
-    """η as a float (or "sigma_hat"), from any number or tensor of one."""
-    if type(eta) is float or isinstance(eta, (str, bool)):
-        return eta
-    if isinstance(eta, (Tensor, np.ndarray)) and eta.size == 1 if isinstance(eta, np.ndarray) else False:
-        return float(eta.item())
-    if isinstance(eta, Tensor) and eta.numel() == 1:
-        return float(eta)
-    return float(eta) if isinstance(eta, (int, np.number)) else eta
-
-
-def _as_levels(value: Any) -> Tensor:
-    """ᾱ that somebody assigns, as a tensor that torch counts the writes to."""
-    tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-    if tensor.ndim != 1 or not len(tensor) or not tensor.is_floating_point():
-        raise ConfigError(
-            f"alphas_cumprod must be one number for each timestep, not {tensor.dtype} {tuple(tensor.shape)}"
-        )
-    with torch.inference_mode(False):
-        return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _as_end(value: Any) -> Tensor:
-    """ᾱ past the lowest timestep that somebody assigns, as a tensor () that torch counts the writes to."""
-    with torch.inference_mode(False):
-        tensor = value.clone() if isinstance(value, Tensor) and value.is_inference() else torch.as_tensor(value)
-    if tensor.numel() != 1 or not 0 <= float(tensor) <= 1:
-        raise ConfigError(f"the last level of alpha must be one number in [0, 1], not {value!r:.100}")
-    return tensor.float() if not tensor.is_floating_point() else tensor
-
-
-def _moved(own: Tensor, value: Any, name: str) -> Tensor:
-    """A tensor on another device or of another type; an error if it is another one."""
-    found = torch.as_tensor(value)
-    if found.shape != own.shape or not torch.equal(found.cpu(), own.cpu().to(found.dtype)):
-        raise AttributeError(f"no step follows {name}: {_INSTEAD}")
-    with torch.inference_mode(False):
-        return found.clone() if found.is_inference() else found
