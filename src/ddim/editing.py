@@ -24,6 +24,8 @@ from ddim.plan import SamplingPlan
 from ddim.process import add_noise, ddim_step
 from ddim.sampling import Denoiser, SampleStep
 
+__all__ = ["Cycle", "decode_cycle", "edit", "encode_cycle"]
+
 
 def shortened(plan: SamplingPlan, strength: float) -> SamplingPlan:
     """The last steps of a plan, a share `strength` of them and one at least: how much of a picture may change.

@@ -27,6 +27,20 @@ from typing import Any, TypeAlias
 
 from ddim.errors import ConfigError
 
+__all__ = [
+    "PREDICTIONS",
+    "SIGMA_HAT",
+    "Eta",
+    "Prediction",
+    "Value",
+    "add_noise",
+    "ddim_step",
+    "prediction",
+    "second_order",
+    "sigma",
+    "sigma_hat",
+]
+
 # A number, a numpy array or a tensor; those of one call broadcast.
 Value: TypeAlias = Any
 

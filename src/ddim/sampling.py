@@ -26,6 +26,8 @@ from ddim.plan import SamplingPlan
 from ddim.process import Eta
 from ddim.step import Row
 
+__all__ = ["Denoiser", "Pipeline", "SampleStep", "Scheduler", "sample"]
+
 # (x, timestep) -> what the network predicts for x: x (batch, …); timestep a 0-dim int64 tensor on the host.
 Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 

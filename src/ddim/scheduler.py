@@ -18,6 +18,8 @@ from ddim.process import Eta, sigma
 from ddim.schedule import make_alphas_cumprod, make_betas, space_timesteps
 from ddim.step import DDIMSchedulerOutput
 
+__all__ = ["DDIMInverseScheduler", "DDIMScheduler"]
+
 # Arguments of the schedulers whose configs a DDIMScheduler accepts; they are kept and saved again.
 _FOREIGN = """
 algorithm_type disable_corrector euler_at_final final_sigmas_type flow_shift interpolation_type lambda_min_clipped

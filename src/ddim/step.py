@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ddim.noise import Generators, gaussian_noise
 
+__all__ = ["DDIMSchedulerOutput", "Row", "take_step", "threshold"]
+
 LARGE = 2**18  # elements; from here on one pass over memory costs more than the views that make it possible
 
 

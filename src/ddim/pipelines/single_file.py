@@ -25,6 +25,8 @@ from ddim.models.tokenizer import END, CLIPTokenizer
 from ddim.process import prediction
 from ddim.scheduler import DDIMScheduler
 
+__all__ = ["load_single_file"]
+
 CLASSES: dict[str, type[PretrainedModel]] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
