@@ -134,6 +134,57 @@ def test_every_eta_keeps_the_marginal(pair: list[float], eta: float) -> None:
     assert ddim_step(0.0, 1.0, there, direction=direction) ** 2 + deviation**2 == pytest.approx(1 - there)
 
 
+@given(pair=pairs, x0=st.floats(-2, 2), eps=st.floats(-2, 2), z=st.floats(-3, 3))
+def test_the_literal_step_with_eta_one_draws_from_the_posterior_of_ddpm(
+    pair: list[float], x0: float, eps: float, z: float
+) -> None:
+    """Equation 12 as it stands in the paper, its second root and its noise included."""
+    here, there = pair
+    alpha = here / there
+    x = add_noise(x0, eps, here)
+    mean = (math.sqrt(there) * (1 - alpha) * x0 + math.sqrt(alpha) * (1 - there) * x) / (1 - here)
+    deviation = math.sqrt((1 - there) / (1 - here) * (1 - alpha))
+    assert ddim_step(x0, eps, there, sigma(here, there, 1.0), z) == pytest.approx(mean + deviation * z, abs=1e-6)
+
+
+@given(pair=pairs, eta=st.floats(0, 1))
+def test_the_literal_step_keeps_the_marginal_with_every_eta(pair: list[float], eta: float) -> None:
+    """Lemma 1 again: the shares of x0, eps and z are those of a sample at ᾱ_prev."""
+    here, there = pair
+    deviation = sigma(here, there, eta)
+    of_x0, of_eps, of_z = (ddim_step(*unit, there, deviation, z) for *unit, z in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+    assert of_x0 == pytest.approx(math.sqrt(there))
+    assert of_z == deviation
+    assert of_eps**2 + of_z**2 == pytest.approx(1 - there)
+
+
+@given(here=levels, there=levels, x=st.floats(-3, 3), eps=st.floats(-2, 2))
+def test_the_literal_step_without_noise_is_eulers_step_of_the_ode(
+    here: float, there: float, x: float, eps: float
+) -> None:
+    """Equation 13, to any level, with less noise or with more; and back, if the noise is the same."""
+    x0 = (x - math.sqrt(1 - here) * eps) / math.sqrt(here)
+    found = ddim_step(x0, eps, there)
+    spread = math.sqrt((1 - there) / there) - math.sqrt((1 - here) / here)
+    assert found / math.sqrt(there) == pytest.approx(x / math.sqrt(here) + spread * eps, rel=1e-9, abs=1e-9)
+    x0_there = (found - math.sqrt(1 - there) * eps) / math.sqrt(there)
+    assert ddim_step(x0_there, eps, here) == pytest.approx(x, rel=1e-9, abs=1e-9)
+
+
+def test_the_equations_take_numbers_arrays_and_tensors() -> None:
+    x0, eps, z = np.random.default_rng(0).standard_normal((3, 5))
+    here, there = np.linspace(0.1, 0.8, 5), np.linspace(0.2, 0.9, 5)
+    noisy, stepped = add_noise(x0, eps, here), ddim_step(x0, eps, there, sigma(here, there, 0.7), z)
+    tensors = [torch.from_numpy(each) for each in (x0, eps, z, here, there)]
+    in_torch = ddim_step(tensors[0], tensors[1], tensors[4], sigma(tensors[3], tensors[4], 0.7), tensors[2])
+    np.testing.assert_allclose(in_torch.numpy(), stepped, rtol=1e-14)
+    np.testing.assert_allclose(add_noise(tensors[0], tensors[1], tensors[3]).numpy(), noisy, rtol=1e-14)
+    for i in range(5):
+        number = sigma(here[i], there[i], 0.7)
+        assert ddim_step(x0[i], eps[i], there[i], number, z[i]) == pytest.approx(stepped[i], rel=1e-14)
+        assert add_noise(x0[i], eps[i], here[i]) == pytest.approx(noisy[i], rel=1e-14)
+
+
 @given(pair=pairs)
 def test_sigma_is_linear_in_eta_and_below_sigma_hat(pair: list[float]) -> None:
     here, there = pair

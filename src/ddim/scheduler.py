@@ -200,7 +200,12 @@ class _Scheduler(PretrainedMixin):
         return self._mix(noise, sample, timesteps, -1.0)
 
     def _mix(self, first: Tensor, second: Tensor, timesteps: int | Tensor, sign: float) -> Tensor:
-        """√ᾱ·first + sign·√(1-ᾱ)·second."""
+        """√ᾱ·first + sign·√(1-ᾱ)·second.
+
+        `process.add_noise` is not called, because it takes the roots of the ᾱ that it is given. A device has ᾱ in
+        float32, of which 1-ᾱ has lost half of its digits at the first timesteps. The roots in the table are made of
+        float64 values; and each sample's are looked up on its device, which has to wait for nothing.
+        """
         if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
             raise TypeError(f"needed are tensors, not {type(first).__name__} and {type(second).__name__}")
         if first.shape != second.shape:

@@ -102,6 +102,10 @@ def take_step(
 ) -> DDIMSchedulerOutput:
     """One step. Half precision is computed in float32 and rounded once.
 
+    `process.ddim_step` is not called on the tensors, because it would make x0 and eps first, and read and write each
+    number several times over. The plan has applied it to the coefficients; so a step that is not clipped is one sum
+    a·x + b·out, and a clipped one is two sums, or three where eps has to be made.
+
     Args:
         model_output, sample: tensors that `check_step` has seen.
         row_in: the row, for tensors of a type (float32 or float64).
