@@ -91,10 +91,8 @@ def files_in(text: str) -> Iterator[str]:
 
 
 def is_file(path: str) -> bool:
-    if path.startswith(tuple(f"{folder}/" for folder in FOLDERS)):
-        return (ROOT / path).exists()
     every = (file.relative_to(ROOT).as_posix() for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
-    return path in FOREIGN or any(f"/{file}".endswith(f"/{path}") for file in every)
+    return path in FOREIGN or (ROOT / path).exists() or any(f"/{file}".endswith(f"/{path}") for file in every)
 
 
 def title(page: Path) -> str:

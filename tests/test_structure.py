@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -259,6 +260,40 @@ def test_every_command_has_settings_and_a_function() -> None:
     for words, command in COMMANDS.items():
         assert dataclasses.is_dataclass(load(command.settings)), words
         assert callable(load(command.run)), words
+
+
+def choices(command: str, option: str) -> set[str]:
+    """What an option of a command may be, by its type."""
+    found, open_types = set(), [typing.get_type_hints(load(COMMANDS[command].settings))[option]]
+    while open_types:
+        kind = open_types.pop()
+        inside = typing.get_args(kind)
+        if typing.get_origin(kind) is typing.Literal:
+            found |= set(inside)
+        else:
+            open_types += inside
+    return found
+
+
+def test_the_choices_of_options_are_what_there_is() -> None:
+    """They are written out as types, since `--help` must not import the modules that have them."""
+    from ddim.backends import BACKENDS
+    from ddim.interpolation import BETWEEN, INVERSIONS
+    from ddim.inversion import METHODS
+    from ddim.process import PREDICTIONS
+    from ddim.schedule import BETA_SCHEDULES, SPACINGS
+
+    spacings = {*SPACINGS, "optimized"}
+    for command in ("train pixels", "train text-to-image", "train lora"):
+        assert choices(command, "prediction_type") == set(PREDICTIONS)
+        assert choices(command, "beta_schedule") == set(BETA_SCHEDULES)
+        assert choices(command, "timestep_spacing") == spacings
+    assert choices("sample", "spacing") == spacings
+    assert choices("sample", "backend") == {*BACKENDS, "auto"}
+    assert choices("invert", "method") == set(METHODS)
+    assert choices("edit", "method") == {"cycle", *METHODS}
+    assert choices("interpolate", "method") == set(INVERSIONS)
+    assert choices("interpolate", "between_texts") == set(BETWEEN)
 
 
 # --- what stands alone -----------------------------------------------------------------------------------------------
