@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 
-from ddim.errors import ConfigError
+from ddim.models.settings import look_up
 
 
 class QuickGELU(nn.Module):
@@ -17,8 +14,6 @@ class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
 
-
-T = TypeVar("T")
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
@@ -36,11 +31,4 @@ def activation(name: str) -> nn.Module:
     Raises:
         ConfigError: there is none; the message lists those there are.
     """
-    return choose("activation", name.lower(), ACTIVATIONS)()
-
-
-def choose(what: str, name: str, known: Mapping[str, T]) -> T:
-    """`known[name]`, or a ConfigError that lists what is known."""
-    if name not in known:
-        raise ConfigError(f"unknown {what} {name!r}; known are {', '.join(sorted(known))}")
-    return known[name]
+    return look_up("activation", name.lower(), ACTIVATIONS)()

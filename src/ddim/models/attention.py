@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -97,3 +99,19 @@ class SpatialAttention(Attention):
         # Seen as (b c h w) without a copy; the sum has the memory format of x, its first term.
         out: Tensor = x + self.attend(tokens).transpose(1, 2).view(x.shape)
         return out if self.output_scale == 1 else out / self.output_scale
+
+
+# --- older names -----------------------------------------------------------------------------------------------------
+
+_OLD_ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
+_NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def convert_attention_key(key: str) -> str:
+    """The present name of a weight of an attention layer, which the first published checkpoints call otherwise.
+
+    >>> convert_attention_key("mid_block.attentions.0.proj_attn.bias")
+    'mid_block.attentions.0.to_out.0.bias'
+    """
+    match = _OLD_ATTENTION.fullmatch(key)
+    return f"{match[1]}.{_NEW_NAMES[match[2]]}.{match[3]}" if match else key

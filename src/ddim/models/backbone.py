@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,26 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ddim.checkpoint import PretrainedModel
-from ddim.errors import ConfigError
 from ddim.models.activations import activation
+from ddim.models.attention import convert_attention_key
 from ddim.models.blocks import AttentionFactory, Block, DownBlock2D, MidBlock2D, Style, UpBlock2D
 from ddim.models.core import HasCore
 from ddim.models.embeddings import TimestepEmbedding, embed_labels
 from ddim.models.recompute import set_gradient_checkpointing
 from ddim.models.transformer import Text
-
-_OLD_ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
-_NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def convert_attention_key(key: str) -> str:
-    """The present name of a weight of an attention layer, which the first published checkpoints call otherwise.
-
-    >>> convert_attention_key("mid_block.attentions.0.proj_attn.bias")
-    'mid_block.attentions.0.to_out.0.bias'
-    """
-    match = _OLD_ATTENTION.fullmatch(key)
-    return f"{match[1]}.{_NEW_NAMES[match[2]]}.{match[3]}" if match else key
 
 
 class UNet2DOutput(NamedTuple):
@@ -201,13 +187,3 @@ class Backbone(HasCore, PretrainedModel):
             x = block(x, skips, times, text)
         out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return out
-
-
-def check_levels(groups: int, **settings: Sequence[object]) -> None:
-    """Raise a ConfigError unless all lists are as long as one another and norms divide the channels."""
-    if len({len(values) for values in settings.values()}) != 1:
-        lengths = ", ".join(f"{name} has {len(values)}" for name, values in settings.items())
-        raise ConfigError(f"these must have one entry for each resolution: {lengths}")
-    for channels in settings["block_out_channels"]:
-        if not isinstance(channels, int) or channels < 1 or channels % groups:
-            raise ConfigError(f"block_out_channels must be multiples of norm_num_groups={groups}, not {channels}")

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddim.models.activations import activation, choose
+from ddim.models.activations import activation
 from ddim.models.attention import KeyValue
 from ddim.models.recompute import Recomputing
+from ddim.models.settings import look_up
 from ddim.models.transformer import Text, Transformer2DModel
 
 Times = Iterator[Tensor | None]  # for every residual block in order, its projection of the timestep (b|1 k)
@@ -54,7 +55,7 @@ class ResnetBlock2D(nn.Module):
         self, in_channels: int, out_channels: int, style: Style, resample: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         super().__init__()
-        shifts = choose("resnet_time_scale_shift", style.time_scale_shift, {"default": 1, "scale_shift": 2})
+        shifts = look_up("resnet_time_scale_shift", style.time_scale_shift, {"default": 1, "scale_shift": 2})
         self.scales = shifts == 2
         self.output_scale = style.output_scale
         self.resample = resample
@@ -163,7 +164,7 @@ class DownBlock2D(Block):
                 "conv": lambda: Downsample2D(out_channels, padding),
                 "resnet": lambda: ResnetBlock2D(out_channels, out_channels, style, halve),
             }
-            self.downsamplers = nn.ModuleList([choose("downsample_type", downsampler, kinds)()])
+            self.downsamplers = nn.ModuleList([look_up("downsample_type", downsampler, kinds)()])
 
     def resamplers(self) -> Iterable[nn.Module]:
         return getattr(self, "downsamplers", ())
@@ -222,7 +223,7 @@ class UpBlock2D(Block):
                 "conv": lambda: Upsample2D(out_channels),
                 "resnet": lambda: ResnetBlock2D(out_channels, out_channels, style, double),
             }
-            self.upsamplers = nn.ModuleList([choose("upsample_type", upsampler, kinds)()])
+            self.upsamplers = nn.ModuleList([look_up("upsample_type", upsampler, kinds)()])
 
     def resamplers(self) -> Iterable[nn.Module]:
         return getattr(self, "upsamplers", ())

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
-from ddim.models.activations import choose
 from ddim.models.attention import SpatialAttention
-from ddim.models.backbone import Backbone, ClassTimeCache, Level, TimeCache, UNet2DOutput, check_levels
+from ddim.models.backbone import Backbone, ClassTimeCache, Level, TimeCache, UNet2DOutput
 from ddim.models.blocks import MidBlock2D, Style
 from ddim.models.embeddings import (
     GaussianFourierProjection,
@@ -19,6 +18,7 @@ from ddim.models.embeddings import (
     Timesteps,
     as_timesteps,
 )
+from ddim.models.settings import check_levels, look_up
 
 # Name in a config -> (attention after each residual block?, what resamples; None: the config says).
 DOWN_BLOCKS: dict[str, tuple[bool, str | None]] = {
@@ -128,13 +128,13 @@ class UNet2DModel(Backbone):
 
         down, up = [], []
         for i, (channels, name) in enumerate(zip(block_out_channels, down_block_types, strict=True)):
-            has_attention, resampler = choose("down block type", name.removeprefix("UNetRes"), DOWN_BLOCKS)
+            has_attention, resampler = look_up("down block type", name.removeprefix("UNetRes"), DOWN_BLOCKS)
             last = i == len(block_out_channels) - 1
             down.append(
                 level(channels, layers_per_block, has_attention, None if last else resampler or downsample_type)
             )
         for i, (channels, name) in enumerate(zip(reversed(block_out_channels), up_block_types, strict=True)):
-            has_attention, resampler = choose("up block type", name.removeprefix("UNetRes"), UP_BLOCKS)
+            has_attention, resampler = look_up("up block type", name.removeprefix("UNetRes"), UP_BLOCKS)
             last = i == len(block_out_channels) - 1
             up.append(
                 level(channels, layers_per_block + 1, has_attention, None if last else resampler or upsample_type)
@@ -195,7 +195,7 @@ def _time_features(kind: str, dim: int, flip_sin_to_cos: bool, freq_shift: int, 
         "fourier": lambda: GaussianFourierProjection(dim, scale=16),
         "learned": learned,
     }
-    return choose("time_embedding_type", kind, kinds)()
+    return look_up("time_embedding_type", kind, kinds)()
 
 
 def _class_embedding(kind: str | None, classes: int | None, features: int, emb_dim: int) -> nn.Module | None:
@@ -205,4 +205,4 @@ def _class_embedding(kind: str | None, classes: int | None, features: int, emb_d
         "timestep": lambda: TimestepEmbedding(features, emb_dim),
         "identity": nn.Identity,
     }
-    return choose("class_embed_type", kind, kinds)()
+    return look_up("class_embed_type", kind, kinds)()

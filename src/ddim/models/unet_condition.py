@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
-from ddim.models.activations import activation, choose
+from ddim.models.activations import activation
 from ddim.models.attention import KeyValue
-from ddim.models.backbone import Backbone, Level, TimeCache, UNet2DOutput, check_levels
+from ddim.models.backbone import Backbone, Level, TimeCache, UNet2DOutput
 from ddim.models.blocks import AttentionFactory, MidBlock2D, Style
 from ddim.models.embeddings import TimestepEmbedding, Timesteps, as_timesteps
+from ddim.models.settings import check_levels, look_up
 from ddim.models.transformer import Text, Transformer2DModel
 
 # Name in a config -> does a transformer follow each residual block?
@@ -187,16 +188,16 @@ class UNet2DConditionModel(Backbone):
             return Level(block_out_channels[i], layers[i] + extra, attention, resampler)
 
         down = [
-            level(i, choose("down block type", name, DOWN_BLOCKS), 0, "conv" if i < n - 1 else None)
+            level(i, look_up("down block type", name, DOWN_BLOCKS), 0, "conv" if i < n - 1 else None)
             for i, name in enumerate(down_block_types)
         ]
         up = [
-            level(n - 1 - i, choose("up block type", name, UP_BLOCKS), 1, "conv" if i < n - 1 else None)
+            level(n - 1 - i, look_up("up block type", name, UP_BLOCKS), 1, "conv" if i < n - 1 else None)
             for i, name in enumerate(up_block_types)
         ]
         middle = None
         if mid_block_type is not None:
-            has_attention = choose("mid_block_type", mid_block_type, MID_BLOCKS)
+            has_attention = look_up("mid_block_type", mid_block_type, MID_BLOCKS)
             scaled = style._replace(output_scale=mid_block_scale_factor)
             attention = transformer(n - 1, only_cross=False) if has_attention else None
             middle = MidBlock2D(block_out_channels[-1], scaled, attention, layers=1 if has_attention else 0)
@@ -302,4 +303,4 @@ def _class_embedding(
         "projection": lambda: TimestepEmbedding(needed(), emb_dim),
         "simple_projection": lambda: nn.Linear(needed(), emb_dim),
     }
-    return choose("class_embed_type", kind, kinds)()
+    return look_up("class_embed_type", kind, kinds)()

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from ddim.checkpoint import PretrainedModel
 from ddim.checkpoint.config import register_to_config
-from ddim.models.activations import choose
-from ddim.models.attention import SpatialAttention
-from ddim.models.backbone import check_levels, convert_attention_key
+from ddim.models.attention import SpatialAttention, convert_attention_key
 from ddim.models.blocks import Downsample2D, MidBlock2D, ResnetBlock2D, Style, Upsample2D
 from ddim.models.core import HasCore
 from ddim.models.recompute import Recomputing, set_gradient_checkpointing
+from ddim.models.settings import check_levels, look_up
 from ddim.models.tiling import Tiles, in_tiles
 
 
@@ -163,7 +162,7 @@ class Encoder(Coder):
     ) -> None:
         super().__init__((channels, 2 * latents), (widths[0], widths[-1]), widths[-1], style, attend)
         self.down_blocks = nn.ModuleList(
-            choose("down block type", name, DOWN_BLOCKS)(before, width, layers, style, resample=i < len(widths) - 1)
+            look_up("down block type", name, DOWN_BLOCKS)(before, width, layers, style, resample=i < len(widths) - 1)
             for i, (name, before, width) in enumerate(zip(types, [widths[0], *widths], widths, strict=False))
         )
 
@@ -190,7 +189,7 @@ class Decoder(Coder):
         super().__init__((latents, channels), (widths[-1], widths[0]), widths[-1], style, attend)
         upwards = list(reversed(widths))
         self.up_blocks = nn.ModuleList(
-            choose("up block type", name, UP_BLOCKS)(before, width, layers + 1, style, resample=i < len(widths) - 1)
+            look_up("up block type", name, UP_BLOCKS)(before, width, layers + 1, style, resample=i < len(widths) - 1)
             for i, (name, before, width) in enumerate(zip(types, [upwards[0], *upwards], upwards, strict=False))
         )
 
