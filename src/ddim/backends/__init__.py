@@ -23,7 +23,7 @@ from ddim.backends.runner import Runner
 from ddim.errors import ConfigError
 from ddim.models.core import HasCore
 
-__all__ = ["BACKENDS", "Runner", "accelerate", "choose", "describe"]
+__all__ = ["BACKENDS", "Runner", "accelerate", "choose_backend", "describe"]
 
 
 def _openvino(network: HasCore, dtype: torch.dtype | None) -> Runner:
@@ -49,7 +49,7 @@ BACKENDS: dict[str, Callable[[HasCore, torch.dtype | None], Runner | None]] = {
 }
 
 
-def choose(device: torch.device) -> str:
+def choose_backend(device: torch.device) -> str:
     """What "auto" stands for on a device: OpenVINO on a CPU if it is installed, a compiled network on CUDA, else eager.
 
     Measured on two cores: see docs/benchmarks.md.
@@ -83,7 +83,7 @@ def accelerate(networks: Iterable[Any], backend: str, dtype: torch.dtype | None 
         raise ConfigError(f"dtype must be a floating-point type such as torch.bfloat16, not {dtype!r:.100}")
     modules = [network for network in networks if isinstance(network, nn.Module)]
     if backend == "auto":
-        backend = choose(next(modules[0].parameters()).device) if modules else "eager"
+        backend = choose_backend(next(modules[0].parameters()).device) if modules else "eager"
     try:
         runners = {network: BACKENDS[backend](network, dtype) for network in modules if isinstance(network, HasCore)}
     except ImportError as error:
