@@ -84,7 +84,7 @@ def _converted(state: Mapping[str, Tensor], dtype: torch.dtype, what: str) -> di
 
 def check_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
     """Raise one `WeightsError` that lists all that differs between two sets of names, shapes and kinds of number."""
-    refuse(differences(wanted, state), what)
+    raise_for_problems(differences(wanted, state), what)
 
 
 def differences(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
@@ -108,7 +108,7 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
     return tensor.is_floating_point(), tensor.is_complex()
 
 
-def refuse(problems: Sequence[str], what: str) -> None:
+def raise_for_problems(problems: Sequence[str], what: str) -> None:
     """Raise one `WeightsError` that lists all problems, if there are any."""
     if problems:
         listed = [*problems[:MAX_LISTED], *["…"] * (len(problems) > MAX_LISTED)]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from ddim.checkpoint.loading import refuse
+from ddim.checkpoint.loading import raise_for_problems
 from ddim.checkpoint.original_layout import UNET_ENDS, UNET_RESNET, unet_name
 
 Place = tuple[str, str]  # a network's name in a pipeline, a layer's name in the network
@@ -168,7 +168,7 @@ def parse(
                 families += [_WIDTHS[width]] if width in _WIDTHS and width != weight.shape[1] else []
             problems += wrong
     hint = f"; it may be for {families[0]}" if families else ""
-    refuse(problems, f"{what} is no LoRA for the {' and the '.join(networks)} of this pipeline{hint}")
+    raise_for_problems(problems, f"{what} is no LoRA for the {' and the '.join(networks)} of this pipeline{hint}")
     return result
 
 
