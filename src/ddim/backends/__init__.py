@@ -80,7 +80,7 @@ def accelerate(networks: Iterable[Any], backend: str, dtype: torch.dtype | None 
         ConfigError: there is no such backend, or it cannot compute in `dtype`.
 
     Warns:
-        UserWarning: the backend's library cannot be imported. Then PyTorch runs the networks, and the result is "eager".
+        UserWarning: the backend's library cannot be imported. PyTorch runs the networks then; the result is "eager".
     """
     if backend not in (*BACKENDS, "auto"):
         raise ConfigError(f"backend={backend!r} is none of auto, {', '.join(BACKENDS)}")

@@ -1,4 +1,4 @@
-"""The activation functions that configs name."""
+"""The activation functions that a config may name."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """The activation of that name.
+    """A new layer for an activation, by its name in a config, in capital or small letters.
 
     Raises:
-        ConfigError: there is none; the message lists those there are.
+        ConfigError: there is no such activation; the message lists all.
     """
     return look_up("activation", name.lower(), ACTIVATIONS)()
