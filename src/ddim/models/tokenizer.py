@@ -253,8 +253,8 @@ def _byte_pairs(vocab: Mapping[str, int], merges: Iterable[str | Sequence[str]],
     for token, index in vocab.items():
         if type(token) is not str or type(index) is not int or not 0 <= index < 2**31:
             raise ConfigError(
-                f"the vocabulary gives {token!r:.50} the id {index!r:.50}: a token is a str, and an id an int from 0 to "
-                "2^31 - 1"
+                f"the vocabulary gives {token!r:.50} the id {index!r:.50}: a token must be a str, and an id an int "
+                "from 0 to 2^31 - 1"
             )
     if unk_token not in vocab:
         raise ConfigError(f"the unk_token {unk_token!r:.50} is not in the vocabulary")
