@@ -17,7 +17,7 @@ import torch
 from ddim.checkpoint import PretrainedModel, choose_dtype
 from ddim.checkpoint.files import outline, read_metadata, read_tensors
 from ddim.checkpoint.hub import Repository
-from ddim.checkpoint.loading import differences, fill, refuse, skeleton
+from ddim.checkpoint.loading import differences, fill, raise_for_problems, skeleton
 from ddim.checkpoint.original_layout import PREFIXES, Part, State, convert
 from ddim.errors import CheckpointError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
@@ -119,7 +119,7 @@ def load_single_file(
             for key, tensor in offered.items()
         }
         problems += differences(wanted, offered)
-    refuse(problems, f"{file} is no Stable Diffusion 1 or 2{_hint(tensors)}")
+    raise_for_problems(problems, f"{file} is no Stable Diffusion 1 or 2{_hint(tensors)}")
 
     for name, network in networks.items():
         part = found[name]
