@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -38,20 +37,6 @@ class Batch(NamedTuple):
     shape: tuple[int, ...]  # of x, (b z h w)
     generator: Generators
     seeded: bool  # the generators come from a seed: each image has its own stream
-
-
-def shorten(plan: SamplingPlan, strength: float) -> SamplingPlan:
-    """The last steps of a plan, a share `strength` of them.
-
-    Raises:
-        ValueError: a strength outside [0, 1], or so small that no step is left.
-    """
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
-        raise ValueError(f"strength must be a number in [0, 1], not {strength!r:.50}")
-    steps = int(len(plan) * strength)
-    if not steps:
-        raise ValueError(f"strength={strength} leaves none of {len(plan)} steps: give {1 / len(plan):.3g} or more")
-    return replace(plan, timesteps=plan.timesteps[-steps:])
 
 
 def begin(

@@ -22,7 +22,7 @@ from ddim.pipelines.latents import LatentPipeline, check_sides, pixels, refuse
 from ddim.pipelines.prompts import Prompt, check_prompts, encode, for_each_image
 from ddim.pipelines.runs import Run, Runs
 from ddim.pipelines.single_file import PARTS, load_single_file
-from ddim.pipelines.starts import Batch, Start, begin, check_channels, shorten
+from ddim.pipelines.starts import Batch, Start, begin, check_channels
 from ddim.process import Eta
 from ddim.sampling import SampleStep, sample
 from ddim.scheduler import DDIMScheduler
@@ -245,7 +245,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
         plan = self.scheduler.plan(
             num_inference_steps if timesteps is None else None, eta=eta, timesteps=timesteps, order=order
         )
-        plan = plan if image is None else shorten(plan, strength)
+        plan = plan if image is None else plan.shortened(strength)
         is_masked = mask_image is not None
         if image is None or is_masked:  # else the picture's own size will do
             height, width = pixels(height, width, self.unet.config, latents, self.vae_scale_factor)
