@@ -267,9 +267,13 @@ class DiffusionPipeline(Savable):
         generator = generators(generator, seed, shape[0])
         if latents is None:
             return gaussian_noise(shape, generator, self.device, self.dtype), generator
+        return self._given_latents(latents, shape), generator
+
+    def _given_latents(self, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The caller's x_T, where and as the networks are; a ValueError unless it is of this shape."""
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, needed is {shape}")
-        return latents.to(self.device, self.dtype), generator
+        return latents.to(self.device, self.dtype)
 
 
 def same_shape(given: Any, x: Tensor) -> Tensor:

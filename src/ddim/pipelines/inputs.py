@@ -14,6 +14,9 @@ from torch.nn import functional as F
 # A picture or a list of them: PIL images; arrays (h w c) or (b h w c); tensors (c h w) or (b c h w).
 Pictures: TypeAlias = Any
 
+# How strong an adapter is, diffusers says by these arguments, and this package by a method.
+_OF_ADAPTERS = ("cross_attention_kwargs", "lora_scale")
+
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -80,6 +83,14 @@ def positive(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive int, not {value!r:.50}")
     return value
+
+
+def refuse_unsupported(**given: Any) -> None:
+    """Raise a ValueError if one of these arguments, which diffusers has and this package has not, is not None."""
+    for name, value in given.items():
+        if value is not None:
+            instead = "; how strong an adapter is, set_adapters says" if name in _OF_ADAPTERS else ""
+            raise ValueError(f"{name} is not implemented: leave it at None{instead}")
 
 
 def _as_list(pictures: Pictures, name: str, dimensions: int = 3) -> list[Any]:

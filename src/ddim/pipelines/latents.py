@@ -7,42 +7,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ddim.errors import ConfigError, NonFiniteError
 from ddim.images import to_images
+from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from ddim.models.tokenizer import CLIPTokenizer
 from ddim.pipelines.base import DiffusionPipeline
 from ddim.pipelines.denoiser import TextDenoiser
-from ddim.pipelines.inputs import Pictures, positive, to_tensor
-from ddim.pipelines.prompts import Prompt, check_prompts, encode, for_each_image
+from ddim.pipelines.inputs import Pictures, positive, refuse_unsupported, to_tensor
+from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_prompts, for_each_image
 from ddim.plan import SamplingPlan
+from ddim.scheduler import DDIMScheduler
+
+N = TypeVar("N")  # a network, or None where a pipeline is without one
 
 
 class SavesMemory:
     """For pipelines with a `vae` and a `unet`, whose networks are used one after another."""
 
-    vae: Any
-    unet: Any
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
     _offload: torch.device | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the networks run."""
-        device: torch.device = self.unet.device if self._offload is None else self._offload
-        return device
+        return self.unet.device if self._offload is None else self._offload
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the U-Net's parameters, and so of the latents."""
-        dtype: torch.dtype = self.unet.dtype
-        return dtype
+        return self.unet.dtype
 
     @contextmanager
-    def in_use(self, network: Any) -> Iterator[Any]:
-        """The network where it runs, brought there and back if the pipeline is offloaded."""
+    def in_use(self, network: N) -> Iterator[N]:
+        """The network on the device where it runs; if the pipeline is offloaded, it is brought there and back."""
         if self._offload is None or not isinstance(network, nn.Module):
             yield network
             return
@@ -103,7 +106,12 @@ class SavesMemory:
 class LatentPipeline(SavesMemory, DiffusionPipeline):
     """A pipeline with an autoencoder, a text encoder and a U-Net between latents."""
 
-    vae_scale_factor: int  # pixels of a latent, on each axis
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel | None
+    tokenizer: CLIPTokenizer | None
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+    vae_scale_factor: int  # how many pixels a latent stands for, on each axis
 
     def encode_prompt(
         self,
@@ -127,12 +135,19 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
 
         The rest is as in a call.
         """
-        refuse(lora_scale=lora_scale)
+        refuse_unsupported(lora_scale=lora_scale)
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         images = positive(num_images_per_prompt, "num_images_per_prompt")
-        embeds, negative = encode(self, request, do_classifier_free_guidance, clip_skip)
+        embeds, negative = self._encode_prompts(request, do_classifier_free_guidance, clip_skip)
         embeds = for_each_image(embeds, images).to(device or self.device)
         return embeds, None if negative is None else for_each_image(negative, images).to(device or self.device)
+
+    def _encode_prompts(self, request: Request, is_guided: bool, clip_skip: int | None) -> tuple[Tensor, Tensor | None]:
+        """What `prompts.encode_prompts` gives, on the U-Net's device and of its type: (b s d) each."""
+        with self.in_use(self.text_encoder if request.needs_text_encoder(is_guided) else None) as text_encoder:
+            embeds, negative = encode_prompts(request, self.tokenizer, text_encoder, is_guided, clip_skip)
+        embeds = embeds.to(self.device, self.dtype)
+        return embeds, None if negative is None else negative.to(embeds)
 
     def sample_shape(self, count: int) -> tuple[int, ...]:
         """The shape of `count` latents of the size that the U-Net was trained on, (count z h w)."""
@@ -183,10 +198,17 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[int, int] | None = None,
         clip_skip: int | None = None,
+        channels: Tensor | None = None,
     ) -> TextDenoiser:
-        """The U-Net for `count` samples of one text, or of so many; without one, of the empty text.
+        """The U-Net as a denoiser of `count` samples under texts; without any, under the empty text.
 
-        Arguments as in a call, but without guidance unless told.
+        Args:
+            plan: of the run that it is for.
+            count: how many samples it is given at a time. Each of the texts is for an equal share of them, in order.
+            channels: what the U-Net is given beside the samples, (count c h w): what one that was trained to inpaint
+                sees of the picture.
+
+        The rest is as in a call, but that there is no guidance unless told.
 
         Raises:
             ValueError, TypeError: texts or embeddings that do not fit together or the count.
@@ -197,7 +219,7 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         if count % request.size:
             raise ValueError(f"{request.size} prompts do not fit {count} samples: give one, or one for each")
         with torch.no_grad():
-            embeds, negative = encode(self, request, self.is_guided(guidance_scale), clip_skip)
+            embeds, negative = self._encode_prompts(request, self.is_guided(guidance_scale), clip_skip)
         images = count // request.size
         return TextDenoiser(
             self.unet,
@@ -207,6 +229,7 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
             scale=guidance_scale,
             rescale=guidance_rescale,
             interval=guidance_interval,
+            channels=channels,
         )
 
     def decode(self, x: Tensor, output_type: str = "pil") -> Any:
@@ -225,15 +248,6 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
             half = "; in half precision, some need pipe.vae.to(torch.float32)" * (decoded.dtype == torch.float16)
             raise NonFiniteError(f"the autoencoder gave NaN or infinity{half}")
         return to_images(decoded, output_type)
-
-
-def refuse(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            instead = "; how strong an adapter is, set_adapters says" * (
-                name in ("cross_attention_kwargs", "lora_scale")
-            )
-            raise ValueError(f"{name} is not implemented: leave it at None{instead}")
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor
 
 from ddim.errors import ConfigError
+from ddim.models import CLIPTextModel
+from ddim.models.tokenizer import CLIPTokenizer
 
 Prompt: TypeAlias = str | Sequence[str] | None
 
@@ -20,6 +22,10 @@ class Request(NamedTuple):
     embeds: Tensor | None
     negative_texts: list[str] | None
     negative_embeds: Tensor | None
+
+    def needs_text_encoder(self, is_guided: bool) -> bool:
+        """Whether there are texts that are still to be encoded."""
+        return self.embeds is None or (is_guided and self.negative_embeds is None)
 
 
 def check_prompts(
@@ -52,29 +58,41 @@ def check_prompts(
     return Request(count, texts, embeds, None, negative_embeds)
 
 
-def encode(pipe: Any, request: Request, is_guided: bool, clip_skip: int | None) -> tuple[Tensor, Tensor | None]:
-    """The embeddings (b s d) of the prompts and, under guidance, of the negative ones, where and as the U-Net is.
+def encode_prompts(
+    request: Request,
+    tokenizer: CLIPTokenizer | None,
+    text_encoder: CLIPTextModel | None,
+    is_guided: bool,
+    clip_skip: int | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The embeddings (b s d) of the prompts and, under guidance, of the negative ones, else None.
 
     `clip_skip` is for the prompts alone, as in diffusers.
+
+    Raises:
+        ValueError: the two differ in shape.
+        ConfigError: see `encode_texts`.
     """
     embeds, negative = request.embeds, request.negative_embeds
-    with pipe.in_use(pipe.text_encoder) as encoder:
-        if embeds is None:
-            embeds = encode_texts(pipe.tokenizer, encoder, request.texts or [], clip_skip)
-        if is_guided and negative is None:
-            negative = encode_texts(pipe.tokenizer, encoder, request.negative_texts or [], length=embeds.shape[1])
-    embeds = embeds.to(pipe.device, pipe.dtype)
-    if not is_guided or negative is None:
+    if embeds is None:
+        embeds = encode_texts(tokenizer, text_encoder, request.texts or [], clip_skip)
+    if not is_guided:
         return embeds, None
+    if negative is None:
+        negative = encode_texts(tokenizer, text_encoder, request.negative_texts or [], length=embeds.shape[1])
     if negative.shape != embeds.shape:
         raise ValueError(
             f"the prompts' embeddings have shape {tuple(embeds.shape)}, the negative ones' {tuple(negative.shape)}"
         )
-    return embeds, negative.to(embeds)
+    return embeds, negative
 
 
 def encode_texts(
-    tokenizer: Any, text_encoder: Any, texts: list[str], clip_skip: int | None = None, length: int | None = None
+    tokenizer: CLIPTokenizer | None,
+    text_encoder: CLIPTextModel | None,
+    texts: list[str],
+    clip_skip: int | None = None,
+    length: int | None = None,
 ) -> Tensor:
     """What the text encoder makes of texts, (b s d), after its final norm.
 
