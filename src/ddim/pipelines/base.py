@@ -7,7 +7,7 @@ import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ddim.checkpoint.config import DIFFUSERS_VERSION
 from ddim.errors import CheckpointError
 from ddim.noise import Generators, gaussian_noise, generators
 from ddim.pipelines.inputs import Pictures
-from ddim.sampling import Denoiser
+from ddim.sampling import Denoiser, Pipeline
 from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
 
 INDEX = "model_index.json"
@@ -274,6 +274,10 @@ class DiffusionPipeline(Savable):
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, needed is {shape}")
         return latents.to(self.device, self.dtype)
+
+
+if TYPE_CHECKING:  # so that mypy holds pipelines to what the rest of the package needs of one
+    _NEEDED: type[Pipeline] = DiffusionPipeline
 
 
 def same_shape(given: Any, x: Tensor) -> Tensor:
