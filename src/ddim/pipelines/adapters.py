@@ -14,14 +14,15 @@ from ddim.models import CLIPTextModel, UNet2DConditionModel
 from ddim.pipelines.base import WITHOUT_EFFECT
 
 ADAPTED = ("unet", "text_encoder")  # the parts of a pipeline that take adapters
-Weight = float | Mapping[str, float] | None  # of an adapter: in all parts, in each by its name, or 1
+# How strong an adapter is: one number for all parts, a number for each part by its name, or None for 1.
+Weight = float | Mapping[str, float] | None
 
 
 class TakesAdapters:
     """For pipelines with a `unet` and a `text_encoder`.
 
     Adapters are merged into the networks' weights and belong to the networks: pipelines that share those (`from_pipe`)
-    share the adapters. These methods are not for a moment when another thread makes images.
+    share the adapters. Call these methods only while no other thread makes images with them.
     """
 
     unet: UNet2DConditionModel
@@ -213,6 +214,7 @@ class TakesAdapters:
         )
 
     def _adapted_networks(self) -> dict[str, nn.Module]:
+        """The networks that take adapters, by their parts' names; without torch.compile's wrapper."""
         networks = {part: getattr(self, part) for part in ADAPTED}
         networks = {part: getattr(network, "_orig_mod", network) for part, network in networks.items()}
         return {part: network for part, network in networks.items() if isinstance(network, nn.Module)}
@@ -229,6 +231,7 @@ class TakesAdapters:
         return names
 
     def _change_adapters(self, new: Callable[[str, State], State], *, for_good: bool = False) -> None:
+        """Give every network the state that `new` makes of its part's name and its present state; see `lora.change`."""
         states = [(network, state_of(network), part) for part, network in self._adapted_networks().items()]
         planned = [(network, state, new(part, state)) for network, state, part in states]
         change(
@@ -237,7 +240,7 @@ class TakesAdapters:
 
 
 def _weight(weight: Any, part: str) -> float:
-    """How strong an adapter is to be in a part."""
+    """How strong an adapter is to be in a part; a ValueError unless it is a finite number."""
     if isinstance(weight, Mapping):
         unknown = sorted(set(weight) - set(ADAPTED))
         if unknown:

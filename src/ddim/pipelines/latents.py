@@ -1,6 +1,6 @@
 """What a text-to-image pipeline on latents is made of: texts and pictures to tensors and back, and its denoiser.
 
-Also how large its pictures are, and what it can do to need less memory.
+It also knows how large its pictures are, and has the methods by which it needs less memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ N = TypeVar("N")  # a network, or None where a pipeline is without one
 
 
 class SavesMemory:
-    """For pipelines with a `vae` and a `unet`, whose networks are used one after another."""
+    """The methods of diffusers by which a pipeline, whose networks are used one after another, needs less memory."""
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
@@ -58,7 +58,7 @@ class SavesMemory:
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: str | torch.device | None = None) -> None:
         """Keep the networks in the host's memory, each on the accelerator only while it is used.
 
-        A pipeline whose networks come and go is for one thread at a time.
+        Only one thread at a time may use a pipeline whose networks come and go.
 
         Args:
             gpu_id: which accelerator; the current one unless told.
@@ -81,6 +81,7 @@ class SavesMemory:
         self.vae.enable_slicing()
 
     def disable_vae_slicing(self) -> None:
+        """Encode and decode all images of a batch at once, as a new pipeline does."""
         self.vae.disable_slicing()
 
     def enable_vae_tiling(self) -> None:
@@ -88,19 +89,20 @@ class SavesMemory:
         self.vae.enable_tiling()
 
     def disable_vae_tiling(self) -> None:
+        """Encode and decode every image as a whole, as a new pipeline does."""
         self.vae.disable_tiling()
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Without effect: PyTorch's attention never holds all scores in memory, so there is nothing to slice."""
+        """This has no effect: PyTorch's attention never holds all scores in memory, so there is nothing to slice."""
 
     def disable_attention_slicing(self) -> None:
-        """Without effect, as `enable_attention_slicing`."""
+        """This has no effect, as `enable_attention_slicing` has none."""
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
-        """Without effect: PyTorch's attention does the same."""
+        """This has no effect: PyTorch's attention does the same."""
 
     def disable_xformers_memory_efficient_attention(self) -> None:
-        """Without effect, as `enable_xformers_memory_efficient_attention`."""
+        """This has no effect, as `enable_xformers_memory_efficient_attention` has none."""
 
 
 class LatentPipeline(SavesMemory, DiffusionPipeline):
@@ -125,12 +127,12 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         lora_scale: None = None,
         clip_skip: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """What the U-Net is to look at, and to keep away from: (b·n tokens channels) each.
+        """The embeddings that the U-Net is to look at, and those to keep away from: (b·n tokens channels) each.
 
         Args:
-            device: where the result goes; to the U-Net unless told.
-            num_images_per_prompt: n.
-            do_classifier_free_guidance: False spares the second, which is None then.
+            device: where the result goes; to the U-Net's device unless told.
+            num_images_per_prompt: n, how often each prompt's embeddings are repeated.
+            do_classifier_free_guidance: False leaves out those to keep away from, and None takes their place.
             lora_scale: must be None.
 
         The rest is as in a call.
@@ -176,13 +178,13 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         return self.scaled(mean)
 
     def scaled(self, z: Tensor) -> Tensor:
-        """What the autoencoder gives, (b z h w), as the U-Net knows it."""
+        """Latents as the autoencoder gives them, (b z h w), shifted and scaled to what the U-Net was trained on."""
         config = self.vae.config
         latents: Tensor = (z.to(self.dtype) - (config.shift_factor or 0.0)) * config.scaling_factor
         return latents
 
     def is_guided(self, guidance_scale: float) -> bool:
-        """Whether two predictions are to be made: not for a U-Net that takes the scale as an input."""
+        """Whether each step needs two predictions: at a scale above 1, unless the U-Net takes the scale as an input."""
         return not guidance_scale <= 1 and self.unet.config.get("time_cond_proj_dim") is None
 
     def denoiser(
@@ -233,7 +235,7 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         )
 
     def decode(self, x: Tensor, output_type: str = "pil") -> Any:
-        """Latents (b c h w) as pictures; see `images.to_images`; "latent" gives them back.
+        """Latents (b z h w) as pictures; see `images.to_images`. The output type "latent" gives them back as they are.
 
         Raises:
             NonFiniteError: the autoencoder gave NaN or infinity.
@@ -256,7 +258,10 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
 def pixels(
     height: int | None, width: int | None, config: Mapping[str, Any], latents: Tensor | None, factor: int
 ) -> tuple[int, int]:
-    """Height and width: what is given, or that of the given latents, or what the U-Net was trained on."""
+    """Height and width in pixels: what is given, else those of the given latents, else what the U-Net was trained on.
+
+    `config` is the U-Net's, and `factor` is how many pixels a latent stands for on each axis.
+    """
     if height is not None and width is not None:
         return height, width
     rows, columns = usual_size(config) if latents is None else latents.shape[-2:]
@@ -286,6 +291,6 @@ def check_sides(height: int | None, width: int | None, factor: int) -> None:
 
 
 def _is_before_0_9(version: Any) -> bool:
-    """Was a config written by a diffusers older than 0.9?"""
+    """Whether a config was written by a version of diffusers older than 0.9."""
     parts = version.split(".") if isinstance(version, str) else []
     return len(parts) > 1 and parts[0] == "0" and parts[1].isdigit() and int(parts[1]) < 9

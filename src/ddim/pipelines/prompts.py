@@ -1,4 +1,4 @@
-"""What people ask for, in words or as embeddings, to what the U-Net looks at."""
+"""From what people ask for, in words or as embeddings, to the embeddings that the U-Net looks at."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class Request(NamedTuple):
 def check_prompts(
     prompt: Prompt, negative_prompt: Prompt, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None
 ) -> Request:
-    """Bring prompts to lists of one length; without a negative prompt it is the empty text.
+    """Check the prompts of a call and bring them to lists of one length.
+
+    Without a negative prompt, the empty text is what to keep away from.
 
     Raises:
         ValueError: both or neither of a prompt and its embeddings; lists or embeddings that do not fit together.
@@ -94,11 +96,11 @@ def encode_texts(
     clip_skip: int | None = None,
     length: int | None = None,
 ) -> Tensor:
-    """What the text encoder makes of texts, (b s d), after its final norm.
+    """The text encoder's last hidden state, (b s d), of b texts, after its final norm.
 
     Args:
-        clip_skip: how many of the last layers to leave out.
-        length: s; the tokenizer's own unless told.
+        clip_skip: how many of the last layers to leave out. The final norm is still applied.
+        length: s, the number of tokens that each text is filled up or cut to; the tokenizer's own unless told.
 
     Raises:
         ConfigError: the pipeline has no text encoder, or fewer layers than are to be left out.
@@ -106,7 +108,7 @@ def encode_texts(
     if tokenizer is None or text_encoder is None:
         raise ConfigError("this pipeline has no tokenizer or no text encoder: give prompt_embeds")
     different = list(dict.fromkeys(texts))
-    if len(different) < len(texts):  # the same negative prompt for all, most often
+    if len(different) < len(texts):  # most often the same negative prompt for all
         encoded = encode_texts(tokenizer, text_encoder, different, clip_skip, length)
         return encoded[[different.index(text) for text in texts]]
     ids = tokenizer(texts, length).to(text_encoder.device)

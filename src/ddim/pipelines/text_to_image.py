@@ -199,7 +199,8 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
             guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`; 0.7 suits zero terminal SNR.
             clip_skip: how many of the text encoder's last layers to leave out, for the prompt alone.
             callback_on_step_end: called as (pipe, index, timestep, a dict of what the next argument names) after each
-                step. What it returns in a dict is gone on with; False stops here, as does `pipe._interrupt = True`.
+                step. The run goes on with what it returns in a dict; False stops it here, as `pipe._interrupt = True`
+                does.
             callback_on_step_end_tensor_inputs: of "latents", "prompt_embeds" (under guidance the negative ones come
                 first), "negative_prompt_embeds" and "pred_original_sample".
             guidance_interval: guide only at timesteps from the first to the second.
@@ -208,7 +209,8 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
                 count. A list has one for each image.
             image: a picture to start from, or a list with one for each prompt or image; see `inputs.to_tensor`. A
                 tensor may hold latents.
-            strength: in [0, 1], the share of the steps that are made: how much of the picture is lost.
+            strength: in [0, 1], the share of the steps that are made, and so how much of the picture is lost; see
+                `SamplingPlan.shortened`.
             mask_image: white where the picture is to be painted anew; see `inputs.to_mask`.
             masked_image_latents: of the picture without what the mask covers, for a U-Net that looks at them.
             padding_mask_crop: paint what the mask covers and so many pixels around it in the full size, then put it
