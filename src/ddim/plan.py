@@ -349,6 +349,26 @@ class SamplingPlan:
         """The plan without clipping and thresholding: the ODE that inversion follows, which clipping leaves."""
         return replace(self, clip_range=None, thresholding=None)
 
+    def shortened(self, strength: float) -> SamplingPlan:
+        """The last steps of the plan, a share `strength` of them: a run that begins at a picture, not at pure noise.
+
+        Of N steps, the last int(N · strength) are left. The product is rounded down because diffusers rounds it down
+        (`get_timesteps` of its pipelines for image to image and inpainting), so that a strength means as many steps
+        here as there.
+
+        Raises:
+            ConfigError: the strength is no number in [0, 1], or it is so small that no step is left.
+        """
+        if not (_is_number(strength) and 0 <= strength <= 1):
+            raise ConfigError(
+                f"strength must be a number in [0, 1], the share of the steps to make, not {strength!r:.50}"
+            )
+        steps = int(len(self) * strength)
+        if not steps:
+            smallest = math.ceil(10_000 / len(self)) / 10_000  # 1/N, rounded up: N · (1/N) may be just below 1
+            raise ConfigError(f"strength={strength} leaves none of {len(self)} steps: give {smallest:g} or more")
+        return replace(self, timesteps=self.timesteps[-steps:])
+
     def inverted(self) -> SamplingPlan:
         """The plan over the reversed pairs of ᾱ: from the image to the noise, or back again."""
         return replace(self, timesteps=self.timesteps[::-1], eta=0.0, inverse=not self.inverse, order=1)
