@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
 
-from ddim.editing import decode_cycle, edit, encode_cycle, shortened
+from ddim.editing import decode_cycle, edit, encode_cycle
 from ddim.errors import ConfigError
 from ddim.inversion import METHODS
 from ddim.noise import seeded_generators
@@ -40,7 +43,7 @@ def pictures() -> Tensor:
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("to_one", [True, False])
 def test_the_same_condition_gives_the_picture_back(eta: float | str, strength: float, to_one: bool) -> None:
-    plan, x0 = shortened(make_plan(eta=eta, set_alpha_to_one=to_one), strength), pictures()
+    plan, x0 = make_plan(eta=eta, set_alpha_to_one=to_one).shortened(strength), pictures()
     cycle = encode_cycle(towards(-1, plan), x0, plan)
     *_, end = decode_cycle(towards(-1, plan), cycle, plan)
     assert (end.sample - x0).abs().max() < 1e-10
@@ -74,7 +77,7 @@ def test_another_condition_moves_the_picture_and_keeps_what_it_can() -> None:
     cycle = encode_cycle(towards(-1, plan), x0, plan)
     *_, end = decode_cycle(towards(+1, plan), cycle, plan)
     assert (end.sample - (x0 + 2)).abs().max() < 0.05
-    few = shortened(plan, 0.2)
+    few = plan.shortened(0.2)
     *_, little = decode_cycle(towards(+1, few), encode_cycle(towards(-1, few), x0, few), few)
     assert 0.5 < (little.sample - x0).mean() < 1.7
 
@@ -85,6 +88,33 @@ def test_one_seed_one_path() -> None:
     alone = encode_cycle(towards(-1, plan), x0[:1], plan, seeded_generators(3, 1))
     assert torch.equal(whole.x[:1], alone.x)
     assert torch.allclose(whole.noises[0][:1], alone.noises[0])  # type: ignore[index,arg-type]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 10, 49, 50, 100])
+def test_a_strength_leaves_the_steps_that_it_leaves_in_diffusers(steps: int) -> None:
+    """For 100 steps 0.29 leaves 28, as their product is just below 29; for 10 steps 0.75 leaves 7."""
+    plan = make_plan(steps)
+    reference = SimpleNamespace(scheduler=diffusers.DDIMScheduler(timestep_spacing="trailing"))
+    reference.scheduler.set_timesteps(steps)
+    for strength in (0.02, 0.1, 0.29, 0.3, 0.5, 0.57, 0.7, 0.75, 0.99, 1.0, 1):
+        theirs, count = diffusers.StableDiffusionImg2ImgPipeline.get_timesteps(reference, steps, strength, "cpu")
+        if count:
+            assert plan.shortened(strength).timesteps == tuple(theirs.tolist())
+        else:
+            with pytest.raises(ConfigError, match=f"leaves none of {steps} steps"):
+                plan.shortened(strength)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 49, 98, 100, 103, 999, 1000])
+def test_the_smallest_strength_that_an_error_names_leaves_a_step(steps: int) -> None:
+    """For 49 steps that is not 1/49, of which 49 are just below 1."""
+    plan = make_plan(steps)
+    with pytest.raises(ConfigError, match=r"give \S+ or more") as caught:
+        plan.shortened(0)
+    smallest = float(re.findall(r"give (\S+) or more", str(caught.value))[0])
+    assert len(plan.shortened(smallest)) == 1
+    with pytest.raises(ConfigError, match="leaves none"):
+        plan.shortened(smallest - 1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -101,9 +131,9 @@ def test_what_cannot_work_is_refused() -> None:
         encode_cycle(towards(0, plan), x0, plan.with_eta(0))
     with pytest.raises(ConfigError, match="none of ddim, fixed-point"):
         edit(towards(0, plan), towards(0, plan), x0, plan.with_eta(0), "magic")
-    for strength in (0, -1, 1.1, float("nan")):
+    for strength in (0, -1, 1.1, float("nan"), "half", True):
         with pytest.raises(ConfigError, match="strength"):
-            shortened(plan, strength)
+            plan.shortened(strength)
     cycle = encode_cycle(towards(0, plan), x0, plan)
     with pytest.raises(ValueError, match="20 steps, the plan has 10"):
         next(decode_cycle(towards(0, plan), cycle, make_plan(10)))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import pickle
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -94,6 +97,124 @@ def test_every_column_is_the_papers(changed: dict[str, Any], eta: float, kind: s
                 0.0,
             )
             np.testing.assert_allclose(row, exact, rtol=1e-8, atol=1e-9, err_msg=f"{count} steps, timestep {t}")
+
+
+def angle(level: Long) -> Long:
+    """φ = arctan √((1-ᾱ)/ᾱ): from the image (0) to the noise (π/2)."""
+    return np.arctan2(np.sqrt(1 - level), np.sqrt(level))
+
+
+def exact_carried(before: Long, here: Long, there: Long) -> float:
+    """Equation of `process.second_order`, in extended precision: the integral over the angle, damped."""
+    last, now, then = angle(before), angle(here), angle(there)
+    grown = np.sin(then) * np.log(np.sin(then) / np.sin(now)) if then > 0 else Long(0)
+    return float((np.cos(then) * (then - now) - grown) / (now - last) / (1 + 4 * (now - then)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "changed", [{"eta": 0.0}, {"eta": 0.6}, {"eta": 1.0}, {"order": 2}, {"inverse": True}], ids=str
+)
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_a_row_is_everything_of_its_step(kind: str, changed: dict[str, Any], zero_snr: bool) -> None:
+    """By `for row in plan` alone, each number by its name, against extended precision."""
+    settings = Settings(
+        prediction_type=kind,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        rescale_betas_zero_snr=zero_snr,
+        timestep_spacing="leading" if zero_snr and kind == "epsilon" else "trailing",
+    )
+    eta, inverse = changed.get("eta", 0.0), changed.get("inverse", False)
+    plan = DDIMScheduler(**settings.as_config()).plan(9, eta=eta, order=changed.get("order", 1))
+    listed = [*plan.timesteps, -1]
+    pairs = list(itertools.pairwise(listed))
+    if inverse:
+        plan = plan.inverted()
+        pairs.reverse()
+    x, out = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 1.0]]).double()
+    seen = 0
+    before: Long | None = None
+    for row, (t, previous) in zip(plan, pairs, strict=True):
+        here, there = level_at(settings, t), level_at(settings, previous)
+        if inverse:
+            here, there = there, here
+        deviation = sigma(here, there, eta) if eta else Long(0)
+        x0, eps = x0_and_eps(kind, here, x, out)
+        prev, _ = step(settings, here, there, x, out, eta=eta, noise=torch.zeros(1, 2))
+        exact = {
+            "timestep": t,
+            "previous_timestep": previous,
+            "alpha_bar": here,
+            "alpha_bar_prev": there,
+            "a": prev[0, 0],
+            "b": prev[0, 1],
+            "sigma": deviation,
+            "p": x0[0, 0],
+            "q": x0[0, 1],
+            "r": eps[0, 0],
+            "s": eps[0, 1],
+            "signal_rate": np.sqrt(here),
+            "noise_rate": np.sqrt(1 - here),
+            "signal_rate_prev": np.sqrt(there),
+            "direction": np.sqrt(max(1 - there - deviation**2, Long(0))),
+            "carried": exact_carried(before, here, there) if plan.order == 2 and before is not None else 0.0,
+        }
+        assert set(exact) == set(Row._fields)
+        for name, value in exact.items():
+            found = getattr(row, name)
+            assert type(found) is (int if "timestep" in name else float)
+            assert found == pytest.approx(float(value), rel=1e-8, abs=1e-9), (name, t)
+        assert (row.carried != 0) == (plan.order == 2 and before is not None and here != there)
+        before = here
+        seen += 1
+    assert seen == len(plan) == 9
+
+
+def test_a_plan_is_a_sequence_of_its_rows() -> None:
+    plan = make_plan(Settings(), 10, 0.5)
+    assert list(plan) == list(plan.rows) == [plan.row(t) for t in plan.timesteps]
+    assert plan[3] is plan.rows[3]
+    assert plan[-1] is plan.rows[-1]
+    assert plan[2:5] == plan.rows[2:5]
+    assert [row.timestep for row in plan[::-3]] == list(plan.timesteps[::-3])
+    with pytest.raises(IndexError):
+        plan[10]
+    with pytest.raises(TypeError):
+        plan["a"]  # type: ignore[call-overload]
+
+
+def test_rows_are_a_table_for_whatever_reads_dicts() -> None:
+    plan = make_plan(Settings(), 10, 0.5)
+    records = [row._asdict() for row in plan]
+    assert {tuple(record) for record in records} == {Row._fields}
+    assert [record["timestep"] for record in records] == list(plan.timesteps)
+    assert [record["previous_timestep"] for record in records] == list(plan.previous_timesteps)
+    assert [(record["alpha_bar"], record["alpha_bar_prev"]) for record in records] == list(plan.alpha_bars)
+    assert json.loads(json.dumps(records)) == records
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changed", [{"eta": 0.7}, {"order": 2}, {"inverse": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_of_a_batch_are_the_rows_of_its_timesteps(kind: str, changed: dict[str, Any], dtype: torch.dtype) -> None:
+    """Where each sample has a timestep of its own, a row holds tensors; its numbers are those of the rows of floats."""
+    settings = Settings(prediction_type=kind, set_alpha_to_one=False)
+    plan = DDIMScheduler(**settings.as_config()).plan(10, eta=changed.get("eta", 0.0), order=changed.get("order", 1))
+    plan = plan.inverted() if "inverse" in changed else plan
+    timesteps = torch.tensor([700, 100, 333, 700])  # one that is not listed, and one twice
+    x = torch.zeros(4, 3, 8, 8, dtype=dtype)
+    together = plan._row_for(timesteps, x, dtype, False)
+    listed = {row.timestep: row for row in plan}
+    for name in Row._fields:
+        column = getattr(together, name)
+        assert column.shape == (4, 1, 1, 1)
+        assert column.dtype is dtype
+        for place, t in enumerate(timesteps.tolist()):
+            row = plan.row(t)
+            assert row == listed.get(t, row)
+            rounded = torch.tensor(float(getattr(row, name)), dtype=dtype)
+            assert torch.equal(column[place, 0, 0, 0], rounded), (name, t)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -663,6 +784,86 @@ def test_a_plan_shows_its_table() -> None:
     long = repr(make_plan(Settings(), 1000)).splitlines()
     assert len(long) < 60
     assert "960 more" in "".join(long)
+
+
+class Table(HTMLParser):
+    """The cells of the one table of a page, row by row, and its caption."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.caption = ""
+        self.rows: list[list[str]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "caption" in self.open:
+            self.caption += data
+        elif self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+        else:
+            assert not data.strip()
+
+
+@pytest.mark.parametrize("changed", [{"eta": 0.5}, {"eta": SIGMA_HAT}, {"order": 2}, {"inverse": True}], ids=str)
+def test_a_notebook_shows_the_table(changed: dict[str, Any]) -> None:
+    inverse = changed.pop("inverse", False)
+    plan = DDIMScheduler(prediction_type="v_prediction").plan(7, **changed)
+    plan = plan.inverted() if inverse else plan
+    page = plan._repr_html_()
+    table = Table(page)
+    assert table.caption == repr(plan).splitlines()[0]
+    heads, *rows = table.rows
+    names = "timestep previous_timestep alpha_bar alpha_bar_prev a b sigma p q".split()
+    assert heads == [
+        "t",
+        "previous t",
+        "ᾱ",
+        "ᾱ prev",
+        "a",
+        "b",
+        "σ",
+        "p",
+        "q",
+        *["second-order share"] * (plan.order - 1),
+    ]
+    if plan.order == 2:
+        names.append("carried")
+        assert any(row.carried for row in plan)
+    assert len(rows) == len(plan)
+    for shown, row in zip(rows, plan, strict=True):
+        assert list(map(float, shown)) == pytest.approx([getattr(row, name) for name in names], rel=1e-5)
+        assert shown[:2] == [str(row.timestep), str(row.previous_timestep)]
+    assert not re.search("colou?r|background|#[0-9a-f]{3}", page)  # light and dark notebooks have their own
+
+
+def test_a_notebook_shows_both_ends_of_a_long_table() -> None:
+    assert len(Table(make_plan(Settings(), 60)._repr_html_()).rows) == 1 + 60
+    plan = make_plan(Settings(), 61)
+    _, *rows = Table(plan._repr_html_()).rows
+    assert len(rows) == 20 + 1 + 20
+    assert rows[20] == ["… 21 more …"]
+    assert [int(row[0]) for row in rows[:20] + rows[21:]] == [*plan.timesteps[:20], *plan.timesteps[-20:]]
+
+
+def test_what_a_notebook_shows_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plan that can be made has such a name today; a prediction type may be added by its users."""
+    monkeypatch.setitem(PREDICTIONS, "<b>&", PREDICTIONS["epsilon"])
+    page = dataclasses.replace(make_plan(Settings(), 3), prediction_type="<b>&")._repr_html_()
+    assert "<b>" not in page
+    assert ", <b>&, eta" in Table(page).caption
 
 
 def test_an_output_is_read_by_attribute_key_index_and_unpacking() -> None:

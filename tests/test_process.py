@@ -1,4 +1,4 @@
-"""The paper's equations: predictions, variances, the step, thresholding, noise."""
+"""The paper's equations: predictions, variances, the step."""
 
 from __future__ import annotations
 
@@ -12,18 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from ddim.errors import ConfigError
-from ddim.noise import gaussian_noise, seeded_generators
 from ddim.process import PREDICTIONS, add_noise, ddim_step, prediction, sigma, sigma_hat
-from ddim.step import threshold
 
 levels = st.floats(1e-6, 1 - 1e-6)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------
@@ -134,6 +127,57 @@ def test_every_eta_keeps_the_marginal(pair: list[float], eta: float) -> None:
     assert ddim_step(0.0, 1.0, there, direction=direction) ** 2 + deviation**2 == pytest.approx(1 - there)
 
 
+@given(pair=pairs, x0=st.floats(-2, 2), eps=st.floats(-2, 2), z=st.floats(-3, 3))
+def test_the_literal_step_with_eta_one_draws_from_the_posterior_of_ddpm(
+    pair: list[float], x0: float, eps: float, z: float
+) -> None:
+    """Equation 12 as it stands in the paper, its second root and its noise included."""
+    here, there = pair
+    alpha = here / there
+    x = add_noise(x0, eps, here)
+    mean = (math.sqrt(there) * (1 - alpha) * x0 + math.sqrt(alpha) * (1 - there) * x) / (1 - here)
+    deviation = math.sqrt((1 - there) / (1 - here) * (1 - alpha))
+    assert ddim_step(x0, eps, there, sigma(here, there, 1.0), z) == pytest.approx(mean + deviation * z, abs=1e-6)
+
+
+@given(pair=pairs, eta=st.floats(0, 1))
+def test_the_literal_step_keeps_the_marginal_with_every_eta(pair: list[float], eta: float) -> None:
+    """Lemma 1 again: the shares of x0, eps and z are those of a sample at ᾱ_prev."""
+    here, there = pair
+    deviation = sigma(here, there, eta)
+    of_x0, of_eps, of_z = (ddim_step(*unit, there, deviation, z) for *unit, z in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+    assert of_x0 == pytest.approx(math.sqrt(there))
+    assert of_z == deviation
+    assert of_eps**2 + of_z**2 == pytest.approx(1 - there)
+
+
+@given(here=levels, there=levels, x=st.floats(-3, 3), eps=st.floats(-2, 2))
+def test_the_literal_step_without_noise_is_eulers_step_of_the_ode(
+    here: float, there: float, x: float, eps: float
+) -> None:
+    """Equation 13, to any level, with less noise or with more; and back, if the noise is the same."""
+    x0 = (x - math.sqrt(1 - here) * eps) / math.sqrt(here)
+    found = ddim_step(x0, eps, there)
+    spread = math.sqrt((1 - there) / there) - math.sqrt((1 - here) / here)
+    assert found / math.sqrt(there) == pytest.approx(x / math.sqrt(here) + spread * eps, rel=1e-9, abs=1e-9)
+    x0_there = (found - math.sqrt(1 - there) * eps) / math.sqrt(there)
+    assert ddim_step(x0_there, eps, here) == pytest.approx(x, rel=1e-9, abs=1e-9)
+
+
+def test_the_equations_take_numbers_arrays_and_tensors() -> None:
+    x0, eps, z = np.random.default_rng(0).standard_normal((3, 5))
+    here, there = np.linspace(0.1, 0.8, 5), np.linspace(0.2, 0.9, 5)
+    noisy, stepped = add_noise(x0, eps, here), ddim_step(x0, eps, there, sigma(here, there, 0.7), z)
+    tensors = [torch.from_numpy(each) for each in (x0, eps, z, here, there)]
+    in_torch = ddim_step(tensors[0], tensors[1], tensors[4], sigma(tensors[3], tensors[4], 0.7), tensors[2])
+    np.testing.assert_allclose(in_torch.numpy(), stepped, rtol=1e-14)
+    np.testing.assert_allclose(add_noise(tensors[0], tensors[1], tensors[3]).numpy(), noisy, rtol=1e-14)
+    for i in range(5):
+        number = sigma(here[i], there[i], 0.7)
+        assert ddim_step(x0[i], eps[i], there[i], number, z[i]) == pytest.approx(stepped[i], rel=1e-14)
+        assert add_noise(x0[i], eps[i], here[i]) == pytest.approx(noisy[i], rel=1e-14)
+
+
 @given(pair=pairs)
 def test_sigma_is_linear_in_eta_and_below_sigma_hat(pair: list[float]) -> None:
     here, there = pair
@@ -146,125 +190,3 @@ def test_sigma_is_linear_in_eta_and_below_sigma_hat(pair: list[float]) -> None:
 def test_sigma_hat_of_neighbours_is_the_root_of_beta() -> None:
     beta = 0.013
     assert sigma_hat(0.4 * (1 - beta), 0.4) == pytest.approx(math.sqrt(beta))
-
-
-# --- thresholding ----------------------------------------------------------------------------------------------------
-
-
-def by_sorting(x0: Tensor, ratio: float, maximum: float) -> Tensor:
-    rows = []
-    for row in x0:
-        s = np.quantile(row.abs().double().numpy().ravel(), ratio)
-        s = min(max(float(s), 1.0), maximum)
-        rows.append(row.clamp(-s, s) / s)
-    return torch.stack(rows)
-
-
-@given(
-    ratio=st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 0.995, 1.0])),
-    maximum=st.sampled_from([1.0, 1.5, 3.0, 100.0]),
-    count=st.sampled_from([1, 2, 3, 48, 257]),
-    scale=st.sampled_from([0.1, 1.0, 5.0]),
-    seed=st.integers(0, 99),
-    double=st.booleans(),
-)
-def test_threshold_is_the_quantile_of_each_sample(
-    ratio: float, maximum: float, count: int, scale: float, seed: int, double: bool
-) -> None:
-    x0 = torch.randn(3, count, generator=generator(seed), dtype=torch.float64 if double else torch.float32)
-    x0 = x0 * torch.tensor([[scale], [1.0], [3 * scale]])
-    exact = by_sorting(x0, ratio, maximum)
-    torch.testing.assert_close(threshold(x0, ratio, maximum), exact, rtol=1e-5, atol=1e-6)
-    # the way that accelerators, autograd and the compiler take
-    other = threshold(x0.clone().requires_grad_(), ratio, maximum).detach()
-    torch.testing.assert_close(other, exact, rtol=1e-5, atol=1e-6)
-
-
-def test_threshold_leaves_its_input_and_the_range_alone() -> None:
-    x0 = torch.randn(2, 3, 8, 8) * 4
-    before = x0.clone()
-    found = threshold(x0, 0.9, 100.0)
-    assert torch.equal(x0, before)
-    assert found.abs().max() == 1
-    small = torch.rand(2, 3, 8, 8) - 0.5
-    assert torch.equal(threshold(small, 0.995, 10.0), small)  # s = 1
-    assert torch.equal(threshold(x0, 0.995, 1.0), x0.clamp(-1, 1))
-
-
-def test_threshold_of_nan_is_nan_and_only_there() -> None:
-    x0 = torch.full((2, 4), 0.5)
-    x0[0, 1] = math.nan
-    found = threshold(x0, 0.5, 2.0)
-    assert found.isnan().sum() == 1
-    assert torch.equal(found[1], x0[1])
-
-
-# --- noise -----------------------------------------------------------------------------------------------------------
-
-
-def test_one_generator_draws_the_whole_batch_and_a_list_one_sample_each() -> None:
-    shape, cpu = (3, 2, 4), torch.device("cpu")
-    whole = gaussian_noise(shape, generator(5), cpu, torch.float32)
-    assert torch.equal(whole, torch.randn(shape, generator=generator(5)))
-    each = gaussian_noise(shape, [generator(5), generator(6), generator(5)], cpu, torch.float32)
-    assert torch.equal(each[0], each[2])
-    assert not torch.equal(each[0], each[1])
-    assert torch.equal(each[:1], torch.randn((1, 2, 4), generator=generator(5)))
-    torch.manual_seed(3)
-    free = gaussian_noise(shape, None, cpu, torch.float64)
-    torch.manual_seed(3)
-    assert torch.equal(free, torch.randn(shape, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("given_", [5, "cpu", [1, 2], [None, None], {"a": 1}])
-def test_a_generator_of_another_kind_is_refused(given_: Any) -> None:
-    with pytest.raises(TypeError, match="generator"):
-        gaussian_noise((2, 3), given_, torch.device("cpu"), torch.float32)
-
-
-def test_a_list_of_generators_must_fit_the_batch() -> None:
-    with pytest.raises(ValueError, match="1 generators were given for a batch of 2"):
-        gaussian_noise((2, 3), [generator(0)], torch.device("cpu"), torch.float32)
-
-
-@pytest.mark.parametrize("seed", [0, 7, 2**40])
-def test_the_kth_image_of_a_seed_is_the_same_for_every_batch_size(seed: int) -> None:
-    drawn = {n: [torch.randn(4, generator=g) for g in seeded_generators(seed, n)] for n in (1, 2, 5)}
-    for count, rows in drawn.items():
-        assert len(rows) == count
-        for row, other in zip(rows, drawn[5], strict=False):
-            assert torch.equal(row, other)
-    assert len({tuple(row.tolist()) for row in drawn[5]}) == 5
-
-
-def test_a_list_of_seeds_gives_each_its_first_image() -> None:
-    listed = seeded_generators([3, 9], 2)
-    for seed, found in zip([3, 9], listed, strict=True):
-        assert found.initial_seed() == seeded_generators(seed, 1)[0].initial_seed()
-    assert listed[0].initial_seed() != listed[1].initial_seed()
-    # image 1 of a seed is not image 0 of the next one
-    assert seeded_generators(3, 2)[1].initial_seed() != seeded_generators(4, 1)[0].initial_seed()
-
-
-def test_seeds_do_not_touch_the_global_generator() -> None:
-    before = torch.get_rng_state()
-    seeded_generators(1, 3)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("seed", [-1, True, [1, -2], [1.5, 2], [1, None], "ab"])
-def test_a_seed_that_is_none_is_refused(seed: Any) -> None:
-    with pytest.raises(ValueError, match="seed"):
-        seeded_generators(seed, 2)
-
-
-@pytest.mark.parametrize("seed", [1.5, None, {1, 2}])
-def test_a_seed_of_another_type_is_refused(seed: Any) -> None:
-    with pytest.raises(TypeError, match="seed"):
-        seeded_generators(seed, 2)
-
-
-def test_a_list_of_seeds_must_fit_the_count() -> None:
-    with pytest.raises(ValueError, match="2 seeds were given for 3 images"):
-        seeded_generators([1, 2], 3)
-    assert seeded_generators(np.int64(4), 1)[0].initial_seed() == seeded_generators(4, 1)[0].initial_seed()  # type: ignore[arg-type]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
+import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
+import mypy.api
 import pytest
 from fresh import python
 
@@ -143,13 +146,39 @@ def test_there_is_no_file_for_everything_else() -> None:
 # --- public names ----------------------------------------------------------------------------------------------------
 
 
-def test_public_names_are_sorted_and_can_be_imported() -> None:
-    assert ddim.__all__ == sorted(set(ddim.__all__))
+def public_modules() -> list[str]:
+    """Whatever users import from: each flat module, each room but the command line, and what else has a list."""
+    found = []
+    for file in FILES:
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        is_front = len(parts) == 1 or parts[1:] == ("__init__",)
+        is_program = parts[0] in ("__main__", "_version") or parts == ("cli", "__init__")
+        has_list = any(line.startswith("__all__") for line in file.read_text(encoding="utf-8").splitlines())
+        if has_list or (is_front and not is_program):
+            found.append(".".join(part for part in ("ddim", *parts) if part != "__init__"))
+    return found
+
+
+def as_ruff_sorts(names: list[str]) -> list[str]:
+    """Constants, classes, the rest; each by the alphabet."""
+    return sorted(names, key=lambda name: (0 if name.isupper() else 1 if name[0].isupper() else 2, name))
+
+
+@pytest.mark.parametrize("module", public_modules())
+def test_a_public_module_lists_its_names_sorted_and_once(module: str) -> None:
+    there = importlib.import_module(module)
+    assert there.__all__ == as_ruff_sorts(list(set(there.__all__)))
+    for name in there.__all__:
+        assert getattr(there, name) is not None
+        assert not name.startswith("_") or name == "__version__"
+
+
+def test_names_at_the_top_come_from_where_they_are_public() -> None:
     for name in ddim.__all__:
-        assert getattr(ddim, name) is not None
         if name != "__version__":
-            value = getattr(importlib.import_module(ddim._HOMES[name]), name)
-            assert getattr(ddim, name) is value
+            home = importlib.import_module(ddim._HOMES[name])
+            assert name in home.__all__
+            assert getattr(ddim, name) is getattr(home, name)
     assert set(ddim.__all__) <= set(dir(ddim))
     with pytest.raises(AttributeError, match="colour"):
         _ = ddim.colour
@@ -160,15 +189,36 @@ def test_public_names_are_sorted_and_can_be_imported() -> None:
 def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     (block,) = [n for n in tree.body if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
-    seen = set()
+    seen = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
-        assert node.module
-        for alias in node.names:
-            assert alias.name == alias.asname  # the form that re-exports
-            assert getattr(importlib.import_module(node.module), alias.name) is getattr(ddim, alias.name)
-            seen.add(alias.name)
-    assert seen == set(ddim._HOMES)
+        seen.update({alias.name: node.module for alias in node.names})
+        assert all(alias.asname is None for alias in node.names)
+    assert seen == ddim._HOMES
+    # `__all__` is written out, since type checkers read it and do not compute it: what is in it is exported
+    (written,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"]  # type: ignore[attr-defined]
+    assert ast.literal_eval(written) == ddim.__all__
+    assert set(ddim.__all__) == {*seen, "__version__"}
+    # to a type checker, a module with this function has every name
+    assert [n.name for n in block.orelse if isinstance(n, ast.FunctionDef)] == ["__getattr__"]
+    assert "__getattr__" not in [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_what_each_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYPYPATH", str(PACKAGE.parent))
+    file = tmp_path / "snippet.py"
+    file.write_text(
+        "from ddim import DDIMScheduler, sample, smaple\nreveal_type(DDIMScheduler().plan(5))\nreveal_type(sample)\n"
+    )
+    said, _, status = mypy.api.run(
+        ["--strict", "--config-file=", "--follow-imports=silent", f"--cache-dir={tmp_path}", str(file)]
+    )
+    assert status == 1
+    assert 'has no attribute "smaple"' in said
+    assert 'Revealed type is "ddim.plan.SamplingPlan"' in said
+    assert re.search(r"Revealed type is \"def \(denoiser: .*\) -> .*Iterator\[ddim.sampling.SampleStep\]\"", said)
+    assert "Found 1 error in 1 file" in said
 
 
 # --- what it costs to import -----------------------------------------------------------------------------------------
@@ -210,6 +260,40 @@ def test_every_command_has_settings_and_a_function() -> None:
     for words, command in COMMANDS.items():
         assert dataclasses.is_dataclass(load(command.settings)), words
         assert callable(load(command.run)), words
+
+
+def choices(command: str, option: str) -> set[str]:
+    """What an option of a command may be, by its type."""
+    found, open_types = set(), [typing.get_type_hints(load(COMMANDS[command].settings))[option]]
+    while open_types:
+        kind = open_types.pop()
+        inside = typing.get_args(kind)
+        if typing.get_origin(kind) is typing.Literal:
+            found |= set(inside)
+        else:
+            open_types += inside
+    return found
+
+
+def test_the_choices_of_options_are_what_there_is() -> None:
+    """They are written out as types, since `--help` must not import the modules that have them."""
+    from ddim.backends import BACKENDS
+    from ddim.interpolation import BETWEEN, INVERSIONS
+    from ddim.inversion import METHODS
+    from ddim.process import PREDICTIONS
+    from ddim.schedule import BETA_SCHEDULES, SPACINGS
+
+    spacings = {*SPACINGS, "optimized"}
+    for command in ("train pixels", "train text-to-image", "train lora"):
+        assert choices(command, "prediction_type") == set(PREDICTIONS)
+        assert choices(command, "beta_schedule") == set(BETA_SCHEDULES)
+        assert choices(command, "timestep_spacing") == spacings
+    assert choices("sample", "spacing") == spacings
+    assert choices("sample", "backend") == {*BACKENDS, "auto"}
+    assert choices("invert", "method") == set(METHODS)
+    assert choices("edit", "method") == {"cycle", *METHODS}
+    assert choices("interpolate", "method") == set(INVERSIONS)
+    assert choices("interpolate", "between_texts") == set(BETWEEN)
 
 
 # --- what stands alone -----------------------------------------------------------------------------------------------

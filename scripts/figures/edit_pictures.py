@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ddim import DiffusionPipeline
 from ddim.checkpoint.files import atomic_write
 from ddim.data.preparation import BACKGROUNDS, flatten
-from ddim.editing import decode_cycle, edit, encode_cycle, shortened
+from ddim.editing import decode_cycle, edit, encode_cycle
 from ddim.noise import seeded_generators
 
 HERE = Path(__file__).parent.parent.parent
@@ -44,7 +44,7 @@ STEPS, SIDE, GAP, TEXT = 100, 96, 6, 330
 def edited(pipe: Any, picture: Image.Image, source: str, target: str, strength: float, steps: int) -> list[Image.Image]:
     """What the last four columns show."""
     x0 = pipe.encode(picture)
-    plan = shortened(pipe.scheduler.plan(steps, eta=1.0).unclipped(), strength)
+    plan = pipe.scheduler.plan(steps, eta=1.0).unclipped().shortened(strength)
     two = x0.repeat(2, 1, 1, 1)
     how = {"guidance_scale": 3.0, "guidance_rescale": 0.7}
     generators = [seeded_generators(seed, 1)[0] for seed in (0, 1)]

@@ -1,6 +1,8 @@
 """Denoising diffusion implicit models: sample, train, invert, measure.
 
-The names below are loaded when they are first used, so that `import ddim` costs nothing.
+The names below are loaded when they are first used, so that `import ddim` costs nothing. Each stands here three times,
+and a test keeps the three alike: `__all__` says that it is public, the imports under `TYPE_CHECKING` tell editors and
+type checkers what it is, and `_HOMES` says where it is found at run time.
 """
 
 from __future__ import annotations
@@ -8,17 +10,41 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ddim._version import __version__ as __version__
+from ddim._version import __version__
+
+__all__ = [
+    "AutoencoderKL",
+    "CLIPTextModel",
+    "CLIPTokenizer",
+    "DDIMError",
+    "DDIMInverseScheduler",
+    "DDIMPipeline",
+    "DDIMScheduler",
+    "DDIMSchedulerOutput",
+    "DiffusionPipeline",
+    "Row",
+    "SampleStep",
+    "SamplingPlan",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionPipeline",
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "__version__",
+    "sample",
+]
 
 _HOMES = {
     "AutoencoderKL": "ddim.models",
     "CLIPTextModel": "ddim.models",
-    "CLIPTokenizer": "ddim.models.tokenizer",
+    "CLIPTokenizer": "ddim.models",
+    "DDIMError": "ddim.errors",
     "DDIMInverseScheduler": "ddim.scheduler",
-    "DDIMPipeline": "ddim.pipelines.pixels",
+    "DDIMPipeline": "ddim.pipelines",
     "DDIMScheduler": "ddim.scheduler",
     "DDIMSchedulerOutput": "ddim.step",
     "DiffusionPipeline": "ddim.pipelines",
+    "Row": "ddim.step",
     "SampleStep": "ddim.sampling",
     "SamplingPlan": "ddim.plan",
     "StableDiffusionImg2ImgPipeline": "ddim.pipelines",
@@ -29,33 +55,28 @@ _HOMES = {
     "sample": "ddim.sampling",
 }
 
-__all__ = sorted([*_HOMES, "__version__"])
-
 if TYPE_CHECKING:
-    from ddim.models import AutoencoderKL as AutoencoderKL
-    from ddim.models import CLIPTextModel as CLIPTextModel
-    from ddim.models import UNet2DConditionModel as UNet2DConditionModel
-    from ddim.models import UNet2DModel as UNet2DModel
-    from ddim.models.tokenizer import CLIPTokenizer as CLIPTokenizer
-    from ddim.pipelines import DDIMPipeline as DDIMPipeline
-    from ddim.pipelines import DiffusionPipeline as DiffusionPipeline
-    from ddim.pipelines import StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline
-    from ddim.pipelines import StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline
-    from ddim.pipelines import StableDiffusionPipeline as StableDiffusionPipeline
-    from ddim.plan import SamplingPlan as SamplingPlan
-    from ddim.sampling import SampleStep as SampleStep
-    from ddim.sampling import sample as sample
-    from ddim.scheduler import DDIMInverseScheduler as DDIMInverseScheduler
-    from ddim.scheduler import DDIMScheduler as DDIMScheduler
-    from ddim.step import DDIMSchedulerOutput as DDIMSchedulerOutput
+    from ddim.errors import DDIMError
+    from ddim.models import AutoencoderKL, CLIPTextModel, CLIPTokenizer, UNet2DConditionModel, UNet2DModel
+    from ddim.pipelines import (
+        DDIMPipeline,
+        DiffusionPipeline,
+        StableDiffusionImg2ImgPipeline,
+        StableDiffusionInpaintPipeline,
+        StableDiffusionPipeline,
+    )
+    from ddim.plan import SamplingPlan
+    from ddim.sampling import SampleStep, sample
+    from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
+    from ddim.step import DDIMSchedulerOutput, Row
+else:  # a type checker that saw this function would take every name for one of ours, misspelt ones too
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'ddim' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'ddim' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ noise is either
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,16 +24,7 @@ from ddim.plan import SamplingPlan
 from ddim.process import add_noise, ddim_step
 from ddim.sampling import Denoiser, SampleStep
 
-
-def shortened(plan: SamplingPlan, strength: float) -> SamplingPlan:
-    """The last steps of a plan, a share `strength` of them and one at least: how much of a picture may change.
-
-    Raises:
-        ConfigError: a strength outside (0, 1].
-    """
-    if not 0 < strength <= 1:
-        raise ConfigError(f"strength must be in (0, 1], the share of the steps that are made anew, not {strength}")
-    return replace(plan, timesteps=plan.timesteps[-max(1, round(len(plan) * strength)) :])
+__all__ = ["Cycle", "decode_cycle", "edit", "encode_cycle"]
 
 
 def edit(
@@ -50,7 +41,8 @@ def edit(
         source: the network that looks at what the picture shows; guidance makes it less exact.
         target: the network that looks at what it shall show, under guidance or not.
         x0: clean samples in model space, (b …).
-        plan: deterministic, and without clipping unless the method is "ddim"; `shortened` keeps more of the picture.
+        plan: deterministic, and without clipping unless the method is "ddim"; a shorter one (`plan.shortened`) keeps
+            more of the picture.
         method: a key of `inversion.METHODS`.
         notice: called after each step, up and down.
 
@@ -89,7 +81,7 @@ def encode_cycle(
     Args:
         denoiser: under the condition that the picture shows.
         x0: (b …).
-        plan: with η > 0; `shortened` keeps more of the picture.
+        plan: with η > 0; a shorter one (`plan.shortened`) keeps more of the picture.
         generator: of the path: one, or a list with one for each sample.
 
     Raises:

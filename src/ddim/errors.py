@@ -16,6 +16,16 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DDIMError",
+    "DataError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "WeightsError",
+]
+
 
 class DDIMError(Exception):
     """Base class: `except ddim.errors.DDIMError` catches all that this package raises on purpose."""

@@ -16,6 +16,8 @@ from torch import Tensor
 from ddim.errors import ConfigError
 from ddim.sampling import Denoiser
 
+__all__ = ["guide", "rescale_noise"]
+
 
 def guide(
     both: Denoiser,

@@ -20,6 +20,17 @@ from torch import Tensor
 from ddim.checkpoint.files import atomic_write
 from ddim.errors import ConfigError, require
 
+__all__ = [
+    "OUTPUT_TYPES",
+    "SUFFIXES",
+    "enlarge",
+    "image_grid",
+    "there_and_back",
+    "to_images",
+    "to_pil",
+    "write_animation",
+]
+
 OUTPUT_TYPES = ("pil", "np", "pt")
 SUFFIXES = (".gif", ".webp", ".mp4")
 

@@ -24,6 +24,23 @@ from ddim.noise import gaussian_noise, seeded_generators
 from ddim.plan import SamplingPlan
 from ddim.sampling import Denoiser, Pipeline, SampleStep, sample
 
+__all__ = [
+    "BETWEEN",
+    "INVERSIONS",
+    "Between",
+    "Denoisers",
+    "conditioned",
+    "draw",
+    "grid",
+    "lerp",
+    "mixed",
+    "path",
+    "picture_noise",
+    "seed_noise",
+    "slerp",
+    "stations",
+]
+
 # (a, b, t) -> what lies between a (n …) and b (n …) at t, 0 to 1, a number or one for each.
 Between: TypeAlias = Callable[[Tensor, Tensor, Any], Tensor]
 

@@ -37,6 +37,18 @@ from ddim.process import ddim_step
 from ddim.sampling import Denoiser, SampleStep, sample
 from ddim.step import Row
 
+__all__ = [
+    "GAMMA",
+    "METHODS",
+    "Method",
+    "Notice",
+    "invert",
+    "invert_bidirectional",
+    "invert_fixed_point",
+    "keeping",
+    "sample_bidirectional",
+]
+
 # Called after each step, for progress.
 Notice = Callable[[SampleStep], object]
 

@@ -25,6 +25,21 @@ from ddim.checkpoint.loading import check_state
 from ddim.checkpoint.lora_layout import PEFT_PREFIX, LowRank, parse
 from ddim.errors import CheckpointError, ConfigError, NonFiniteError, WeightsError, require
 
+__all__ = [
+    "TEXT_TARGETS",
+    "UNET_TARGETS",
+    "WEIGHTS",
+    "Adapter",
+    "State",
+    "add_lora",
+    "change",
+    "load_lora_state",
+    "lora_state",
+    "read_lora",
+    "save_lora",
+    "state_of",
+]
+
 WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # where in a safetensors file's header diffusers writes its settings
 PEFT_CONFIG = "adapter_config.json"

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+__all__ = ["Generators", "check_generator", "gaussian_noise", "generators", "seeded_generators"]
+
 # One for the whole batch, a list with one for each sample, or torch's global one.
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 

@@ -5,9 +5,9 @@ Without clipping, every DDIM step is linear in what it is given, whatever the ne
     x_prev = a·x_t + b·out + σ·z          x0 = p·x_t + q·out          eps = r·x_t + s·out
 
 A plan holds these numbers, computed once in float64. It never changes, so threads share it. It reads as what it is, a
-table: `for row in plan` gives a `Row` for each step. Running it costs a few passes over the tensor a step. Where x0 is
-clipped or thresholded a step is no longer linear, and is computed as x_prev = √ᾱ_prev·x0' + direction·eps + σ·z, from
-columns of the same table.
+table: `for row in plan` gives a `Row` for each step, `plan[3]` is one of them, and a notebook shows the table. Running
+it costs a few passes over the tensor a step. Where x0 is clipped or thresholded a step is no longer linear, and is
+computed as x_prev = √ᾱ_prev·x0' + direction·eps + σ·z, from columns of the same table.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from html import escape
 from itertools import pairwise
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from ddim.errors import ConfigError
 from ddim.noise import Generators
 from ddim.process import SIGMA_HAT, Eta, ddim_step, prediction, second_order, sigma, sigma_hat
 from ddim.step import DDIMSchedulerOutput, Row, check_step, step_noise, take_step, threshold
+
+__all__ = ["SamplingPlan"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,14 @@ class SamplingPlan:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Row, ...]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> Row | tuple[Row, ...]:
+        """The step of a place in the run, or those of a slice; `row` finds a step by its timestep."""
+        return self.rows[index]
 
     def row(self, timestep: int) -> Row:
         """The step at one timestep, listed or not.
@@ -338,6 +349,26 @@ class SamplingPlan:
         """The plan without clipping and thresholding: the ODE that inversion follows, which clipping leaves."""
         return replace(self, clip_range=None, thresholding=None)
 
+    def shortened(self, strength: float) -> SamplingPlan:
+        """The last steps of the plan, a share `strength` of them: a run that begins at a picture, not at pure noise.
+
+        Of N steps, the last int(N · strength) are left. The product is rounded down because diffusers rounds it down
+        (`get_timesteps` of its pipelines for image to image and inpainting), so that a strength means as many steps
+        here as there.
+
+        Raises:
+            ConfigError: the strength is no number in [0, 1], or it is so small that no step is left.
+        """
+        if not (_is_number(strength) and 0 <= strength <= 1):
+            raise ConfigError(
+                f"strength must be a number in [0, 1], the share of the steps to make, not {strength!r:.50}"
+            )
+        steps = int(len(self) * strength)
+        if not steps:
+            smallest = math.ceil(10_000 / len(self)) / 10_000  # 1/N, rounded up: N · (1/N) may be just below 1
+            raise ConfigError(f"strength={strength} leaves none of {len(self)} steps: give {smallest:g} or more")
+        return replace(self, timesteps=self.timesteps[-steps:])
+
     def inverted(self) -> SamplingPlan:
         """The plan over the reversed pairs of ᾱ: from the image to the noise, or back again."""
         return replace(self, timesteps=self.timesteps[::-1], eta=0.0, inverse=not self.inverse, order=1)
@@ -362,23 +393,44 @@ class SamplingPlan:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"a plan cannot be made of this dict: {error}") from error
 
-    def __repr__(self) -> str:
+    def _title(self) -> str:
         clip = "no" if self.clip_range is None else f"±{self.clip_range:g}"
         if self.thresholding is not None:
             clip = f"quantile {self.thresholding[0]:g}, at most {self.thresholding[1]:g}"
-        head = (
+        return (
             f"SamplingPlan: {len(self)} {'inverse ' if self.inverse else ''}steps of {len(self.alphas_cumprod)}, "
-            f"{self.prediction_type}, eta {self.eta}, clipping {clip}{', second order' if self.order == 2 else ''}\n"
-            f"{'t':>5} {'prev':>5} {'ᾱ':>10} {'ᾱ prev':>10} {'a':>10} {'b':>10} {'σ':>9} {'p':>10} {'q':>10}"
+            f"{self.prediction_type}, eta {self.eta}, clipping {clip}{', second order' if self.order == 2 else ''}"
         )
+
+    def __repr__(self) -> str:
+        head = f"{'t':>5} {'prev':>5} {'ᾱ':>10} {'ᾱ prev':>10} {'a':>10} {'b':>10} {'σ':>9} {'p':>10} {'q':>10}"
         lines = [
             f"{row.timestep:>5} {row.previous_timestep:>5} {row.alpha_bar:>10.6f} {row.alpha_bar_prev:>10.6f} "
             f"{row.a:>10.6f} {row.b:>10.6f} {row.sigma:>9.6f} {row.p:>10.5g} {row.q:>10.5g}"
             for row in self
         ]
-        if len(lines) > 60:
-            lines = [*lines[:20], f"  … {len(lines) - 40} more …", *lines[-20:]]
-        return "\n".join([head, *lines])
+        return "\n".join([self._title(), head, *_both_ends(lines, "  … {} more …")])
+
+    def _repr_html_(self) -> str:
+        """The table as a notebook shows it; it has no colours of its own, so that it suits dark pages too."""
+        names = "timestep previous_timestep alpha_bar alpha_bar_prev a b sigma p q".split()
+        heads = "t|previous t|ᾱ|ᾱ prev|a|b|σ|p|q".split("|")
+        if self.order == 2:
+            names, heads = [*names, "carried"], [*heads, "second-order share"]
+        head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+        lines = ["".join(f"<td>{getattr(row, name):.6g}</td>" for name in names) for row in self]
+        gap = f'<td colspan="{len(names)}" style="text-align: center">… {{}} more …</td>'
+        body = "\n".join(f"<tr>{line}</tr>" for line in _both_ends(lines, gap))
+        return (
+            '<table style="text-align: right; font-variant-numeric: tabular-nums">\n'
+            f'<caption style="text-align: left">{escape(self._title())}</caption>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        )
+
+
+def _both_ends(lines: list[str], gap: str) -> list[str]:
+    """All lines of a table; of more than 60, the first and last 20 around a line that says how many are left out."""
+    return lines if len(lines) <= 60 else [*lines[:20], gap.format(len(lines) - 40), *lines[-20:]]
 
 
 def _table_of(plan: SamplingPlan) -> Tensor:

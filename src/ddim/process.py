@@ -10,12 +10,16 @@ The paper's α is everybody else's ᾱ (`alphas_cumprod`), and so it is here:
     alpha_bar                 α_t            alphas_cumprod[timestep]
     alpha_bar_prev            α_{t-1}        alphas_cumprod[previous timestep]
     sigma                     σ_t(η), (16)   the root of `_get_variance`, times eta
+    sigma_hat                 σ̂ (below 16)   none; eta="sigma_hat" here
+    z                         ε_t            variance_noise
     add_noise                 (4)            add_noise
     PREDICTIONS               (9)            prediction_type
-    ddim_step                 (12)           step
+    ddim_step                 (12)           step; with σ = 0 also (13), the step of the ODE
 
 Whatever a network predicts is a mixture of x0 and eps, so both are linear in (x_t, out), and a step is too: the
-functions here take numbers, numpy arrays or tensors alike, and `plan` applies them to the coefficients alone.
+functions here take numbers, numpy arrays or tensors alike, and `plan` applies them to the coefficients alone. Where the
+scheduler, the training loss and the step on tensors need a faster or more exact form of (4) or (12), a comment beside
+it says why, and a test holds it equal to the one here.
 """
 
 from __future__ import annotations
@@ -26,6 +30,20 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ddim.errors import ConfigError
+
+__all__ = [
+    "PREDICTIONS",
+    "SIGMA_HAT",
+    "Eta",
+    "Prediction",
+    "Value",
+    "add_noise",
+    "ddim_step",
+    "prediction",
+    "second_order",
+    "sigma",
+    "sigma_hat",
+]
 
 # A number, a numpy array or a tensor; those of one call broadcast.
 Value: TypeAlias = Any

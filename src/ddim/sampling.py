@@ -26,6 +26,8 @@ from ddim.plan import SamplingPlan
 from ddim.process import Eta
 from ddim.step import Row
 
+__all__ = ["Denoiser", "Pipeline", "SampleStep", "Scheduler", "sample"]
+
 # (x, timestep) -> what the network predicts for x: x (batch, …); timestep a 0-dim int64 tensor on the host.
 Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -37,8 +39,7 @@ class Scheduler(Protocol):
     def config(self) -> Mapping[str, Any]:
         """The constructor's arguments."""
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
+    def from_config(self, config: Mapping[str, Any], **overrides: Any) -> Self:
         """Another one, with some arguments changed."""
 
     def plan(self, num_inference_steps: int | None = None, *, eta: Eta = 0.0, order: int = 1) -> SamplingPlan:

@@ -16,6 +16,17 @@ from numpy.typing import NDArray
 
 from ddim.errors import ConfigError
 
+__all__ = [
+    "BETA_SCHEDULES",
+    "SPACINGS",
+    "Array",
+    "make_alphas_cumprod",
+    "make_betas",
+    "snr",
+    "space_timesteps",
+    "zero_terminal_snr",
+]
+
 Array = NDArray[np.float64]
 
 

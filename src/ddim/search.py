@@ -24,6 +24,8 @@ from ddim.plan import SamplingPlan
 from ddim.process import ddim_step, second_order
 from ddim.sampling import Denoiser, sample
 
+__all__ = ["evaluations", "find_timesteps"]
+
 SWEEPS = 3  # over the timesteps of a list, at most, to improve it
 MOVES = (-4, -2, -1, 1, 2, 4)  # of a timestep among the fine run's, that are tried
 

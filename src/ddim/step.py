@@ -17,6 +17,8 @@ from torch.utils._pytree import register_pytree_node
 
 from ddim.noise import Generators, gaussian_noise
 
+__all__ = ["DDIMSchedulerOutput", "Output", "Row", "take_step", "threshold"]
+
 LARGE = 2**18  # elements; from here on one pass over memory costs more than the views that make it possible
 
 
@@ -142,6 +144,10 @@ def take_step(
     out: tuple[Tensor, Tensor | None] | None = None,
 ) -> DDIMSchedulerOutput:
     """One step. Half precision is computed in float32 and rounded once.
+
+    `process.ddim_step` is not called on the tensors, because it would make x0 and eps first, and read and write each
+    number several times over. The plan has applied it to the coefficients; so a step that is not clipped is one sum
+    a·x + b·out, and a clipped one is two sums, or three where eps has to be made.
 
     Args:
         model_output, sample: tensors that `check_step` has seen.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ddim import DDIMPipeline, DDIMScheduler
-from ddim.backends import accelerate, choose, describe, runner
+from ddim.backends import accelerate, choose_backend, describe, runner
 from ddim.errors import ConfigError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel, UNet2DModel
 from ddim.models.core import HasCore
@@ -445,8 +445,8 @@ def test_an_accelerated_pipeline_is_saved_like_any(tmp_path: Path) -> None:
 def test_auto_says_what_it_picked() -> None:
     pipe = pipeline().accelerate("auto")
     assert pipe.backend.startswith("OpenVINO")
-    assert choose(torch.device("mps")) == "eager"
-    assert choose(torch.device("cuda")) == "compile"
+    assert choose_backend(torch.device("mps")) == "eager"
+    assert choose_backend(torch.device("cuda")) == "compile"
 
 
 def test_eager_in_another_type() -> None:

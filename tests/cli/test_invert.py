@@ -128,6 +128,8 @@ def test_what_cannot_work_is_one_line(
         (["invert", "/no/such.png", "--model", classes, "--out", noise], "no/such.png"),
         (["edit", picture, "--model", classes, "--source", "a", "--target", "b"], "text-to-image"),
         (["edit", picture, "--model", texts, "--source", "a", "--target", "b", "--strength", "2"], "strength"),
+        (["edit", picture, "--model", texts, "--source", "a", "--target", "b", "--strength", "0.001"],
+         "give 0.01 or more"),
         (["edit", picture, "--model", texts, "--source", "a", "--target", "b", "--eta", "0"], "eta"),
         (["edit", picture, "--model", texts, "--source", "a", "--target", "b", "--batch", "2", "--method", "ddim"],
          "several"),

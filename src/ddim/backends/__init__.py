@@ -1,10 +1,10 @@
 """What runs the networks: PyTorch as it is, PyTorch compiled, or OpenVINO.
 
-A backend runs the cores of networks (`models.core`), which are functions of tensors alone; everything else, from the
-texts' keys and values to the steps, is the same with all of them.
+A backend runs the core of each network (`models.core`), which is a function of tensors alone. Everything around it,
+such as a text's keys and values and the steps of the sampler, runs in PyTorch whichever backend is chosen.
 
-    pipe.accelerate("openvino")                        # in the type that suits the processor
-    pipe.accelerate("openvino", dtype=torch.float32)   # near to PyTorch's float32
+    pipe.accelerate("openvino")                        # computes in the type that is fastest on this processor
+    pipe.accelerate("openvino", dtype=torch.float32)   # slower, but closer to PyTorch's float32
     pipe.accelerate("eager")                           # back to PyTorch
 """
 
@@ -23,7 +23,7 @@ from ddim.backends.runner import Runner
 from ddim.errors import ConfigError
 from ddim.models.core import HasCore
 
-__all__ = ["BACKENDS", "Runner", "accelerate", "choose", "describe"]
+__all__ = ["BACKENDS", "Runner", "accelerate", "choose_backend", "describe"]
 
 
 def _openvino(network: HasCore, dtype: torch.dtype | None) -> Runner:
@@ -49,10 +49,15 @@ BACKENDS: dict[str, Callable[[HasCore, torch.dtype | None], Runner | None]] = {
 }
 
 
-def choose(device: torch.device) -> str:
-    """What "auto" stands for on a device: OpenVINO on a CPU if it is installed, a compiled network on CUDA, else eager.
+def choose_backend(device: torch.device) -> str:
+    """The backend that "auto" stands for: the one that was fastest in the measurements of docs/benchmarks.md.
 
-    Measured on two cores: see docs/benchmarks.md.
+    Args:
+        device: where the networks are.
+
+    Returns:
+        A key of `BACKENDS`: on a CPU "openvino" if it is installed, on CUDA "compile" (but not on Windows), and "eager"
+        everywhere else.
     """
     if device.type == "cpu":
         return "openvino" if importlib.util.find_spec("openvino") else "eager"
@@ -60,22 +65,22 @@ def choose(device: torch.device) -> str:
 
 
 def accelerate(networks: Iterable[Any], backend: str, dtype: torch.dtype | None = None) -> str:
-    """Have networks run by a backend from now on; those without a core stay as they are.
+    """Have networks run by a backend from now on. A network without a core is left as it is.
 
     Args:
-        networks: of a pipeline.
-        backend: a key of `BACKENDS`, or "auto".
-        dtype: to compute in. None is the backend's choice: OpenVINO's is bfloat16 where the processor has it, the
-            others' is the networks' own.
+        networks: the components of a pipeline; what is no `torch.nn.Module` among them is passed over.
+        backend: a key of `BACKENDS`, or "auto", see `choose_backend`.
+        dtype: the type to compute in. With None, OpenVINO computes in bfloat16 where the processor supports it and in
+            float32 elsewhere; the other backends compute in the type of the networks' weights.
 
     Returns:
-        The backend: what "auto" chose.
+        The name of the backend that runs the networks now, which is never "auto".
 
     Raises:
-        ConfigError: no such backend, or a type that is not for it.
+        ConfigError: there is no such backend, or it cannot compute in `dtype`.
 
     Warns:
-        UserWarning: its library cannot be imported; the result is "eager" then.
+        UserWarning: the backend's library cannot be imported. PyTorch runs the networks then; the result is "eager".
     """
     if backend not in (*BACKENDS, "auto"):
         raise ConfigError(f"backend={backend!r} is none of auto, {', '.join(BACKENDS)}")
@@ -83,11 +88,11 @@ def accelerate(networks: Iterable[Any], backend: str, dtype: torch.dtype | None 
         raise ConfigError(f"dtype must be a floating-point type such as torch.bfloat16, not {dtype!r:.100}")
     modules = [network for network in networks if isinstance(network, nn.Module)]
     if backend == "auto":
-        backend = choose(next(modules[0].parameters()).device) if modules else "eager"
+        backend = choose_backend(next(modules[0].parameters()).device) if modules else "eager"
     try:
         runners = {network: BACKENDS[backend](network, dtype) for network in modules if isinstance(network, HasCore)}
     except ImportError as error:
-        warnings.warn(f"{backend} cannot be used, PyTorch runs instead: {error}", stacklevel=3)
+        warnings.warn(f"{backend} cannot be used, so PyTorch runs the networks: {error}", stacklevel=3)
         return accelerate(modules, "eager", dtype)
     for network, runner in runners.items():
         network.runner = runner
@@ -98,6 +103,6 @@ def accelerate(networks: Iterable[Any], backend: str, dtype: torch.dtype | None 
 
 
 def describe(network: nn.Module) -> str:
-    """What runs a network, in words."""
+    """What runs a network and in which type, in words: for example "eager, float32" or "OpenVINO, bf16"."""
     runner = getattr(network, "runner", None)
     return f"eager, {next(network.parameters()).dtype}".replace("torch.", "") if runner is None else str(runner)

@@ -1,4 +1,4 @@
-"""A network compiled by `torch.compile`: the first run of each shape takes a minute, the rest less than before."""
+"""A network compiled by `torch.compile`: the first run takes about a minute, and those after it are faster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from ddim.models.core import HasCore
 
 
 class CompiledRunner(Runner):
-    """Compiled without graph breaks, for any batch size once a second one was seen."""
+    """Runs a core that `torch.compile` made into one graph.
+
+    The first run compiles it for its batch size, and the first run with another batch size for any batch size.
+    """
 
     name = "torch.compile"
 

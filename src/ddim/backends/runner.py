@@ -1,4 +1,4 @@
-"""What every backend does the same way: notice that weights changed, and step back to PyTorch when something fails."""
+"""What all backends share: they notice that weights have changed, and let PyTorch run the network when they fail."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from ddim.models.core import HasCore
 
 
 class Runner:
-    """Stands for the core of a network. A failure is one warning, after which PyTorch runs it.
+    """Runs the core of a network in PyTorch's place. Where that fails, it warns once, and PyTorch runs the network.
 
-    Copies and pickles of a network have none: they run in PyTorch.
+    A runner is neither copied nor pickled: the copy of a network has None in its place and runs in PyTorch.
+
+    Attributes:
+        name: the backend's name, for warnings and for `describe`.
+        network: the network whose core is run.
+        lock: held by a thread that changes the runner.
+        has_failed: whether PyTorch runs the network from now on.
     """
 
     name = ""
@@ -29,16 +35,20 @@ class Runner:
             return self.network.core(*inputs)
         try:
             return self.run(*inputs)
-        except Exception as error:  # of whatever kind its library raises
-            result = self.network.core(*inputs)  # raises what is wrong with the inputs, if that was it
+        except Exception as error:  # a backend's library may raise an error of any kind
+            result = self.network.core(*inputs)  # raises PyTorch's own error if it was the inputs that were wrong
             self.give_up(error)
             return result
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """The core's result, by the backend; any exception makes PyTorch run it from now on."""
+        """What the core returns for these inputs, computed by the backend; a subclass says how.
+
+        Whatever this raises makes PyTorch run the network, now and from now on.
+        """
         raise NotImplementedError
 
     def give_up(self, error: Exception) -> None:
+        """Let PyTorch run the network from now on, and warn of that once, with the reason."""
         with self.lock:
             if self.has_failed:
                 return
@@ -50,7 +60,7 @@ class Runner:
         )
 
     def __str__(self) -> str:
-        """What runs, in words."""
+        """What runs the network, in words."""
         return f"PyTorch, as {self.name} failed" if self.has_failed else self.name
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -58,13 +68,16 @@ class Runner:
 
 
 def stamp(parameters: list[nn.Parameter]) -> int:
-    """A number that is another one after a change of the parameters: of a value, or of which tensor holds them."""
+    """A number by which a change of parameters is noticed: it differs once a value, or the memory of one, is another.
+
+    It is made of the parameters' addresses and of the counter by which PyTorch notes writes to a tensor in place.
+    """
     try:
         versions = map(_version, parameters)
         return hash((*map(Tensor.data_ptr, parameters), *versions))
-    except RuntimeError:  # inference tensors have none
+    except RuntimeError:  # a tensor made in inference mode has no such counter
         return hash((*map(Tensor.data_ptr, parameters), *(0 if p.is_inference() else p._version for p in parameters)))
 
 
-# A third faster than attributes, and it is done at every step.
+# The getter behind `p._version`: `stamp` is called at every step, and takes a third less time with it.
 _version = Tensor._version.__get__  # type: ignore[attr-defined]

@@ -1,13 +1,13 @@
-"""Checkpoints: a class's config and a network's weights, in diffusers' layout, loaded and saved.
+"""Checkpoints: configs and weights in diffusers' layout, loaded and saved.
 
-config            constructor arguments <-> JSON
-files             one file at a time: JSON and tensors
-hub               where a checkpoint's files are: a folder, a bundled model, a repository of the hub
-limits            what a config may ask for
-loading           from names and tensors to a network
-pretrained        classes that load and save by all of these
-original_layout   Stable Diffusion's original names, tensor by tensor
-lora_layout       low-rank adapters in all their layouts
+config            a class's constructor arguments as a config, which is written as JSON
+files             reads and writes one file: JSON or tensors
+hub               finds a checkpoint's files: in a folder, among the bundled models, on the Hugging Face hub
+limits            refuses configs that ask for too much
+loading           puts tensors into a network by their names
+pretrained        gives classes `from_pretrained` and `save_pretrained`, by all of these
+original_layout   converts the names in Stable Diffusion's original single files
+lora_layout       reads low-rank adapters in all layouts that are in use
 """
 
 from ddim.checkpoint.config import Config, ConfigMixin, register_to_config

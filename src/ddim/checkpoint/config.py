@@ -1,8 +1,8 @@
-"""Constructor arguments as a config, and back: the contract of diffusers' `ConfigMixin`.
+"""Constructor arguments as a config, and objects from a config, as diffusers' `ConfigMixin` does it.
 
-A class decorates its `__init__` with `register_to_config`; from then on `obj.config` holds every argument, and
-`cls.from_config(obj.config)` builds its like. What a config has and the class does not know (a PNDM scheduler's
-`skip_prk_steps`) is carried along and saved again, so that nothing is lost on the way through this package.
+A class decorates its `__init__` with `register_to_config`. From then on `obj.config` holds every argument, and
+`cls.from_config(obj.config)` builds another object like it. Settings that the class does not know, such as a PNDM
+scheduler's `skip_prk_steps`, are kept and saved again, so that nothing is lost on the way through this package.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar, overload
 
 from ddim.errors import ConfigError
 
-# What our files say they are written by: the oldest diffusers whose reading of them was checked.
+# The version of diffusers that saved files name as theirs: the oldest that was checked to read them.
 DIFFUSERS_VERSION = "0.30.0"
 
 
 class Config(dict[str, Any]):
-    """A read-only dict whose keys are attributes too; lists in it become tuples, dicts in it `Config`s.
+    """A read-only dict whose keys are attributes too. Lists in it become tuples, and dicts in it become `Config`s.
 
     >>> config = Config(steps_offset=1, block_out_channels=[32, 64])
     >>> config.steps_offset, config["block_out_channels"]
@@ -51,7 +51,7 @@ class Config(dict[str, Any]):
 
 
 class LiveConfig(Config):
-    """A config of which attributes can be assigned, as some pipelines do: `scheduler.config.timestep_spacing = "trailing"`.
+    """A config of which attributes can be assigned: `scheduler.config.timestep_spacing = "trailing"`, as some pipelines do.
 
     It is for objects that read their config each time they need it. Items stay read-only, and so is what there is
     nothing to read again for.
@@ -65,7 +65,7 @@ class LiveConfig(Config):
         object.__setattr__(self, "_fixed", fixed or {})
         object.__setattr__(self, "writes", 0)  # how often something was assigned
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:  # type: ignore[override]
         if name in self._fixed:
             raise AttributeError(f"{name} has had its effect when the object was made: {self._fixed[name]}")
         if name not in self:
@@ -85,9 +85,10 @@ def _live_config(values: dict[str, Any], fixed: dict[str, str]) -> LiveConfig:
 
 
 def _freeze(value: Any) -> Any:
+    """A value as a config holds it: of Python's own types, and so that it cannot be changed."""
     if isinstance(value, Mapping) and not isinstance(value, Config):
         return Config(value)
-    if hasattr(value, "tolist"):  # arrays, tensors and their numbers
+    if hasattr(value, "tolist"):  # numpy's and PyTorch's arrays and single numbers
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return tuple(_freeze(item) for item in value)
@@ -98,10 +99,10 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 
 def register_to_config(init: Init) -> Init:
-    """Decorate `__init__`: every argument, given or default, goes into `self.config`.
+    """Decorate an `__init__` so that `self.config` holds every argument, whether it was given or is a default.
 
-    The names left at their defaults are remembered under `_use_default_values` (in memory, never on disk): another
-    class that is built from this config applies its own defaults to them.
+    The names of arguments that were not given are kept under `_use_default_values`, in memory but not on disk: another
+    class that is built from this config uses its own defaults for them.
     """
     names = list(inspect.signature(init).parameters)[1:]
     defaults = {
@@ -123,23 +124,27 @@ def register_to_config(init: Init) -> Init:
 
 
 class ConfigMixin:
-    """Gives a class `config`, `from_config` and the config's JSON."""
+    """Gives a class `config`, `from_config` and the config as JSON.
+
+    Attributes:
+        config_name: the name of the file that holds the config.
+        foreign_keys: settings of other classes whose configs this class accepts; they are kept without a warning.
+        own_keys: arguments that diffusers does not know; they are written only where they differ from their default.
+    """
 
     config_name: ClassVar[str] = "config.json"
-    # Keys of classes whose configs this one accepts: carried along without a warning.
     foreign_keys: ClassVar[frozenset[str]] = frozenset()
-    # Arguments that diffusers does not know: written only when they are not at their default.
     own_keys: ClassVar[frozenset[str]] = frozenset()
 
     _internal_dict: Config
 
     @property
     def config(self) -> Config:
-        """The constructor's arguments and whatever else the config that this was built from held."""
+        """The constructor's arguments, and what else was in the config that this object was built from."""
         return self._internal_dict
 
     def register_to_config(self, **values: Any) -> None:
-        """Add to, or replace in, `self.config`."""
+        """Put settings into `self.config`, in the place of those that have the same names."""
         object.__setattr__(self, "_internal_dict", self.make_config({**getattr(self, "_internal_dict", {}), **values}))
 
     @classmethod
@@ -163,16 +168,20 @@ class ConfigMixin:
     def from_config(
         cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any
     ) -> Self | tuple[Self, dict[str, Any]]:
-        """Build from a config of this class or a compatible one; `overrides` win over the config.
+        """Build an object from a config of this class or of a compatible one.
 
         Args:
-            config: a dict, for example another object's `.config`. Keys listed in its `_use_default_values` are
-                resolved to this class's defaults.
-            return_unused_kwargs: also return the entries that the constructor did not take.
+            config: a dict, for example another object's `.config`. For keys that its `_use_default_values` lists, this
+                class's defaults are used.
+            return_unused_kwargs: also return the settings that the constructor did not take, as a dict.
+            overrides: settings that replace those in the config.
 
         Raises:
             TypeError: `config` is no mapping.
             ConfigError: the constructor refuses a value.
+
+        Warns:
+            UserWarning: neither this class nor a compatible one knows some of the settings.
         """
         if not isinstance(config, Mapping):
             raise TypeError(
@@ -210,7 +219,7 @@ class ConfigMixin:
         return (built, {**overrides, **rest}) if return_unused_kwargs else built
 
     def to_json_string(self) -> str:
-        """The config as it is written to disk: sorted keys, indented by two, one line feed at the end."""
+        """The config as it is written to disk: JSON with sorted keys, indented by two, with a line feed at the end."""
         values = {
             key: value
             for key, value in self.config.items()
@@ -222,4 +231,5 @@ class ConfigMixin:
 
     @classmethod
     def _default(cls, name: str) -> Any:
+        """The default of one of the constructor's arguments."""
         return inspect.signature(cls.__init__).parameters[name].default

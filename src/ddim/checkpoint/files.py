@@ -1,8 +1,8 @@
-"""One file at a time: JSON and tensors, read as data, written whole.
+"""Reading and writing one file: JSON or tensors.
 
-A file that is read may come from anywhere. Nothing in it is run, what it claims of itself is checked before it costs
-memory, and whatever is wrong with it is a single `CheckpointError` that names it. A file that is written is written
-under a temporary name and renamed, so a reader never sees half of one and a full disk loses nothing.
+A file that is read may come from anyone. Nothing in it is run, the sizes that it claims are checked before memory is
+spent on them, and whatever is wrong with it is one `CheckpointError` that names the file. A file is written under a
+temporary name and then renamed, so nobody ever reads half a file, and a full disk does not destroy what was there.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ddim.errors import CheckpointError, DDIMError
 
-# Of a JSON file, a safetensors header or a .bin's pickle. Ten times what the largest networks need; parsed, it is some
-# 250 MB at worst.
+# The most bytes of a JSON file, of a safetensors header and of the pickle in a .bin. That is ten times what the largest
+# networks need, and takes at worst some 250 MB of memory once parsed.
 MAX_DESCRIPTION = 4 * 2**20
 
 
@@ -33,19 +33,23 @@ MAX_DESCRIPTION = 4 * 2**20
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed, on failure removed.
+    """A context in which a file is written under a temporary name, to be renamed to `path` when all went well.
+
+    Yields:
+        The temporary path, in the same folder, which is made if it is not there. After the context the file is flushed
+        to disk and renamed; if an error left the context, it is deleted.
 
     Raises:
-        CheckpointError: the file system refuses; what was at `path` before is whole.
+        CheckpointError: the file system does not allow it; what was at `path` before is still there.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        mode = stat.S_IMODE(temporary.stat().st_mode)  # what the umask leaves of 0666
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # the permissions that the user's umask gives to new files
         yield temporary
-        os.chmod(temporary, mode)  # some writers replace the file by one of their own
+        os.chmod(temporary, mode)  # some libraries replace the file by one with other permissions
         with open(temporary, "r+b") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
@@ -64,14 +68,28 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically: sorted keys, indented by two. A number in it that is not finite is refused."""
+    """Write a JSON object atomically, with sorted keys and indented by two.
+
+    Raises:
+        ValueError: a number in it is not finite, which JSON cannot hold.
+        CheckpointError: the file system does not allow it.
+    """
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically. Tensors may be on any device; shared memory is written out twice."""
+    """Write a safetensors file atomically.
+
+    Args:
+        path: the file.
+        tensors: by their names in the file, on any device. Two that share memory are written as two.
+        metadata: further texts for the file's header.
+
+    Raises:
+        CheckpointError: the file system does not allow it.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -85,7 +103,7 @@ def save_tensors(
     with atomic_write(path) as temporary:
         try:
             save_file(host, temporary, metadata={"format": "pt", **(metadata or {})})
-        except SafetensorError as error:  # its word for what the disk said
+        except SafetensorError as error:  # the library's own error, also where the file system refuses
             raise OSError(str(error)) from error
 
 
@@ -96,14 +114,17 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: missing, over 4 MiB, no UTF-8, no JSON, nested too deeply, or not an object.
+        CheckpointError: there is no such file, or it is over 4 MiB, not UTF-8, not JSON, nested too deeply, or no
+            object.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_DESCRIPTION + 1)
         if len(raw) > MAX_DESCRIPTION:
-            raise CheckpointError(f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB: no config is")
+            raise CheckpointError(
+                f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB, which no config is: give the config's own file"
+            )
         value = json.loads(raw.decode("utf-8"), parse_constant=_constant, parse_float=_finite)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}") from error
@@ -119,13 +140,17 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> float:
-    """Infinities are no JSON, but diffusers writes one for the `lambda_min_clipped` of its DPM solvers."""
+    """The value of "NaN", "Infinity" or "-Infinity", which are no JSON.
+
+    Infinities are allowed, because diffusers writes one for the `lambda_min_clipped` of its DPM solvers.
+    """
     if name == "NaN":
         raise ValueError("NaN is not a number that a config can have")
     return float(name)
 
 
 def _finite(digits: str) -> float:
+    """The value of a number in JSON; a ValueError if it is too large for a float."""
     value = float(digits)
     if not math.isfinite(value):
         raise ValueError(f"the number {digits[:50]} is too large")
@@ -136,14 +161,17 @@ def _finite(digits: str) -> float:
 
 
 def read_tensors(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a `.bin`, which is read with `weights_only=True`; memory-mapped.
+    """The tensors of a safetensors file, or of a `.bin`, which is read with `weights_only=True`.
+
+    They are mapped into memory: a tensor is read from disk when its values are first used.
 
     Args:
         path: the file.
-        names: only these, all of which are in it.
+        names: read only the tensors of these names, all of which are in the file; None reads all.
 
     Raises:
-        CheckpointError: missing, truncated, not the format its name says, or a pickle of anything but tensors.
+        CheckpointError: the file is missing or cut off, is not in the format that its name says, or is a pickle of
+            anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -155,7 +183,7 @@ def read_tensors(path: str | os.PathLike[str], names: Collection[str] | None = N
 
 
 def outline(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The shapes and types of a file's tensors, as tensors on the meta device.
+    """The shapes and types of a file's tensors, as tensors on the meta device, which take no memory.
 
     Raises:
         CheckpointError: as `read_tensors`.
@@ -173,15 +201,17 @@ def _read_safetensors(path: Path, names: Collection[str] | None) -> dict[str, Te
             raise ValueError("it is Git LFS's note of where the file is; fetch the file itself with `git lfs pull`")
         header = int.from_bytes(start, "little")
         if header > MAX_DESCRIPTION:
-            raise ValueError(f"its first bytes claim a header of {header} bytes")
+            raise ValueError(f"its first bytes claim a header of {header} bytes, over {MAX_DESCRIPTION}")
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
-    except Exception as error:  # the reader's own kinds, and what torch makes of absurd shapes
+    except Exception as error:  # the library has errors of its own, and torch raises others for absurd shapes
         raise CheckpointError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What a safetensors file says of itself; its tensors must have been read before.
+    """The texts in a safetensors file's header, by their names.
+
+    Call `read_tensors` on the file first, which checks the header's size.
 
     Raises:
         CheckpointError: as `read_tensors`.
@@ -196,10 +226,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `torch.save` wrote of a state_dict."""
     try:
         _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load raises whatever its unpickler meets
+    except Exception as error:  # a damaged pickle can make torch.load raise an error of any kind
         raise CheckpointError(
             f"{path} cannot be read as plain weights, and nothing else is read from a .bin: "
             f"ask for safetensors ({type(error).__name__}: {str(error)[:200]})"
@@ -215,19 +246,22 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise a ValueError unless this is what `torch.save` writes: an archive, not compressed, with a small pickle."""
+    """Raise a ValueError unless a file is what `torch.save` writes: an uncompressed archive with a small pickle."""
     if not zipfile.is_zipfile(path):
         raise ValueError("it is no archive as torch.save has written them since 1.6")
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{entry.filename[:100]} in it is compressed")
+                raise ValueError(f"{entry.filename[:100]} in it is compressed, which torch.save never does")
             if entry.filename.endswith(".pkl") and entry.file_size > MAX_DESCRIPTION:
-                raise ValueError(f"{entry.filename[:100]} in it has {entry.file_size} bytes")
+                raise ValueError(f"{entry.filename[:100]} in it has {entry.file_size} bytes, over {MAX_DESCRIPTION}")
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Dense, in memory, and with memory of its own for every element (an expanded one would grow when converted)."""
+    """Whether a tensor is dense, in the host's memory, and stores every element.
+
+    An expanded tensor stores few elements and claims many: converting it to another type could fill the memory.
+    """
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

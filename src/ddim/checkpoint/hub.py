@@ -1,7 +1,7 @@
-"""Where a checkpoint's files are: a folder, a model inside this package, or a repository of the hub.
+"""Where a checkpoint's files are: in a folder, in a model bundled with this package, or on the Hugging Face hub.
 
-A file's name may come from another file of the checkpoint, so no name leads out of the checkpoint's folder. From the
-hub only files that are asked for by name are fetched.
+A file's name may come from another file of the checkpoint, which anyone may have written. So a name that would lead out
+of the checkpoint's folder is refused. From the hub only files that are asked for by name are downloaded.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any
 from ddim.errors import CheckpointError
 
 BUNDLED = Path(__file__).parent.parent / "weights"
-# What makes a folder a checkpoint that is meant when its name is a bundled model's too.
+# If a folder is called as a bundled model is, the folder is meant if it has one of these files.
 _CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
 
 
 def bundled_models() -> list[str]:
-    """The names of the models inside the package."""
+    """The names of the models that are bundled with the package, sorted."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/model_index.json"))
 
 
 @dataclass(frozen=True)
 class Repository:
-    """Where a checkpoint's files come from. The fields after `name` are for the hub.
+    """Where a checkpoint's files come from. All attributes but `name` matter for the hub only.
 
     Attributes:
         name: a folder, a bundled model, or "name" or "owner/name" on the hub.
         revision: a branch, tag or commit.
-        token: for private repositories; True takes the one of `hf auth login`.
-        cache_dir: where files are kept; the hub's usual cache unless told.
-        local_files_only: use the cache alone.
-        force_download: fetch anew what the cache has.
+        token: gives access to private repositories; True takes the token that `hf auth login` stored.
+        cache_dir: where downloaded files are kept; the hub's usual cache unless told.
+        local_files_only: download nothing and use the cache alone.
+        force_download: download even what is in the cache.
     """
 
     name: str
@@ -46,7 +46,11 @@ class Repository:
 
     @classmethod
     def open(cls, name: str | os.PathLike[str], options: dict[str, Any]) -> Repository:
-        """Take this class's options out of `options`; the caller says what to make of the rest."""
+        """A repository with those of `options` that are attributes of it; they are removed from `options`.
+
+        Raises:
+            TypeError: `name` is neither a str nor a path.
+        """
         if not isinstance(name, (str, os.PathLike)):
             raise TypeError(f"a checkpoint is a path or a hub id, not {type(name).__name__}")
         own = {field.name for field in fields(cls)} - {"name"}
@@ -56,11 +60,12 @@ class Repository:
         return f"{self.name} (in the cache; local_files_only is set)" if self._cache_only() else self.name
 
     def _cache_only(self) -> bool:
+        """Whether the files come from the hub's cache and nowhere else."""
         return self.local_files_only and self.folder is None
 
     @property
     def folder(self) -> Path | None:
-        """The folder, or None for a repository of the hub."""
+        """The folder that the files are in, or None for a repository of the hub."""
         local = Path(self.name)
         bundled = self.name in bundled_models()
         if self.name and os.path.isdir(local) and not (bundled and not any((local / c).is_file() for c in _CONFIGS)):
@@ -68,10 +73,14 @@ class Repository:
         return BUNDLED / self.name if bundled else None
 
     def find(self, filename: str, subfolder: str | None = None) -> Path | None:
-        """The local path of a file of the repository (fetched from the hub if need be), or None if it has none.
+        """The local path of one of the repository's files, downloaded if need be; None if there is no such file.
+
+        Args:
+            filename: the file, relative to `subfolder`.
+            subfolder: a folder in the repository.
 
         Raises:
-            CheckpointError: the name leaves the repository, or the repository cannot be reached.
+            CheckpointError: the name leads out of the repository, or the repository cannot be reached.
         """
         relative = "/".join(part for part in (subfolder, filename) if part)
         if relative.startswith("/") or ".." in relative.split("/") or re.search(r"[\\:\0]", relative):
@@ -86,6 +95,7 @@ class Repository:
         return self._download(relative)
 
     def _download(self, relative: str) -> Path | None:
+        """The path in the hub's cache of a file, downloaded if it is not there; None if the repository has no such."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -101,7 +111,7 @@ class Repository:
                     force_download=self.force_download,
                 )
             )
-        except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but the file may well exist
+        except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, but the file may exist on the hub
             if self._is_known_to_lack(relative):
                 return None
             why = "local_files_only is set" if self.local_files_only else "the hub cannot be reached"
@@ -110,13 +120,13 @@ class Repository:
             ) from error
         except EntryNotFoundError:
             return None
-        except Exception as error:  # the hub's client has many: network, authorization, validation
+        except Exception as error:  # the hub's client raises many kinds: of the network, of access, of names
             raise CheckpointError(
                 f"{self._not_local()}, and the hub gave {type(error).__name__}: {str(error)[:500]}"
             ) from error
 
     def _is_known_to_lack(self, relative: str) -> bool:
-        """Without a connection: does the cache say that the repository has no such file?"""
+        """Whether the cache says, without a connection, that the repository has no such file."""
         from huggingface_hub import _CACHED_NO_EXIST, constants, snapshot_download, try_to_load_from_cache
         from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -125,18 +135,19 @@ class Repository:
             return True
         if not (self.local_files_only or constants.HF_HUB_OFFLINE):
             return False
-        try:  # if the cache is all there is, what a cached revision lacks is not there
+        try:  # if nothing may be downloaded and the revision is in the cache, a file that is not in it does not exist
             snapshot_download(self.name, revision=self.revision, cache_dir=self.cache_dir, local_files_only=True)
         except LocalEntryNotFoundError:
             return False
         return True
 
     def _not_local(self) -> str:
+        """The words of an error that say what else the name could have been."""
         return f"{self.name} is no local folder or bundled model ({', '.join(bundled_models()) or 'there are none'})"
 
 
 def _inside(root: Path, relative: str) -> Path | None:
-    """`root/relative` if it is a file; an error if a link leads out of the checkpoint."""
+    """`root/relative` if it is a file, else None; a CheckpointError if a link leads out of the checkpoint."""
     path = root / relative
     if not os.path.isfile(path):
         return None
@@ -144,10 +155,10 @@ def _inside(root: Path, relative: str) -> Path | None:
     blobs = home.parent.parent / "blobs"
     if path.is_symlink() and home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
         target = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
-        if target.parent == blobs:  # the hub's cache: what a blob is made of is its own affair
+        if target.parent == blobs:  # in the hub's cache, where every file of a snapshot is a link to a blob
             return path
     if not path.resolve().is_relative_to(home):
-        raise CheckpointError(f"{path} is a link that leads out of the checkpoint {root}")
+        raise CheckpointError(f"{path} is a link that leads out of the checkpoint {root}: put the file itself there")
     return path
 
 
@@ -165,10 +176,14 @@ def upload(
     """Upload a folder to a repository of the hub, which is made if it is not there.
 
     Args:
-        folder: all of it is uploaded, save what an interrupted write left behind.
+        folder: everything in it is uploaded, except temporary files that an interrupted write left behind.
         repo_id: "name" or "owner/name"; the folder's name unless told.
-        commit_message, private, token, revision, create_pr: as `huggingface_hub.HfApi` takes them.
-        subfolder: where in the repository.
+        commit_message: the commit's message; "Upload with ddim" unless told.
+        private: whether a repository that is made is private; the hub's default for you unless told.
+        token: as in `Repository`.
+        revision: the branch to commit to; the main one unless told.
+        create_pr: open a pull request with the commit.
+        subfolder: the folder in the repository that the files go into; its root unless told.
 
     Returns:
         The commit's URL.
@@ -189,9 +204,9 @@ def upload(
             commit_message=commit_message or "Upload with ddim",
             revision=revision,
             create_pr=create_pr,
-            ignore_patterns=[".*.tmp*", "*/.*.tmp*"],  # what `atomic_write` leaves behind when it is killed
+            ignore_patterns=[".*.tmp*", "*/.*.tmp*"],  # the files that `atomic_write` leaves when the process is killed
         )
-    except Exception as error:  # as in `Repository._download`
+    except Exception as error:  # the hub's client raises many kinds: of the network, of access, of names
         raise CheckpointError(
             f"{folder} was not uploaded to {repo_id}: the hub gave {type(error).__name__}: {str(error)[:500]}"
         ) from error

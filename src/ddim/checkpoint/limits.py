@@ -1,4 +1,8 @@
-"""What a config from a file may ask for: no nonsense, and nothing that takes minutes to turn out wrong."""
+"""What a config from a file may ask for.
+
+A file may come from anyone. A setting of the wrong kind, or of a size that would take minutes and gigabytes to build
+before it turns out wrong, is refused as soon as the file has been read.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ddim.errors import ConfigError
 
 MAX_TIMESTEPS = 100_000
-MAX_BLOCKS = 1000  # the resolutions of a network times the layers at each
-MAX_SIDE = 2**16  # pixels or latents
-MAX_INT = 2**53  # from here on floats are not exact
+MAX_BLOCKS = 1000  # a network's resolutions times the layers at each
+MAX_SIDE = 2**16  # a sample's height or width
+MAX_INT = 2**53  # above this, not every int has a float of the same value
 
-# What an annotation asks for, in words, and the types of JSON values that will do.
+# For each type in a constructor's annotations: its name in errors, and the types of JSON values that are accepted.
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool, int)),
     int: ("an integer", (int,)),
@@ -26,10 +30,14 @@ _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
 
 
 def check_size(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse what would take minutes and gigabytes to build before it turns out not to fit its weights.
+    """Refuse sizes that would take minutes and gigabytes to build before they turn out not to fit the weights.
+
+    Args:
+        config: what was read.
+        path: the file it is from, for the error.
 
     Raises:
-        ConfigError: a size, or a number of timesteps or layers, that nothing can have; names the file.
+        ConfigError: a size, or a number of timesteps or layers, is larger than anything has it, or negative.
     """
     timesteps = config.get("num_train_timesteps")
     if isinstance(timesteps, int) and timesteps > MAX_TIMESTEPS:
@@ -51,6 +59,7 @@ def check_size(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _ints(value: Any) -> Iterator[int]:
+    """All ints in a setting, which may be a list of lists."""
     if isinstance(value, int):
         yield value
     elif isinstance(value, list):
@@ -59,12 +68,17 @@ def _ints(value: Any) -> Iterator[int]:
 
 
 def check_kinds(cls: type, config: Mapping[str, Any], path: Path) -> None:
-    """Refuse a string where the class's constructor is annotated with a number, and the like.
+    """Refuse settings of another kind than the class's constructor is annotated with, such as a string for a number.
 
-    Some of it would only fail when the object is used. A list's items are left to the constructor.
+    Some of these would otherwise fail only when the object is used. The items of lists are left to the constructor.
+
+    Args:
+        cls: the class whose constructor says the kinds.
+        config: what was read.
+        path: the file it is from, for the error.
 
     Raises:
-        ConfigError: names the file and the setting.
+        ConfigError: a setting is of the wrong kind; the message names the file and the setting.
     """
     for name, hint in get_type_hints(cls.__init__).items():  # type: ignore[misc]
         options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

@@ -1,4 +1,4 @@
-"""From names and tensors to a network: built without memory, compared, filled with what a file holds."""
+"""From a file's tensors to a network: it is built without memory, compared with the file, and filled from it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from torch.overrides import TorchFunctionMode
 
 from ddim.errors import WeightsError
 
-MIN_MAPPED = 4 * 2**20  # bytes to convert from one mapping, at least
-AROUND = 2**17  # bytes that the system maps around a small tensor that is read
-MAX_LISTED = 500  # differences between weights and network that an error spells out
+MIN_MAPPED = 4 * 2**20  # the fewest bytes of tensors that are worth a mapping of their own when they are converted
+AROUND = 2**17  # bytes that the system reads into memory around a small tensor
+MAX_LISTED = 500  # the most problems that an error lists
 
 
 class _NoDraws(TorchFunctionMode):
-    """Leaves out drawing initial values: on the meta device there are none, but torch imports a compiler for them."""
+    """Skips the drawing of initial values.
+
+    On the meta device there are no values to draw, but torch would import a compiler for it.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == nn.init.__name__:
@@ -28,7 +31,7 @@ class _NoDraws(TorchFunctionMode):
 
 @contextmanager
 def skeleton() -> Iterator[None]:
-    """Networks that are made in this context have shapes and types, but no values and no memory."""
+    """A context in which networks are made with shapes and types, but without values and without memory for them."""
     with torch.device("meta"), _NoDraws():
         yield
 
@@ -42,18 +45,20 @@ def fill(
 ) -> None:
     """Put a file's tensors into a network that was made in `skeleton`.
 
-    What has the right type is mapped, not copied: it is read when it is first used. The rest is converted now, the
-    largest first, some at a time, and each time the file is mapped anew: what was read of it stays in memory as long
-    as its mapping. So what is held beside the converted weights is 1/64 of what there is to convert, or the largest
-    tensor while there is little else.
+    Tensors of the right type are not copied: the network uses the mapped file, which is read when a value is first
+    used. The others are converted now, some at a time and the largest first. What is read of a mapped file stays in
+    memory as long as the mapping, so the file is mapped anew for each group. Beside the converted weights, the memory
+    needed is therefore 1/64 of what there is to convert, or the size of the largest tensor, whichever is more.
 
     Args:
+        model: the network; its names and shapes are those of `state`.
         state: the file's tensors by the network's names; only their types and sizes are looked at.
-        read: maps those of the given names, from a mapping of its own.
-        what: begins the error.
+        read: given names, maps the file anew and returns the tensors of these names.
+        dtype: the floating-point type that the network gets.
+        what: the error's first words, which say what does not fit what.
 
     Raises:
-        WeightsError: a tensor cannot be converted.
+        WeightsError: a tensor cannot be converted to `dtype`.
     """
     others = {
         key: tensor.nbytes + AROUND for key, tensor in state.items() if _kind(tensor)[0] and tensor.dtype != dtype
@@ -73,22 +78,32 @@ def fill(
 
 
 def _converted(state: Mapping[str, Tensor], dtype: torch.dtype, what: str) -> dict[str, Tensor]:
+    """The tensors in another type."""
     converted = {}
     for key, tensor in state.items():
         try:
             converted[key] = tensor.to(dtype)
         except (RuntimeError, NotImplementedError) as error:
-            raise WeightsError(f"{what}: {key} is {tensor.dtype}, which cannot be made {dtype}") from error
+            raise WeightsError(f"{what}: {key} is {tensor.dtype}, which cannot be converted to {dtype}") from error
     return converted
 
 
 def check_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
-    """Raise one `WeightsError` that lists all that differs between two sets of names, shapes and kinds of number."""
-    refuse(differences(wanted, state), what)
+    """Check that two sets of tensors have the same names, shapes and kinds of number.
+
+    Args:
+        wanted: the network's tensors.
+        state: what is to be put into them.
+        what: the error's first words, which say what does not fit what.
+
+    Raises:
+        WeightsError: they differ; the message lists all differences.
+    """
+    raise_for_problems(differences(wanted, state), what)
 
 
 def differences(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """All that differs between two sets of names, shapes and kinds of number, in words."""
+    """The differences between two sets of tensors in names, shapes and kinds of number, each in words."""
     problems = [f"missing: {key} {tuple(wanted[key].shape)}" for key in wanted if key not in state]
     problems += [f"unexpected: {key[:200]} {tuple(state[key].shape)}" for key in state if key not in wanted]
     problems += [
@@ -105,11 +120,20 @@ def differences(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> li
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    """What kind of numbers a tensor has: whether they are floating-point numbers, and whether they are complex."""
     return tensor.is_floating_point(), tensor.is_complex()
 
 
-def refuse(problems: Sequence[str], what: str) -> None:
-    """Raise one `WeightsError` that lists all problems, if there are any."""
+def raise_for_problems(problems: Sequence[str], what: str) -> None:
+    """Do nothing if there are no problems, else raise one error that lists them all, or the first `MAX_LISTED`.
+
+    Args:
+        problems: each in words.
+        what: the error's first words, which say what does not fit what.
+
+    Raises:
+        WeightsError: there is a problem.
+    """
     if problems:
         listed = [*problems[:MAX_LISTED], *["…"] * (len(problems) > MAX_LISTED)]
         raise WeightsError(f"{what} ({len(problems)} differences):\n  " + "\n  ".join(listed))

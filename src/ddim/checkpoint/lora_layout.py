@@ -1,8 +1,8 @@
-"""The layouts in which low-rank adapters are stored, all read as one: for each layer, two matrices and a factor.
+"""The layouts in which low-rank adapters are stored. All are read into one form: two matrices and a factor a layer.
 
-An adapter (Hu et al. 2021, equation 3) adds α/r · B A to a layer's weight, with A of r rows and B of r columns. On that
-programs agree, and on nothing else; docs/lora.md has their names in a table. A file may come from anywhere: what in it
-does not fit the networks, or would be left out, is listed in one error.
+An adapter (Hu et al. 2021, equation 3) adds α/r · B A to a layer's weight, with A of r rows and B of r columns. The
+programs that train adapters agree on that, but each has its own names for the tensors; docs/lora.md shows them in a
+table. A file may come from anyone: one error lists everything in it that does not fit the networks or has no meaning.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from ddim.checkpoint.loading import refuse
+from ddim.checkpoint.loading import raise_for_problems
 from ddim.checkpoint.original_layout import UNET_ENDS, UNET_RESNET, unet_name
 
 Place = tuple[str, str]  # a network's name in a pipeline, a layer's name in the network
-Stored = dict[str, tuple[str, Tensor]]  # "down", "up" and "alpha" of one layer: the name in the file, the value
+Stored = dict[str, tuple[str, Tensor]]  # a layer's "down", "up" and "alpha" -> the name in the file, and the tensor
 
 PEFT_PREFIX = "base_model.model."
 
@@ -31,7 +31,8 @@ _NAME = re.compile(
     r"|\.lora_(?P<kohya>down|up)\.weight"
     r"|(?:\.lora|\.lora_linear_layer|_lora)?\.(?P<alpha>alpha))"
 )
-_PARTS = {"A": "down", "B": "up"}
+_PARTS = {"A": "down", "B": "up"}  # the matrices' names in the paper -> those in this file
+# How names begin -> the network, by its name in a pipeline.
 _PREFIXES = {
     "unet.": "unet",
     "text_encoder.": "text_encoder",
@@ -39,10 +40,10 @@ _PREFIXES = {
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
 }
-# What diffusers' first names called a text encoder's layers.
+# Layers of a text encoder: their names in diffusers' first layout -> their own names.
 _OLD_LEAVES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
-# What names of other kinds of adapter have in them.
+# Parts of names by which other kinds of adapters are recognised, which are not implemented, for the error.
 _KINDS = {
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
@@ -55,7 +56,7 @@ _KINDS = {
     ".diff": "a weight's difference",
     "bias": "a bias",
 }
-# How names of adapters for other models begin, and what widths of text belong to which.
+# How the names in adapters for other models begin -> the model, for the error.
 _FAMILIES = {
     "lora_te2_": "Stable Diffusion XL",
     "text_encoder_2.": "Stable Diffusion XL",
@@ -66,14 +67,15 @@ _FAMILIES = {
     "transformer.": "a transformer, such as Stable Diffusion 3's or Flux's",
     "diffusion_model.": "a transformer, such as Flux's",
 }
+# Channels of the text that a U-Net looks at -> the model, for the error.
 _WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 
-# Settings of peft that would make something else of the same matrices; they must be off.
+# Settings of peft with which the same matrices mean something else. An adapter that has one of them on is refused.
 _MUST_BE_OFF = """
 alora_invocation_tokens arrow_config kasa_config layer_replication lora_bias modules_to_save monteclora_config
 target_parameters trainable_token_indices use_bdlora use_dora use_qalora velora_config
 """.split()
-# Initial values that leave the base weights as they are.
+# The values of peft's `init_lora_weights` with which training begins from the base weights unchanged.
 _HARMLESS_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
@@ -85,14 +87,19 @@ class LowRank(NamedTuple):
     scale: float  # α/r
 
     def delta(self, like: Tensor, weight: float = 1.0) -> Tensor:
-        """weight · α/r · B A in the shape of the layer's weight `like`, there and in float32 (or float64 if it is)."""
+        """weight · α/r · B A: what is added to a layer's weight.
+
+        Args:
+            like: the layer's weight, whose shape and device the result has; float64 if it is, else float32.
+            weight: how strong the adapter is; 1 is as it was trained.
+        """
         wide = torch.promote_types(like.dtype, torch.float32)
         down, up = (matrix.to(like.device, wide).flatten(1) for matrix in (self.down, self.up))
         return (up @ down).mul_(weight * self.scale).view(like.shape)
 
 
 class _Layers:
-    """The layers of one network that can have an adapter, and all names that they go by."""
+    """The layers of one network that can have an adapter, found by any of the names that files have for them."""
 
     def __init__(self, network: nn.Module) -> None:
         modules = network.named_modules()
@@ -103,19 +110,22 @@ class _Layers:
         self.layers_per_block = counts.pop() if len(counts) == 1 else None
 
     def dotted(self, name: str) -> str | None:
-        """The layer of a name with dots, new or old."""
+        """The layer of a name with dots, of peft's or of either of diffusers' layouts; None if there is none."""
         stem, _, leaf = name.replace(".processor.", ".").rpartition(".")
         leaves = [leaf, f"{leaf}.0" if leaf == "to_out" else leaf, _OLD_LEAVES.get(leaf, leaf)]
         names = [f"{stem}.{leaf}" if stem else leaf for leaf in leaves]
         return next((n for n in (*names, *(f"text_model.{n}" for n in names)) if n in self.weights), None)
 
     def underscored(self, name: str) -> str | None:
-        """The layer of a name with underscores for dots, in this package's naming or the original one."""
+        """The layer of a name with underscores in place of dots, as kohya writes it; None if there is none.
+
+        The name may be diffusers' or that of Stable Diffusion's original layout.
+        """
         names = (name, f"text_model_{name}", self._original(name))
         return next((self.flat[n] for n in names if n in self.flat), None)
 
     def _original(self, name: str) -> str:
-        """A name of the original U-Net with underscores, as this package's with underscores; "" if it is none."""
+        """A name of the original layout as diffusers' name, both with underscores; "" if it is no original name."""
         if not isinstance(self.layers_per_block, int):
             return ""
         ends = {end.replace(".", "_"): end for end in UNET_ENDS}
@@ -133,21 +143,21 @@ class _Layers:
 def parse(
     tensors: Mapping[str, Any], networks: Mapping[str, nn.Module], config: Mapping[str, Any], what: str
 ) -> dict[str, dict[str, LowRank]]:
-    """Sort a file's tensors by networks and their layers. Looks at all values and changes nothing.
+    """Sort a file's tensors by networks and their layers, and check them. Neither tensors nor networks are changed.
 
     Args:
-        tensors: by the names in the file.
+        tensors: the file's tensors by their names.
         networks: by their names in a pipeline, "unet" and "text_encoder".
-        config: what peft or diffusers wrote beside the tensors: `lora_alpha`, `alpha_pattern`, …, for all networks or
-            each by its name ("unet.lora_alpha"); empty if there is nothing.
-        what: begins the error.
+        config: the settings that peft or diffusers wrote beside the tensors, such as `lora_alpha` and `alpha_pattern`:
+            for all networks, or for each by its name ("unet.lora_alpha"). Empty if there are none.
+        what: the error's first words, which name the file.
 
     Returns:
-        For each network that the file has something for, {layer: its adapter}.
+        For each network that the file has tensors for, {layer: its adapter}.
 
     Raises:
-        WeightsError: unknown, missing or repeated names, shapes that are not the layers', values that are not finite,
-            settings that are not implemented: all of them.
+        WeightsError: names are unknown, missing or repeated, shapes are not the layers', values are not finite, or
+            settings are not implemented; the message lists all of these.
     """
     layers = {name: _Layers(network) for name, network in networks.items()}
     found, problems = _sort(tensors, layers)
@@ -160,7 +170,8 @@ def parse(
             weight = own.weights[layer]
             wrong = _check_tensors(f"{network}.{layer}", parts, weight)
             if not wrong:
-                down, up = (parts[way][1].detach().clone() for way in ("down", "up"))  # a file may change
+                # Copies, because the tensors are mapped from a file that may change.
+                down, up = (parts[way][1].detach().clone() for way in ("down", "up"))
                 scale, wrong = _scale(f"{network}.{layer}", layer, len(down), parts, settings)
                 result.setdefault(network, {})[layer] = LowRank(down, up, scale)
             elif layer.endswith("attn2.to_k") and "down" in parts and parts["down"][1].ndim:
@@ -168,12 +179,12 @@ def parse(
                 families += [_WIDTHS[width]] if width in _WIDTHS and width != weight.shape[1] else []
             problems += wrong
     hint = f"; it may be for {families[0]}" if families else ""
-    refuse(problems, f"{what} is no LoRA for the {' and the '.join(networks)} of this pipeline{hint}")
+    raise_for_problems(problems, f"{what} is no LoRA for the {' and the '.join(networks)} of this pipeline{hint}")
     return result
 
 
 def _sort(tensors: Mapping[str, Any], layers: Mapping[str, _Layers]) -> tuple[dict[Place, Stored], list[str]]:
-    """What there is for each layer, and what is wrong with the names."""
+    """The tensors of each layer, and what is wrong with the names, in words."""
     found: dict[Place, Stored] = {}
     problems = [] if tensors else ["missing: there is no tensor at all"]
     adapters = set()
@@ -198,7 +209,7 @@ def _sort(tensors: Mapping[str, Any], layers: Mapping[str, _Layers]) -> tuple[di
 
 
 def _place(name: str, layers: Mapping[str, _Layers]) -> Place | None:
-    """The network and the layer that a name, without its ending, means."""
+    """The network and the layer that a name means, which is without its last part; None if it means none."""
     name = name.removeprefix(PEFT_PREFIX)
     for prefix, network in _PREFIXES.items():
         if name.startswith(prefix):
@@ -212,11 +223,12 @@ def _place(name: str, layers: Mapping[str, _Layers]) -> Place | None:
 
 
 def _kind(key: str) -> str:
+    """What kind of adapter an unknown name belongs to, in words that end an error; "" if that is not known."""
     return next((f", of {kind}" for mark, kind in _KINDS.items() if mark in key), "")
 
 
 def _check_tensors(name: str, parts: Stored, weight: Tensor) -> list[str]:
-    """What is wrong with the tensors that a file has for a layer with this weight."""
+    """What is wrong with the tensors that a file has for a layer with this weight, in words."""
     problems = [f"missing: the {way} matrix of {name}" for way in ("down", "up") if way not in parts]
     for part, (key, tensor) in parts.items():
         if not (tensor.is_floating_point() or (part == "alpha" and tensor.dtype == torch.int64)):
@@ -233,7 +245,7 @@ def _check_tensors(name: str, parts: Stored, weight: Tensor) -> list[str]:
         key, tensor = parts[way]
         if tuple(tensor.shape) != shape:
             problems.append(f"wrong shape: {key[:200]} is {tuple(tensor.shape)}, needed is {shape}")
-    if not problems:  # of the right size, so looking at them costs what it may
+    if not problems:  # only of tensors of the right shape, as the values of larger ones could take any time to read
         finite = {key: bool(tensor.float().isfinite().all()) for key, tensor in parts.values()}
         problems += [f"not finite: {key[:200]}" for key, is_finite in finite.items() if not is_finite]
     return problems
@@ -241,18 +253,19 @@ def _check_tensors(name: str, parts: Stored, weight: Tensor) -> list[str]:
 
 # --- what stands beside the tensors ----------------------------------------------------------------------------------
 
-Pattern = dict[str, tuple[int, Any]]  # for names of layers, or their ends: the order, and a value
+Pattern = dict[str, tuple[int, Any]]  # the name of a layer, or the end of one -> the place in the file, and the value
 
 
 class _Settings(NamedTuple):
-    """What a file says for one network."""
+    """The settings that a file has for one network."""
 
     values: dict[str, Any]
-    ranks: Pattern
-    alphas: Pattern
+    ranks: Pattern  # r of layers whose r is not the general one
+    alphas: Pattern  # α of layers whose α is not the general one
 
 
 def _settings(config: Mapping[str, Any], network: str) -> _Settings:
+    """Those of a file's settings that are for one network, or all of them if they are for every network."""
     values = dict(config)
     if any(str(key).startswith(("unet.", "text_encoder.")) for key in config):
         own = f"{network}."
@@ -261,7 +274,11 @@ def _settings(config: Mapping[str, Any], network: str) -> _Settings:
 
 
 def _pattern(given: Any) -> Pattern:
-    """A pattern's values by layers' names. peft takes its keys for regular expressions, which no one need write."""
+    """The values of a `rank_pattern` or `alpha_pattern` by the layers' names.
+
+    peft takes the keys for regular expressions. Programs write plain names there, at most with the signs that escape a
+    dot and mark the end, which are removed here; `_check_settings` refuses any other expression.
+    """
     found: Pattern = {}
     for key, value in given.items() if isinstance(given, dict) else ():
         found.setdefault(key.removesuffix("$").replace("\\", ""), (len(found), value))
@@ -269,7 +286,11 @@ def _pattern(given: Any) -> Pattern:
 
 
 def _at(pattern: Pattern, layer: str) -> Any:
-    """The first of a pattern's values whose key ends the layer's name or, after a ^, is its name."""
+    """A pattern's value for a layer; None if it has none.
+
+    As in peft, a key means all layers whose names end in it, or with a ^ in front the one layer of that name, and the
+    first key that fits decides.
+    """
     names = (layer, layer.removeprefix("text_model."))
     words = [name.split(".") for name in names]
     ends = {".".join(each[i:]) for each in words for i in range(len(each))} | {f"^{name}" for name in names}
@@ -277,7 +298,7 @@ def _at(pattern: Pattern, layer: str) -> Any:
 
 
 def _check_settings(settings: _Settings, network: str) -> list[str]:
-    """What in the settings is not implemented, or not of the kind that it should be."""
+    """What is wrong with the settings: those that are not implemented or of the wrong kind, each in words."""
     values = settings.values
     wrong = {key: "not implemented" for key in _MUST_BE_OFF if values.get(key)}
     if values.get("peft_type") not in (None, "LORA"):
@@ -303,11 +324,15 @@ def _check_settings(settings: _Settings, network: str) -> list[str]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number of a size that a rank or α may have."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _scale(name: str, layer: str, rank: int, parts: Stored, settings: _Settings) -> tuple[float, list[str]]:
-    """α/r, or α/√r if the settings say so, and what is wrong; α is r unless told."""
+    """The factor of a layer's adapter, and what is wrong with it, in words.
+
+    It is α/r or, where the settings have `use_rslora` (Kalajdzievski 2023), α/√r. Where nothing says α, it is r.
+    """
     values = settings.values
     alphas = (_at(settings.alphas, layer), values.get("lora_alpha"))
     alpha = next((value for value in alphas if value is not None), None)
@@ -320,5 +345,5 @@ def _scale(name: str, layer: str, rank: int, parts: Stored, settings: _Settings)
     said = next((value for value in ranks if value is not None), rank)
     if said != rank:
         return 0.0, [f"rank: {name} has {rank}, but {reprlib.repr(said)} in the settings"]
-    alpha = alpha if _is_number(alpha) else rank  # not given; or given wrongly, which is listed already
+    alpha = alpha if _is_number(alpha) else rank  # an α that is no number was listed by `_check_settings` already
     return float(alpha) / (math.sqrt(rank) if values.get("use_rslora") else rank), []

@@ -1,8 +1,8 @@
-"""The layout in which Stable Diffusion 1 and 2 were published first: other names, and no config.
+"""The layout in which Stable Diffusion 1 and 2 were first published: one file, with other names and without configs.
 
-The names become this package's by the rules below (docs/single-file.md shows them as tables). The config is read off
-names and shapes, save for what does not show in them: the number of heads, which is the family's, and what the network
-predicts.
+The rules below turn its names into those of diffusers' layout; docs/single-file.md shows them as tables. The configs
+are worked out from names and shapes. Two things cannot be seen in these: the number of heads, for which the published
+values are taken, and what the network predicts, which the caller has to know.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from torch import Tensor
 State = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What does not show in names and shapes.
-UNET_HEADS = 8  # of every layer of Stable Diffusion 1's U-Net
-HEAD_WIDTH = 64  # in Stable Diffusion 2's U-Net, and in both text encoders
-TEXT_LAYERS = 23  # Stable Diffusion 2 looks at the last but one of OpenCLIP's 24
+# Settings that cannot be seen in names and shapes, as the published models have them.
+UNET_HEADS = 8  # heads of every attention layer of Stable Diffusion 1's U-Net
+HEAD_WIDTH = 64  # channels of a head in Stable Diffusion 2's U-Net and in both text encoders
+TEXT_LAYERS = 23  # Stable Diffusion 2 reads the last but one of OpenCLIP's 24 layers, so the last one is not loaded
 
-# Left in the file: the noise schedule, averages, losses, and what makes a text comparable with an image.
+# Tensors that are not loaded: the noise schedule, averages, losses, and the layers by which CLIP compares texts with
+# images.
 NOT_NEEDED = re.compile(
     r"betas|(sqrt_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_recip(m1)?_alphas_cumprod"
     r"|posterior_\w+|lvlb_weights|logvar|scale_factor|global_step|denoiser\.sigmas"
@@ -34,6 +35,7 @@ NOT_NEEDED = re.compile(
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
+# In each table: the original name -> the name in diffusers' layout.
 UNET_ENDS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
@@ -70,11 +72,15 @@ OPEN_CLIP = {
 
 
 def unet_name(name: str, layers: int) -> str:
-    """The name, here, of a weight or bias of the original U-Net (after `model.diffusion_model.`); "" if unknown.
+    """The name in diffusers' layout of a weight or bias of the original U-Net; "" if it is unknown.
 
-    The original numbers its blocks through, a residual block or a resampling each: `layers` residual blocks and one
-    resampling on each level on the way down, after the first convolution, and `layers + 1` residual blocks on the way
-    up.
+    The original numbers the blocks of each way from 0 on. On the way down, block 0 is the first convolution, and each
+    level has `layers` residual blocks and one that halves the resolution. On the way up, each level has `layers + 1`
+    residual blocks, the last of which also doubles the resolution.
+
+    Args:
+        name: the original name, without `model.diffusion_model.` in front.
+        layers: residual blocks at each level on the way down.
 
     >>> unet_name("input_blocks.4.0.in_layers.2.weight", layers=2)
     'down_blocks.1.resnets.0.conv1.weight'
@@ -102,9 +108,13 @@ def unet_name(name: str, layers: int) -> str:
 
 
 def vae_name(name: str, levels: int) -> str:
-    """The name, here, of a weight or bias of the original autoencoder (after `first_stage_model.`); "" if unknown.
+    """The name in diffusers' layout of a weight or bias of the original autoencoder; "" if it is unknown.
 
-    The original counts the levels of both ways from the highest resolution on.
+    The original numbers the levels of both ways from the highest resolution on, diffusers in the order of running.
+
+    Args:
+        name: the original name, without `first_stage_model.` in front.
+        levels: how many resolutions there are.
 
     >>> vae_name("decoder.up.3.block.0.nin_shortcut.weight", levels=4)
     'decoder.up_blocks.0.resnets.0.conv_shortcut.weight'
@@ -130,14 +140,21 @@ def vae_name(name: str, levels: int) -> str:
 
 
 def clip_name(name: str) -> str:
-    """The name, here, of a tensor of CLIP's text encoder (after `cond_stage_model.transformer.`)."""
+    """The name in diffusers' layout of a tensor of CLIP's text encoder.
+
+    Args:
+        name: the original name, without `cond_stage_model.transformer.` in front.
+    """
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
 def open_clip_names(name: str) -> tuple[str, ...]:
-    """The names, here, of a tensor of OpenCLIP's text encoder (after `cond_stage_model.model.`); none if unknown.
+    """The names in diffusers' layout of a tensor of OpenCLIP's text encoder; none if it is unknown.
 
-    There are three for the tensor that holds the projections to queries, keys and values, one below the other.
+    There are three names for a tensor that holds the projections to queries, keys and values, one below the other.
+
+    Args:
+        name: the original name, without `cond_stage_model.model.` in front.
 
     >>> open_clip_names("transformer.resblocks.7.attn.in_proj_bias")[1]
     'text_model.encoder.layers.7.self_attn.k_proj.bias'
@@ -158,20 +175,26 @@ def open_clip_names(name: str) -> tuple[str, ...]:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many different numbers stand at the place of the group, in names that begin so."""
+    """How many different numbers the pattern's group matches, over all names that begin as the pattern says."""
     return len({match[1] for match in map(re.compile(pattern).match, shapes) if match})
 
 
 def _size(shapes: Shapes, name: str, dimension: int, default: int) -> int:
-    """A dimension of a tensor; where that is not there, any will do, as its absence will be reported."""
+    """The size of a tensor in one dimension. Where there is no such tensor, the default only has to be possible, since
+    the tensor will be reported as missing."""
     shape = shapes.get(name, ())
     return shape[dimension] if dimension < len(shape) else default
 
 
 def unet_config(shapes: Shapes) -> dict[str, Any]:
-    """The config of a U-Net from the original names (after `model.diffusion_model.`) and shapes."""
+    """The config of a U-Net.
+
+    Args:
+        shapes: its tensors' shapes by their original names, without `model.diffusion_model.` in front.
+    """
     levels = _count(shapes, r"input_blocks\.(\d{1,4})\.0\.op\.") + 1
-    blocks = _count(shapes, r"input_blocks\.(\d{1,4})\.")  # a convolution; on each level, layers and, but once, `op`
+    # The first convolution, and on each level the residual blocks and, except on the last level, the resampling `op`.
+    blocks = _count(shapes, r"input_blocks\.(\d{1,4})\.")
     layers = max(1, blocks // levels - 1)
     starts = [f"input_blocks.{1 + level * (layers + 1)}" for level in range(levels)]
     width = _size(shapes, "input_blocks.0.0.weight", 0, 320)
@@ -192,7 +215,11 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def vae_config(shapes: Shapes) -> dict[str, Any]:
-    """The config of an autoencoder from the original names (after `first_stage_model.`) and shapes."""
+    """The config of an autoencoder.
+
+    Args:
+        shapes: its tensors' shapes by their original names, without `first_stage_model.` in front.
+    """
     levels = max(1, _count(shapes, r"encoder\.down\.(\d{1,4})\."))
     width = _size(shapes, "encoder.conv_in.weight", 0, 128)
     return {
@@ -210,7 +237,12 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def text_config(shapes: Shapes, open_clip: bool) -> dict[str, Any]:
-    """The config of a text encoder from this package's names and shapes."""
+    """The config of a text encoder.
+
+    Args:
+        shapes: its tensors' shapes by their names in diffusers' layout.
+        open_clip: whether it is OpenCLIP's, which has another activation than CLIP's.
+    """
     width = _size(shapes, "text_model.embeddings.token_embedding.weight", 1, 768)
     return {
         "vocab_size": _size(shapes, "text_model.embeddings.token_embedding.weight", 0, 49408),
@@ -221,36 +253,41 @@ def text_config(shapes: Shapes, open_clip: bool) -> dict[str, Any]:
         "max_position_embeddings": _size(shapes, "text_model.embeddings.position_embedding.weight", 0, 77),
         "hidden_act": "gelu" if open_clip else "quick_gelu",
         "projection_dim": width,
-        "bos_token_id": 0,  # this and the next as in the published configs
+        "bos_token_id": 0,  # this and the next are not the tokenizer's ids, but what the published configs say
         "eos_token_id": 2,
     }
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
 
+# How the names of each network's tensors begin.
 PREFIXES = {
     "unet": ("model.diffusion_model.",),
     "vae": ("first_stage_model.",),
     "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model."),
 }
-# By what a file is known that holds one network alone, without the prefix.
+# A name by which a file is recognised that holds one network alone, whose names have no prefix.
 BARE = {"unet": "input_blocks.0.0.weight", "vae": "encoder.conv_in.weight"}
 
 
 class Part(NamedTuple):
-    """One network of a file. `state` has this package's names, `stored` the file's name for each of them."""
+    """One network of a file."""
 
     config: dict[str, Any]
-    state: State
-    stored: dict[str, str]
+    state: State  # its tensors, by their names in diffusers' layout
+    stored: dict[str, str]  # the name in diffusers' layout -> the name in the file
 
 
 def convert(tensors: State, use_ema: bool = False) -> tuple[dict[str, Part], list[str]]:
-    """A file's tensors as networks' configs and weights, and what is wrong with its names. Copies nothing.
+    """Turn a file's tensors into networks' configs and weights. No values are copied.
 
     Args:
-        tensors: by the names in the file; of any type and on any device.
-        use_ema: take the U-Net's averaged weights.
+        tensors: the file's tensors by their names, of any type and on any device.
+        use_ema: take the averages of the U-Net's weights that the file holds, in place of the weights.
+
+    Returns:
+        The networks by their names in a pipeline, "unet", "vae" and "text_encoder"; and what is wrong with the names,
+        each in words.
     """
     names, problems = _sort(tensors)
     unet, vae, text = names.values()
@@ -291,7 +328,7 @@ def convert(tensors: State, use_ema: bool = False) -> tuple[dict[str, Part], lis
 
 
 def _sort(tensors: State) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """For each part the names that belong to it: without their prefix, and as they are. And what belongs to none."""
+    """For each network, {name without its prefix: name in the file}; and the names of no network, in words."""
     parts: dict[str, dict[str, str]] = {part: {} for part in PREFIXES}
     if not any(name.startswith(prefixes) for name in tensors for prefixes in PREFIXES.values()):
         for part, mark in BARE.items():
@@ -312,6 +349,9 @@ def _sort(tensors: State) -> tuple[dict[str, dict[str, str]], list[str]]:
 
 
 def _as_linear(key: str, tensor: Tensor) -> Tensor:
-    """The autoencoder's attention layers, stored as convolutions of one pixel, as the linear layers that they are."""
+    """A tensor of the autoencoder, in the shape that diffusers' layout has for it.
+
+    The original stores the linear layers of its attention as 1x1 convolutions, with two further dimensions.
+    """
     is_linear = ".attentions." in key and set(tensor.shape[2:]) == {1}
     return tensor.flatten(1) if is_linear else tensor

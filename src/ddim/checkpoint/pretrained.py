@@ -1,8 +1,7 @@
-"""Classes that load and save themselves: a config, and for networks their weights, in diffusers' layout.
+"""Gives classes their loading and saving in diffusers' layout: a config and, for networks, weights.
 
 `files` reads and writes one file, `hub` knows where a checkpoint's files are, and this module says which of them make
-an object. A config is data from anywhere: one that makes no object, or none of a sensible size, is an error that names
-its file.
+an object. A config may come from anyone: if no object of a sensible size can be made from it, the error names its file.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Savable:
-    """Gives a class that can write itself into a folder the two ways to ask for it."""
+    """Gives a class that has `write` the methods `save_pretrained` and `push_to_hub`."""
 
     def write(self, folder: Path, variant: str | None) -> None:
-        """Write the object's files."""
+        """Write the object's files into a folder; `variant` goes into the names of weights."""
         raise NotImplementedError
 
     def save_pretrained(
@@ -46,11 +45,13 @@ class Savable:
 
         Args:
             save_directory: the folder.
-            push_to_hub: upload the folder, too.
+            push_to_hub: whether the folder is also uploaded.
             variant: goes into the names of the weights: "fp16" makes `diffusion_pytorch_model.fp16.safetensors`.
-            options: for `push_to_hub`, and `repo_id`, which is the folder's name unless told.
+            options: with `push_to_hub`, the options of the method `push_to_hub`, and `repo_id`, which is the folder's
+                name unless told.
 
         Raises:
+            TypeError: there are options without `push_to_hub`.
             CheckpointError: the file system or the hub refuses.
         """
         if options and not push_to_hub:
@@ -60,12 +61,15 @@ class Savable:
             upload(save_directory, **options)
 
     def push_to_hub(self, repo_id: str, *, variant: str | None = None, **options: Any) -> str:
-        """Save and upload to a repository of the hub, which is made if it is not there; returns the commit's URL.
+        """Save and upload to a repository of the hub, which is made if it is not there.
 
         Args:
             repo_id: "name" or "owner/name".
             variant: as in `save_pretrained`.
-            options: `commit_message`, `private`, `token`, `revision`, `create_pr`, `subfolder`.
+            options: `commit_message`, `private`, `token`, `revision`, `create_pr`, `subfolder`: see `hub.upload`.
+
+        Returns:
+            The commit's URL.
 
         Raises:
             CheckpointError: the hub refuses, or cannot be reached.
@@ -76,7 +80,7 @@ class Savable:
 
 
 class Stored(ConfigMixin, Savable):
-    """An object that a JSON config describes."""
+    """A class whose objects are made from a config in a JSON file."""
 
     def write(self, folder: Path, variant: str | None) -> None:
         self.save_config(folder)
@@ -98,12 +102,15 @@ class Stored(ConfigMixin, Savable):
 
         Args:
             pretrained_model_name_or_path: the file itself, a folder that has it, a bundled model or a hub id.
-            subfolder: the folder inside it.
+            subfolder: the folder in it that the file is in.
+            return_unused_kwargs: also return the options that are not for the hub.
             options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub.
-            return_unused_kwargs: return `(config, the options that are none of these)`.
+
+        Returns:
+            The config, or `(config, unused options)`.
 
         Raises:
-            CheckpointError: no such file, or no JSON object in it.
+            CheckpointError: there is no such file, or it holds no JSON object.
         """
         repository = Repository.open(pretrained_model_name_or_path, options)
         config, _ = cls.read_config(repository, subfolder)
@@ -111,11 +118,15 @@ class Stored(ConfigMixin, Savable):
 
     @classmethod
     def read_config(cls, repository: Repository, subfolder: str | None = None) -> tuple[dict[str, Any], Path]:
-        """The class's config in a repository, and the file that it is in."""
+        """The class's config in a repository, and the file that it is in.
+
+        Raises:
+            CheckpointError: there is no such file, or it holds no JSON object.
+        """
         found: Path | None = Path(repository.name)
         if not os.path.isfile(repository.name):
             found = repository.find(cls.config_name, subfolder)
-            if found is None and subfolder and repository.folder:  # as in diffusers: the folder may be the subfolder
+            if found is None and subfolder and repository.folder:  # as in diffusers, a path may name the subfolder
                 found = repository.find(cls.config_name)
         if found is None:
             raise CheckpointError(f"there is no {_path(cls.config_name, subfolder)} in {repository}")
@@ -125,22 +136,27 @@ class Stored(ConfigMixin, Savable):
     def construct(cls, config: Mapping[str, Any], path: Path, **options: Any) -> Any:
         """`from_config` with a config that was read from a file.
 
+        Args:
+            config: what the file holds.
+            path: the file, for errors.
+            options: as `from_config` takes them.
+
         Raises:
-            ConfigError: the config makes no object of this class; names the file.
+            ConfigError: no object of this class can be made from the config; the message names the file.
         """
         check_size(config, path)
         check_kinds(cls, config, path)
         try:
             return cls.from_config(config, **options)
-        except Warning:  # somebody wants warnings to be errors
+        except Warning:  # where warnings are made errors, a warning is not the config's fault
             raise
-        except Exception as error:  # nonsense can fail anywhere in a constructor
+        except Exception as error:  # nonsensical settings can make a constructor fail in any way
             why = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
             raise ConfigError(f"{path} makes no {cls.__name__}: {why[:1000]}") from error
 
 
 class PretrainedMixin(Stored):
-    """Gives a class that is all config, such as a scheduler, its loading and saving."""
+    """Gives a class that consists of its config, such as a scheduler, its loading and saving."""
 
     @classmethod
     def from_pretrained(
@@ -154,14 +170,14 @@ class PretrainedMixin(Stored):
 
         Args:
             pretrained_model_name_or_path: the file itself, a folder that has it, a bundled model or a hub id.
-            subfolder: the folder inside it, for example "scheduler".
-            return_unused_kwargs: return `(object, unused entries)`.
-            options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub; anything else
-                overrides the config.
+            subfolder: the folder in it that the file is in, for example "scheduler".
+            return_unused_kwargs: return `(object, settings that the constructor did not take)`.
+            options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub. Any other is a
+                setting and replaces that of the file.
 
         Raises:
-            CheckpointError: no such file, or no JSON object in it.
-            ConfigError: the config makes no object of this class.
+            CheckpointError: there is no such file, or it holds no JSON object.
+            ConfigError: no object of this class can be made from the config.
         """
         repository = Repository.open(pretrained_model_name_or_path, options)
         config, path = cls.read_config(repository, subfolder)
@@ -171,24 +187,24 @@ class PretrainedMixin(Stored):
 class PretrainedModel(Stored, nn.Module):
     """A network with a config, whose weights are stored in diffusers' layout.
 
-    A subclass may override `convert_key` to read older names, and `weights_name`.
+    A subclass may override `convert_key`, to read older names, and `weights_name`, the file's name.
     """
 
     weights_name: ClassVar[str] = WEIGHTS
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the parameters."""
+        """The parameters' type."""
         return next(self.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device that the parameters are on."""
         return next(self.parameters()).device
 
     @classmethod
     def convert_key(cls, key: str) -> str | None:
-        """The name, in this network, of a stored tensor; None for one that is of no use to it."""
+        """The name in this network of a tensor in a file; None for a tensor that the network does not need."""
         return key
 
     @classmethod
@@ -202,20 +218,21 @@ class PretrainedModel(Stored, nn.Module):
         variant: str | None = None,
         **options: Any,
     ) -> Self:
-        """Load config and weights; the network is in eval mode.
+        """Load config and weights. The network is in eval mode, on the CPU.
 
         Args:
             pretrained_model_name_or_path: a folder, a bundled model or a hub id.
-            subfolder: the folder inside it, for example "unet".
-            dtype: the parameters' type, float32 unless told; `torch_dtype` is its older name.
+            subfolder: the folder in it that the network's files are in, for example "unet".
+            torch_dtype: the older name of `dtype`.
+            dtype: the parameters' type; float32 unless told.
             variant: "fp16" reads `diffusion_pytorch_model.fp16.safetensors`.
-            options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub; anything
-                else overrides the config.
+            options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub. Any other is a
+                setting and replaces that of the config.
 
         Raises:
-            CheckpointError: a file is missing, broken, or of another class.
-            WeightsError: keys, shapes or types are not this network's; all are listed.
-            ConfigError: the config makes no network of this class.
+            CheckpointError: a file is missing, is broken or belongs to another class.
+            WeightsError: names, shapes or types of the weights are not this network's; the message lists all.
+            ConfigError: no network of this class can be made from the config.
         """
         repository = Repository.open(pretrained_model_name_or_path, options)
         return cls.load(repository, subfolder, dtype=choose_dtype(dtype, torch_dtype), variant=variant, **options)
@@ -224,7 +241,7 @@ class PretrainedModel(Stored, nn.Module):
     def load(
         cls, repository: Repository, subfolder: str | None, *, dtype: torch.dtype, variant: str | None, **overrides: Any
     ) -> Self:
-        """`from_pretrained` for a repository that is open; `overrides` are of the config."""
+        """`from_pretrained` for a repository that is already open; `overrides` replace settings of the config."""
         if os.path.isfile(repository.name):
             raise CheckpointError(f"{repository.name} is a file: give the folder that it is in")
         config, path = cls.read_config(repository, subfolder)
@@ -237,14 +254,19 @@ class PretrainedModel(Stored, nn.Module):
         return model.eval()
 
     def write(self, folder: Path, variant: str | None) -> None:
-        """Write config and weights, in the parameters' own type; if either cannot be written, neither is."""
+        """Write config and weights, in the parameters' type. If one of the two cannot be written, neither is."""
         with atomic_write(folder / self.config_name) as config:
             config.write_text(self.to_json_string(), encoding="utf-8")
             save_tensors(folder / _with_variant(self.weights_name, variant), self.state_dict())
 
 
 def choose_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype:
-    """What `dtype=` and its older name say together; float32 if neither is given."""
+    """The type that `dtype=` or its older name `torch_dtype=` asks for; float32 if neither is given.
+
+    Raises:
+        ValueError: both are given and differ.
+        TypeError: it is no floating-point type.
+    """
     if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
         raise ValueError(f"dtype={dtype} and its older name torch_dtype={torch_dtype} contradict each other")
     chosen = dtype or torch_dtype or torch.float32
@@ -257,23 +279,30 @@ def choose_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> 
 
 
 def _path(filename: str, subfolder: str | None) -> str:
+    """A file's path in a repository."""
     return "/".join(part for part in (subfolder, filename) if part)
 
 
 def _with_variant(filename: str, variant: str | None) -> str:
-    """The variant goes before the last dot: model.fp16.safetensors, model.safetensors.index.fp16.json."""
+    """A file's name with the variant before its last dot: model.fp16.safetensors, model.safetensors.index.fp16.json."""
     stem, _, suffix = filename.rpartition(".")
     return f"{stem}.{variant}.{suffix}" if variant else filename
 
 
 def find_weights(repository: Repository, name: str, subfolder: str | None, variant: str | None) -> list[Path]:
-    """The weight files of one network: one safetensors, its shards, or else the same of `.bin` (see `read_tensors`).
+    """The weight files of one network: a .safetensors file or its parts ("shards"), or else a .bin file or its parts.
+
+    Args:
+        repository: where they are looked for.
+        name: the name of the .safetensors file.
+        subfolder: the network's folder in the repository.
+        variant: as in `PretrainedModel.from_pretrained`.
 
     Raises:
-        CheckpointError: there are none; the message says what was looked for.
+        CheckpointError: there are none; the message lists the files that were looked for.
     """
     bin_name = name.replace(".safetensors", ".bin")
-    if name.startswith("model."):  # a text encoder's, in transformers' naming
+    if name.startswith("model."):  # a text encoder, whose .bin transformers names otherwise
         bin_name = "pytorch_" + bin_name
     looked_for = []
     for candidate in (name, bin_name):
@@ -290,6 +319,7 @@ def find_weights(repository: Repository, name: str, subfolder: str | None, varia
 
 
 def _shards(index: Path) -> list[str]:
+    """The names of the files that an index says a network's weights are divided into."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map of names to files")
@@ -300,6 +330,7 @@ def _shards(index: Path) -> list[str]:
 
 
 def _shard(repository: Repository, shard: str, subfolder: str | None, index: Path) -> Path:
+    """The path of one of the files that an index names."""
     path = repository.find(shard, subfolder)
     if path is None:
         raise CheckpointError(f"{index} names {shard[:200]}, which is not there")
@@ -307,13 +338,19 @@ def _shard(repository: Repository, shard: str, subfolder: str | None, index: Pat
 
 
 def load_weights(model: PretrainedModel, files: list[Path], dtype: torch.dtype) -> None:
-    """Put stored tensors into a network built on the meta device, without a copy where the type is right already.
+    """Put the tensors of files into a network that was made in `skeleton`. Those of the right type are not copied.
+
+    Args:
+        model: the network.
+        files: what `find_weights` found.
+        dtype: the type that the network's parameters get.
 
     Raises:
-        WeightsError: every missing key, unexpected key, wrong shape and wrong type, in one message.
+        WeightsError: names are missing or unexpected, or shapes or types are wrong, of which one message lists all; or
+            a tensor is there twice.
     """
     what = f"{', '.join(map(str, files))} does not fit {type(model).__name__}"
-    places: dict[str, tuple[Path, str]] = {}  # by the network's names: the file, and the name there
+    places: dict[str, tuple[Path, str]] = {}  # the network's name of a tensor -> the file, and the name in the file
     state: dict[str, Tensor] = {}
     for file in files:
         for stored, tensor in outline(file).items():

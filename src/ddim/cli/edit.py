@@ -68,8 +68,6 @@ class EditSettings:
 def run_edit(settings: EditSettings) -> None:
     import torch
 
-    from ddim.editing import shortened
-
     if settings.batch < 1 or (settings.batch > 1 and settings.method != "cycle"):
         raise ConfigError(f"--batch {settings.batch}: a picture has one result, or with --method cycle several")
     started = time.perf_counter()
@@ -80,7 +78,7 @@ def run_edit(settings: EditSettings) -> None:
     if not draws_texts(pipe):
         raise ConfigError(f"{settings.model} draws no texts, so there is nothing to edit by: use a text-to-image model")
     eta = settings.eta if settings.method == "cycle" else 0.0
-    plan = shortened(pipe.scheduler.plan(settings.steps, eta=eta).unclipped(), settings.strength)
+    plan = pipe.scheduler.plan(settings.steps, eta=eta).unclipped().shortened(settings.strength)
     with torch.no_grad():
         x0 = pipe.encode(pictures)
         results = pipe.decode(_edited(pipe, x0, plan, settings))

@@ -5,7 +5,7 @@ A Fréchet distance is called FID only where the features are Inception's.
 
 from ddim.evaluation.features import EXTRACTORS, FeatureExtractor, load_features
 from ddim.evaluation.kernel import KernelDistance, kernel_distance
-from ddim.evaluation.manifold import nearest_distances, precision_recall
+from ddim.evaluation.manifold import PrecisionRecall, nearest_distances, precision_recall
 from ddim.evaluation.statistics import FeatureStatistics, bootstrap_error, frechet_distance, ideal_distance
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "FeatureExtractor",
     "FeatureStatistics",
     "KernelDistance",
+    "PrecisionRecall",
     "bootstrap_error",
     "frechet_distance",
     "ideal_distance",

@@ -2,6 +2,7 @@
 
 from ddim.models.backbone import ClassTimeCache, TimeCache, UNet2DOutput
 from ddim.models.clip import CLIPTextModel, CLIPTextOutput
+from ddim.models.tokenizer import CLIPTokenizer
 from ddim.models.unet import UNet2DModel
 from ddim.models.unet_condition import TextCache, UNet2DConditionModel
 from ddim.models.vae import AutoencoderKL, AutoencoderKLOutput, DecoderOutput, DiagonalGaussianDistribution
@@ -11,6 +12,7 @@ __all__ = [
     "AutoencoderKLOutput",
     "CLIPTextModel",
     "CLIPTextOutput",
+    "CLIPTokenizer",
     "ClassTimeCache",
     "DecoderOutput",
     "DiagonalGaussianDistribution",

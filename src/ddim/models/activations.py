@@ -1,14 +1,11 @@
-"""The activation functions that configs name."""
+"""The activation functions that a config may name."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ddim.errors import ConfigError
+from ddim.models.settings import look_up
 
 
 class QuickGELU(nn.Module):
@@ -17,8 +14,6 @@ class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
 
-
-T = TypeVar("T")
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
@@ -31,16 +26,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """The activation of that name.
+    """A new layer for an activation, by its name in a config, in capital or small letters.
 
     Raises:
-        ConfigError: there is none; the message lists those there are.
+        ConfigError: there is no such activation; the message lists all.
     """
-    return choose("activation", name.lower(), ACTIVATIONS)()
-
-
-def choose(what: str, name: str, known: Mapping[str, T]) -> T:
-    """`known[name]`, or a ConfigError that lists what is known."""
-    if name not in known:
-        raise ConfigError(f"unknown {what} {name!r}; known are {', '.join(sorted(known))}")
-    return known[name]
+    return look_up("activation", name.lower(), ACTIVATIONS)()

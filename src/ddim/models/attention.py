@@ -1,6 +1,8 @@
-"""Attention: over the positions of an image, and from them to a text."""
+"""Attention: among the positions of an image, and from the positions of an image to the tokens of a text."""
 
 from __future__ import annotations
+
+import re
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +10,10 @@ from torch.nn import functional as F
 
 from ddim.errors import ConfigError
 
-KeyValue = tuple[Tensor, Tensor]  # each (b heads s d)
+KeyValue = tuple[Tensor, Tensor]  # keys and values, each (b heads s d)
 
-
-# Scores of one head up to which training on a CPU computes attention in plain steps: PyTorch's fused kernel is made for
-# long sequences there, and its backward pass takes ten times as long on short ones.
+# The most scores of one head (positions times tokens) for which training on a CPU computes attention in plain steps.
+# PyTorch's fused kernel is made for long sequences there: on short ones its backward pass takes ten times as long.
 _SHORT = 128 * 128
 
 
@@ -26,13 +27,18 @@ def attention(
     is_causal: bool = False,
     training: bool = False,
 ) -> Tensor:
-    """Scaled dot-product attention of (b heads n d) to keys and values (b heads s d).
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1): softmax(query·keyᵀ/√d)·value, for each head.
 
     Args:
-        mask: added to the scores, or True where one may look: (b 1 n|1 s).
-        dropout: the share of weights that is dropped in training.
-        is_causal: look at what comes before only.
+        query: (b heads n d).
+        key, value: (b heads s d).
+        mask: (b 1 n|1 s). Numbers are added to the scores; of booleans, False excludes a token. Not with `is_causal`.
+        dropout: the share of attention weights that is dropped in training, 0 to 1.
+        is_causal: let each position look only at itself and those before it.
         training: whether the layer is in training mode.
+
+    Returns:
+        (b heads n d).
     """
     dropout = dropout if training else 0.0
     if not training or query.device.type != "cpu" or query.shape[-2] * key.shape[-2] > _SHORT:
@@ -47,9 +53,19 @@ def attention(
 
 
 class Attention(nn.Module):
-    """Multi-head attention from `dim` channels to a context of `context_dim` (None: to itself).
+    """Multi-head attention from features to a context, such as a text, or among the features themselves.
 
-    Keys and values are a function of the context alone, so `project` can be called once and its result used many times.
+    Keys and values depend on the context alone, so `project` can be called once and its result used for many features.
+
+    Args:
+        dim: channels of the features.
+        heads: the number of heads.
+        head_dim: channels of each head.
+        context_dim: channels of the context; None if the features are their own context.
+        qkv_bias: whether the layers that make queries, keys and values have a bias.
+
+    Raises:
+        ConfigError: there are no heads.
     """
 
     def __init__(
@@ -57,7 +73,9 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         if heads < 1:
-            raise ConfigError(f"attention_head_dim={head_dim} leaves no head for a layer of {dim} channels")
+            raise ConfigError(
+                f"attention_head_dim={head_dim} leaves no head for a layer of {dim} channels: give {dim} or less"
+            )
         self.heads = heads
         inner = heads * head_dim
         self.to_q = nn.Linear(dim, inner, bias=qkv_bias)
@@ -66,23 +84,34 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(inner, dim))
 
     def project(self, context: Tensor) -> KeyValue:
-        """Keys and values of a context (b s c), split into heads."""
+        """Keys and values of a context (b s c), split into heads: two of (b heads s d)."""
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (b s heads·d) -> (b heads s d)
 
     def attend(self, x: Tensor, context: KeyValue | None = None, mask: Tensor | None = None) -> Tensor:
-        """From x (b n c) to itself or to a projected context; `mask` is added to the scores, (b 1 n|1 s)."""
+        """Attention from x (b n c) to a context's keys and values, or to x itself where there are none: (b n c).
+
+        `mask` (b 1 n|1 s) is added to the scores.
+        """
         key, value = self.project(x) if context is None else context
-        # SDPA keeps the scores in float32 whatever the inputs are, which is all that `upcast_attention` asks for.
+        # The scores are computed in float32 whatever the inputs' type, which is all that `upcast_attention` asks for.
         out = attention(self._split(self.to_q(x)), key, value, mask, training=self.training)
         result: Tensor = self.to_out(out.transpose(1, 2).flatten(2))  # (b n c)
         return result
 
 
 class SpatialAttention(Attention):
-    """Self-attention among all positions of a feature map (b c h w), normalised before and added to its input after."""
+    """Self-attention among all positions of a feature map, added to it: (b c h w) -> (b c h w).
+
+    Args:
+        channels: c.
+        head_dim: channels of a head; None makes one head of all channels.
+        groups: of the group norm before the attention; None leaves the norm out.
+        eps: added to the norm's variance.
+        output_scale: what the sum is divided by.
+    """
 
     def __init__(
         self, channels: int, head_dim: int | None, *, groups: int | None, eps: float, output_scale: float = 1.0
@@ -94,6 +123,22 @@ class SpatialAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (b hw c)
-        # Seen as (b c h w) without a copy; the sum has the memory format of x, its first term.
-        out: Tensor = x + self.attend(tokens).transpose(1, 2).view(x.shape)
+        # The view costs no copy, and the sum takes the memory format of its first term, x.
+        out: Tensor = x + self.attend(tokens).transpose(1, 2).view(x.shape)  # (b c h w)
         return out if self.output_scale == 1 else out / self.output_scale
+
+
+# --- older names -----------------------------------------------------------------------------------------------------
+
+_OLD_ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
+_NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def convert_attention_key(key: str) -> str:
+    """The present name of a weight, which the first published checkpoints call otherwise if it is attention's.
+
+    >>> convert_attention_key("mid_block.attentions.0.proj_attn.bias")
+    'mid_block.attentions.0.to_out.0.bias'
+    """
+    match = _OLD_ATTENTION.fullmatch(key)
+    return f"{match[1]}.{_NEW_NAMES[match[2]]}.{match[3]}" if match else key

@@ -1,8 +1,7 @@
-"""What the two U-Nets share: the way down, the middle, the way up, and everything that can be computed beforehand."""
+"""What the two U-Nets share: the way down, the middle, the way up, and what can be computed once before a run."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,27 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ddim.checkpoint import PretrainedModel
-from ddim.errors import ConfigError
 from ddim.models.activations import activation
+from ddim.models.attention import convert_attention_key
 from ddim.models.blocks import AttentionFactory, Block, DownBlock2D, MidBlock2D, Style, UpBlock2D
 from ddim.models.core import HasCore
 from ddim.models.embeddings import TimestepEmbedding, embed_labels
 from ddim.models.recompute import set_gradient_checkpointing
 from ddim.models.transformer import Text
 from ddim.step import Output
-
-_OLD_ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
-_NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def convert_attention_key(key: str) -> str:
-    """The present name of a weight of an attention layer, which the first published checkpoints call otherwise.
-
-    >>> convert_attention_key("mid_block.attentions.0.proj_attn.bias")
-    'mid_block.attentions.0.to_out.0.bias'
-    """
-    match = _OLD_ATTENTION.fullmatch(key)
-    return f"{match[1]}.{_NEW_NAMES[match[2]]}.{match[3]}" if match else key
 
 
 @dataclass(eq=False)
@@ -42,23 +28,26 @@ class UNet2DOutput(Output):
 
 
 class Level(NamedTuple):
-    """One resolution, on one way."""
+    """The block at one resolution, on the way down or on the way up."""
 
     channels: int
-    layers: int
-    attention: AttentionFactory | None
-    resampler: str | None
+    layers: int  # residual blocks
+    attention: AttentionFactory | None  # makes the layer that follows each residual block, if one does
+    resampler: str | None  # "conv" or "resnet" leads to the next resolution; None at the last one
 
 
 class TimeCache(NamedTuple):
     """Every residual block's projection of every timestep of a run, made by `project_time`."""
 
     timesteps: Tensor  # (n) float32
-    table: Tensor  # (n b|1 K), all blocks' projections side by side
-    places: Mapping[float, int]  # of the timesteps in the table, where they are known on the host
+    table: Tensor  # (n b|1 K), the projections of all blocks side by side
+    places: Mapping[float, int]  # timestep -> its row of the table; empty if the timesteps are on a device
 
     def at(self, timestep: Tensor | float) -> Tensor:
-        """The row of a timestep, or of one for each sample: (b|1 K). NaN where it is not in the cache."""
+        """The projections at a timestep, or at one for each sample: (b|1 K).
+
+        A timestep that is not in the cache gives NaN, as looking for it on a device must not wait for the device.
+        """
         on_host = not isinstance(timestep, Tensor) or (timestep.ndim == 0 and timestep.device.type == "cpu")
         if on_host and not torch.compiler.is_compiling() and float(timestep) in self.places:
             return self.table[self.places[float(timestep)]]
@@ -74,18 +63,21 @@ class TimeCache(NamedTuple):
 
 
 class ClassTimeCache(NamedTuple):
-    """A `TimeCache` of the classes that occur in a batch, for all its samples."""
+    """A `TimeCache` that holds each class of a batch once, however many samples have it."""
 
-    cache: TimeCache  # of u classes
-    rows: Tensor  # (b), where among them each sample's is
+    cache: TimeCache  # its table is (n u K), for the u different classes
+    rows: Tensor  # (b), which of the u classes each sample has
 
     def at(self, timestep: Tensor | float) -> Tensor:
-        """The rows of one timestep: (b K)."""
+        """The projections of all samples at one timestep: (b K)."""
         return self.cache.at(timestep).index_select(0, self.rows)
 
 
 class Backbone(HasCore, PretrainedModel):
-    """A U-Net whose parts `UNet2DModel` and `UNet2DConditionModel` choose."""
+    """A U-Net (Ronneberger et al. 2015), with the timestep added in every residual block (Ho et al. 2020, appendix B).
+
+    `UNet2DModel` and `UNet2DConditionModel` choose its parts.
+    """
 
     time_proj: nn.Module
     time_embedding: TimestepEmbedding
@@ -113,7 +105,15 @@ class Backbone(HasCore, PretrainedModel):
     def build(
         self, style: Style, down: Sequence[Level], middle: MidBlock2D | None, up: Sequence[Level], padding: int
     ) -> None:
-        """Make the blocks; `down` is from the highest resolution to the lowest, `up` the other way."""
+        """Make the blocks.
+
+        Args:
+            style: what all residual blocks have in common.
+            down: the way down, from the highest resolution to the lowest.
+            middle: the block between the two ways, or None.
+            up: the way up, from the lowest resolution to the highest.
+            padding: of the convolutions that halve the resolution.
+        """
         self.time_act = activation(style.act_fn)
         self.down_blocks = nn.ModuleList(
             DownBlock2D(before.channels, level.channels, level.layers, style, level.attention, level.resampler, padding)
@@ -136,7 +136,12 @@ class Backbone(HasCore, PretrainedModel):
     def embed(
         self, timesteps: Tensor, class_labels: Tensor | None = None, timestep_cond: Tensor | None = None
     ) -> Tensor:
-        """The embedding (b e) of timesteps (b,), class labels, and a condition (b time_cond_proj_dim).
+        """The embedding of timesteps, classes and a further condition in one vector for each sample: (b e).
+
+        Args:
+            timesteps: (b,).
+            class_labels: (b,) integers, or vectors (b …) for a `class_embed_type` that takes them.
+            timestep_cond: (b time_cond_proj_dim).
 
         Raises:
             ValueError: labels are missing, not wanted, or of a wrong shape, type or range.
@@ -144,7 +149,7 @@ class Backbone(HasCore, PretrainedModel):
         emb: Tensor = self.time_embedding(self.time_proj(timesteps).to(self.dtype), timestep_cond)
         if self.class_embedding is None:
             if class_labels is not None:
-                raise ValueError("class_labels were given to a model without classes")
+                raise ValueError("class_labels were given to a model without classes: leave them out")
             return emb
         if class_labels is None:
             raise ValueError("this model is conditional on a class: class_labels are needed")
@@ -157,11 +162,14 @@ class Backbone(HasCore, PretrainedModel):
             class_labels = self.time_proj(class_labels)
         vectors: Tensor = self.class_embedding(class_labels.to(self.dtype))
         if vectors.shape != emb.shape:
-            raise ValueError(f"class_labels make {tuple(vectors.shape)} where {tuple(emb.shape)} is needed")
+            raise ValueError(
+                f"class_labels make {tuple(vectors.shape)} where {tuple(emb.shape)} is needed: give labels of the "
+                f"shape that class_embed_type={self.class_embed_type!r} takes"
+            )
         return emb + vectors
 
     def project(self, emb: Tensor) -> Tensor:
-        """The embedding (b e), projected for every residual block, side by side in the order of running: (b K)."""
+        """What every residual block makes of the embedding (b e), side by side in the blocks' order: (b K)."""
         emb = self.time_act(emb)
         return torch.cat([projection for block in self.blocks() for projection in block.project_time(emb)], dim=1)
 
@@ -169,11 +177,15 @@ class Backbone(HasCore, PretrainedModel):
     def project_time(
         self, timesteps: Tensor, class_labels: Tensor | None = None, timestep_cond: Tensor | None = None
     ) -> TimeCache:
-        """Compute what every residual block makes of each timestep of a run, so that `forward` needn't.
+        """Compute once what every residual block makes of each timestep of a run, for `forward` to look up.
 
         Args:
-            timesteps: (n,), the run's.
-            class_labels, timestep_cond: as `forward` takes them, for a batch of b; they become part of the result.
+            timesteps: (n,), all timesteps of the run.
+            class_labels, timestep_cond: as `forward` takes them, for a batch of b. They become part of the result, so
+                `forward` is not given them again.
+
+        Raises:
+            ValueError: as `embed`.
         """
         known = timesteps.tolist() if timesteps.device.type == "cpu" else []
         timesteps = timesteps.to(self.device, torch.float32)
@@ -188,13 +200,18 @@ class Backbone(HasCore, PretrainedModel):
         return TimeCache(timesteps, self.project(emb).view(n, batch, -1), places)
 
     def core(self, *inputs: Tensor) -> Tensor:
-        """`body` of x (b c h w), the projected timesteps (b|1 K), and in turn all layers' keys and values of a text."""
+        """`body` as a function of tensors alone: (b c h w).
+
+        Args:
+            inputs: x (b c h w); the projected timesteps (b|1 K); then, of a U-Net that reads a text, the keys and the
+                values of one cross-attention after the other, (b|1 heads s d) each.
+        """
         x, times, *text = inputs
         return self.body(x, times, Text(zip(text[::2], text[1::2], strict=True)) if text else None)
 
     def body(self, x: Tensor, projected_times: Tensor, text: Text | None = None) -> Tensor:
-        """From `conv_in` to `conv_out`; the timesteps are (b|1 K)."""
-        times = iter(torch.split(projected_times, self.time_widths, dim=1))
+        """The network from `conv_in` to `conv_out`: x (b c h w) and projected timesteps (b|1 K) -> (b c h w)."""
+        times = iter(torch.split(projected_times, self.time_widths, dim=1))  # (b|1 k) for each residual block
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
@@ -204,13 +221,3 @@ class Backbone(HasCore, PretrainedModel):
             x = block(x, skips, times, text)
         out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return out
-
-
-def check_levels(groups: int, **settings: Sequence[object]) -> None:
-    """Raise a ConfigError unless all lists are as long as one another and norms divide the channels."""
-    if len({len(values) for values in settings.values()}) != 1:
-        lengths = ", ".join(f"{name} has {len(values)}" for name, values in settings.items())
-        raise ConfigError(f"these must have one entry for each resolution: {lengths}")
-    for channels in settings["block_out_channels"]:
-        if not isinstance(channels, int) or channels < 1 or channels % groups:
-            raise ConfigError(f"block_out_channels must be multiples of norm_num_groups={groups}, not {channels}")

@@ -1,4 +1,4 @@
-"""CLIP's text encoder: token ids to the vectors that Stable Diffusion's U-Net looks at."""
+"""CLIP's text encoder (Radford et al. 2021): from token ids to the vectors that Stable Diffusion's U-Net looks at."""
 
 from __future__ import annotations
 
@@ -17,20 +17,27 @@ from ddim.models.core import HasCore
 from ddim.models.recompute import Recomputing, set_gradient_checkpointing
 from ddim.step import Output
 
-_OLD_EOS = 2  # what configs said before transformers 4.31, whatever the tokenizer's id was
+_OLD_EOS = 2  # what configs say for `eos_token_id` if transformers before 4.31 wrote them, whatever the true id is
 
 
 @dataclass(eq=False)
 class CLIPTextOutput(Output):
-    """What the encoder returns."""
+    """What the encoder returns.
 
-    last_hidden_state: Tensor  # (b s d), after the final norm
-    pooler_output: Tensor  # (b d), its vector at the end of the text
-    hidden_states: tuple[Tensor, ...] | None = None  # the embeddings and every layer's output, before the final norm
+    Attributes:
+        last_hidden_state: the last layer's output after the final norm, (b s d).
+        pooler_output: its vector at each text's end token, (b d).
+        hidden_states: the embeddings and then every layer's output before the final norm, each (b s d); None unless
+            they were asked for.
+    """
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class CLIPAttention(nn.Module):
-    """Self-attention to the tokens before: (b s d) -> (b s d)."""
+    """Self-attention of each token to itself and to those before it: (b s d) -> (b s d)."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -50,11 +57,13 @@ class CLIPAttention(nn.Module):
             is_causal=mask is None,
             training=self.training,
         )
-        out: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))
+        out: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))  # (b heads s d/heads) -> (b s d)
         return out
 
 
 class CLIPMLP(nn.Module):
+    """Two linear layers with an activation in between: (b s d) -> (b s d)."""
+
     def __init__(self, dim: int, inner: int, act_fn: str) -> None:
         super().__init__()
         self.activation_fn = activation(act_fn)
@@ -67,7 +76,7 @@ class CLIPMLP(nn.Module):
 
 
 class CLIPEncoderLayer(nn.Module):
-    """Attention and a feed-forward layer, each added to its input."""
+    """Attention and a feed-forward layer, each added to its input: (b s d) -> (b s d)."""
 
     def __init__(self, dim: int, heads: int, inner: int, act_fn: str, eps: float, dropout: float) -> None:
         super().__init__()
@@ -93,7 +102,9 @@ class CLIPTextEmbeddings(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         length, positions = input_ids.shape[1], self.position_embedding.num_embeddings
         if length > positions:
-            raise ValueError(f"{length} tokens are more than the text encoder's {positions} positions")
+            raise ValueError(
+                f"{length} tokens are more than the text encoder's {positions} positions: cut the text to {positions}"
+            )
         try:
             tokens: Tensor = self.token_embedding(input_ids)
         except IndexError as error:
@@ -102,14 +113,14 @@ class CLIPTextEmbeddings(nn.Module):
 
 
 class CLIPEncoder(Recomputing):
-    """The layers, one after another."""
+    """All layers, one after another."""
 
     def __init__(self, layers: list[CLIPEncoderLayer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
-        """The input and every layer's output."""
+        """The input and then every layer's output, each (b s d)."""
         states = [x]
         for layer in self.layers:
             states.append(self.run(layer, states[-1], mask))
@@ -117,7 +128,7 @@ class CLIPEncoder(Recomputing):
 
 
 class CLIPTextTransformer(nn.Module):
-    """The parts under the names that weight files give them."""
+    """Embeddings, layers and final norm, under the names that they have in weight files."""
 
     def __init__(self, embeddings: CLIPTextEmbeddings, encoder: CLIPEncoder, dim: int, eps: float) -> None:
         super().__init__()
@@ -127,16 +138,22 @@ class CLIPTextTransformer(nn.Module):
 
 
 class CLIPTextModel(HasCore, PretrainedModel):
-    """CLIP's text encoder in transformers' layout (both of its key layouts, with and without `text_model.`).
+    """CLIP's text encoder in transformers' layout; weights may be named with or without `text_model.` in front.
 
     Args:
-        vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: the network's dimensions.
+        vocab_size: the number of tokens.
+        hidden_size: channels of a token's vector.
+        intermediate_size: channels between the two feed-forward layers.
+        num_hidden_layers: the number of layers.
+        num_attention_heads: the number of heads, which divide `hidden_size` among them.
         max_position_embeddings: the longest text, in tokens.
-        hidden_act: "quick_gelu" (OpenAI's weights) or "gelu" (OpenCLIP's), or any of `ACTIVATIONS`.
-        attention_dropout: share of attention weights that are dropped in training.
-        eos_token_id: which token ends a text; 2 stands for "the one with the highest id", as old configs say 2 wrongly.
-        projection_dim, initializer_range, initializer_factor, pad_token_id, bos_token_id: carried along
-            (`initializer_factor` scales the initial weights).
+        hidden_act: "quick_gelu" (OpenAI's weights), "gelu" (OpenCLIP's) or any other of `ACTIVATIONS`.
+        layer_norm_eps: added to the norms' variance.
+        attention_dropout: the share of attention weights that is dropped in training.
+        initializer_factor: scales the initial weights.
+        eos_token_id: the token that ends a text. 2 means "the token with the highest id", because old configs say 2
+            although the end token has another id.
+        projection_dim, initializer_range, pad_token_id, bos_token_id: without effect here; kept in the config.
 
     Raises:
         ConfigError: the heads do not divide `hidden_size`, or the activation is unknown.
@@ -179,7 +196,7 @@ class CLIPTextModel(HasCore, PretrainedModel):
 
     @torch.no_grad()
     def _initialise(self, dim: int, layers: int, factor: float) -> None:
-        """CLIP's initial weights: deviations that keep the sum of all layers at the scale of one."""
+        """CLIP's initial weights: their deviations are such that the sum of all layers has about the scale of one."""
         into_residual = factor * dim**-0.5 * (2 * layers) ** -0.5
         deviations = {
             "embedding.weight": factor * 0.02,
@@ -200,12 +217,13 @@ class CLIPTextModel(HasCore, PretrainedModel):
     @classmethod
     def convert_key(cls, key: str) -> str | None:
         key = key if key.startswith("text_model.") else f"text_model.{key}"
-        return None if key == "text_model.embeddings.position_ids" else key  # 0, 1, 2, ... in old files
+        # Old files hold the positions 0, 1, 2, … as a tensor, which no network needs.
+        return None if key == "text_model.embeddings.position_ids" else key
 
     def to_json_string(self) -> str:
         """The config as transformers writes it."""
         values = {key: value for key, value in self.config.items() if not key.startswith("_") and key != "torch_dtype"}
-        # "float32": transformers 5 would otherwise load half-precision weights as such, beside a float32 U-Net.
+        # Without "float32", transformers 5 would load half-precision weights in half precision, beside a float32 U-Net.
         values |= {"architectures": ["CLIPTextModel"], "dtype": "float32", "model_type": "clip_text_model"}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
@@ -222,7 +240,7 @@ class CLIPTextModel(HasCore, PretrainedModel):
         return self._encode(input_ids, None)[1]
 
     def _encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        """All hidden states, and the last one after the final norm."""
+        """The embeddings and every layer's output, and the last of them after the final norm; each (b s d)."""
         mask = None
         if attention_mask is not None:
             length = input_ids.shape[1]
@@ -242,13 +260,13 @@ class CLIPTextModel(HasCore, PretrainedModel):
 
         Args:
             input_ids: tokens (b s), each text ended by the end token.
-            attention_mask: (b s), 1 where a token may be looked at; the first must be.
-            output_hidden_states: also return the embeddings and every layer's output. For a picture made of an earlier
-                layer, `text_model.final_layer_norm` is applied to `hidden_states[-1 - layers_skipped]`.
+            attention_mask: (b s), 1 where a token may be looked at and 0 elsewhere; the first token needs a 1.
+            output_hidden_states: also return the embeddings and every layer's output. To condition on an earlier layer
+                ("clip skip"), apply `text_model.final_layer_norm` to `hidden_states[-1 - layers_skipped]`.
             return_dict: without effect: the result is a tuple with names either way.
 
         Raises:
-            ValueError: another shape, more tokens than positions, or unknown ids.
+            ValueError: the ids have another shape, are out of range, or are more than there are positions.
         """
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids must have shape (b, s), not {tuple(input_ids.shape)}")
@@ -258,6 +276,6 @@ class CLIPTextModel(HasCore, PretrainedModel):
         else:
             states, last = self._encode(input_ids, attention_mask)
         ends = input_ids if self.eos_token_id == _OLD_EOS else (input_ids == self.eos_token_id).int()
-        end = ends.argmax(dim=-1)  # the first of the highest: (b)
-        pooled = last[torch.arange(last.shape[0], device=last.device), end]
+        end = ends.argmax(dim=-1)  # (b), the first place of each text's end token
+        pooled = last[torch.arange(last.shape[0], device=last.device), end]  # (b d)
         return CLIPTextOutput(last, pooled, tuple(states) if output_hidden_states and states else None)

@@ -1,4 +1,4 @@
-"""What a network is told besides the sample: the timestep, and maybe a class, as a vector."""
+"""What a network is told besides the sample, as a vector: the timestep and, of some models, a class."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from ddim.models.activations import activation
 
 
 def as_timesteps(timestep: Tensor | float, batch: int, device: torch.device) -> Tensor:
-    """A timestep, or one for each sample, as a float32 tensor of shape (b,). A number costs no copy to the device.
+    """Timesteps as a float32 tensor of shape (b,).
+
+    Args:
+        timestep: a number, which costs no copy from host to device; a tensor () or (1,); or one for each sample, (b,).
+        batch: b.
+        device: where the result goes.
 
     Raises:
-        ValueError: a tensor that has neither one element nor `batch`.
+        ValueError: a tensor of another shape.
     """
     if not isinstance(timestep, Tensor):
         return torch.full((batch,), timestep, dtype=torch.float32, device=device)
@@ -25,16 +30,22 @@ def as_timesteps(timestep: Tensor | float, batch: int, device: torch.device) -> 
 
 
 def sinusoids(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
-    """Sines and cosines of `t` (b,) at dim/2 frequencies from 1 down to about 1/10000, in float32: (b dim).
+    """Sines and cosines of the timestep at many frequencies (Vaswani et al. 2017, section 3.5), in float32.
 
-    The order is sines, cosines; `flip_sin_to_cos` is the other. With `freq_shift` 1 the last frequency is 1/10000
-    exactly.
+    Args:
+        t: timesteps, (b,).
+        dim: the number of features; there are dim/2 frequencies, from 1 down to about 1/10000.
+        flip_sin_to_cos: cosines come first; otherwise sines do.
+        freq_shift: with 1 the last frequency is 1/10000 exactly, with 0 it is a little larger.
+
+    Returns:
+        (b dim).
     """
     half = dim // 2
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
     angles = t.float()[:, None] * exponent.exp()  # (b half)
     waves = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
-    return F.pad(torch.cat(waves, dim=-1), (0, dim % 2))
+    return F.pad(torch.cat(waves, dim=-1), (0, dim % 2))  # (b dim); an odd dim ends in a zero
 
 
 class Timesteps(nn.Module):
@@ -49,7 +60,7 @@ class Timesteps(nn.Module):
 
 
 class GaussianFourierProjection(nn.Module):
-    """Sines and cosines of log t at random, fixed frequencies: (b,) -> (b 2·dim). For t > 0."""
+    """Sines and cosines of log t at random frequencies that stay fixed (Song et al. 2021): (b,) -> (b 2·dim), t > 0."""
 
     def __init__(self, dim: int, scale: float) -> None:
         super().__init__()
@@ -70,7 +81,8 @@ class LearnedTimesteps(nn.Embedding):
 class TimestepEmbedding(nn.Module):
     """Two linear layers on top of the timestep's features: (b in) -> (b out).
 
-    With `condition_dim`, a condition (b condition_dim) may be added to the features.
+    With `condition_dim`, a condition (b condition_dim) may be given: what a linear layer makes of it, (b in), is added
+    to the features first.
     """
 
     def __init__(
@@ -85,7 +97,7 @@ class TimestepEmbedding(nn.Module):
     def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
         if condition is not None:
             if self.cond_proj is None:
-                raise ValueError("timestep_cond was given to a model without time_cond_proj_dim")
+                raise ValueError("timestep_cond was given to a model without time_cond_proj_dim: leave it out")
             features = features + self.cond_proj(condition.to(features.dtype))
         out: Tensor = self.linear_2(self.act(self.linear_1(features)))
         return out
@@ -95,7 +107,8 @@ def embed_labels(table: nn.Embedding, labels: Tensor) -> Tensor:
     """The vectors of integer class labels: (b,) -> (b e).
 
     Raises:
-        ValueError: not integers of that shape, or (on a CPU, where it costs nothing to know) out of range.
+        ValueError: the labels are no integers (b,), or out of range. The range is checked on a CPU only, because on
+            another device that would mean waiting for it.
     """
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"class_labels must be integers of shape (b,), not {labels.dtype} {tuple(labels.shape)}")

@@ -1,4 +1,4 @@
-"""A function of images applied tile by tile, where the whole would not fit into memory."""
+"""A function of images, applied to one tile after another, where the whole image would need too much memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from torch import Tensor
 
 
 class Tiles(NamedTuple):
-    """Sides of a tile before and after the function, and the share of a tile that overlaps the next."""
+    """How an image is cut into square tiles."""
 
-    before: int
-    after: int
-    overlap: float
+    before: int  # the side of a tile that the function is given
+    after: int  # the side of what the function makes of it
+    overlap: float  # the share of a side that a tile has in common with the next one, 0 to below 1
 
 
 def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tiles: Tiles) -> Tensor:
-    """`function(x)` (b c h w), computed on overlapping tiles that fade into each other."""
+    """`function(x)` for x (b c h w), computed on tiles that overlap and fade into each other there.
+
+    Where the function looks further than a tile, as norms and attention do, the result differs from `function(x)`.
+    """
     stride = int(tiles.before * (1 - tiles.overlap))
     fade = int(tiles.after * tiles.overlap)
     kept = tiles.after - fade
@@ -37,7 +40,14 @@ def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tiles: Tiles) -> T
 
 
 def faded(before: Tensor, tile: Tensor, extent: int, dim: int) -> Tensor:
-    """A tile whose first rows (dim 2) or columns (dim 3) fade from the last ones of the tile before it."""
+    """A tile (b c h w) whose first rows (dim 2) or columns (dim 3) fade from the last ones of the tile before it.
+
+    Args:
+        before: the tile above (dim 2) or to the left (dim 3).
+        tile: the tile.
+        extent: how many rows or columns the fade takes.
+        dim: 2 or 3.
+    """
     extent = min(extent, before.shape[dim], tile.shape[dim])
     weight = torch.arange(extent, device=tile.device, dtype=tile.dtype) / max(extent, 1)
     weight = weight.view(-1, 1) if dim == 2 else weight

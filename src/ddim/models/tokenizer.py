@@ -1,9 +1,9 @@
-"""CLIP's tokenizer: texts to the token ids that Stable Diffusion's text encoder was trained on.
+"""CLIP's tokenizer: from texts to the token ids that Stable Diffusion's text encoder was trained on.
 
-Unicode is composed (NFC), white space becomes single blanks, letters become small; the text is cut into words, single
-digits and runs of signs; and the UTF-8 bytes of each are merged, pair by pair, as a table learnt from data says
-(Sennrich et al. 2016). The work is done by the `tokenizers` library. There is no state that a call changes, so threads
-may share a tokenizer.
+A text is normalised: Unicode is composed (NFC), white space becomes single blanks, and letters become small. Then it is
+cut into words, single digits and runs of signs. Last, the UTF-8 bytes of each piece are merged, pair by pair, in the
+order of a table that was learnt from data (byte pair encoding, Sennrich et al. 2016). The `tokenizers` library does the
+work. A call changes no state, so threads may share a tokenizer.
 """
 
 from __future__ import annotations
@@ -23,32 +23,35 @@ from ddim.checkpoint import Repository, Savable
 from ddim.checkpoint.files import MAX_DESCRIPTION, read_json, write_json, write_text
 from ddim.errors import CheckpointError, ConfigError
 
-LENGTH = 77  # of CLIP's position embedding, and so of every text
+LENGTH = 77  # tokens of a text: CLIP has a vector for each of 77 positions
 START, END = "<|startoftext|>", "<|endoftext|>"
-WORD_END = "</w>"
+WORD_END = "</w>"  # what a token ends in that ends a word
+# The special tokens that a configuration file may name.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-# What is never merged with its neighbours: the tokens themselves, English endings, a word, a digit, a run of signs.
+# The pieces that a text is cut into: a start or end token, an English ending, a word, a digit, or a run of signs. What
+# lies in different pieces is never merged into one token.
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_VERSION = "#version: 0.2"
-_SHOWN = 500  # characters of a text's lost end
+_VERSION = "#version: 0.2"  # the first line of a merges.txt
+_SHOWN = 500  # how many characters a warning shows of what was cut from a text
 
 
 class CLIPTokenizer(Savable):
     """CLIP's byte pair encoding.
 
     Args:
-        vocab: every token's id.
-        merges: the pairs of tokens that become one, the most frequent first; as pairs or as "left right".
-        bos_token, eos_token: put before and after a text.
+        vocab: the id of every token.
+        merges: the pairs of tokens that become one token, the most frequent first; each a pair or "left right".
+        bos_token, eos_token: the tokens that are put before and after a text.
         unk_token: stands for bytes that are not in the vocabulary.
-        pad_token: fills a text up; Stable Diffusion 1 takes the end token, 2 takes "!".
-        added_tokens: further tokens that are found in a text before it is cut up, and their ids.
-        extra_special_tokens: the same without ids: one that the vocabulary lacks gets the next free one.
-        model_max_length: tokens of a text with all of these.
+        pad_token: fills a text up to `model_max_length`. Stable Diffusion 1 uses the end token for it, 2 uses "!".
+        added_tokens: further tokens by their ids, which are found in a text before it is cut into pieces.
+        extra_special_tokens: further tokens without ids: one that the vocabulary lacks gets the next free id.
+        model_max_length: how many tokens a text has with its start, end and padding tokens, 2 or more.
 
     Raises:
-        ConfigError: a merge of what is not in the vocabulary, ids that are none, or an unk_token without one.
+        ConfigError: an id is no id, a merge is of tokens that the vocabulary lacks, the unk_token is not in the
+            vocabulary, or `model_max_length` is below 2.
     """
 
     config_name: ClassVar[str] = "tokenizer_config.json"
@@ -80,18 +83,21 @@ class CLIPTokenizer(Savable):
     # --- texts to tokens and back ------------------------------------------------------------------------------------
 
     def __call__(self, prompts: str | Sequence[str], max_length: int | None = None, *, warn: bool = True) -> Tensor:
-        """Token ids (b, max_length) int64, each text between a start and an end token and padded.
+        """The token ids of texts, each between a start and an end token and filled up with padding.
 
-        A text that is too long loses its end; one warning shows all that was lost.
+        A text that is too long loses its end, and one warning shows everything that was cut.
 
         Args:
-            prompts: a text, or a list of b.
-            max_length: `model_max_length` unless told.
-            warn: False cuts without a word.
+            prompts: a text, or a list of b texts.
+            max_length: tokens of each text, 2 or more; `model_max_length` unless told.
+            warn: False cuts long texts without a warning.
+
+        Returns:
+            (b, max_length) int64.
 
         Raises:
-            TypeError: what is given is no text.
-            ValueError: a text that is no valid Unicode (it has a lone surrogate), or a length under 2.
+            TypeError: a prompt is no str.
+            ValueError: a text is no valid Unicode (it has lone surrogates), or `max_length` is below 2.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         length = self.model_max_length if max_length is None else max_length
@@ -116,11 +122,20 @@ class CLIPTokenizer(Savable):
         return torch.tensor(rows, dtype=torch.int64).view(len(rows), length)
 
     def encode(self, prompt: str) -> list[int]:
-        """A text's token ids, however many, with start and end token and without padding."""
+        """The token ids of a text of any length, with start and end token and without padding.
+
+        Raises:
+            TypeError, ValueError: as in a call.
+        """
         return [self.bos_token_id, *self._encode(prompt).ids, self.eos_token_id]
 
     def decode(self, ids: Sequence[int] | Tensor, skip_special_tokens: bool = True) -> str:
-        """The text of token ids, as far as it can be known: small letters, a blank after every word."""
+        """The text of token ids, as it was normalised: in small letters, with a blank between pieces.
+
+        Args:
+            ids: a list, or a tensor (s,).
+            skip_special_tokens: leave out start, end and padding tokens.
+        """
         listed: list[int] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         text: str = self._tokenizer.decode(listed, skip_special_tokens=skip_special_tokens)
         return text.replace(WORD_END, " ").strip()
@@ -131,12 +146,15 @@ class CLIPTokenizer(Savable):
         return size
 
     def _encode(self, text: str) -> Any:
+        """What the library makes of a text: `ids` without start and end token, and where each is in the text."""
         if not isinstance(text, str):
             raise TypeError(f"a prompt must be a str, not {type(text).__name__}")
         try:
             return self._tokenizer.encode(text, add_special_tokens=False)
         except TypeError as error:
-            raise ValueError(f"the prompt {text!r:.100} is no valid Unicode: it has lone surrogates") from error
+            raise ValueError(
+                f"the prompt {text!r:.100} is no valid Unicode: it has lone surrogates, which must be removed"
+            ) from error
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -149,11 +167,11 @@ class CLIPTokenizer(Savable):
         Args:
             pretrained_model_name_or_path: a folder, a bundled model or a hub id.
             subfolder: the folder inside it, usually "tokenizer".
-            options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub; anything else
-                overrides what the files say, by the constructor's names.
+            options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub. Any other is an
+                argument of the constructor and overrides what the files say.
 
         Raises:
-            CheckpointError: a file is missing, broken, or of another kind of tokenizer.
+            CheckpointError: a file is missing, is broken or belongs to another kind of tokenizer.
         """
         repository = Repository.open(pretrained_model_name_or_path, options)
         return cls.load(repository, subfolder, **options)
@@ -167,7 +185,10 @@ class CLIPTokenizer(Savable):
         variant: str | None = None,
         **overrides: Any,
     ) -> Self:
-        """`from_pretrained` for a repository that is open; `dtype` and `variant` are of the networks beside it."""
+        """`from_pretrained` for a repository that is already open.
+
+        `dtype` and `variant` have no effect: they are there because a pipeline loads all its components with them.
+        """
         path = repository.find("tokenizer.json", subfolder)
         listed: dict[str, Any] = {}
         if path is not None:
@@ -185,11 +206,14 @@ class CLIPTokenizer(Savable):
         except CheckpointError:
             raise
         except (ConfigError, TypeError, ValueError, AttributeError, KeyError) as error:
-            why = f"there is no {error}" if isinstance(error, KeyError) else error
+            why = f"they have no {error}" if isinstance(error, KeyError) else error
             raise CheckpointError(f"{path} and the files beside it make no CLIP tokenizer: {why}") from error
 
     def write(self, folder: Path, variant: str | None = None) -> None:
-        """Write vocab.json, merges.txt and tokenizer_config.json, which transformers reads too."""
+        """Write vocab.json, merges.txt and tokenizer_config.json, which transformers reads too.
+
+        `variant` has no effect, as it is for the names of weights.
+        """
         model = json.loads(self._tokenizer.to_str())["model"]
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False) + "\n")
@@ -207,12 +231,12 @@ class CLIPTokenizer(Savable):
 
 
 def byte_alphabet() -> list[str]:
-    """The letters that stand for the 256 bytes, in a fixed order."""
+    """The 256 letters that stand for the 256 bytes, in a fixed order."""
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def cut_texts(tokenizer: Tokenizer) -> None:
-    """Let a tokenizer normalise texts and cut them into words as CLIP does."""
+    """Make a tokenizer normalise texts and cut them into pieces as CLIP's does."""
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -225,10 +249,13 @@ def cut_texts(tokenizer: Tokenizer) -> None:
 
 
 def _byte_pairs(vocab: Mapping[str, int], merges: Iterable[str | Sequence[str]], unk_token: str) -> Tokenizer:
-    """CLIP's normalizer, cutter and byte pair encoding, without the added tokens."""
+    """A tokenizer that normalises, cuts and merges as CLIP's does, without the added tokens."""
     for token, index in vocab.items():
         if type(token) is not str or type(index) is not int or not 0 <= index < 2**31:
-            raise ConfigError(f"the vocabulary gives {token!r:.50} the id {index!r:.50}")
+            raise ConfigError(
+                f"the vocabulary gives {token!r:.50} the id {index!r:.50}: a token must be a str, and an id an int "
+                "from 0 to 2^31 - 1"
+            )
     if unk_token not in vocab:
         raise ConfigError(f"the unk_token {unk_token!r:.50} is not in the vocabulary")
     pairs: list[Any] = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in merges]
@@ -236,7 +263,7 @@ def _byte_pairs(vocab: Mapping[str, int], merges: Iterable[str | Sequence[str]],
         if len(pair) != 2 or not all(isinstance(part, str) and part and " " not in part for part in pair):
             raise ConfigError(f"a merge is two tokens, not {pair!r:.100}")
         if not {*pair, "".join(pair)} <= vocab.keys():
-            raise ConfigError(f"the merge {pair!r:.100} is of, or makes, a token that is not in the vocabulary")
+            raise ConfigError(f"the merge {pair!r:.100} is of tokens, or makes a token, that the vocabulary lacks")
     tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs, unk_token=unk_token, end_of_word_suffix=WORD_END))
     cut_texts(tokenizer)
     tokenizer.decoder = decoders.ByteLevel()
@@ -249,10 +276,10 @@ def _add(
     named: Sequence[str | AddedToken],
     extra: Sequence[str | AddedToken],
 ) -> None:
-    """Add the tokens that are found in a text before it is cut up.
+    """Add the tokens that are found in a text before it is cut into pieces.
 
-    Which of them match capital letters, and what is so found in a text that holds them, depends on the order and on
-    what counts as there already; both are as in transformers.
+    Whether such a token is also found in capital letters depends on the order in which tokens are added and on which of
+    them are taken for known; both are as in transformers, so that a text gives the same ids.
     """
     listed: list[str | AddedToken] = [added[index] for index in sorted(added)]
     known = {str(token) for token in listed}
@@ -276,11 +303,13 @@ def _add(
 
 
 def _model(listed: Mapping[str, Any], path: Path) -> tuple[dict[str, int], list[Any]]:
-    """Vocabulary and merges of a tokenizer.json."""
+    """The vocabulary and the merges in a tokenizer.json."""
     model = listed.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else model
-        raise CheckpointError(f"{path} is no byte pair encoding, but {kind!r:.50}: it is not CLIP's")
+        raise CheckpointError(
+            f"{path} is not CLIP's tokenizer: its model is {kind!r:.50}, and CLIP's is a byte pair encoding, 'BPE'"
+        )
     vocab, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocab, dict) or not isinstance(merges, list):
         raise CheckpointError(f"{path} lacks the vocabulary or the merges of its model")
@@ -290,11 +319,14 @@ def _model(listed: Mapping[str, Any], path: Path) -> tuple[dict[str, int], list[
 
 
 def _read_merges(path: Path) -> list[str]:
+    """The pairs in a merges.txt, each "left right"."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_DESCRIPTION + 1)
         if len(raw) > MAX_DESCRIPTION:
-            raise CheckpointError(f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB: no list of merges is")
+            raise CheckpointError(
+                f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB, which no list of merges is: give CLIP's merges.txt"
+            )
         lines = raw.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8: {error.reason}") from error
@@ -311,8 +343,11 @@ def _read_merges(path: Path) -> list[str]:
 
 
 def _settings(repository: Repository, subfolder: str | None, listed: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's keywords, from tokenizer_config.json and, where that does not list the added tokens, from the
-    older special_tokens_map.json and added_tokens.json and from tokenizer.json."""
+    """The constructor's keyword arguments, as the files say them.
+
+    They are in tokenizer_config.json. Where that does not list the added tokens, they are in the older files
+    special_tokens_map.json and added_tokens.json, and in tokenizer.json.
+    """
 
     def read(name: str) -> dict[str, Any]:
         path = repository.find(name, subfolder)
@@ -344,7 +379,7 @@ def _settings(repository: Repository, subfolder: str | None, listed: Mapping[str
     if not isinstance(extra, dict):
         settings["extra_special_tokens"] = [_as_token(one) if isinstance(one, dict) else one for one in extra]
     length = values.get("model_max_length", values.get("max_len"))
-    if isinstance(length, int) and length < 10**6:  # what stands for "not known" is 10^30
+    if isinstance(length, int) and length < 10**6:  # transformers writes 10^30 for a length that is not known
         settings["model_max_length"] = length
     return settings
 
@@ -353,6 +388,7 @@ _TRAITS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def _as_token(value: Any, **traits: bool) -> AddedToken:
+    """A token as a configuration file says it: a str, or a dict with its content and its traits."""
     if isinstance(value, AddedToken):
         return value
     if isinstance(value, str):
@@ -364,4 +400,5 @@ def _as_token(value: Any, **traits: bool) -> AddedToken:
 
 
 def _as_dict(token: AddedToken) -> dict[str, Any]:
+    """The dict that stands for a token in a configuration file."""
     return {"content": token.content, **{trait: getattr(token, trait) for trait in _TRAITS}}

@@ -1,7 +1,7 @@
-"""Transformer layers on a feature map, which look at a text: what makes Stable Diffusion's U-Net conditional.
+"""Transformer layers on a feature map that look at a text, by which Stable Diffusion's U-Net is conditional.
 
-The text's keys and values do not depend on the image. A layer is given them, made by `project_text`, and never the text
-itself; so a sampler computes them once for a whole run.
+The text's keys and values do not depend on the image. So a layer is given these, as `project_text` made them, and never
+the text itself, and a sampler computes them once for a whole run.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from ddim.models.recompute import Recomputing
 
 
 class Text(NamedTuple):
-    """What the layers are told about the text: for every cross-attention in order, its keys and values; and masks."""
+    """What the layers are told about the text, and which tokens and positions they may look at."""
 
-    contexts: Iterator[KeyValue]
-    mask: Tensor | None = None  # added to the cross-attention's scores, (b 1 1 s)
-    own_mask: Tensor | None = None  # added to the other attention's scores, (b 1 1 n)
+    contexts: Iterator[KeyValue]  # the keys and values of each cross-attention, in the order in which they run
+    mask: Tensor | None = None  # added to the scores of each block's second attention, (b 1 1 s)
+    own_mask: Tensor | None = None  # added to the scores of its first one, (b 1 1 n)
 
 
 class GEGLU(nn.Module):
-    """One half of a linear layer, gated by the GELU of the other."""
+    """One half of a linear layer's output, times the GELU of the other (Shazeer 2020): (b n dim) -> (b n inner)."""
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
+        value, gate = self.proj(x).chunk(2, dim=-1)  # (b n inner) each
         gated: Tensor = value * F.gelu(gate)
         return gated
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, four times as wide in between."""
+    """Two linear layers with four times as many channels in between: (b n c) -> (b n c)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        # The middle one is the dropout of the published layout, which is always 0 there.
+        # The identity keeps the published numbering of the layers, where a dropout stands that is always 0.
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class FeedForward(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and a feed-forward layer, each added to its input: (b n c) -> (b n c).
 
-    With `only_cross_attention` the first looks at the text too.
+    With `only_cross_attention` the first attention looks at the text as well, in place of the positions.
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int, context_dim: int, only_cross_attention: bool) -> None:
@@ -68,6 +68,7 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def project_text(self, text: Tensor) -> list[KeyValue]:
+        """The keys and values that the block's attentions make of a text (b s d), in the order of their use."""
         layers = (self.attn1, self.attn2) if self.only_cross_attention else (self.attn2,)
         return [layer.project(text) for layer in layers]
 
@@ -81,7 +82,20 @@ class BasicTransformerBlock(nn.Module):
 
 
 class Transformer2DModel(Recomputing):
-    """Transformer blocks on all positions of a feature map, added to it: (b c h w) -> (b c h w)."""
+    """Transformer blocks on all positions of a feature map, added to it: (b c h w) -> (b c h w).
+
+    Args:
+        channels: c.
+        heads: heads of every attention.
+        layers: how many blocks there are.
+        context_dim: channels of the text.
+        groups: of the group norm at the beginning.
+        use_linear_projection: begin and end with a linear layer instead of a 1x1 convolution.
+        only_cross_attention: see `BasicTransformerBlock`.
+
+    Raises:
+        ConfigError: fewer than one head, or more heads than channels.
+    """
 
     def __init__(
         self,
@@ -96,7 +110,10 @@ class Transformer2DModel(Recomputing):
     ) -> None:
         super().__init__()
         if not 1 <= heads <= channels:
-            raise ConfigError(f"attention_head_dim, the number of heads, cannot be {heads} for {channels} channels")
+            raise ConfigError(
+                f"attention_head_dim, the number of heads, cannot be {heads} for {channels} channels: give a number "
+                f"from 1 to {channels}"
+            )
         head_dim = channels // heads
         inner = heads * head_dim
         self.use_linear_projection = use_linear_projection
@@ -117,12 +134,13 @@ class Transformer2DModel(Recomputing):
         if self.use_linear_projection:
             h = self.proj_in(h.flatten(2).transpose(1, 2))  # (b hw inner)
         else:
-            h = self.proj_in(h).flatten(2).transpose(1, 2)
+            h = self.proj_in(h).flatten(2).transpose(1, 2)  # (b hw inner)
         for block in self.transformer_blocks:
             first = next(text.contexts) if block.only_cross_attention else None
             h = self.run(block, h, first, next(text.contexts), text.mask, text.own_mask)
         if self.use_linear_projection:
-            h = self.proj_out(h)
+            h = self.proj_out(h)  # (b hw c)
         h = h.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])  # (b c|inner h w)
-        out: Tensor = x + (h if self.use_linear_projection else self.proj_out(h))  # in the memory format of x
+        # The sum takes the memory format of its first term, x.
+        out: Tensor = x + (h if self.use_linear_projection else self.proj_out(h))  # (b c h w)
         return out

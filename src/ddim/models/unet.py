@@ -1,4 +1,4 @@
-"""The U-Net of DDPM and DDIM: a noisy image and a timestep, maybe a class, to a prediction."""
+"""The U-Net of DDPM and DDIM: from a noisy image, a timestep and, of some models, a class to a prediction."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
-from ddim.models.activations import choose
 from ddim.models.attention import SpatialAttention
-from ddim.models.backbone import Backbone, ClassTimeCache, Level, TimeCache, UNet2DOutput, check_levels
+from ddim.models.backbone import Backbone, ClassTimeCache, Level, TimeCache, UNet2DOutput
 from ddim.models.blocks import MidBlock2D, Style
 from ddim.models.embeddings import (
     GaussianFourierProjection,
@@ -19,8 +18,10 @@ from ddim.models.embeddings import (
     Timesteps,
     as_timesteps,
 )
+from ddim.models.settings import check_levels, look_up
 
-# Name in a config -> (attention after each residual block?, what resamples; None: the config says).
+# What a block's name in a config says: whether an attention layer follows each residual block, and which layer changes
+# the resolution; where that is None, `downsample_type` and `upsample_type` of the config say it.
 DOWN_BLOCKS: dict[str, tuple[bool, str | None]] = {
     "DownBlock2D": (False, "conv"),
     "ResnetDownsampleBlock2D": (False, "resnet"),
@@ -37,20 +38,33 @@ class UNet2DModel(Backbone):
     """The unconditional or class-conditional U-Net; the constructor's arguments are diffusers'.
 
     Args:
-        sample_size: height and width of the samples (or a pair); for information, any multiple will do.
-        center_input_sample: the input is in [0, 1] and is moved to [-1, 1] first.
-        time_embedding_type: "positional", "fourier" (t is a noise level, and the output is divided by it) or "learned"
-            (needs `num_train_timesteps`).
+        sample_size: height and width of the samples the model was trained on, or a pair of them. It is kept for those
+            who draw with the model: the network takes other sizes as well.
+        in_channels, out_channels: of the samples, and of the prediction.
+        center_input_sample: the samples are in [0, 1], and the network moves them to [-1, 1] first.
+        time_embedding_type: "positional" (sines and cosines), "fourier" (the timestep is a noise level, and the output
+            is divided by it) or "learned" (a vector for each of `num_train_timesteps`).
+        time_embedding_dim: channels of the timestep's embedding; 4 times the first of `block_out_channels` unless told.
         freq_shift, flip_sin_to_cos: see `embeddings.sinusoids`.
-        down_block_types, up_block_types: from the highest resolution down, and back up: keys of DOWN_BLOCKS, UP_BLOCKS.
-        mid_block_type: "UNetMidBlock2D" or None.
+        down_block_types: a key of DOWN_BLOCKS for each resolution, from the highest to the lowest.
+        mid_block_type: "UNetMidBlock2D", or None for no block between the two ways.
+        up_block_types: a key of UP_BLOCKS for each resolution, from the lowest to the highest.
+        block_out_channels: channels at each resolution, from the highest to the lowest; multiples of `norm_num_groups`.
         layers_per_block: residual blocks at each resolution on the way down; there is one more on the way up.
-        downsample_type, upsample_type: "conv" or "resnet", in blocks that have attention.
-        attention_head_dim: channels of an attention head; None: one head.
-        attn_norm_num_groups: groups of the middle attention's norm, if not as everywhere else.
-        resnet_time_scale_shift: "default" (the timestep shifts) or "scale_shift".
+        mid_block_scale_factor: what the results of the layers in the middle are divided by.
+        downsample_padding: of the convolutions that halve the resolution.
+        downsample_type, upsample_type: "conv" or "resnet", for blocks whose name does not say it.
+        dropout: the share of features that the residual blocks drop in training.
+        act_fn: the residual blocks' activation, a key of `ACTIVATIONS`.
+        attention_head_dim: channels of an attention head; None makes one head of all channels.
+        norm_num_groups, norm_eps: groups of the norms, and what is added to their variance.
+        attn_norm_num_groups: groups of the norm in the middle's attention, if they differ from `norm_num_groups`.
+        resnet_time_scale_shift: "default" (the timestep is added) or "scale_shift" (it also scales).
         add_attention: whether there is attention in the middle.
-        class_embed_type: None (a table, if `num_class_embeds` is given), "timestep" or "identity".
+        class_embed_type: None (a vector for each of `num_class_embeds` classes, or no classes if that is None),
+            "timestep" (labels are numbers, embedded as timesteps are) or "identity" (labels are vectors already).
+        num_class_embeds: the number of classes.
+        num_train_timesteps: the number of timesteps, for "learned".
 
     Raises:
         ConfigError: arguments that are unknown or do not fit together.
@@ -128,13 +142,13 @@ class UNet2DModel(Backbone):
 
         down, up = [], []
         for i, (channels, name) in enumerate(zip(block_out_channels, down_block_types, strict=True)):
-            has_attention, resampler = choose("down block type", name.removeprefix("UNetRes"), DOWN_BLOCKS)
+            has_attention, resampler = look_up("down block type", name.removeprefix("UNetRes"), DOWN_BLOCKS)
             last = i == len(block_out_channels) - 1
             down.append(
                 level(channels, layers_per_block, has_attention, None if last else resampler or downsample_type)
             )
         for i, (channels, name) in enumerate(zip(reversed(block_out_channels), up_block_types, strict=True)):
-            has_attention, resampler = choose("up block type", name.removeprefix("UNetRes"), UP_BLOCKS)
+            has_attention, resampler = look_up("up block type", name.removeprefix("UNetRes"), UP_BLOCKS)
             last = i == len(block_out_channels) - 1
             up.append(
                 level(channels, layers_per_block + 1, has_attention, None if last else resampler or upsample_type)
@@ -161,14 +175,18 @@ class UNet2DModel(Backbone):
         """Predict from noisy samples.
 
         Args:
-            sample: (b c h w); h and w multiples of 2 to the number of resolutions less one.
-            timestep: one for all, or (b,).
-            class_labels: (b,); for "identity" (b e).
+            sample: (b c h w), with h and w multiples of 2^(n-1) for a network of n resolutions.
+            timestep: one for all samples, or one for each, (b,).
+            class_labels: the class of each sample, (b,); with `class_embed_type="identity"`, vectors (b e).
             return_dict: without effect: the result is a tuple of one either way, and has `.sample`.
-            time_cache: what `project_time` made of the run's timesteps and the class labels.
+            time_cache: what `project_time` made of the run's timesteps and the class labels; `class_labels` is not
+                looked at then.
+
+        Returns:
+            The prediction `.sample`, (b out_channels h w).
 
         Raises:
-            ValueError: a shape, or class labels, do not fit.
+            ValueError: the sample's shape or the class labels do not fit.
         """
         if sample.ndim != 4 or sample.shape[1] != self.in_channels:
             raise ValueError(f"sample must have shape (b, {self.in_channels}, h, w), not {tuple(sample.shape)}")
@@ -185,9 +203,11 @@ class UNet2DModel(Backbone):
 
 
 def _time_features(kind: str, dim: int, flip_sin_to_cos: bool, freq_shift: int, timesteps: int | None) -> nn.Module:
+    """The layer from timesteps (b,) to features, by the config's `time_embedding_type`."""
+
     def learned() -> nn.Module:
         if timesteps is None:
-            raise ConfigError("time_embedding_type='learned' needs num_train_timesteps")
+            raise ConfigError("time_embedding_type='learned' needs num_train_timesteps, the number of timesteps")
         return LearnedTimesteps(timesteps, dim)
 
     kinds: dict[str, Callable[[], nn.Module]] = {
@@ -195,14 +215,15 @@ def _time_features(kind: str, dim: int, flip_sin_to_cos: bool, freq_shift: int, 
         "fourier": lambda: GaussianFourierProjection(dim, scale=16),
         "learned": learned,
     }
-    return choose("time_embedding_type", kind, kinds)()
+    return look_up("time_embedding_type", kind, kinds)()
 
 
 def _class_embedding(kind: str | None, classes: int | None, features: int, emb_dim: int) -> nn.Module | None:
+    """The layer from class labels to the embedding, by the config's `class_embed_type`; None without classes."""
     if kind is None:
         return None if classes is None else nn.Embedding(classes, emb_dim)
     kinds: dict[str, Callable[[], nn.Module]] = {
         "timestep": lambda: TimestepEmbedding(features, emb_dim),
         "identity": nn.Identity,
     }
-    return choose("class_embed_type", kind, kinds)()
+    return look_up("class_embed_type", kind, kinds)()

@@ -1,4 +1,4 @@
-"""Stable Diffusion's U-Net: noisy latents, a timestep and a text to a prediction."""
+"""Stable Diffusion's U-Net (Rombach et al. 2022): from noisy latents, a timestep and a text to a prediction."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from torch import Tensor, nn
 
 from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
-from ddim.models.activations import activation, choose
+from ddim.models.activations import activation
 from ddim.models.attention import KeyValue
-from ddim.models.backbone import Backbone, Level, TimeCache, UNet2DOutput, check_levels
+from ddim.models.backbone import Backbone, Level, TimeCache, UNet2DOutput
 from ddim.models.blocks import AttentionFactory, MidBlock2D, Style
 from ddim.models.embeddings import TimestepEmbedding, Timesteps, as_timesteps
+from ddim.models.settings import check_levels, look_up
 from ddim.models.transformer import Text, Transformer2DModel
 
-# Name in a config -> does a transformer follow each residual block?
+# What a block's name in a config says: whether a transformer follows each residual block.
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 MID_BLOCKS = {"UNetMidBlock2D": False, "UNetMidBlock2DCrossAttn": True}
 
-# What other families of models use; each must have this value.
+# Settings of other families of models, with the only value that is implemented here.
 NOT_IMPLEMENTED: dict[str, object] = {
     "reverse_transformer_layers_per_block": None,
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
-    "num_attention_heads": None,  # refused by diffusers too: the number of heads is called attention_head_dim
+    "num_attention_heads": None,  # diffusers refuses it too: the number of heads is called attention_head_dim
     "dual_cross_attention": False,
     "addition_embed_type": None,
     "addition_time_embed_dim": None,
@@ -48,23 +49,41 @@ class UNet2DConditionModel(Backbone):
     """The U-Net of Stable Diffusion 1 and 2; the constructor's arguments are diffusers'.
 
     Args:
-        sample_size: height and width of the latents; for information, any size will do.
-        center_input_sample: the input is in [0, 1] and is moved to [-1, 1] first.
+        sample_size: height and width of the latents the model was trained on. It is kept for those who draw with the
+            model: the network takes other sizes as well.
+        in_channels, out_channels: of the latents, and of the prediction.
+        center_input_sample: the samples are in [0, 1], and the network moves them to [-1, 1] first.
         flip_sin_to_cos, freq_shift: see `embeddings.sinusoids`.
-        down_block_types, mid_block_type, up_block_types: keys of DOWN_BLOCKS, MID_BLOCKS (or None), UP_BLOCKS.
+        down_block_types: a key of DOWN_BLOCKS for each resolution, from the highest to the lowest.
+        mid_block_type: a key of MID_BLOCKS, or None for no block between the two ways.
+        up_block_types: a key of UP_BLOCKS for each resolution, from the lowest to the highest.
         only_cross_attention: both attentions of a transformer block look at the text.
+        block_out_channels: channels at each resolution, from the highest to the lowest; multiples of `norm_num_groups`.
         layers_per_block: residual blocks at each resolution on the way down; there is one more on the way up.
+        downsample_padding: of the convolutions that halve the resolution.
+        mid_block_scale_factor: what the results of the residual blocks in the middle are divided by.
+        dropout: the share of features that the residual blocks drop in training.
+        act_fn: the activation, a key of `ACTIVATIONS`.
+        norm_num_groups, norm_eps: groups of the norms, and what is added to their variance.
         cross_attention_dim: the text's channels.
-        transformer_layers_per_block: depth of each transformer.
-        attention_head_dim: the **number** of heads, whatever its name says; published configs mean that.
+        transformer_layers_per_block: how many blocks each transformer has.
+        attention_head_dim: the **number** of heads, whatever its name says: published configs mean the number.
         use_linear_projection: transformers begin and end with a linear layer instead of a 1x1 convolution.
-        upcast_attention: without effect, as the scores are computed in float32 in any case.
-        class_embed_type: None (a table, if `num_class_embeds` is given), "timestep", "identity", "projection" or
-            "simple_projection" (the last two from `projection_class_embeddings_input_dim` channels).
-        time_cond_proj_dim: channels of `timestep_cond`, which is added to the timestep's features.
+        class_embed_type: None (a vector for each of `num_class_embeds` classes, or no classes if that is None),
+            "timestep" (labels are numbers, embedded as timesteps are), "identity" (labels are vectors of the
+            embedding's size), "projection" or "simple_projection" (labels are vectors of
+            `projection_class_embeddings_input_dim` channels, through two linear layers or one).
+        num_class_embeds: the number of classes.
+        upcast_attention: without effect, as attention scores are computed in float32 in any case.
+        resnet_time_scale_shift: "default" (the timestep is added) or "scale_shift" (it also scales).
+        time_embedding_dim: channels of the timestep's embedding; 4 times the first of `block_out_channels` unless told.
+        time_cond_proj_dim: channels of `timestep_cond`, which is added to the timestep's features; None for none.
+        conv_in_kernel, conv_out_kernel: sides of the first and the last convolution's kernels, odd.
+        mid_block_only_cross_attention, addition_embed_type_num_heads: without effect here; kept in the config.
 
     `only_cross_attention`, `layers_per_block`, `cross_attention_dim`, `transformer_layers_per_block` and
-    `attention_head_dim` are one value, or one for each resolution. What is in NOT_IMPLEMENTED must be at its default.
+    `attention_head_dim` are one value, or a list with one for each resolution. The settings in NOT_IMPLEMENTED, which
+    other families of models use, must have the value that is given there.
 
     Raises:
         ConfigError: arguments that are unknown, not implemented or do not fit together.
@@ -187,16 +206,16 @@ class UNet2DConditionModel(Backbone):
             return Level(block_out_channels[i], layers[i] + extra, attention, resampler)
 
         down = [
-            level(i, choose("down block type", name, DOWN_BLOCKS), 0, "conv" if i < n - 1 else None)
+            level(i, look_up("down block type", name, DOWN_BLOCKS), 0, "conv" if i < n - 1 else None)
             for i, name in enumerate(down_block_types)
         ]
         up = [
-            level(n - 1 - i, choose("up block type", name, UP_BLOCKS), 1, "conv" if i < n - 1 else None)
+            level(n - 1 - i, look_up("up block type", name, UP_BLOCKS), 1, "conv" if i < n - 1 else None)
             for i, name in enumerate(up_block_types)
         ]
         middle = None
         if mid_block_type is not None:
-            has_attention = choose("mid_block_type", mid_block_type, MID_BLOCKS)
+            has_attention = look_up("mid_block_type", mid_block_type, MID_BLOCKS)
             scaled = style._replace(output_scale=mid_block_scale_factor)
             attention = transformer(n - 1, only_cross=False) if has_attention else None
             middle = MidBlock2D(block_out_channels[-1], scaled, attention, layers=1 if has_attention else 0)
@@ -207,12 +226,15 @@ class UNet2DConditionModel(Backbone):
         self.conv_out = nn.Conv2d(width, out_channels, conv_out_kernel, padding=(conv_out_kernel - 1) // 2)
 
     def project_text(self, encoder_hidden_states: Tensor) -> TextCache:
-        """The keys and values (b heads s d) that every cross-attention layer makes of a text (b s text_dim).
+        """The keys and values (b heads s d) that each cross-attention layer makes of a text, for a whole run.
 
-        They lie in memory as a backend takes them at each step without a copy.
+        They are contiguous in memory, so that a backend can read them at each step without a copy.
+
+        Args:
+            encoder_hidden_states: the text encoder's output, (b s text_dim).
 
         Raises:
-            ValueError: the text has another number of channels.
+            ValueError: the text has another shape.
         """
         pairs = self._keys_and_values(encoder_hidden_states)
         return tuple((key.contiguous(), value.contiguous()) for key, value in pairs)
@@ -240,20 +262,24 @@ class UNet2DConditionModel(Backbone):
         """Predict from noisy latents.
 
         Args:
-            sample: (b c h w).
-            timestep: one for all, or (b,).
-            encoder_hidden_states: the text, (b s text_dim).
-            class_labels: (b,), or (b projection_class_embeddings_input_dim) for a projection.
-            timestep_cond: (b time_cond_proj_dim).
-            attention_mask: (b n), 1 where self-attention may look, for models with one resolution; with
-                `only_cross_attention` (b s).
-            encoder_attention_mask: (b s), 1 where cross-attention may look.
+            sample: the noisy latents, (b c h w).
+            timestep: one for all samples, or one for each, (b,).
+            encoder_hidden_states: the text encoder's output, (b s text_dim).
+            class_labels: the class of each sample, (b,); or vectors, for a `class_embed_type` that takes them.
+            timestep_cond: a further condition, (b time_cond_proj_dim).
+            attention_mask: (b n), 1 where the first attention of the transformer blocks may look and 0 elsewhere; n is
+                h·w, so this is for models of one resolution, or, with `only_cross_attention`, the text's length.
+            encoder_attention_mask: (b s), 1 where cross-attention may look and 0 elsewhere.
             return_dict: without effect: the result is a tuple of one either way, and has `.sample`.
             text_cache: what `project_text` made of the text; it is used instead of `encoder_hidden_states`.
-            time_cache: what `project_time` made of the run's timesteps, the labels and `timestep_cond`.
+            time_cache: what `project_time` made of the run's timesteps, the labels and `timestep_cond`; these two are
+                not looked at then.
+
+        Returns:
+            The prediction `.sample`, (b out_channels h w).
 
         Raises:
-            ValueError: a shape, or class labels, do not fit.
+            ValueError: a shape or the class labels do not fit, or the text is missing.
         """
         if sample.ndim != 4 or sample.shape[1] != self.in_channels:
             raise ValueError(f"sample must have shape (b, {self.in_channels}, h, w), not {tuple(sample.shape)}")
@@ -261,7 +287,9 @@ class UNet2DConditionModel(Backbone):
             if encoder_hidden_states is None:
                 raise ValueError("the text is missing: give encoder_hidden_states or text_cache")
             if encoder_hidden_states.shape[0] != sample.shape[0]:
-                raise ValueError(f"{len(encoder_hidden_states)} texts were given for {len(sample)} samples")
+                raise ValueError(
+                    f"{len(encoder_hidden_states)} texts were given for {len(sample)} samples: give one for each sample"
+                )
             text_cache = self._keys_and_values(encoder_hidden_states)
         if self.center_input_sample:
             sample = 2 * sample - 1
@@ -277,17 +305,19 @@ class UNet2DConditionModel(Backbone):
 
 
 def _for_each(value: Any, n: int) -> tuple[Any, ...]:
+    """A setting's values for all n resolutions, whether it was one value or a list."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * n
 
 
 def _as_bias(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """A mask (b s) of ones and zeros as what is added to attention scores, (b 1 1 s)."""
+    """A mask (b s) of ones and zeros as numbers to add to attention scores, 0 and -10,000: (b 1 1 s)."""
     return None if mask is None else ((1 - mask.to(like.dtype)) * -10000.0)[:, None, None, :]
 
 
 def _class_embedding(
     kind: str | None, classes: int | None, features: int, emb_dim: int, act_fn: str, input_dim: int | None
 ) -> nn.Module | None:
+    """The layer from class labels to the embedding, by the config's `class_embed_type`; None without classes."""
     if kind is None:
         return None if classes is None else nn.Embedding(classes, emb_dim)
 
@@ -302,4 +332,4 @@ def _class_embedding(
         "projection": lambda: TimestepEmbedding(needed(), emb_dim),
         "simple_projection": lambda: nn.Linear(needed(), emb_dim),
     }
-    return choose("class_embed_type", kind, kinds)()
+    return look_up("class_embed_type", kind, kinds)()

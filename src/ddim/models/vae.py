@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion: images in [-1, 1] to latents an eighth as wide and high, and back."""
+"""The autoencoder of latent diffusion (Rombach et al. 2022): from images in [-1, 1] to smaller latents, and back."""
 
 from __future__ import annotations
 
@@ -12,39 +12,43 @@ from torch import Tensor, nn
 
 from ddim.checkpoint import PretrainedModel
 from ddim.checkpoint.config import register_to_config
-from ddim.models.activations import choose
-from ddim.models.attention import SpatialAttention
-from ddim.models.backbone import check_levels, convert_attention_key
+from ddim.models.attention import SpatialAttention, convert_attention_key
 from ddim.models.blocks import Downsample2D, MidBlock2D, ResnetBlock2D, Style, Upsample2D
 from ddim.models.core import HasCore
 from ddim.models.recompute import Recomputing, set_gradient_checkpointing
+from ddim.models.settings import check_levels, look_up
 from ddim.models.tiling import Tiles, in_tiles
 from ddim.step import Output
 
 
 @dataclass(frozen=True)
 class DiagonalGaussianDistribution:
-    """What the encoder says of an image: a Gaussian for each latent number.
+    """What the encoder makes of images: for each number of the latents, a normal distribution of its own.
 
-    `parameters` (b 2·z h w) holds means and log variances, side by side.
+    Attributes:
+        parameters: the means and then the logarithms of the variances, (b 2·z h w).
     """
 
     parameters: Tensor
 
     @property
     def mean(self) -> Tensor:
+        """The means: (b z h w)."""
         return self.parameters.chunk(2, dim=1)[0]
 
     @property
     def logvar(self) -> Tensor:
+        """The logarithms of the variances, kept in [-30, 20]: (b z h w)."""
         return self.parameters.chunk(2, dim=1)[1].clamp(-30.0, 20.0)
 
     @property
     def std(self) -> Tensor:
+        """The standard deviations: (b z h w)."""
         return (0.5 * self.logvar).exp()
 
     @property
     def var(self) -> Tensor:
+        """The variances: (b z h w)."""
         return self.logvar.exp()
 
     def mode(self) -> Tensor:
@@ -52,17 +56,24 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def sample(self, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
-        """Latents drawn at random (b z h w), by one generator or by one for each image."""
+        """Latents drawn at random from the distribution: (b z h w).
+
+        Args:
+            generator: of the random numbers: one for the batch, a list with one for each image, or None for torch's.
+
+        Raises:
+            ValueError: the list is not as long as there are images.
+        """
         mean = self.mean
         if not isinstance(generator, Sequence):
             return mean + self.std * _randn(mean, generator)
         if len(generator) != len(mean):
-            raise ValueError(f"{len(generator)} generators were given for {len(mean)} images")
+            raise ValueError(f"{len(generator)} generators were given for {len(mean)} images: give one for each image")
         noise = [_randn(one, its_own) for one, its_own in zip(torch.split(mean, 1), generator, strict=True)]
         return mean + self.std * torch.cat(noise)
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
-        """The divergence from `other`, or from the standard normal distribution, in nats: (b,)."""
+        """The Kullback-Leibler divergence from `other`, or from the standard normal distribution, in nats: (b,)."""
         if other is None:
             terms = self.mean**2 + self.var - 1 - self.logvar
         else:
@@ -76,22 +87,27 @@ class DiagonalGaussianDistribution:
 
 
 def _randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers in the shape of `like`, drawn on the generator's device and moved to that of `like`."""
     device = like.device if generator is None else generator.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 @dataclass(eq=False)
 class AutoencoderKLOutput(Output):
+    """What `AutoencoderKL.encode` returns: `.latent_dist`, which is `[0]` too."""
+
     latent_dist: DiagonalGaussianDistribution
 
 
 @dataclass(eq=False)
 class DecoderOutput(Output):
+    """What `AutoencoderKL.decode` returns: `.sample`, which is `[0]` too."""
+
     sample: Tensor  # (b c h w)
 
 
 class DownEncoderBlock2D(Recomputing):
-    """Residual blocks at one resolution, then half of it unless it is the last."""
+    """Residual blocks at one resolution and, with `resample`, a step to half of it: (b in h w) -> (b out h' w')."""
 
     def __init__(self, in_channels: int, out_channels: int, layers: int, style: Style, resample: bool) -> None:
         super().__init__()
@@ -106,7 +122,7 @@ class DownEncoderBlock2D(Recomputing):
 
 
 class UpDecoderBlock2D(Recomputing):
-    """Residual blocks at one resolution, then twice of it unless it is the last."""
+    """Residual blocks at one resolution and, with `resample`, a step to twice of it: (b in h w) -> (b out h' w')."""
 
     def __init__(self, in_channels: int, out_channels: int, layers: int, style: Style, resample: bool) -> None:
         super().__init__()
@@ -125,7 +141,15 @@ UP_BLOCKS = {"UpDecoderBlock2D": UpDecoderBlock2D}
 
 
 class Coder(nn.Module):
-    """What encoder and decoder share: a middle with attention, and the layers at both ends."""
+    """What encoder and decoder have in common: the layers at both ends, and blocks in the middle.
+
+    Args:
+        ends: channels of what comes in and of what comes out.
+        widths: channels after the first layer and before the last one.
+        deepest: channels in the middle, at the lowest resolution.
+        style: what all residual blocks have in common.
+        attend: whether there is attention in the middle.
+    """
 
     def __init__(
         self, ends: tuple[int, int], widths: tuple[int, int], deepest: int, style: Style, attend: bool
@@ -142,10 +166,12 @@ class Coder(nn.Module):
         self.conv_out = nn.Conv2d(widths[1], ends[1], 3, padding=1)
 
     def middle(self, x: Tensor) -> Tensor:
-        out: Tensor = self.mid_block(x, repeat(None))  # there is no timestep
+        """The blocks at the lowest resolution: (b deepest h w) -> (b deepest h w)."""
+        out: Tensor = self.mid_block(x, repeat(None))  # an autoencoder's residual blocks are told no timestep
         return out
 
     def finish(self, x: Tensor) -> Tensor:
+        """The last norm, activation and convolution: (b widths[1] h w) -> (b ends[1] h w)."""
         out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return out
 
@@ -165,7 +191,7 @@ class Encoder(Coder):
     ) -> None:
         super().__init__((channels, 2 * latents), (widths[0], widths[-1]), widths[-1], style, attend)
         self.down_blocks = nn.ModuleList(
-            choose("down block type", name, DOWN_BLOCKS)(before, width, layers, style, resample=i < len(widths) - 1)
+            look_up("down block type", name, DOWN_BLOCKS)(before, width, layers, style, resample=i < len(widths) - 1)
             for i, (name, before, width) in enumerate(zip(types, [widths[0], *widths], widths, strict=False))
         )
 
@@ -192,7 +218,7 @@ class Decoder(Coder):
         super().__init__((latents, channels), (widths[-1], widths[0]), widths[-1], style, attend)
         upwards = list(reversed(widths))
         self.up_blocks = nn.ModuleList(
-            choose("up block type", name, UP_BLOCKS)(before, width, layers + 1, style, resample=i < len(widths) - 1)
+            look_up("up block type", name, UP_BLOCKS)(before, width, layers + 1, style, resample=i < len(widths) - 1)
             for i, (name, before, width) in enumerate(zip(types, [upwards[0], *upwards], upwards, strict=False))
         )
 
@@ -207,13 +233,20 @@ class AutoencoderKL(HasCore, PretrainedModel):
     """Stable Diffusion's autoencoder; the constructor's arguments are diffusers'.
 
     Args:
-        down_block_types, up_block_types: keys of DOWN_BLOCKS, UP_BLOCKS, one for each resolution.
+        in_channels, out_channels: of the images that are encoded, and of those that are decoded.
+        down_block_types: a key of DOWN_BLOCKS for each resolution, from the highest to the lowest.
+        up_block_types: a key of UP_BLOCKS for each resolution, from the lowest to the highest.
+        block_out_channels: channels at each resolution, from the highest to the lowest; multiples of `norm_num_groups`.
+            With n resolutions, latents have 1/2^(n-1) of the images' height and width.
+        layers_per_block: residual blocks at each resolution of the encoder; the decoder has one more.
+        act_fn: the residual blocks' activation, a key of `ACTIVATIONS`.
         latent_channels: channels of the latents.
-        sample_size: height and width of the images it was trained on (or a pair): the size of a tile.
+        norm_num_groups: groups of the norms.
+        sample_size: height and width of the images it was trained on, or a pair of them; the side of a tile.
         scaling_factor, shift_factor: a diffusion model is given (latents - shift) · scaling. This class leaves that to
-            its caller, as it does `latents_mean`, `latents_std` and `force_upcast`.
+            its caller, and so it does with `latents_mean`, `latents_std` and `force_upcast`.
         use_quant_conv, use_post_quant_conv: whether there is a 1x1 convolution after the encoder, before the decoder.
-        mid_block_add_attention: whether there is attention in the middle of both.
+        mid_block_add_attention: whether there is attention in the middle of encoder and decoder.
 
     Raises:
         ConfigError: arguments that are unknown or do not fit together.
@@ -274,14 +307,14 @@ class AutoencoderKL(HasCore, PretrainedModel):
         set_gradient_checkpointing(self, False)
 
     def enable_slicing(self) -> None:
-        """Save memory: one image of a batch after another. The result is the same."""
+        """Save memory by taking one image of a batch after another. The result is the same."""
         self.use_slicing = True
 
     def disable_slicing(self) -> None:
         self.use_slicing = False
 
     def enable_tiling(self) -> None:
-        """Save memory for images larger than `tile_sample_min_size`: in tiles that overlap and are blended.
+        """Save memory by taking images larger than `tile_sample_min_size` in tiles, which overlap and are blended.
 
         The result differs a little, as each tile is normalised by itself.
         """
@@ -291,10 +324,14 @@ class AutoencoderKL(HasCore, PretrainedModel):
         self.use_tiling = False
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
-        """Images (b c H W) to the distribution of their latents, `.latent_dist`.
+        """The distribution of images' latents, `.latent_dist`.
+
+        Args:
+            x: images in [-1, 1], (b c H W).
+            return_dict: without effect: the result is a tuple of one either way.
 
         Raises:
-            ValueError: another shape.
+            ValueError: the images have another shape.
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"images must have shape (b, {self.in_channels}, h, w), not {tuple(x.shape)}")
@@ -302,10 +339,14 @@ class AutoencoderKL(HasCore, PretrainedModel):
         return AutoencoderKLOutput(DiagonalGaussianDistribution(torch.cat([self._encode(part) for part in parts])))
 
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput:
-        """Latents (b z h w), without the scaling, to images `.sample` (b c H W).
+        """The images `.sample` of latents, (b c H W), in about [-1, 1].
+
+        Args:
+            z: latents as `encode` gives them, without `scaling_factor` and `shift_factor`, (b z h w).
+            return_dict: without effect: the result is a tuple of one either way.
 
         Raises:
-            ValueError: another shape.
+            ValueError: the latents have another shape.
         """
         if z.ndim != 4 or z.shape[1] != self.latent_channels:
             raise ValueError(f"latents must have shape (b, {self.latent_channels}, h, w), not {tuple(z.shape)}")
@@ -315,7 +356,7 @@ class AutoencoderKL(HasCore, PretrainedModel):
     def core(self, *inputs: Tensor) -> Tensor:
         """The decoder: latents (b z h w) to images (b c H W)."""
         (z,) = inputs
-        if z.device.type == "cpu":  # a sixth faster there; the U-Nets are not
+        if z.device.type == "cpu":  # on CPUs this memory format makes the decoder a sixth faster, but not the U-Nets
             z = z.contiguous(memory_format=torch.channels_last)
         out: Tensor = self.decoder(self.post_quant_conv(z))
         return out.contiguous()
@@ -327,13 +368,20 @@ class AutoencoderKL(HasCore, PretrainedModel):
         return_dict: bool = True,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> DecoderOutput:
-        """Encode images and decode the mode, or a sample, of their latents."""
+        """Encode images and decode their latents again.
+
+        Args:
+            sample: images in [-1, 1], (b c H W).
+            sample_posterior: draw the latents at random; otherwise take the most likely ones.
+            return_dict: without effect: the result is a tuple of one either way.
+            generator: of the random latents, see `DiagonalGaussianDistribution.sample`.
+        """
         latents = self.encode(sample).latent_dist
         return self.decode(latents.sample(generator) if sample_posterior else latents.mode())
 
     def _encode(self, x: Tensor) -> Tensor:
         def encode(tile: Tensor) -> Tensor:
-            out: Tensor = self.quant_conv(self.encoder(tile))
+            out: Tensor = self.quant_conv(self.encoder(tile))  # (b 2·z h w)
             return out
 
         size = self.tile_sample_min_size

@@ -10,21 +10,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddim.lora import State, change, read_lora, state_of, write_lora
+from ddim.models import CLIPTextModel, UNet2DConditionModel
 from ddim.pipelines.base import WITHOUT_EFFECT
 
-PARTS = ("unet", "text_encoder")
-Weight = float | Mapping[str, float] | None  # of an adapter: in all parts, in each by its name, or 1
+ADAPTED = ("unet", "text_encoder")  # the parts of a pipeline that take adapters
+# How strong an adapter is: one number for all parts, a number for each part by its name, or None for 1.
+Weight = float | Mapping[str, float] | None
 
 
 class TakesAdapters:
     """For pipelines with a `unet` and a `text_encoder`.
 
     Adapters are merged into the networks' weights and belong to the networks: pipelines that share those (`from_pipe`)
-    share the adapters. These methods are not for a moment when another thread makes images.
+    share the adapters. Call these methods only while no other thread makes images with them.
     """
 
-    unet: Any
-    text_encoder: Any
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel | None
 
     def load_lora_weights(
         self,
@@ -108,7 +110,7 @@ class TakesAdapters:
 
     def fuse_lora(
         self,
-        components: Sequence[str] = PARTS,
+        components: Sequence[str] = ADAPTED,
         lora_scale: float = 1.0,
         safe_fusing: bool = False,
         adapter_names: Sequence[str] | None = None,
@@ -133,7 +135,7 @@ class TakesAdapters:
 
         self._change_adapters(fuse)
 
-    def unfuse_lora(self, components: Sequence[str] = PARTS) -> None:
+    def unfuse_lora(self, components: Sequence[str] = ADAPTED) -> None:
         """Undo `fuse_lora`, bit for bit: adapters are as strong as `set_adapters` said."""
         _check_components(components)
         self._change_adapters(lambda part, state: state._replace(fused={}) if part in components else state)
@@ -212,7 +214,8 @@ class TakesAdapters:
         )
 
     def _adapted_networks(self) -> dict[str, nn.Module]:
-        networks = {part: getattr(self, part) for part in PARTS}
+        """The networks that take adapters, by their parts' names; without torch.compile's wrapper."""
+        networks = {part: getattr(self, part) for part in ADAPTED}
         networks = {part: getattr(network, "_orig_mod", network) for part, network in networks.items()}
         return {part: network for part, network in networks.items() if isinstance(network, nn.Module)}
 
@@ -228,6 +231,7 @@ class TakesAdapters:
         return names
 
     def _change_adapters(self, new: Callable[[str, State], State], *, for_good: bool = False) -> None:
+        """Give every network the state that `new` makes of its part's name and its present state; see `lora.change`."""
         states = [(network, state_of(network), part) for part, network in self._adapted_networks().items()]
         planned = [(network, state, new(part, state)) for network, state, part in states]
         change(
@@ -236,12 +240,12 @@ class TakesAdapters:
 
 
 def _weight(weight: Any, part: str) -> float:
-    """How strong an adapter is to be in a part."""
+    """How strong an adapter is to be in a part; a ValueError unless it is a finite number."""
     if isinstance(weight, Mapping):
-        unknown = sorted(set(weight) - set(PARTS))
+        unknown = sorted(set(weight) - set(ADAPTED))
         if unknown:
             raise ValueError(
-                f"there are weights for {', '.join(map(str, unknown))[:200]}, not for {' and '.join(PARTS)}"
+                f"there are weights for {', '.join(map(str, unknown))[:200]}, not for {' and '.join(ADAPTED)}"
             )
         weight = weight.get(part)
     if weight is None:
@@ -252,5 +256,5 @@ def _weight(weight: Any, part: str) -> float:
 
 
 def _check_components(components: Any) -> None:
-    if not isinstance(components, (list, tuple)) or not components or not set(components) <= set(PARTS):
-        raise ValueError(f"components must be a list of {' and '.join(PARTS)}, not {components!r:.100}")
+    if not isinstance(components, (list, tuple)) or not components or not set(components) <= set(ADAPTED):
+        raise ValueError(f"components must be a list of {' and '.join(ADAPTED)}, not {components!r:.100}")

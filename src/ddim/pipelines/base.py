@@ -7,7 +7,7 @@ import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,13 @@ from ddim.checkpoint.config import DIFFUSERS_VERSION
 from ddim.errors import CheckpointError
 from ddim.noise import Generators, gaussian_noise, generators
 from ddim.pipelines.inputs import Pictures
-from ddim.sampling import Denoiser
+from ddim.sampling import Denoiser, Pipeline
 from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
 
 INDEX = "model_index.json"
 
-# What a model_index.json may name, and where it is here. Every scheduler becomes a DDIMScheduler.
+# The classes that a model_index.json may name, each with the module that has it, and with ":" and the name of our class
+# where that is another one. Schedulers are not listed, as every one becomes a DDIMScheduler.
 PIPELINES = {
     "DDIMPipeline": "ddim.pipelines.pixels",
     "DDPMPipeline": "ddim.pipelines.pixels:DDIMPipeline",
@@ -40,20 +41,24 @@ NETWORKS = {
     "UNet2DConditionModel": "ddim.models",
     "UNet2DModel": "ddim.models",
 }
+# The libraries that an index may say its classes are of. None is imported: the classes are this package's own.
 LIBRARIES = ("diffusers", "transformers")
+# The classes that are written into an index as transformers'; the others are diffusers'.
 OF_TRANSFORMERS = ("CLIPTextModel", "CLIPTokenizer")
-# What diffusers' users write, and is so in any case.
+# Options that diffusers' users pass. They are taken and change nothing: what they ask for is done in any case.
 WITHOUT_EFFECT = ("low_cpu_mem_usage", "use_safetensors")
 
 
 class DiffusionPipeline(Savable):
     """Networks and a scheduler that together make images; this class loads any of its subclasses."""
 
-    # The parts' names, in the constructor's order; the classes that each may be of in an index; those that may be null.
+    # The names of the parts in the constructor's order; the classes that an index may name for each; and the parts that
+    # a pipeline may be without.
     parts: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     nullable: ClassVar[tuple[str, ...]] = ()
-    # Entries of diffusers' index, and arguments of its constructor, for what this package leaves out.
+    # Entries that diffusers' index and constructor have for what this package does not do, with the only values that
+    # they may have here.
     left_out: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, **components: Any) -> None:
@@ -213,7 +218,7 @@ class DiffusionPipeline(Savable):
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device that the networks are on."""
         return next(self._networks[0].parameters()).device
 
     @property
@@ -258,18 +263,27 @@ class DiffusionPipeline(Savable):
         self._progress = kwargs
 
     def progress_bar(self, total: int) -> tqdm[Any]:
+        """A bar of so many steps, as `set_progress_bar_config` wants it."""
         return tqdm(total=total, **self._progress)
 
     def _initial_noise(
         self, shape: tuple[int, ...], generator: Generators, seed: int | Sequence[int] | None, latents: Tensor | None
     ) -> tuple[Tensor, Generators]:
-        """x_T, and the generators of what noise the steps add."""
+        """x_T, given or drawn, and the generators that draw the noise of the steps."""
         generator = generators(generator, seed, shape[0])
         if latents is None:
             return gaussian_noise(shape, generator, self.device, self.dtype), generator
+        return self._given_latents(latents, shape), generator
+
+    def _given_latents(self, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The caller's x_T, where and as the networks are; a ValueError unless it is of this shape."""
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, needed is {shape}")
-        return latents.to(self.device, self.dtype), generator
+        return latents.to(self.device, self.dtype)
+
+
+if TYPE_CHECKING:  # so that mypy holds pipelines to what the rest of the package needs of one
+    _NEEDED: type[Pipeline] = DiffusionPipeline
 
 
 def same_shape(given: Any, x: Tensor) -> Tensor:

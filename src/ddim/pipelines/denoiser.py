@@ -22,8 +22,8 @@ class TextDenoiser:
     are made anew when the U-Net's adapters change on the way, in a callback.
 
     Args:
-        unet: called as `UNet2DConditionModel` is.
-        plan: of the run.
+        unet: a `UNet2DConditionModel`, or a network of another library that is called as one is; so it has no type.
+        plan: of the run; the embeddings of its timesteps are made beforehand.
         embeds: the text, (b s d).
         negative: the text to keep away from, (b s d); None is no guidance.
         scale, rescale, interval: see `guidance.guide`.
@@ -50,7 +50,7 @@ class TextDenoiser:
         self._timesteps = torch.tensor(plan.timesteps)
         width = unet.config.get("time_cond_proj_dim")
         self._cond: Tensor | None = None
-        if width is not None:  # distilled under guidance (Meng et al. 2023): its scale is an input
+        if width is not None:  # a U-Net distilled under guidance (Meng et al. 2023) takes the scale as an input
             steps = torch.tensor([(scale - 1) * 1000.0])
             self._cond = sinusoids(steps, width, flip_sin_to_cos=False, freq_shift=1).to(embeds)  # (1 width)
         self._adapters = version_of(unet)
@@ -97,11 +97,13 @@ class TextDenoiser:
         return self._denoise(x, timestep)
 
     def _project_time(self) -> dict[str, Any]:
+        """The U-Net's arguments that say the timestep, but for the timestep itself."""
         if self._caches:
             return {"time_cache": self.unet.project_time(self._timesteps, timestep_cond=self._cond)}
         return {} if self._cond is None else {"timestep_cond": self._cond.expand(self._batch, -1)}
 
     def _text(self, embeds: Tensor) -> dict[str, Any]:
+        """The U-Net's arguments that say the text."""
         return {"text_cache": self.unet.project_text(embeds)} if self._caches else {"encoder_hidden_states": embeds}
 
     def _predict(self, x: Tensor, timestep: Tensor, text: dict[str, Any]) -> Tensor:

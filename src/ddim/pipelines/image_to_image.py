@@ -1,6 +1,7 @@
 """The pipelines that start from a picture, under their names and with their order of arguments in diffusers.
 
-`StableDiffusionPipeline` does all of it; these are for code that is there already, and for checkpoints that name them.
+`StableDiffusionPipeline` does all that they do. These are for code that was written for diffusers' classes, and for
+checkpoints that name them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from ddim.pipelines.text_to_image import StableDiffusionPipeline, StableDiffusionPipelineOutput
 
+# Arguments in the order of diffusers' calls: the last ones of both, and the first ones of each.
 _ENDING = """
 negative_prompt_embeds ip_adapter_image ip_adapter_image_embeds output_type return_dict cross_attention_kwargs
 clip_skip callback_on_step_end callback_on_step_end_tensor_inputs
@@ -26,7 +28,10 @@ sigmas guidance_scale negative_prompt num_images_per_prompt eta generator latent
 
 
 def _signature(order: Sequence[str], **defaults: Any) -> inspect.Signature:
-    """That of a call, with these arguments first and in this order."""
+    """The signature of `StableDiffusionPipeline`'s call, with these arguments first and in this order.
+
+    `defaults` takes the place of its own.
+    """
     own = dict(inspect.signature(StableDiffusionPipeline.__call__).parameters)
     own |= {name: own[name].replace(default=default) for name, default in defaults.items()}
     first = [own[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *order)]

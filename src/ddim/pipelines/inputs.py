@@ -14,6 +14,9 @@ from torch.nn import functional as F
 # A picture or a list of them: PIL images; arrays (h w c) or (b h w c); tensors (c h w) or (b c h w).
 Pictures: TypeAlias = Any
 
+# How strong an adapter is, diffusers says by these arguments, and this package by a method.
+_OF_ADAPTERS = ("cross_attention_kwargs", "lora_scale")
+
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -23,12 +26,12 @@ def to_tensor(
     """Pictures as (b channels h w) float32 in [-1, 1]; latents, which a tensor may hold instead, as they are.
 
     Args:
-        pictures: PIL images are resized with Lanczos' filter, the rest takes the nearest pixel. Numbers are bytes, or
-            in [0, 1]; where one is negative, in [-1, 1].
+        pictures: PIL images are resized with Lanczos' filter, and arrays and tensors by taking the nearest pixel. Their
+            numbers are bytes, or in [0, 1], or if one of them is negative in [-1, 1].
         size: (height, width); None takes the first picture's, rounded down to a multiple of `factor`.
-        factor: pixels of a latent, on each axis.
-        channels: of the autoencoder's images; grey pictures are copied to all.
-        latents: channels of a latent. A tensor with so many holds latents.
+        factor: how many pixels a latent stands for, on each axis.
+        channels: how many the result has; the one channel of grey pictures is copied to all.
+        latents: how many channels latents have. A tensor with so many holds latents.
 
     Raises:
         TypeError, ValueError: what is given is no picture, or has other channels or numbers.
@@ -82,6 +85,14 @@ def positive(value: Any, name: str) -> int:
     return value
 
 
+def refuse_unsupported(**given: Any) -> None:
+    """Raise a ValueError if one of these arguments, which diffusers has and this package has not, is not None."""
+    for name, value in given.items():
+        if value is not None:
+            instead = "; how strong an adapter is, set_adapters says" if name in _OF_ADAPTERS else ""
+            raise ValueError(f"{name} is not implemented: leave it at None{instead}")
+
+
 def _as_list(pictures: Pictures, name: str, dimensions: int = 3) -> list[Any]:
     """One entry for each picture, or one array or tensor that is a batch."""
     listed = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
@@ -101,7 +112,7 @@ def _as_list(pictures: Pictures, name: str, dimensions: int = 3) -> list[Any]:
 
 
 def _from_pil(pictures: Sequence[Image.Image], size: tuple[int, int], mode: str | None = None) -> Tensor:
-    """Resized, and then brought to `mode`: (b c h w) in [0, 1]."""
+    """PIL images, resized and then converted to `mode`, as a tensor (b c h w) in [0, 1]."""
     height, width = size
     resized = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
     arrays = [np.asarray(picture if mode is None else picture.convert(mode), np.float32) / 255 for picture in resized]
@@ -130,11 +141,12 @@ def _from_numbers(pictures: Sequence[Any], name: str) -> Tensor:
 
 
 def _nearest(tensor: Tensor, size: tuple[int, int]) -> Tensor:
+    """A tensor (b c h w) resized to (height, width) by taking the nearest pixel."""
     return tensor if tuple(tensor.shape[2:]) == size else F.interpolate(tensor, size=size)
 
 
 def _sides(wanted: tuple[int | None, int | None], own: Sequence[int], factor: int) -> tuple[int, int]:
-    """What is wanted, or a picture's own height and width, rounded down."""
+    """The wanted height and width; in the place of None a picture's own, rounded down to a multiple of `factor`."""
     height, width = (own - own % factor if side is None else side for side, own in zip(wanted, own, strict=True))
     if not (height and width):
         raise ValueError(f"an image of {own[0]}x{own[1]} is smaller than {factor}x{factor}, which is one latent")

@@ -1,48 +1,51 @@
 """What a text-to-image pipeline on latents is made of: texts and pictures to tensors and back, and its denoiser.
 
-Also how large its pictures are, and what it can do to need less memory.
+It also knows how large its pictures are, and has the methods by which it needs less memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ddim.errors import ConfigError, NonFiniteError
 from ddim.images import to_images
+from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from ddim.models.tokenizer import CLIPTokenizer
 from ddim.pipelines.base import DiffusionPipeline
 from ddim.pipelines.denoiser import TextDenoiser
-from ddim.pipelines.inputs import Pictures, positive, to_tensor
-from ddim.pipelines.prompts import Prompt, check_prompts, encode, for_each_image
+from ddim.pipelines.inputs import Pictures, positive, refuse_unsupported, to_tensor
+from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_prompts, for_each_image
 from ddim.plan import SamplingPlan
+from ddim.scheduler import DDIMScheduler
+
+N = TypeVar("N")  # a network, or None where a pipeline is without one
 
 
 class SavesMemory:
-    """For pipelines with a `vae` and a `unet`, whose networks are used one after another."""
+    """The methods of diffusers by which a pipeline, whose networks are used one after another, needs less memory."""
 
-    vae: Any
-    unet: Any
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
     _offload: torch.device | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the networks run."""
-        device: torch.device = self.unet.device if self._offload is None else self._offload
-        return device
+        return self.unet.device if self._offload is None else self._offload
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the U-Net's parameters, and so of the latents."""
-        dtype: torch.dtype = self.unet.dtype
-        return dtype
+        return self.unet.dtype
 
     @contextmanager
-    def in_use(self, network: Any) -> Iterator[Any]:
-        """The network where it runs, brought there and back if the pipeline is offloaded."""
+    def in_use(self, network: N) -> Iterator[N]:
+        """The network on the device where it runs; if the pipeline is offloaded, it is brought there and back."""
         if self._offload is None or not isinstance(network, nn.Module):
             yield network
             return
@@ -55,7 +58,7 @@ class SavesMemory:
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: str | torch.device | None = None) -> None:
         """Keep the networks in the host's memory, each on the accelerator only while it is used.
 
-        A pipeline whose networks come and go is for one thread at a time.
+        Only one thread at a time may use a pipeline whose networks come and go.
 
         Args:
             gpu_id: which accelerator; the current one unless told.
@@ -78,6 +81,7 @@ class SavesMemory:
         self.vae.enable_slicing()
 
     def disable_vae_slicing(self) -> None:
+        """Encode and decode all images of a batch at once, as a new pipeline does."""
         self.vae.disable_slicing()
 
     def enable_vae_tiling(self) -> None:
@@ -85,25 +89,31 @@ class SavesMemory:
         self.vae.enable_tiling()
 
     def disable_vae_tiling(self) -> None:
+        """Encode and decode every image as a whole, as a new pipeline does."""
         self.vae.disable_tiling()
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Without effect: PyTorch's attention never holds all scores in memory, so there is nothing to slice."""
+        """This has no effect: PyTorch's attention never holds all scores in memory, so there is nothing to slice."""
 
     def disable_attention_slicing(self) -> None:
-        """Without effect, as `enable_attention_slicing`."""
+        """This has no effect, as `enable_attention_slicing` has none."""
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
-        """Without effect: PyTorch's attention does the same."""
+        """This has no effect: PyTorch's attention does the same."""
 
     def disable_xformers_memory_efficient_attention(self) -> None:
-        """Without effect, as `enable_xformers_memory_efficient_attention`."""
+        """This has no effect, as `enable_xformers_memory_efficient_attention` has none."""
 
 
 class LatentPipeline(SavesMemory, DiffusionPipeline):
     """A pipeline with an autoencoder, a text encoder and a U-Net between latents."""
 
-    vae_scale_factor: int  # pixels of a latent, on each axis
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel | None
+    tokenizer: CLIPTokenizer | None
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+    vae_scale_factor: int  # how many pixels a latent stands for, on each axis
 
     def encode_prompt(
         self,
@@ -117,22 +127,29 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         lora_scale: None = None,
         clip_skip: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """What the U-Net is to look at, and to keep away from: (b·n tokens channels) each.
+        """The embeddings that the U-Net is to look at, and those to keep away from: (b·n tokens channels) each.
 
         Args:
-            device: where the result goes; to the U-Net unless told.
-            num_images_per_prompt: n.
-            do_classifier_free_guidance: False spares the second, which is None then.
+            device: where the result goes; to the U-Net's device unless told.
+            num_images_per_prompt: n, how often each prompt's embeddings are repeated.
+            do_classifier_free_guidance: False leaves out those to keep away from, and None takes their place.
             lora_scale: must be None.
 
         The rest is as in a call.
         """
-        refuse(lora_scale=lora_scale)
+        refuse_unsupported(lora_scale=lora_scale)
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         images = positive(num_images_per_prompt, "num_images_per_prompt")
-        embeds, negative = encode(self, request, do_classifier_free_guidance, clip_skip)
+        embeds, negative = self._encode_prompts(request, do_classifier_free_guidance, clip_skip)
         embeds = for_each_image(embeds, images).to(device or self.device)
         return embeds, None if negative is None else for_each_image(negative, images).to(device or self.device)
+
+    def _encode_prompts(self, request: Request, is_guided: bool, clip_skip: int | None) -> tuple[Tensor, Tensor | None]:
+        """What `prompts.encode_prompts` gives, on the U-Net's device and of its type: (b s d) each."""
+        with self.in_use(self.text_encoder if request.needs_text_encoder(is_guided) else None) as text_encoder:
+            embeds, negative = encode_prompts(request, self.tokenizer, text_encoder, is_guided, clip_skip)
+        embeds = embeds.to(self.device, self.dtype)
+        return embeds, None if negative is None else negative.to(embeds)
 
     def sample_shape(self, count: int) -> tuple[int, ...]:
         """The shape of `count` latents of the size that the U-Net was trained on, (count z h w)."""
@@ -161,13 +178,13 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         return self.scaled(mean)
 
     def scaled(self, z: Tensor) -> Tensor:
-        """What the autoencoder gives, (b z h w), as the U-Net knows it."""
+        """Latents as the autoencoder gives them, (b z h w), shifted and scaled to what the U-Net was trained on."""
         config = self.vae.config
         latents: Tensor = (z.to(self.dtype) - (config.shift_factor or 0.0)) * config.scaling_factor
         return latents
 
     def is_guided(self, guidance_scale: float) -> bool:
-        """Whether two predictions are to be made: not for a U-Net that takes the scale as an input."""
+        """Whether each step needs two predictions: at a scale above 1, unless the U-Net takes the scale as an input."""
         return not guidance_scale <= 1 and self.unet.config.get("time_cond_proj_dim") is None
 
     def denoiser(
@@ -183,10 +200,17 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[int, int] | None = None,
         clip_skip: int | None = None,
+        channels: Tensor | None = None,
     ) -> TextDenoiser:
-        """The U-Net for `count` samples of one text, or of so many; without one, of the empty text.
+        """The U-Net as a denoiser of `count` samples under texts; without any, under the empty text.
 
-        Arguments as in a call, but without guidance unless told.
+        Args:
+            plan: of the run that it is for.
+            count: how many samples it is given at a time. Each of the texts is for an equal share of them, in order.
+            channels: what the U-Net is given beside the samples, (count c h w): what one that was trained to inpaint
+                sees of the picture.
+
+        The rest is as in a call, but that there is no guidance unless told.
 
         Raises:
             ValueError, TypeError: texts or embeddings that do not fit together or the count.
@@ -197,7 +221,7 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         if count % request.size:
             raise ValueError(f"{request.size} prompts do not fit {count} samples: give one, or one for each")
         with torch.no_grad():
-            embeds, negative = encode(self, request, self.is_guided(guidance_scale), clip_skip)
+            embeds, negative = self._encode_prompts(request, self.is_guided(guidance_scale), clip_skip)
         images = count // request.size
         return TextDenoiser(
             self.unet,
@@ -207,10 +231,11 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
             scale=guidance_scale,
             rescale=guidance_rescale,
             interval=guidance_interval,
+            channels=channels,
         )
 
     def decode(self, x: Tensor, output_type: str = "pil") -> Any:
-        """Latents (b c h w) as pictures; see `images.to_images`; "latent" gives them back.
+        """Latents (b z h w) as pictures; see `images.to_images`. The output type "latent" gives them back as they are.
 
         Raises:
             NonFiniteError: the autoencoder gave NaN or infinity.
@@ -227,22 +252,16 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         return to_images(decoded, output_type)
 
 
-def refuse(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            instead = "; how strong an adapter is, set_adapters says" * (
-                name in ("cross_attention_kwargs", "lora_scale")
-            )
-            raise ValueError(f"{name} is not implemented: leave it at None{instead}")
-
-
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
 def pixels(
     height: int | None, width: int | None, config: Mapping[str, Any], latents: Tensor | None, factor: int
 ) -> tuple[int, int]:
-    """Height and width: what is given, or that of the given latents, or what the U-Net was trained on."""
+    """Height and width in pixels: what is given, else those of the given latents, else what the U-Net was trained on.
+
+    `config` is the U-Net's, and `factor` is how many pixels a latent stands for on each axis.
+    """
     if height is not None and width is not None:
         return height, width
     rows, columns = usual_size(config) if latents is None else latents.shape[-2:]
@@ -272,6 +291,6 @@ def check_sides(height: int | None, width: int | None, factor: int) -> None:
 
 
 def _is_before_0_9(version: Any) -> bool:
-    """Was a config written by a diffusers older than 0.9?"""
+    """Whether a config was written by a version of diffusers older than 0.9."""
     parts = version.split(".") if isinstance(version, str) else []
     return len(parts) > 1 and parts[0] == "0" and parts[1].isdigit() and int(parts[1]) < 9

@@ -23,7 +23,8 @@ from ddim.sampling import Denoiser, sample
 from ddim.scheduler import DDIMScheduler
 from ddim.step import Output
 
-LARGEST_CACHE = 2**24  # numbers that a run's timesteps and classes may take, beforehand
+# How many numbers a run may compute of its timesteps and classes before its first step, and keep; 64 MiB in float32.
+LARGEST_CACHE = 2**24
 
 
 @dataclass(eq=False)
@@ -136,6 +137,7 @@ class DDIMPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images) if return_dict else (images,)
 
     def _shape(self, batch_size: int, latents: Tensor | None) -> tuple[int, ...]:
+        """The shape of a batch of samples: of the size in the U-Net's config or, if it says none, of the latents'."""
         size = self.unet.config.sample_size
         if size is None:
             if latents is None:
@@ -223,7 +225,7 @@ class DDIMPipeline(DiffusionPipeline):
 
     def _predictor(self, plan: SamplingPlan, labels: Tensor | None) -> Denoiser:
         """The U-Net for one batch of labels (b). What it makes of the plan's timesteps and the labels is computed here,
-        not at each step, unless that is very much.
+        not at each step, unless it would be more than `LARGEST_CACHE` numbers.
         """
         given, planned = () if labels is None else (labels,), set(plan.timesteps)
         classes = rows = None

@@ -1,4 +1,4 @@
-"""What people ask for, in words or as embeddings, to what the U-Net looks at."""
+"""From what people ask for, in words or as embeddings, to the embeddings that the U-Net looks at."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor
 
 from ddim.errors import ConfigError
+from ddim.models import CLIPTextModel
+from ddim.models.tokenizer import CLIPTokenizer
 
 Prompt: TypeAlias = str | Sequence[str] | None
 
@@ -21,11 +23,17 @@ class Request(NamedTuple):
     negative_texts: list[str] | None
     negative_embeds: Tensor | None
 
+    def needs_text_encoder(self, is_guided: bool) -> bool:
+        """Whether there are texts that are still to be encoded."""
+        return self.embeds is None or (is_guided and self.negative_embeds is None)
+
 
 def check_prompts(
     prompt: Prompt, negative_prompt: Prompt, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None
 ) -> Request:
-    """Bring prompts to lists of one length; without a negative prompt it is the empty text.
+    """Check the prompts of a call and bring them to lists of one length.
+
+    Without a negative prompt, the empty text is what to keep away from.
 
     Raises:
         ValueError: both or neither of a prompt and its embeddings; lists or embeddings that do not fit together.
@@ -52,35 +60,47 @@ def check_prompts(
     return Request(count, texts, embeds, None, negative_embeds)
 
 
-def encode(pipe: Any, request: Request, is_guided: bool, clip_skip: int | None) -> tuple[Tensor, Tensor | None]:
-    """The embeddings (b s d) of the prompts and, under guidance, of the negative ones, where and as the U-Net is.
+def encode_prompts(
+    request: Request,
+    tokenizer: CLIPTokenizer | None,
+    text_encoder: CLIPTextModel | None,
+    is_guided: bool,
+    clip_skip: int | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The embeddings (b s d) of the prompts and, under guidance, of the negative ones, else None.
 
     `clip_skip` is for the prompts alone, as in diffusers.
+
+    Raises:
+        ValueError: the two differ in shape.
+        ConfigError: see `encode_texts`.
     """
     embeds, negative = request.embeds, request.negative_embeds
-    with pipe.in_use(pipe.text_encoder) as encoder:
-        if embeds is None:
-            embeds = encode_texts(pipe.tokenizer, encoder, request.texts or [], clip_skip)
-        if is_guided and negative is None:
-            negative = encode_texts(pipe.tokenizer, encoder, request.negative_texts or [], length=embeds.shape[1])
-    embeds = embeds.to(pipe.device, pipe.dtype)
-    if not is_guided or negative is None:
+    if embeds is None:
+        embeds = encode_texts(tokenizer, text_encoder, request.texts or [], clip_skip)
+    if not is_guided:
         return embeds, None
+    if negative is None:
+        negative = encode_texts(tokenizer, text_encoder, request.negative_texts or [], length=embeds.shape[1])
     if negative.shape != embeds.shape:
         raise ValueError(
             f"the prompts' embeddings have shape {tuple(embeds.shape)}, the negative ones' {tuple(negative.shape)}"
         )
-    return embeds, negative.to(embeds)
+    return embeds, negative
 
 
 def encode_texts(
-    tokenizer: Any, text_encoder: Any, texts: list[str], clip_skip: int | None = None, length: int | None = None
+    tokenizer: CLIPTokenizer | None,
+    text_encoder: CLIPTextModel | None,
+    texts: list[str],
+    clip_skip: int | None = None,
+    length: int | None = None,
 ) -> Tensor:
-    """What the text encoder makes of texts, (b s d), after its final norm.
+    """The text encoder's last hidden state, (b s d), of b texts, after its final norm.
 
     Args:
-        clip_skip: how many of the last layers to leave out.
-        length: s; the tokenizer's own unless told.
+        clip_skip: how many of the last layers to leave out. The final norm is still applied.
+        length: s, the number of tokens that each text is filled up or cut to; the tokenizer's own unless told.
 
     Raises:
         ConfigError: the pipeline has no text encoder, or fewer layers than are to be left out.
@@ -88,7 +108,7 @@ def encode_texts(
     if tokenizer is None or text_encoder is None:
         raise ConfigError("this pipeline has no tokenizer or no text encoder: give prompt_embeds")
     different = list(dict.fromkeys(texts))
-    if len(different) < len(texts):  # the same negative prompt for all, most often
+    if len(different) < len(texts):  # most often the same negative prompt for all
         encoded = encode_texts(tokenizer, text_encoder, different, clip_skip, length)
         return encoded[[different.index(text) for text in texts]]
     ids = tokenizer(texts, length).to(text_encoder.device)

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 
 class Run:
-    """One call.
+    """One call, of the thread that makes this.
 
     Attributes:
         num_timesteps: how many steps it makes.
         guidance_scale: as it was given.
         do_classifier_free_guidance: whether it is guided.
-        interrupted: set to end it after the step that is being made.
+        interrupted: set this to end the call after the step that is being made.
     """
 
     def __init__(self, num_timesteps: int, guidance_scale: float, do_classifier_free_guidance: bool) -> None:
@@ -26,7 +26,7 @@ class Run:
 
 
 class Runs:
-    """Gives a pipeline the properties that diffusers' callbacks read and set; each thread sees its own call's.
+    """Gives a pipeline the properties that diffusers' callbacks read and set. Each thread sees those of its own call.
 
     `pipe._interrupt = True` in a callback ends that call; from a thread that makes no call, it ends all that run.
     """
@@ -43,7 +43,7 @@ class Runs:
             self._running.remove(run)
 
     def _own(self) -> Run | None:
-        """The call of this thread; of several, the innermost."""
+        """The call that this thread makes, and of several within one another the innermost; None if it makes none."""
         thread = threading.get_ident()
         return next((run for run in reversed(self._running) if run.thread == thread), None)
 
@@ -55,7 +55,7 @@ class Runs:
 
     @property
     def guidance_scale(self) -> float | None:
-        """That of this thread's call; None outside of one."""
+        """The guidance scale of this thread's call; None outside of one."""
         run = self._own()
         return None if run is None else run.guidance_scale
 

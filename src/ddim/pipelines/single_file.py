@@ -17,13 +17,15 @@ import torch
 from ddim.checkpoint import PretrainedModel, choose_dtype
 from ddim.checkpoint.files import outline, read_metadata, read_tensors
 from ddim.checkpoint.hub import Repository
-from ddim.checkpoint.loading import differences, fill, refuse, skeleton
+from ddim.checkpoint.loading import differences, fill, raise_for_problems, skeleton
 from ddim.checkpoint.original_layout import PREFIXES, Part, State, convert
 from ddim.errors import CheckpointError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.models.tokenizer import END, CLIPTokenizer
 from ddim.process import prediction
 from ddim.scheduler import DDIMScheduler
+
+__all__ = ["load_single_file"]
 
 CLASSES: dict[str, type[PretrainedModel]] = {
     "unet": UNet2DConditionModel,
@@ -39,7 +41,7 @@ SCHEDULER: dict[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-# How the names of other kinds of file begin.
+# How the names of the tensors in other kinds of file begin, and what those files hold.
 OTHERS = {
     "conditioner.embedders.": "Stable Diffusion XL",
     "text_encoders.": "Stable Diffusion 3 or later",
@@ -96,7 +98,7 @@ def load_single_file(
     found, problems = convert(tensors, use_ema)
     unet, vae = found["unet"].config, found["vae"].config
     if prediction_type is not None:
-        prediction(prediction_type)  # is it known?
+        prediction(prediction_type)  # raises a ConfigError unless it is known
     elif "unet" in parts or "scheduler" in parts:
         prediction_type = _prediction_type(file, unet)
     unet["sample_size"] = 96 if unet["use_linear_projection"] and prediction_type == "v_prediction" else 64
@@ -117,7 +119,7 @@ def load_single_file(
             for key, tensor in offered.items()
         }
         problems += differences(wanted, offered)
-    refuse(problems, f"{file} is no Stable Diffusion 1 or 2{_hint(tensors)}")
+    raise_for_problems(problems, f"{file} is no Stable Diffusion 1 or 2{_hint(tensors)}")
 
     for name, network in networks.items():
         part = found[name]
@@ -139,7 +141,7 @@ def load_single_file(
 
 
 def _tokenizer(given: Any, config: Mapping[str, Any], options: Mapping[str, Any]) -> CLIPTokenizer:
-    """What is given, or what is there: in the place itself or in its folder "tokenizer"."""
+    """The tokenizer that is given, or the one that is at the given place: in it or in its folder "tokenizer"."""
     if isinstance(given, CLIPTokenizer):
         return given
     repository = Repository.open(given, {name: value for name, value in options.items() if name != "revision"})
@@ -199,6 +201,7 @@ def _prediction_type(file: Path, config: Mapping[str, Any]) -> str:
 
 
 def _hint(names: Mapping[str, Any]) -> str:
+    """The end of an error's text that says what these tensors may be of instead, if their names tell it."""
     for prefix, what in OTHERS.items():
         if any(name.startswith(prefix) for name in names):
             return f"; it may be {what}"

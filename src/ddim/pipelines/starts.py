@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +11,112 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddim.errors import ConfigError
-from ddim.noise import Generators, gaussian_noise
+from ddim.noise import Generators, gaussian_noise, generators
+from ddim.pipelines.crops import Crop
+from ddim.pipelines.inputs import Pictures, positive, to_mask, to_tensor
+from ddim.pipelines.latents import LatentPipeline, check_sides, pixels
 from ddim.plan import SamplingPlan
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a call gives its run to start from: nothing but noise, unless there is a picture.
+
+    Attributes:
+        size: the height and the width of a call, in pixels or None.
+
+    The others are the arguments of a call.
+    """
+
+    size: tuple[int | None, int | None]
+    latents: Tensor | None
+    image: Pictures | None
+    strength: float
+    mask_image: Pictures | None
+    masked_image_latents: Tensor | None
+    padding_mask_crop: int | None
+
+    def check(self, output_type: str) -> None:
+        """Raise unless these go together, and with the kind of output.
+
+        Raises:
+            ValueError: one needs another, or two say where to start.
+            TypeError: the latents are no tensor of four dimensions.
+        """
+        if self.mask_image is not None and self.image is None:
+            raise ValueError("mask_image needs the image that it is a mask of")
+        if self.padding_mask_crop is not None and (self.mask_image is None or output_type != "pil"):
+            raise ValueError("padding_mask_crop needs a mask_image and output_type='pil'")
+        if self.latents is not None and not (isinstance(self.latents, Tensor) and self.latents.ndim == 4):
+            raise TypeError(f"latents must be a tensor (b channels height width), not {self.latents!r:.100}")
+        if self.image is not None and self.mask_image is None and self.latents is not None:
+            raise ValueError("give latents to start from, or an image, not both")
+
+
+class Canvas(NamedTuple):
+    """What a run paints on: the caller's picture and mask as tensors of the size that is drawn.
+
+    Attributes:
+        size: height and width of the latents.
+        picture: where the run starts, (p c H W) in [-1, 1], or as latents (p z h w); None is a start from noise.
+        mask: (m 1 H W) of zeros and ones. Where it is 1 the picture is painted anew; None paints all of it anew.
+        crop: the region of a larger picture that this one is, if the caller gave a `padding_mask_crop`.
+    """
+
+    size: tuple[int, int]
+    picture: Tensor | None = None
+    mask: Tensor | None = None
+    crop: Crop | None = None
+
+    def put_back(self, images: Any) -> Any:
+        """The painted images; those of a crop within the larger picture that it was cut from."""
+        return images if self.crop is None else [self.crop.put_back(image) for image in images]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run is asked to draw, after all checks.
+
+    Attributes:
+        plan: the steps to make.
+        prompts: b, the number of texts.
+        shape: of the latents, (b·n z h w) for n images of each text.
+        generator: what draws all noise.
+        seeded: the generators were made of a seed, so each image has one of its own.
+        canvas: the picture and the mask to start from.
+        latents: x_T of this shape, instead of noise that the generator draws.
+        masked_latents: latents (p z h w) of the picture without what the mask covers, instead of the encoded ones.
+        strength: in [0, 1]. Under a mask, 1 starts from noise alone and less from the noised picture.
+    """
+
+    plan: SamplingPlan
+    prompts: int
+    shape: tuple[int, ...]
+    generator: Generators
+    seeded: bool
+    canvas: Canvas
+    latents: Tensor | None
+    masked_latents: Tensor | None
+    strength: float
+
+    def is_latent(self, picture: Tensor) -> bool:
+        """Whether a picture (p …) is given as latents."""
+        return picture.shape[1] == self.shape[1]
+
+    def spread(self, x: Tensor, name: str) -> Tensor:
+        """One tensor for all images, one for each text or one for each image, as one for each image: (b·n …).
+
+        Raises:
+            ValueError: there are neither one nor b nor b·n; `name` says of what.
+        """
+        count = self.shape[0]
+        if len(x) == count:
+            return x
+        if len(x) == 1:
+            return x.expand(count, *x.shape[1:])
+        if len(x) == self.prompts:
+            return x.repeat_interleave(count // self.prompts, dim=0)
+        raise ValueError(f"{len(x)} {name} do not fit {self.prompts} prompts and {count} images: give one, or as many")
 
 
 class Start(NamedTuple):
@@ -20,155 +124,185 @@ class Start(NamedTuple):
 
     Attributes:
         x: the first x_t, (b z h w).
-        plan: the steps that are left.
         channels: what the U-Net is given beside x, (b c h w).
-        keep: (x, index of the step) -> x with what is to be kept of the picture put back.
+        keep: (x, index of the step that gave it) -> x with what is to stay of the picture put back.
     """
 
     x: Tensor
-    plan: SamplingPlan
     channels: Tensor | None = None
     keep: Callable[[Tensor, int], Tensor] | None = None
 
 
-class Batch(NamedTuple):
-    """What all kinds of starts need to know of a run."""
+class StartsFromPictures(LatentPipeline):
+    """A pipeline on latents whose runs may start from pictures.
 
-    prompts: int
-    shape: tuple[int, ...]  # of x, (b z h w)
-    generator: Generators
-    seeded: bool  # the generators come from a seed: each image has its own stream
-
-
-def shorten(plan: SamplingPlan, strength: float) -> SamplingPlan:
-    """The last steps of a plan, a share `strength` of them.
-
-    Raises:
-        ValueError: a strength outside [0, 1], or so small that no step is left.
+    Generators are drawn from in the order in which diffusers' pipelines draw from them, so that the same generator
+    gives the same images here and there.
     """
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
-        raise ValueError(f"strength must be a number in [0, 1], not {strength!r:.50}")
-    steps = int(len(plan) * strength)
-    if not steps:
-        raise ValueError(f"strength={strength} leaves none of {len(plan)} steps: give {1 / len(plan):.3g} or more")
-    return replace(plan, timesteps=plan.timesteps[-steps:])
 
+    def _task(
+        self,
+        origin: Origin,
+        plan: SamplingPlan,
+        prompts: int,
+        images_per_prompt: int | None,
+        generator: Generators,
+        seed: int | Sequence[int] | None,
+    ) -> Task:
+        """Check what a call asks for, and bring what it starts from to tensors.
 
-def begin(
-    pipe: Any,
-    plan: SamplingPlan,
-    batch: Batch,
-    latents: Tensor | None,
-    picture: Tensor | None,
-    strength: float,
-    mask: Tensor | None,
-    masked_latents: Tensor | None,
-) -> Start:
-    """The start that fits what is given: from noise (or the given latents), a picture, or a masked one."""
-    if picture is None:
-        return Start(_noise(pipe, batch) if latents is None else latents, plan)
-    picture = picture.to(pipe.device)
-    if mask is None:
-        return from_picture(pipe, picture, plan, batch)
-    mask = mask.to(pipe.device)
-    return from_masked_picture(pipe, picture, mask, masked_latents, latents, strength, plan, batch)
+        Args:
+            origin: after its own check.
+            plan: the steps to make.
+            prompts: how many texts there are.
+            images_per_prompt, generator, seed: as in a call.
 
+        Raises:
+            ConfigError, ValueError, TypeError: sizes, pictures, generators or a U-Net that cannot work together.
+        """
+        canvas = self._canvas(origin)
+        count = prompts * (1 if images_per_prompt is None else positive(images_per_prompt, "num_images_per_prompt"))
+        shape = (count, self.vae.config.latent_channels, *canvas.size)
+        sources = generators(generator, seed, count)
+        check_channels(self.unet.config.in_channels, shape[1], canvas.mask is not None)
+        return Task(
+            plan=plan,
+            prompts=prompts,
+            shape=shape,
+            generator=sources,
+            seeded=seed is not None,
+            canvas=canvas,
+            latents=None if origin.latents is None else self._given_latents(origin.latents, shape),
+            masked_latents=origin.masked_image_latents,
+            strength=origin.strength,
+        )
 
-def from_picture(pipe: Any, picture: Tensor, plan: SamplingPlan, batch: Batch) -> Start:
-    """A picture (p 3 H W), or its latents, with the noise of the plan's first timestep."""
-    latents = encode(pipe, picture, batch, each_its_own=True)
-    noise = _noise(pipe, batch)
-    return Start(pipe.scheduler.add_noise(latents, noise, plan.timesteps[0]), plan)
+    def _canvas(self, origin: Origin) -> Canvas:
+        """The picture and the mask, resized to what is drawn.
 
+        Raises:
+            ValueError, TypeError: sizes that are no whole latents, or what is given is no picture or no mask.
+        """
+        factor, config = self.vae_scale_factor, self.vae.config
+        size, image, mask_image = origin.size, origin.image, origin.mask_image
+        check_sides(*size, factor)
+        if image is None:
+            height, width = pixels(*size, self.unet.config, origin.latents, factor)
+            return Canvas((height // factor, width // factor))
+        crop = None
+        if mask_image is not None:  # a picture without a mask may keep its own size
+            size = pixels(*size, self.unet.config, origin.latents, factor)
+            if origin.padding_mask_crop is not None:
+                crop = Crop(image, mask_image, size, origin.padding_mask_crop)
+                image, mask_image = crop.picture, crop.mask
+        picture = to_tensor(image, size, factor, config.in_channels, config.latent_channels)
+        rows, columns = picture.shape[2:]
+        if picture.shape[1] != config.latent_channels:
+            rows, columns = rows // factor, columns // factor
+        return Canvas((rows, columns), picture, to_mask(mask_image, (rows * factor, columns * factor)), crop)
 
-def from_masked_picture(
-    pipe: Any,
-    picture: Tensor,
-    mask: Tensor,
-    masked_latents: Tensor | None,
-    noise: Tensor | None,
-    strength: float,
-    plan: SamplingPlan,
-    batch: Batch,
-) -> Start:
-    """A picture to be painted anew where the mask is 1.
+    def _start(self, task: Task) -> Start:
+        """The start that fits what was given: noise or its latents, a picture, or a picture under a mask."""
+        if task.canvas.picture is None:
+            return Start(self._noise(task) if task.latents is None else task.latents)
+        picture = task.canvas.picture.to(self.device)
+        if task.canvas.mask is None:
+            return self._from_picture(task, picture)
+        return self._from_masked_picture(task, picture, task.canvas.mask.to(self.device))
 
-    A U-Net for inpainting has the mask and the masked picture's latents as further channels. For another one, what the
-    mask leaves is put back after each step, at that step's level of noise.
+    def _from_picture(self, task: Task, picture: Tensor) -> Start:
+        """A picture (p c H W), or its latents, with the noise of the plan's first timestep."""
+        latents = self._encode_pictures(task, picture, each_its_own=True)
+        return Start(self.scheduler.add_noise(latents, self._noise(task), task.plan.timesteps[0]))
 
-    Args:
-        picture: (p 3 H W), or its latents.
-        mask: (m 1 H W) of zeros and ones.
-        masked_latents: (p z h w), instead of those of the picture without what the mask covers.
-        noise: x_T, instead of what the generator gives.
-        strength: 1 starts from noise alone.
+    def _from_masked_picture(self, task: Task, picture: Tensor, mask: Tensor) -> Start:
+        """A picture (p c H W), or its latents, to be painted anew where the mask (m 1 H W) is 1.
 
-    Generators that are given are drawn from in diffusers' order, so that they give what they give there.
-    """
-    channels, size = batch.shape[1], batch.shape[2:]
-    blends = pipe.unet.config.in_channels == channels
-    is_latent = picture.shape[1] == channels
-    latents = None
-    if blends or (noise is None and strength < 1):
-        latents = encode(pipe, picture, batch, each_its_own=batch.seeded)
-    given = noise
-    noise = _noise(pipe, batch) if noise is None else noise
-    x = noise
-    if given is None and strength < 1:
-        x = pipe.scheduler.add_noise(latents, noise, plan.timesteps[0])
-    small = _spread(F.interpolate(mask, size=size), batch, "masks").to(noise)
+        A U-Net that was trained to inpaint is given the mask and the masked picture's latents as further channels. For
+        another one, what the mask leaves is put back after each step, at that step's level of noise.
+        """
+        blends = self.unet.config.in_channels == task.shape[1]
+        adds_noise = task.latents is None and task.strength < 1
+        if blends or adds_noise:
+            latents = self._encode_pictures(task, picture, each_its_own=task.seeded)
+        noise = self._noise(task) if task.latents is None else task.latents
+        x = self.scheduler.add_noise(latents, noise, task.plan.timesteps[0]) if adds_noise else noise
+        small = task.spread(F.interpolate(mask, size=task.shape[2:]), "masks").to(noise)
+        if blends:
+            self._draw_in_vain(task, picture, mask)
+            return Start(x, keep=self._keeper(task, latents, noise, small))
+        masked = self._masked_latents(task, picture, mask).to(noise)
+        return Start(x, channels=torch.cat([small, masked], dim=1))
 
-    if blends:
-        assert latents is not None
-        original = latents
-        if masked_latents is None and not (is_latent or batch.seeded):  # of no use here, but diffusers draws for them
-            pictures = max(len(picture), len(mask))
-            gaussian_noise((pictures, *batch.shape[1:]), _first(batch.generator, pictures), pipe.device, pipe.vae.dtype)
+    def _keeper(self, task: Task, latents: Tensor, noise: Tensor, mask: Tensor) -> Callable[[Tensor, int], Tensor]:
+        """What puts the picture's latents back where the mask (b 1 h w) is 0, noised for the step that comes next."""
 
         def keep(x: Tensor, index: int) -> Tensor:
-            kept = original
-            if index + 1 < len(plan):
-                kept = pipe.scheduler.add_noise(original, noise, plan.timesteps[index + 1])
-            return (1 - small) * kept + small * x
+            kept = latents
+            if index + 1 < len(task.plan):
+                kept = self.scheduler.add_noise(latents, noise, task.plan.timesteps[index + 1])
+            return (1 - mask) * kept + mask * x
 
-        return Start(x, plan, keep=keep)
+        return keep
 
-    if masked_latents is None:
-        if is_latent:
+    def _masked_latents(self, task: Task, picture: Tensor, mask: Tensor) -> Tensor:
+        """The latents (b z h w) of the picture without what the mask covers: those that were given, or encoded ones.
+
+        Raises:
+            ValueError: the picture is given as latents, which cannot be masked; or the given ones do not fit.
+        """
+        if task.masked_latents is not None:
+            masked = task.spread(task.masked_latents, "masked_image_latents")
+        elif task.is_latent(picture):
             raise ValueError("this U-Net sees the masked picture: with latents as image, give masked_image_latents")
-        masked_latents = encode(pipe, picture * (mask < 0.5), batch, each_its_own=batch.seeded)
-    else:
-        masked_latents = _spread(masked_latents.to(noise), batch, "masked_image_latents")
-    if masked_latents.shape[1:] != batch.shape[1:]:
-        raise ValueError(f"masked_image_latents have shape {tuple(masked_latents.shape)}, needed is {batch.shape}")
-    return Start(x, plan, channels=torch.cat([small, masked_latents], dim=1))
+        else:
+            masked = self._encode_pictures(task, picture * (mask < 0.5), each_its_own=task.seeded)
+        if masked.shape[1:] != task.shape[1:]:
+            raise ValueError(f"masked_image_latents have shape {tuple(masked.shape)}, needed is {task.shape}")
+        return masked
+
+    def _draw_in_vain(self, task: Task, picture: Tensor, mask: Tensor) -> None:
+        """Draw the noise that diffusers' pipeline draws to encode the masked picture, which is of no use here.
+
+        After it, generators that the caller gave give the same numbers as there. Those of a seed are our own, and need
+        not.
+        """
+        if task.masked_latents is None and not (task.is_latent(picture) or task.seeded):
+            pictures = max(len(picture), len(mask))
+            generator = _first(task.generator, pictures)
+            gaussian_noise((pictures, *task.shape[1:]), generator, self.device, self.vae.dtype)
+
+    def _encode_pictures(self, task: Task, pictures: Tensor, each_its_own: bool) -> Tensor:
+        """Latents (b z h w), as the U-Net knows them, drawn from what the autoencoder says of pictures (p c H W).
+
+        Pictures that are latents already are left as they are.
+
+        Args:
+            each_its_own: with a list of generators, the copies of one picture are drawn from by a generator each.
+        """
+        if task.is_latent(pictures):
+            latents = pictures.to(self.device, self.dtype)
+        else:
+            with self.in_use(self.vae) as vae:
+                dist = vae.encode(pictures.to(self.device, vae.dtype)).latent_dist
+            generator = task.generator
+            if isinstance(generator, Sequence):
+                if each_its_own:
+                    dist = type(dist)(task.spread(dist.parameters, "pictures"))
+                generator = _first(generator, len(dist.parameters))
+            latents = self.scaled(dist.sample(generator))
+        if latents.shape[2:] != task.shape[2:]:
+            raise ValueError(f"image has latents of shape {tuple(latents.shape)}, needed is {task.shape}")
+        return task.spread(latents, "pictures")
+
+    def _noise(self, task: Task) -> Tensor:
+        return gaussian_noise(task.shape, task.generator, self.device, self.dtype)
 
 
-def encode(pipe: Any, picture: Tensor, batch: Batch, each_its_own: bool) -> Tensor:
-    """The latents (b z h w) of pictures (p 3 H W), as the diffusion model knows them; latents are left as they are.
-
-    Args:
-        each_its_own: with a list of generators, copies of one picture are drawn from by a generator each.
+def check_channels(channels: int, latents: int, masked: bool) -> None:
+    """Raise a ConfigError unless the U-Net's `channels` are those of latents or, for a masked picture, also of a mask
+    and the masked picture's latents.
     """
-    if picture.shape[1] == batch.shape[1]:
-        latents = picture.to(pipe.device, pipe.dtype)
-    else:
-        generator = batch.generator
-        with pipe.in_use(pipe.vae) as vae:
-            dist = vae.encode(picture.to(pipe.device, vae.dtype)).latent_dist
-        if isinstance(generator, Sequence):
-            if each_its_own:
-                dist = type(dist)(_spread(dist.parameters, batch, "pictures"))
-            generator = _first(generator, len(dist.parameters))
-        latents = pipe.scaled(dist.sample(generator))
-    if latents.shape[2:] != batch.shape[2:]:
-        raise ValueError(f"image has latents of shape {tuple(latents.shape)}, needed is {batch.shape}")
-    return _spread(latents, batch, "pictures")
-
-
-def check_channels(unet: Any, latents: int, masked: bool) -> None:
-    """Raise a ConfigError unless the U-Net takes latents, or for a masked picture also a mask and its latents."""
-    channels = unet.config.in_channels
     if channels == latents or (masked and channels == 2 * latents + 1):
         return
     if channels == 2 * latents + 1:
@@ -176,21 +310,6 @@ def check_channels(unet: Any, latents: int, masked: bool) -> None:
     raise ConfigError(f"the U-Net takes {channels} channels, and the autoencoder's latents have {latents}")
 
 
-def _noise(pipe: Any, batch: Batch) -> Tensor:
-    return gaussian_noise(batch.shape, batch.generator, pipe.device, pipe.dtype)
-
-
 def _first(generator: Generators, count: int) -> Generators:
+    """Of a list of generators, the first ones."""
     return generator[:count] if isinstance(generator, Sequence) else generator
-
-
-def _spread(x: Tensor, batch: Batch, name: str) -> Tensor:
-    """One for all images, one for each prompt, or one for each image: (b …)."""
-    count = batch.shape[0]
-    if len(x) == count:
-        return x
-    if len(x) == 1:
-        return x.expand(count, *x.shape[1:])
-    if len(x) == batch.prompts:
-        return x.repeat_interleave(count // batch.prompts, dim=0)
-    raise ValueError(f"{len(x)} {name} do not fit {batch.prompts} prompts and {count} images: give one, or as many")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,17 +13,15 @@ from torch import Tensor
 from ddim.images import OUTPUT_TYPES
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
-from ddim.noise import Generators, generators
+from ddim.noise import Generators
 from ddim.pipelines.adapters import TakesAdapters
 from ddim.pipelines.base import as_ddim, same_shape
-from ddim.pipelines.crops import Crop
 from ddim.pipelines.denoiser import TextDenoiser
-from ddim.pipelines.inputs import Pictures, positive, to_mask, to_tensor
-from ddim.pipelines.latents import LatentPipeline, check_sides, pixels, refuse
-from ddim.pipelines.prompts import Prompt, check_prompts, encode, for_each_image
+from ddim.pipelines.inputs import Pictures, refuse_unsupported
+from ddim.pipelines.prompts import Prompt, check_prompts
 from ddim.pipelines.runs import Run, Runs
 from ddim.pipelines.single_file import PARTS, load_single_file
-from ddim.pipelines.starts import Batch, Start, begin, check_channels, shorten
+from ddim.pipelines.starts import Origin, Start, StartsFromPictures, Task
 from ddim.process import Eta
 from ddim.sampling import SampleStep, sample
 from ddim.scheduler import DDIMScheduler
@@ -31,6 +29,10 @@ from ddim.step import Output
 
 _OUTPUT_TYPES = (*OUTPUT_TYPES, "latent")
 _CALLBACK_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds", "pred_original_sample")
+
+# (pipeline, index of the step, timestep, what was asked for by its names) -> what to change, by the same names; or
+# False to stop.
+Callback: TypeAlias = Callable[[Any, int, Tensor, dict[str, Any]], Any]
 
 
 @dataclass(eq=False)
@@ -46,7 +48,7 @@ class StableDiffusionPipelineOutput(Output):
     nsfw_content_detected: None = None
 
 
-class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
+class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
     """Images from texts, by Stable Diffusion 1, 2 and their like.
 
     As in diffusers, the scheduler that is given at construction gets steps_offset=1 and clip_sample=False (in a copy,
@@ -75,11 +77,6 @@ class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
         "image_encoder": [None, None],
         "requires_safety_checker": False,
     }
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel | None
-    tokenizer: CLIPTokenizer | None
-    unet: UNet2DConditionModel
-    scheduler: DDIMScheduler
 
     def __init__(
         self,
@@ -173,7 +170,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
         cross_attention_kwargs: None = None,
         guidance_rescale: float = 0.0,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], Any] | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         *,
         guidance_interval: tuple[int, int] | None = None,
@@ -205,7 +202,8 @@ class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
             guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`; 0.7 suits zero terminal SNR.
             clip_skip: how many of the text encoder's last layers to leave out, for the prompt alone.
             callback_on_step_end: called as (pipe, index, timestep, a dict of what the next argument names) after each
-                step. What it returns in a dict is gone on with; False stops here, as does `pipe._interrupt = True`.
+                step. The run goes on with what it returns in a dict; False stops it here, as `pipe._interrupt = True`
+                does.
             callback_on_step_end_tensor_inputs: of "latents", "prompt_embeds" (under guidance the negative ones come
                 first), "negative_prompt_embeds" and "pred_original_sample".
             guidance_interval: guide only at timesteps from the first to the second.
@@ -214,7 +212,8 @@ class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
                 count. A list has one for each image.
             image: a picture to start from, or a list with one for each prompt or image; see `inputs.to_tensor`. A
                 tensor may hold latents.
-            strength: in [0, 1], the share of the steps that are made: how much of the picture is lost.
+            strength: in [0, 1], the share of the steps that are made, and so how much of the picture is lost; see
+                `SamplingPlan.shortened`.
             mask_image: white where the picture is to be painted anew; see `inputs.to_mask`.
             masked_image_latents: of the picture without what the mask covers, for a U-Net that looks at them.
             padding_mask_crop: paint what the mask covers and so many pixels around it in the full size, then put it
@@ -225,90 +224,63 @@ class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
             ConfigError, ValueError, TypeError: settings, shapes or types that cannot work, before anything is run.
             NonFiniteError: the network gave NaN; names the step.
         """
-        refuse(
+        refuse_unsupported(
             sigmas=sigmas,
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
             cross_attention_kwargs=cross_attention_kwargs,
         )
-        if output_type not in _OUTPUT_TYPES:
-            raise ValueError(f"output_type={output_type!r} is none of {', '.join(_OUTPUT_TYPES)}")
-        wanted = tuple(callback_on_step_end_tensor_inputs or ())
-        if not set(wanted) <= set(_CALLBACK_INPUTS):
-            raise ValueError(f"callback_on_step_end_tensor_inputs={wanted!r} are not all of {_CALLBACK_INPUTS}")
-        if mask_image is not None and image is None:
-            raise ValueError("mask_image needs the image that it is a mask of")
-        if padding_mask_crop is not None and (mask_image is None or output_type != "pil"):
-            raise ValueError("padding_mask_crop needs a mask_image and output_type='pil'")
-        if latents is not None and not (isinstance(latents, Tensor) and latents.ndim == 4):
-            raise TypeError(f"latents must be a tensor (b channels height width), not {latents!r:.100}")
-        if image is not None and mask_image is None and latents is not None:
-            raise ValueError("give latents to start from, or an image, not both")
+        wanted = check_outputs(output_type, callback_on_step_end_tensor_inputs)
+        origin = Origin(
+            size=(height, width),
+            latents=latents,
+            image=image,
+            strength=strength,
+            mask_image=mask_image,
+            masked_image_latents=masked_image_latents,
+            padding_mask_crop=padding_mask_crop,
+        )
+        origin.check(output_type)
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         plan = self.scheduler.plan(
             num_inference_steps if timesteps is None else None, eta=eta, timesteps=timesteps, order=order
         )
-        plan = plan if image is None else shorten(plan, strength)
-        is_masked = mask_image is not None
-        if image is None or is_masked:  # else the picture's own size will do
-            height, width = pixels(height, width, self.unet.config, latents, self.vae_scale_factor)
-        check_sides(height, width, self.vae_scale_factor)
-        crop = None
-        if padding_mask_crop is not None:
-            crop = Crop(image, mask_image, (height or 0, width or 0), padding_mask_crop)
-            image, mask_image = crop.picture, crop.mask
-        picture, size = self._picture_and_size(image, height, width)
-        mask = to_mask(mask_image, (size[0] * self.vae_scale_factor, size[1] * self.vae_scale_factor))
-        images = 1 if num_images_per_prompt is None else positive(num_images_per_prompt, "num_images_per_prompt")
-        count = request.size * images
-        batch = Batch(
-            prompts=request.size,
-            shape=(count, self.vae.config.latent_channels, *size),
-            generator=generators(generator, seed, count),
-            seeded=seed is not None,
-        )
-        check_channels(self.unet, batch.shape[1], is_masked)
-        if latents is not None:
-            if tuple(latents.shape) != batch.shape:
-                raise ValueError(f"latents have shape {tuple(latents.shape)}, needed is {batch.shape}")
-            latents = latents.to(self.device, self.dtype)
+        plan = plan if image is None else plan.shortened(strength)
+        task = self._task(origin, plan, request.size, num_images_per_prompt, generator, seed)
 
         is_guided = self.is_guided(guidance_scale)
-        embeds, negative = encode(self, request, is_guided, clip_skip)
-        start = begin(self, plan, batch, latents, picture, strength, mask, masked_image_latents)
-        with self.in_use(self.unet) as unet:
-            denoiser = TextDenoiser(
-                unet,
-                start.plan,
-                for_each_image(embeds, images),
-                None if negative is None else for_each_image(negative, images),
-                scale=guidance_scale,
-                rescale=guidance_rescale,
-                interval=guidance_interval,
+        embeds, negative = self._encode_prompts(request, is_guided, clip_skip)
+        start = self._start(task)
+        with self.in_use(self.unet):
+            denoiser = self.denoiser(
+                plan,
+                len(start.x),
+                prompt_embeds=embeds,
+                negative_prompt_embeds=negative,
+                guidance_scale=guidance_scale,
+                guidance_rescale=guidance_rescale,
+                guidance_interval=guidance_interval,
                 channels=start.channels,
             )
-            with self._run(len(start.plan), guidance_scale, is_guided) as run:
-                x = self._sample(run, start, denoiser, batch.generator, callback_on_step_end, wanted)
-        result = self.decode(x, output_type)
-        if crop is not None:
-            result = [crop.put_back(painted) for painted in result]
-        return StableDiffusionPipelineOutput(result) if return_dict else (result, None)
+            with self._run(len(plan), guidance_scale, is_guided) as run:
+                x = self._sample(run, task, start, denoiser, callback_on_step_end, wanted)
+        images = task.canvas.put_back(self.decode(x, output_type))
+        return StableDiffusionPipelineOutput(images) if return_dict else (images, None)
 
     def _sample(
         self,
         run: Run,
+        task: Task,
         start: Start,
         denoiser: TextDenoiser,
-        generator: Generators,
-        callback: Callable[[Any, int, Tensor, dict[str, Any]], Any] | None,
+        callback: Callback | None,
         wanted: tuple[str, ...],
     ) -> Tensor:
         """The latents after the last step, or after the one that the run was stopped at."""
         x = start.x
-        with self.progress_bar(len(start.plan)) as bar:
-            for step in sample(
-                denoiser, x, start.plan, generator=generator, return_x0="pred_original_sample" in wanted
-            ):
+        return_x0 = "pred_original_sample" in wanted
+        with self.progress_bar(len(task.plan)) as bar:
+            for step in sample(denoiser, x, task.plan, generator=task.generator, return_x0=return_x0):
                 if start.keep is not None:
                     step.sample = start.keep(step.sample, step.index)
                 bar.update()
@@ -320,7 +292,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
 
     def _call_back(
         self,
-        callback: Callable[[Any, int, Tensor, dict[str, Any]], Any],
+        callback: Callback,
         step: SampleStep,
         denoiser: TextDenoiser,
         wanted: tuple[str, ...],
@@ -338,14 +310,12 @@ class StableDiffusionPipeline(Runs, TakesAdapters, LatentPipeline):
             denoiser.change(answer.get("prompt_embeds"), answer.get("negative_prompt_embeds"))
         return answer is not False
 
-    def _picture_and_size(
-        self, image: Pictures | None, height: int | None, width: int | None
-    ) -> tuple[Tensor | None, tuple[int, int]]:
-        """The picture to start from, if there is one, and the latents' height and width."""
-        factor, config = self.vae_scale_factor, self.vae.config
-        if image is None:
-            return None, ((height or 0) // factor, (width or 0) // factor)
-        picture = to_tensor(image, (height, width), factor, config.in_channels, config.latent_channels)
-        if picture.shape[1] == config.latent_channels:
-            return picture, (picture.shape[2], picture.shape[3])
-        return picture, (picture.shape[2] // factor, picture.shape[3] // factor)
+
+def check_outputs(output_type: str, callback_inputs: Sequence[str] | None) -> tuple[str, ...]:
+    """What the callback is to be shown, by its names; a ValueError unless these and the output type are known."""
+    if output_type not in _OUTPUT_TYPES:
+        raise ValueError(f"output_type={output_type!r} is none of {', '.join(_OUTPUT_TYPES)}")
+    wanted = tuple(callback_inputs or ())
+    if not set(wanted) <= set(_CALLBACK_INPUTS):
+        raise ValueError(f"callback_on_step_end_tensor_inputs={wanted!r} are not all of {_CALLBACK_INPUTS}")
+    return wanted

@@ -22,6 +22,8 @@ from ddim.scheduler.levels import Fixed, Levels
 from ddim.scheduler.methods import OF_A_RUN, OF_A_STEP, PlanOfMethods, step_by_methods
 from ddim.step import DDIMSchedulerOutput, threshold
 
+__all__ = ["DDIMInverseScheduler", "DDIMScheduler"]
+
 # Arguments of the schedulers whose configs a DDIMScheduler accepts; they are kept and saved again.
 _FOREIGN = """
 algorithm_type disable_corrector euler_at_final final_sigmas_type flow_shift interpolation_type lambda_min_clipped
@@ -346,7 +348,12 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         return self._mix(noise, sample, timesteps, -1.0)
 
     def _mix(self, first: Tensor, second: Tensor, timesteps: int | Tensor, sign: float) -> Tensor:
-        """√ᾱ·first + sign·√(1-ᾱ)·second."""
+        """√ᾱ·first + sign·√(1-ᾱ)·second.
+
+        `process.add_noise` is not called, because it takes the roots of the ᾱ that it is given. A device has ᾱ in
+        float32, of which 1-ᾱ has lost half of its digits at the first timesteps. The roots in the table are made of
+        float64 values; and each sample's are looked up on its device, which has to wait for nothing.
+        """
         if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
             raise TypeError(f"needed are tensors, not {type(first).__name__} and {type(second).__name__}")
         if first.shape[1:] != second.shape[1:]:
@@ -470,7 +477,7 @@ class DDIMScheduler(_Scheduler):
         model_output: Tensor,
         timestep: int | Tensor,
         sample: Tensor,
-        eta: float = 0.0,
+        eta: Any = 0.0,
         use_clipped_model_output: bool = False,
         generator: torch.Generator | list[torch.Generator] | None = None,
         variance_noise: Tensor | None = None,

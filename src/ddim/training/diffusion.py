@@ -109,6 +109,9 @@ class DiffusionLoss(nn.Module):
                 "use prediction_type='v_prediction'"
             )
         weight = np.ones_like(levels) if snr_gamma is None else min_snr_weights(levels, kind, snr_gamma)
+        # These columns and `forward` spell equation 4 and the targets again. `process.add_noise` is not called there,
+        # because it would take the roots of a float32 ᾱ, of which 1-ᾱ has lost half of its digits at the first
+        # timesteps. Roots of float64 values have all of theirs when they are rounded to float32.
         columns = (np.sqrt(levels), np.sqrt(1 - levels), *prediction(kind).target(levels), weight)
         for name, column in zip(("signal", "noise", "from_x0", "from_eps", "weight"), columns, strict=True):
             self.register_buffer(name, torch.from_numpy(column).float(), persistent=False)  # (T,)

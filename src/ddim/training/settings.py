@@ -11,6 +11,17 @@ import tyro
 
 from ddim.errors import ConfigError
 
+__all__ = [
+    "DiffusionSettings",
+    "LatentSettings",
+    "LoraSettings",
+    "PictureSettings",
+    "PixelSettings",
+    "TextToImageSettings",
+    "TrainSettings",
+    "VAESettings",
+]
+
 Spacing = Literal["leading", "trailing", "linspace", "quadratic", "optimized"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
