@@ -139,7 +139,7 @@ def _quadratic(count: int, steps: int, offset: int) -> Array:
         warnings.warn(
             f"quadratic spacing has only {len(chosen)} different timesteps for num_inference_steps={count}; "
             "the repeated ones are dropped",
-            stacklevel=4,
+            stacklevel=5,
         )
     return chosen[::-1]
 

@@ -51,7 +51,7 @@ class Config(dict[str, Any]):
 
 
 class LiveConfig(Config):
-    """A config of which attributes can be assigned: `scheduler.config.timestep_spacing = "trailing"`, as some pipelines do.
+    """A config of which attributes can be assigned, as some pipelines do: `scheduler.config.steps_offset = 1`.
 
     It is for objects that read their config each time they need it. Items stay read-only, and so is what there is
     nothing to read again for.

@@ -1,8 +1,8 @@
 """ᾱ of every timestep, twice: the float64 numbers that plans use, and the tensors that others read, move and change.
 
 In diffusers these tensors are all there is, so people convert them, move them to a device, write into them and put
-others in their place, and the next step follows. Here a step follows a plan. So whatever is done to the tensors is noticed, by
-the count that torch keeps of the writes to each, before the next step, and read back as numbers. Where they are still
+others in their place, and the next step follows. Here a step follows a plan. So what is done to the tensors is noticed before the next
+step, by the count that torch keeps of the writes to each, and they are read back as numbers. Where they are still
 what the config's schedule rounds to, the numbers stay the exact ones.
 """
 

@@ -254,7 +254,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
 
     @property
     def num_inference_steps(self) -> int | None:
-        """N; None before `set_timesteps`. When another one is assigned, each step leads T // N down, as in diffusers."""
+        """N; None before `set_timesteps`. With another one assigned, each step leads T // N down, as in diffusers."""
         return self._num_inference_steps
 
     @num_inference_steps.setter
@@ -465,7 +465,7 @@ class DDIMScheduler(_Scheduler):
 
     @property
     def final_alpha_cumprod(self) -> Tensor:
-        """ᾱ of what lies before the lowest timestep, (): 1, the image, or ᾱ_0. What is assigned, the last step ends on."""
+        """ᾱ past the lowest timestep, (): 1, the image, or ᾱ_0. The last step ends on what is assigned."""
         return self._levels.end
 
     @final_alpha_cumprod.setter
@@ -569,7 +569,7 @@ class DDIMInverseScheduler(_Scheduler):
 
     @property
     def initial_alpha_cumprod(self) -> Tensor:
-        """ᾱ of what the run begins with, (): 1, the image, or ᾱ_0. What is assigned, the first step starts from."""
+        """ᾱ of what the run begins with, (): 1, the image, or ᾱ_0. The first step starts from what is assigned."""
         return self._levels.end
 
     @initial_alpha_cumprod.setter
