@@ -3,8 +3,8 @@
 diffusers asks of a scheduler what it is: `isinstance(scheduler, SchedulerMixin)` when a pipeline is loaded with one or
 saved, `isinstance(scheduler, DDIMScheduler)` in pipelines that are for this sampler alone, and `scheduler.__module__`
 for the library that `model_index.json` names. A scheduler that is none of these is refused, left out of what is saved,
-or silently replaced by another sampler. To be a subclass of diffusers' class would mean importing it, which takes seconds,
-and nobody needs it who has no diffusers.
+or silently replaced by another sampler. To be a subclass of diffusers' class would mean importing it, which takes
+seconds, and nobody needs it who has no diffusers.
 
 Python lets an object say what it is: `isinstance` also looks at `object.__class__`. So once somebody has imported
 diffusers, our schedulers answer with a class that inherits from both, ours first: every method is ours, and to

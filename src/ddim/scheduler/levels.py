@@ -1,9 +1,9 @@
 """ᾱ of every timestep, twice: the float64 numbers that plans use, and the tensors that others read, move and change.
 
 In diffusers these tensors are all there is, so people convert them, move them to a device, write into them and put
-others in their place, and the next step follows. Here a step follows a plan. So what is done to the tensors is noticed before the next
-step, by the count that torch keeps of the writes to each, and they are read back as numbers. Where they are still
-what the config's schedule rounds to, the numbers stay the exact ones.
+others in their place, and the next step follows. Here a step follows a plan. So what is done to the tensors is noticed
+before the next step, by the count that torch keeps of the writes to each, and they are read back as numbers. Where they
+are still what the config's schedule rounds to, the numbers stay the exact ones.
 """
 
 from __future__ import annotations
@@ -96,6 +96,14 @@ class Levels:
                 return exact
         return value
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Levels) or self.exact != other.exact:
+            return NotImplemented if not isinstance(other, Levels) else False
+        pairs = ((self.alphas_cumprod, other.alphas_cumprod), (self.end, other.end))
+        return all(torch.equal(mine.cpu(), theirs.cpu()) for mine, theirs in pairs)
+
+    __hash__ = object.__hash__
+
     def writes(self) -> tuple[int, int]:
         """How often somebody wrote into the tensors."""
         return self.alphas_cumprod._version, self.end._version
@@ -132,6 +140,11 @@ class Fixed:
         if not found.is_unchanged():
             raise AttributeError(self.refusal())
         return found
+
+    def __eq__(self, other: object) -> bool:
+        return self.own.equal(other.own) if isinstance(other, Fixed) else NotImplemented
+
+    __hash__ = object.__hash__
 
     def is_unchanged(self) -> bool:
         own = self.own.to(self.tensor.dtype)

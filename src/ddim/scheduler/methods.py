@@ -1,8 +1,9 @@
 """Steps by the methods that a subclass of our schedulers has put in the place of ours.
 
 Where nothing is replaced, a step is a row of the plan and none of this is used. Somebody's `_get_variance`,
-`_threshold_sample` or `previous_timestep` is called by `step_by_methods`, which is equation 12 written out as the `step`
-of diffusers has it; somebody's `step` or `set_timesteps` by a `PlanOfMethods`, which is what pipelines get for a plan.
+`_threshold_sample` or `previous_timestep` is called by `step_by_methods`, which is equation 12 written out as the
+`step` of diffusers has it; somebody's `step` or `set_timesteps` by a `PlanOfMethods`, which is what pipelines get for a
+plan.
 """
 
 from __future__ import annotations
