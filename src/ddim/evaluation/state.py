@@ -23,9 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddim.checkpoint import fingerprint
 from ddim.checkpoint.files import read_json, read_metadata, read_tensors, save_tensors, write_json
 from ddim.errors import CheckpointError, ConfigError
 from ddim.process import Eta
+from ddim.sampling import Pipeline
 
 
 @dataclass(frozen=True)
@@ -165,13 +167,9 @@ def _load(path: Path) -> Batch:
         raise CheckpointError(f"{path} is no batch of an evaluation: {error}") from error
 
 
-def digest(pipe: Any) -> str:
-    """A hash of a pipeline's weights and scheduler: another model under the same name is another run."""
-    found = hashlib.blake2b(digest_size=12)
-    for name, part in sorted(pipe.components.items()):
-        if isinstance(part, nn.Module):
-            for key, tensor in part.state_dict().items():
-                found.update(f"{name}.{key}".encode())
-                found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    found.update(pipe.scheduler.to_json_string().encode())
-    return found.hexdigest()
+def digest(pipe: Pipeline) -> str:
+    """A hash of a pipeline's networks and scheduler, by which a run knows another model under the same name."""
+    networks = sorted(name for name, part in pipe.components.items() if isinstance(part, nn.Module))
+    told = [*((name, fingerprint(pipe.components[name])) for name in networks)]
+    told.append(("scheduler", pipe.components["scheduler"].to_json_string()))
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ddim.checkpoint import read_tensors, save_tensors
+from ddim.checkpoint import fingerprint, read_tensors, save_tensors
 from ddim.data import Source
 from ddim.data.preparation import Preparation, shows_background
 from ddim.errors import CheckpointError, NonFiniteError
@@ -23,15 +23,6 @@ from ddim.models.tokenizer import CLIPTokenizer
 
 BATCH = 32  # fixed, so that what is encoded again after an interruption is the same to the last bit
 LARGEST = 1 << 30  # bytes of text vectors that are kept
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of a network's weights."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def content(image: Image.Image | Tensor) -> bytes:
