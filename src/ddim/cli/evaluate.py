@@ -89,7 +89,7 @@ _COMPARED = 200  # noises behind the figures of consistency, at most
 def run_evaluate(settings: EvaluateSettings) -> str:
     """Do what the settings say; returns what to print."""
     from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
-    from ddim.evaluation.drawing import conditions, open_data, picture_shape
+    from ddim.evaluation.drawing import conditions, open_data
     from ddim.evaluation.features import features_for, load_features
 
     pipe = open_pipeline(
@@ -110,7 +110,7 @@ def run_evaluate(settings: EvaluateSettings) -> str:
     elif texts or settings.labels == "data" or not settings.consistency:
         raise ConfigError("say what to compare with: --against digits, a folder of pictures or a .parquet file")
     guidance = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
-    name = settings.features or features_for(picture_shape(pipe))
+    name = settings.features or features_for(pipe.picture_shape())
     extractor = load_features(name, pipe.device, settings.features_weights)
     condition = conditions(pipe, source, settings.labels, guidance)
     if settings.consistency:

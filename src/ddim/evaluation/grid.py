@@ -15,13 +15,14 @@ from tqdm.auto import tqdm
 
 from ddim.data import Source
 from ddim.errors import ConfigError
-from ddim.evaluation.drawing import Conditions, draw, load_pictures, make_plan, picture_shape
+from ddim.evaluation.drawing import Conditions, Loop, draw_numbered, load_pictures, make_plan, run_plan
 from ddim.evaluation.features import FeatureExtractor
 from ddim.evaluation.kernel import kernel_distance
 from ddim.evaluation.manifold import precision_recall
 from ddim.evaluation.state import Batch, Cell, Folder, joined
 from ddim.evaluation.statistics import FeatureStatistics, bootstrap_error, frechet_distance, ideal_distance
 from ddim.plan import SamplingPlan
+from ddim.sampling import Pipeline
 
 RESAMPLES = 50  # of the bootstrap behind `frechet_error`
 
@@ -38,7 +39,7 @@ class Grid:
         samples: of a cell.
         batch: samples at a time.
         clip_sample: see `EvaluateSettings`.
-        sampler: draws instead of `drawing.draw`, with its arguments; another loop to compare with.
+        loop: what leads from noise to samples; another sampler than this package's, to compare with.
 
     Raises:
         ConfigError: the extractor is not for the pictures that the model draws.
@@ -46,7 +47,7 @@ class Grid:
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: Pipeline,
         source: Source,
         extractor: FeatureExtractor,
         folder: Folder,
@@ -55,7 +56,7 @@ class Grid:
         samples: int,
         batch: int,
         clip_sample: str = "model",
-        sampler: Callable[..., Tensor] | None = None,
+        loop: Loop = run_plan,
     ) -> None:
         self.pipe = pipe
         self.source = source
@@ -65,8 +66,8 @@ class Grid:
         self.samples = samples
         self.parts = [range(first, min(first + batch, samples)) for first in range(0, samples, batch)]
         self.clip_sample = clip_sample
-        self.sampler = sampler
-        shape = picture_shape(pipe)
+        self.loop = loop
+        shape = pipe.picture_shape()
         if extractor.shape is not None and extractor.shape != shape:
             raise ConfigError(
                 f"{extractor.name} features are for pictures {extractor.shape} (c h w), the model draws {shape}"
@@ -108,7 +109,7 @@ class Grid:
         estimate = _Estimate(plans, self.samples)
         if open_cells:  # the first call is slower than all others, and not to be counted
             warm = make_plan(self.pipe.scheduler, 1, 0.0, self.clip_sample)
-            (self.sampler or draw)(self.pipe, warm, open_cells[0].seed, self.parts[0], self.conditions)
+            self._pictures(warm, open_cells[0].seed, self.parts[0])
         with tqdm(
             total=total, initial=done, unit="call", unit_scale=True, disable=not open_cells, smoothing=0.1
         ) as bar:
@@ -133,9 +134,14 @@ class Grid:
                 self.folder.finish(cell, whole, figures)
                 yield figures
 
+    def _pictures(
+        self, plan: SamplingPlan, seed: int, numbers: range, progress: Callable[[int], object] = lambda count: None
+    ) -> Tensor:
+        return draw_numbered(self.pipe, plan, seed, numbers, self.conditions, loop=self.loop, progress=progress)
+
     def _draw(self, plan: SamplingPlan, seed: int, numbers: range, bar: Any) -> Batch:
         with _stopwatch(self.pipe.device) as spent:
-            pictures = (self.sampler or draw)(self.pipe, plan, seed, numbers, self.conditions, bar.update)
+            pictures = self._pictures(plan, seed, numbers, bar.update)
         return Batch(self.extractor(pictures).cpu(), *spent)
 
     def _measure(self, batch: Batch, reference: Tensor, statistics: FeatureStatistics, seed: int) -> dict[str, Any]:
