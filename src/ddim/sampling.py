@@ -37,8 +37,7 @@ class Scheduler(Protocol):
     def config(self) -> Mapping[str, Any]:
         """The constructor's arguments."""
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
+    def from_config(self, config: Mapping[str, Any], **overrides: Any) -> Self:
         """Another one, with some arguments changed."""
 
     def plan(self, num_inference_steps: int | None = None, *, eta: Eta = 0.0, order: int = 1) -> SamplingPlan:
