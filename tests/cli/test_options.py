@@ -5,8 +5,11 @@ What may be chosen is spelt out beside the options, so that `--help` needs no to
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import re
+import textwrap
 from collections.abc import Iterable
 from typing import Any, get_args, get_type_hints
 
@@ -80,3 +83,14 @@ def test_the_help_of_every_option_is_in_whole_sentences(words: str, capsys: pyte
         assert text.endswith("."), text
         assert len(text.split()) > 3, text
         assert not text.startswith(("Of ", "As ", "At ", "In ")), text
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_no_help_is_broken_in_the_middle(words: str) -> None:
+    """What stands under a field is shown with the source's line breaks: longer help goes into `tyro.conf.arg`."""
+    for kind in load(COMMANDS[words].settings).__mro__[:-1]:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        assert isinstance(tree, ast.ClassDef)
+        for node in tree.body[1:]:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                assert "\n" not in str(node.value.value), node.value.value

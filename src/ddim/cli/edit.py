@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -46,9 +46,13 @@ class EditSettings:
     target: str
     """A text that says what they are to show instead."""
     model: Model = "emoji"
-    method: Literal["cycle", "ddim", "fixed-point", "bidirectional"] = "cycle"
-    """How to find the noise. cycle is CycleDiffusion: it keeps the noise of every step of a random sampler. The others
-    invert DDIM as `ddim invert` does, which explains them."""
+    method: Annotated[
+        Literal["cycle", "ddim", "fixed-point", "bidirectional"],
+        tyro.conf.arg(
+            help="How to find the noise. cycle is CycleDiffusion: it keeps the noise of every step of a random "
+            "sampler. The others invert DDIM as `ddim invert` does, which explains them.",
+        ),
+    ] = "cycle"
     strength: float = 0.7
     """How far up to the noise to go, above 0 and up to 1, which is all the way. Less keeps more of the picture."""
     steps: int = 100

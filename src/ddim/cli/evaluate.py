@@ -33,45 +33,74 @@ class EvaluateSettings:
     """
 
     model: tyro.conf.Positional[Model] = "digits"
-    against: str | None = None
-    """The data to compare with: digits (all 1,797 real ones; digits:train or digits:held-out for a part), a folder of
-    pictures, a .parquet file, or the id of a dataset on the hub. A text-to-image model draws the captions of the
-    data."""
+    against: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The data to compare with: digits (all 1,797 real ones; digits:train or digits:held-out for a part), "
+            "a folder of pictures, a .parquet file, or the id of a dataset on the hub. A text-to-image model draws "
+            "the captions of the data.",
+        ),
+    ] = None
     steps: tuple[int, ...] = (10, 20, 50, 100)
     """The numbers of sampling steps to measure, which the paper calls S."""
-    eta: tuple[AnyEta, ...] = (0.0,)
-    """How much noise each step adds, one value or several to measure: 0 is DDIM, 1 is DDPM, sigma_hat is DDPM with the
-    larger variance, which adds no noise at the last step, as in the paper's code."""
+    eta: Annotated[
+        tuple[AnyEta, ...],
+        tyro.conf.arg(
+            help="How much noise each step adds, one value or several to measure: 0 is DDIM, 1 is DDPM, sigma_hat is "
+            "DDPM with the larger variance, which adds no noise at the last step, as in the paper's code.",
+        ),
+    ] = (0.0,)
     samples: int = 5000
     """How many samples to draw for each number of steps, eta and seed."""
     batch: int = 500
     """How many samples to draw at a time."""
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
-    """The seeds of the noise and of the order of captions. Several seeds give means and standard deviations over
-    them."""
+    seeds: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(
+            aliases=["--seed"],
+            help="The seeds of the noise and of the order of captions. Several seeds give means and standard "
+            "deviations over them.",
+        ),
+    ] = (0,)
     spacing: Spacing = None
-    clip_sample: Clipping = "model"
-    """Whether to clip the predicted image: as the model's scheduler says, always, never, or with --eta sigma_hat alone,
-    as in the paper's code."""
-    features: str | None = None
-    """The network whose features of the pictures are compared: digits, emoji or inception. If not given, the bundled
-    one for pictures of the model's size."""
+    clip_sample: Annotated[
+        Clipping,
+        tyro.conf.arg(
+            help="Whether to clip the predicted image: as the model's scheduler says, always, never, or with --eta "
+            "sigma_hat alone, as in the paper's code.",
+        ),
+    ] = "model"
+    features: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The network whose features of the pictures are compared: digits, emoji or inception. If not given, "
+            "the bundled one for pictures of the model's size.",
+        ),
+    ] = None
     features_weights: str | None = None
     """The file with the weights of Inception, for --features inception."""
     guidance_scale: GuidanceScale = None
     guidance_rescale: GuidanceRescale = None
-    labels: Literal["turn", "data"] = "turn"
-    """What a class-conditional model draws: all classes in turn (turn), or the classes of the data in an order that the
-    seed decides (data)."""
+    labels: Annotated[
+        Literal["turn", "data"],
+        tyro.conf.arg(
+            help="What a class-conditional model draws: all classes in turn (turn), or the classes of the data in an "
+            "order that the seed decides (data).",
+        ),
+    ] = "turn"
     image_column: str = "image"
     """The column of a dataset that holds the pictures."""
     label_column: str = "label"
     """The column of a dataset that holds the classes."""
     caption_column: str = "captions"
     """The column of a dataset, or the entry of a folder's metadata, that holds the captions."""
-    consistency: bool = False
-    """Do not measure distances, but draw from the same noises with each number of steps, and say how alike the pictures
-    of one noise are (the paper's Figure 5)."""
+    consistency: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="Do not measure distances, but draw from the same noises with each number of steps, and say how "
+            "alike the pictures of one noise are (the paper's Figure 5).",
+        ),
+    ] = False
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None

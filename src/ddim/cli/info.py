@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from ddim.cli.options import AnyEta, Model
+from ddim.cli.options import Eta, Model
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,7 @@ class InfoSettings:
     model: tyro.conf.Positional[Model] = "digits"
     steps: int = 10
     """How many sampling steps the plan that is shown has."""
-    eta: AnyEta = 0.0
-    """How much noise the steps of the plan that is shown add: 0 is DDIM, 1 is DDPM, sigma_hat is DDPM with the larger
-    variance."""
+    eta: Eta = 0.0
 
 
 def run_info(settings: InfoSettings) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -54,21 +54,37 @@ class InterpolateSettings:
     prompts: tyro.conf.Positional[tuple[str, ...]] = ()
     """The texts to go between, or one text for all frames, for a text-to-image model. They stand before all options."""
     model: ModelOrBundled = None
-    seeds: tuple[int, ...] = ()
-    """The seeds of the noises to go between, or one seed for all frames. Each noise is the one that `ddim sample
-    --seed` draws its first picture from. If not given, 0; or, where there is nothing else to go between, 0 and 1, and
-    with --grid 0 to 3."""
-    images: tuple[str, ...] = ()
-    """The picture files to go between, instead of seeds. Each is led up to its noise by inverting DDIM, under its text
-    or class and without guidance. As the way down comes back to the pictures only without guidance, --guidance-scale is
-    1 then, if it is not given."""
-    method: Literal["ddim", "fixed-point"] = "ddim"
-    """How --images are led up to their noise. ddim asks the network once a step, and the path begins and ends near the
-    pictures. fixed-point asks it several times a step, and the path begins and ends with the pictures, as far as the
-    model's autoencoder can show them."""
-    class_labels: tuple[int, ...] = ()
-    """The classes to go between, or one class for all frames, for a class-conditional model. Between two classes, the
-    predictions for both are mixed. If not given, no class in particular."""
+    seeds: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(
+            help="The seeds of the noises to go between, or one seed for all frames. Each noise is the one that `ddim "
+            "sample --seed` draws its first picture from. If not given, 0; or, where there is nothing else to go "
+            "between, 0 and 1, and with --grid 0 to 3.",
+        ),
+    ] = ()
+    images: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="The picture files to go between, instead of seeds. Each is led up to its noise by inverting DDIM, "
+            "under its text or class and without guidance. As the way down comes back to the pictures only without "
+            "guidance, --guidance-scale is 1 then, if it is not given.",
+        ),
+    ] = ()
+    method: Annotated[
+        Literal["ddim", "fixed-point"],
+        tyro.conf.arg(
+            help="How --images are led up to their noise. ddim asks the network once a step, and the path begins and "
+            "ends near the pictures. fixed-point asks it several times a step, and the path begins and ends with the "
+            "pictures, as far as the model's autoencoder can show them.",
+        ),
+    ] = "ddim"
+    class_labels: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(
+            help="The classes to go between, or one class for all frames, for a class-conditional model. Between two "
+            "classes, the predictions for both are mixed. If not given, no class in particular.",
+        ),
+    ] = ()
     negative_prompt: NegativePrompt = None
     frames: int = 8
     """How many frames to draw from each point to the next, both included; with --grid, along each side."""
@@ -77,8 +93,7 @@ class InterpolateSettings:
     rows: bool = False
     """Draw a strip that has a row from each point to the next, rather than one row for all."""
     between_texts: Literal["linear", "spherical"] = "linear"
-    """Whether to go between the embeddings of two texts in a straight line or along a sphere. Noises always go along a
-    sphere."""
+    """How to go between the embeddings of two texts. Noises always go along a sphere."""
     steps: Steps = 50
     guidance_scale: GuidanceScale = None
     guidance_rescale: GuidanceRescale = None
@@ -89,15 +104,23 @@ class InterpolateSettings:
     """Let the animation go there and back again, so that it ends where it began."""
     fps: float = 12.0
     """How many frames the animation shows in a second, from 1 to 60."""
-    scale: int | None = None
-    """How many times to enlarge each picture. If not given, small pictures are enlarged to about 64 pixels in a strip
-    or a square and to about 256 in an animation; those in a folder are left as they are."""
+    scale: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="How many times to enlarge each picture. If not given, small pictures are enlarged to about 64 "
+            "pixels in a strip or a square and to about 256 in an animation; those in a folder are left as they are.",
+        ),
+    ] = None
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
-    out: str = "interpolation.png"
-    """Where the frames go: a picture file for a strip or a square; a .gif, .webp or .mp4 for an animation; or a folder,
-    which exists or ends in /, for one file each."""
+    out: Annotated[
+        str,
+        tyro.conf.arg(
+            help="Where the frames go: a picture file for a strip or a square; a .gif, .webp or .mp4 for an "
+            "animation; or a folder, which exists or ends in /, for one file each.",
+        ),
+    ] = "interpolation.png"
 
 
 def run_interpolate(settings: InterpolateSettings) -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -48,10 +48,14 @@ class InvertSettings:
     negative_prompt: NegativePrompt = None
     class_label: int | None = None
     """The class that the pictures show, for a class-conditional model. If not given, no class in particular."""
-    method: Inversion = "ddim"
-    """How to find the noise. ddim goes the sampler's steps backwards, as in the paper, and comes back near the picture.
-    fixed-point solves each step for where it came from, which is some ten times the work. bidirectional is a sampler
-    that can be reversed exactly."""
+    method: Annotated[
+        Inversion,
+        tyro.conf.arg(
+            help="How to find the noise. ddim goes the sampler's steps backwards, as in the paper, and comes back "
+            "near the picture. fixed-point solves each step for where it came from, which is some ten times the work. "
+            "bidirectional is a sampler that can be reversed exactly.",
+        ),
+    ] = "ddim"
     steps: Steps = 50
     guidance_scale: float = 1.0
     """How strongly to prefer the text or class over none. The default of 1, which is no guidance, comes back best."""
@@ -60,9 +64,13 @@ class InvertSettings:
     spacing: Spacing = None
     check: bool = True
     """Draw the pictures again and say how near that comes, which takes as long as the inversion itself."""
-    dtype: Precision | None = None
-    """The type of number that the network computes in; between its calls, the sample is kept in float64. If not given,
-    float32, or with OpenVINO what suits the processor."""
+    dtype: Annotated[
+        Precision | None,
+        tyro.conf.arg(
+            help="The type of number that the network computes in; between its calls, the sample is kept in float64. "
+            "If not given, float32, or with OpenVINO what suits the processor.",
+        ),
+    ] = None
     backend: Backend = "eager"
     device: Device = None
     out: str = "noise.safetensors"

@@ -42,9 +42,14 @@ class OptimizeSettings:
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
-    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """The folder that scheduler_config.json is written to. If not given, the scheduler's folder of the model itself,
-    where that is a folder."""
+    out: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="FOLDER",
+            help="The folder that scheduler_config.json is written to. If not given, the scheduler's folder of the "
+            "model itself, where that is a folder.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1 or max(self.steps) > self.reference:

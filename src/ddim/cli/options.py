@@ -43,8 +43,8 @@ PictureFiles = Annotated[
 GuidanceScale = Annotated[
     float | None,
     tyro.conf.arg(
-        help="How strongly to prefer the text or class over none; 1 is no guidance. If not given: 1 for classes, 3 for "
-        "a text-to-image model with zero terminal SNR, 7.5 for other text-to-image models."
+        help="How strongly to prefer the text or class over none; 1 is no guidance. If not given: 1 for classes, 3 "
+        "for a text-to-image model with zero terminal SNR, 7.5 for other text-to-image models."
     ),
 ]
 GuidanceRescale = Annotated[
@@ -60,8 +60,8 @@ Steps = Annotated[
 Order = Annotated[
     Literal[1, 2],
     tyro.conf.arg(
-        help="The order of the steps. Those of second order ask the network as often as those of first order, and come "
-        "nearer to what many steps give. They need an eta of 0."
+        help="The order of the steps. Those of second order ask the network as often as those of first order, and "
+        "come nearer to what many steps give. They need an eta of 0."
     ),
 ]
 Eta = Annotated[

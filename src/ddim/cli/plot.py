@@ -33,8 +33,7 @@ class PlotScheduleSettings:
     """Plot the noise level and the signal-to-noise ratio of every timestep, and which timesteps each spacing picks."""
 
     model: str | None = None
-    """The model whose noise schedule to plot, by its folder, its name or its id on the hub. If not given, the three
-    usual schedules."""
+    """The model whose schedule to plot: a folder, a name or an id. If not given, the three usual schedules."""
     steps: int = 10
     """How many timesteps each spacing picks."""
     zero_snr: bool = False

@@ -50,13 +50,16 @@ class SampleSettings:
     model: ModelOrBundled = None
     negative_prompt: NegativePrompt = None
     class_labels: tuple[int, ...] = ()
-    """The classes to draw, for a class-conditional model; they are repeated to fill the batch. If not given, all
-    classes are drawn in turn."""
+    """The classes to draw, in turn, with a class-conditional model. If not given, all of its classes."""
     guidance_scale: GuidanceScale = None
     guidance_rescale: GuidanceRescale = None
-    guidance_interval: tuple[int, int] | None = None
-    """Guide at the timesteps from the first number to the second alone, both included; the other timesteps take half
-    the work. If not given, all timesteps are guided."""
+    guidance_interval: Annotated[
+        tuple[int, int] | None,
+        tyro.conf.arg(
+            help="Guide at the timesteps from the first number to the second alone, both included; the other "
+            "timesteps take half the work. If not given, all timesteps are guided.",
+        ),
+    ] = None
     steps: Steps = 50
     eta: Eta = 0.0
     order: Order = 1
@@ -64,9 +67,13 @@ class SampleSettings:
     zero_snr: ZeroSNR = None
     seed: int = 0
     """The seed of the noise. Picture k of a seed is the same whatever the batch size."""
-    batch: int | None = None
-    """How many pictures to draw. If not given, one for each of --class-labels, or else for each class of the model; 1
-    for a text; 16 for a model that knows neither."""
+    batch: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="How many pictures to draw. If not given, one for each of --class-labels, or else for each class of "
+            "the model; 1 for a text; 16 for a model that knows neither.",
+        ),
+    ] = None
     height: int | None = None
     """The height of the pictures in pixels, for a text-to-image model. If not given, the one it was trained on."""
     width: int | None = None
@@ -80,9 +87,14 @@ class SampleSettings:
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
-    from_image: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """A PNG that this command wrote, to make it again by its own settings, of which --out and --device alone can be
-    changed; or the noise that `ddim invert` saved, to draw the picture that it came from."""
+    from_image: Annotated[
+        str | None,
+        tyro.conf.arg(
+            name="from",
+            help="A PNG that this command wrote, to make it again by its own settings, of which --out and --device "
+            "alone can be changed; or the noise that `ddim invert` saved, to draw the picture that it came from.",
+        ),
+    ] = None
     out: PictureOut = "samples.png"
 
 

@@ -39,26 +39,28 @@ Switch = Annotated[
 ]
 
 
-def _option(text: str) -> Any:
-    return tyro.conf.arg(help=text)
-
-
 # Options that several kinds of training have, some of them with other defaults.
-TrainBatchSize = Annotated[int, _option("How many images each process takes for a step.")]
-MaxTrainSteps = Annotated[int, _option("How many optimizer steps to make in all.")]
-LearningRate = Annotated[float, _option("The learning rate after the warm-up, where it is highest.")]
-WarmupSteps = Annotated[int, _option("The number of steps in which the learning rate rises from zero.")]
+TrainBatchSize = Annotated[int, tyro.conf.arg(help="How many images each process takes for a step.")]
+MaxTrainSteps = Annotated[int, tyro.conf.arg(help="How many optimizer steps to make in all.")]
+LearningRate = Annotated[float, tyro.conf.arg(help="The learning rate after the warm-up, where it is highest.")]
+WarmupSteps = Annotated[int, tyro.conf.arg(help="The number of steps in which the learning rate rises from zero.")]
 UseEMA = Annotated[
     bool,
-    _option("Average the weights over the run (EMA). The average is what is drawn with and saved in the end."),
+    tyro.conf.arg(
+        help="Average the weights over the run (EMA). The average is what is drawn with and saved in the end."
+    ),
 ]
-ImageColumn = Annotated[str, _option("The column of a dataset that holds the images.")]
-MaxTrainSamples = Annotated[int | None, _option("Use only so many images, the first ones. If not given, all of them.")]
-CenterCrop = Annotated[bool, _option("Crop the middle of each image; --no-center-crop crops anywhere, at random.")]
-RandomFlip = Annotated[bool, _option("Mirror half of the images, chosen at random.")]
+ImageColumn = Annotated[str, tyro.conf.arg(help="The column of a dataset that holds the images.")]
+MaxTrainSamples = Annotated[
+    int | None, tyro.conf.arg(help="Use only so many images, the first ones. If not given, all of them.")
+]
+CenterCrop = Annotated[
+    bool, tyro.conf.arg(help="Crop the middle of each image; --no-center-crop crops anywhere, at random.")
+]
+RandomFlip = Annotated[bool, tyro.conf.arg(help="Mirror half of the images, chosen at random.")]
 Widths = Annotated[
     tuple[int, ...],
-    _option("The network's channels at each level. Each level after the first halves the resolution."),
+    tyro.conf.arg(help="The network's channels at each level. Each level after the first halves the resolution."),
 ]
 
 
@@ -85,8 +87,7 @@ class TrainSettings:
     lr_scheduler: Schedule = "cosine"
     """How the learning rate goes on after the warm-up. All but the constant ones fall to zero at --lr-decay-steps."""
     lr_decay_steps: int | None = None
-    """The step at which the learning rate reaches zero. If not given, the last one. Give it to stop before that, or to
-    train on after it."""
+    """The step at which the learning rate is zero. If not given, the last one; give it to train in several goes."""
     lr_warmup_steps: WarmupSteps = 500
     lr_num_cycles: int = 1
     """How many times the learning rate falls to zero, for --lr-scheduler cosine_with_restarts."""
@@ -119,8 +120,7 @@ class TrainSettings:
     checkpoints_total_limit: int | None = 2
     """How many checkpoints to keep, the newest ones. None keeps all of them."""
     resume_from_checkpoint: str = "latest"
-    """The checkpoint to go on from: `latest`, a checkpoint's folder, or its name in --output-dir; `none` begins
-    anew."""
+    """Go on from the `latest` checkpoint, from one by its folder or its name in --output-dir, or from `none`."""
     validation_steps: int | None = None
     """Draw samples each time that so many steps were made. If not given, with each checkpoint; if 0, never."""
     validation_epochs: int | None = None
@@ -132,8 +132,7 @@ class TrainSettings:
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """The type of number that the finished model's weights are saved in."""
     push_to_hub: bool = False
-    """Upload the finished model to the Hugging Face hub under the name of --output-dir, and nothing else of that
-    folder."""
+    """Upload the finished model to the hub, named like --output-dir, and nothing else of that folder."""
 
     def __post_init__(self) -> None:
         counts = (
@@ -153,26 +152,34 @@ class DiffusionSettings(TrainSettings):
     """The settings that every run that trains a diffusion model has."""
 
     prediction_type: PredictionType | None = None
-    """What the network predicts. If not given, what the pretrained model does; a new model predicts epsilon, the
-    noise."""
+    """What the network predicts. If not given, what the pretrained model does; epsilon for a new one."""
     num_train_timesteps: int | None = None
-    """The number of timesteps of the noise schedule, T. If not given, that of the pretrained model; 1000 for a new
-    one."""
-    beta_schedule: BetaSchedule | None = None
-    """The noise schedule. If not given, that of the pretrained model; a new model has linear on pixels and
-    scaled_linear on latents."""
-    rescale_betas_zero_snr: Switch = None
-    """Rescale the noise schedule so that the last timestep is pure noise; this needs v_prediction or sample. If not
-    given, as the pretrained model; a new model is not rescaled."""
-    timestep_spacing: Spacing | None = None
-    """How to choose among the timesteps when sampling, which is saved with the model. If not given, as the pretrained
-    model; trailing if zero SNR is new; leading for any other new model."""
+    """The number of timesteps, T. If not given, that of the pretrained model; 1000 for a new one."""
+    beta_schedule: Annotated[
+        BetaSchedule | None,
+        tyro.conf.arg(
+            help="The noise schedule. If not given, that of the pretrained model; a new model has linear on pixels "
+            "and scaled_linear on latents.",
+        ),
+    ] = None
+    rescale_betas_zero_snr: Annotated[
+        Switch,
+        tyro.conf.arg(
+            help="Rescale the noise schedule so that the last timestep is pure noise; this needs v_prediction or "
+            "sample. If not given, as the pretrained model; a new model is not rescaled.",
+        ),
+    ] = None
+    timestep_spacing: Annotated[
+        Spacing | None,
+        tyro.conf.arg(
+            help="How to choose among the timesteps when sampling, which is saved with the model. If not given, as "
+            "the pretrained model; trailing if zero SNR is new; leading for any other new model.",
+        ),
+    ] = None
     snr_gamma: float | None = None
-    """Weigh the loss of each timestep by min-SNR with this gamma, of which 5 is usual. If not given, all weigh the
-    same."""
+    """Weigh each timestep's loss by min-SNR with this gamma; 5 is usual. If not given, all weigh the same."""
     noise_offset: float = 0.0
-    """Add so much noise that is the same for all pixels of a channel, from which very dark and very bright pictures are
-    learnt."""
+    """Add so much noise that is the same for all pixels of a channel, to learn very dark and bright pictures."""
     input_perturbation: float = 0.0
     """Add so much more noise to what the network is given, but not to what it is to predict; 0.1 is usual."""
 
@@ -191,9 +198,13 @@ class PixelSettings(DiffusionSettings):
     several processes, it is started by `accelerate launch -m ddim train pixels …`.
     """
 
-    data: str = "digits"
-    """The images: `digits` (scikit-learn's 8x8 digits), a folder (with a folder for each class, or all in one), a
-    .parquet file, or the id of a dataset on the hub."""
+    data: Annotated[
+        str,
+        tyro.conf.arg(
+            help="The images: `digits` (scikit-learn's 8x8 digits), a folder (with a folder for each class, or all in "
+            "one), a .parquet file, or the id of a dataset on the hub.",
+        ),
+    ] = "digits"
     class_conditional: bool = False
     """Learn to draw classes, which the names of the sub-folders or --label-column give."""
     image_column: ImageColumn = "image"
@@ -203,8 +214,7 @@ class PixelSettings(DiffusionSettings):
     pretrained_model_name_or_path: str | None = None
     """The pipeline whose U-Net to train further. If not given, a new U-Net is trained."""
     resolution: int | None = None
-    """The side in pixels to which images are resized (their shorter side) and cropped. If not given, 8 for digits, else
-    32."""
+    """Resize (the shorter side) and crop images to so many pixels. If not given, 8 for digits, else 32."""
     center_crop: CenterCrop = True
     random_flip: RandomFlip = False
     block_out_channels: Widths = (64, 128, 128)
@@ -232,24 +242,30 @@ class PixelSettings(DiffusionSettings):
 class PictureSettings(TrainSettings):
     """The settings that every run on captioned pictures, or on their latents, has."""
 
-    dataset_name: str | None = None
-    """The captioned pictures: a .parquet file or a folder of them, a saved dataset, or the id of a dataset on the hub.
-    Give this or --train-data-dir."""
+    dataset_name: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The captioned pictures: a .parquet file or a folder of them, a saved dataset, or the id of a "
+            "dataset on the hub. Give this or --train-data-dir.",
+        ),
+    ] = None
     dataset_config_name: str | None = None
     """Which configuration of a dataset on the hub to use. If not given, its default."""
-    train_data_dir: str | None = None
-    """A folder of pictures with their captions in metadata.jsonl (entries file_name and the one that --caption-column
-    says) or in .txt files beside them."""
+    train_data_dir: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="A folder of pictures with their captions in metadata.jsonl (entries file_name and the one that "
+            "--caption-column says) or in .txt files beside them.",
+        ),
+    ] = None
     image_column: ImageColumn = "image"
     max_train_samples: MaxTrainSamples = None
     resolution: int | None = None
-    """The side in pixels to which images are resized (their shorter side) and cropped. If not given, what the model was
-    made for."""
+    """Resize (the shorter side) and crop images to so many pixels. If not given, what the model is made for."""
     center_crop: CenterCrop = True
     random_flip: RandomFlip = False
     random_background: bool = False
-    """Put pictures with transparency on plain backgrounds: half of them on white, an eighth on black, the others on
-    colours."""
+    """Put transparent pictures on backgrounds: half on white, an eighth on black, the others on colours."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -299,13 +315,11 @@ class LatentSettings(DiffusionSettings, PictureSettings):
     """The settings that training text to image and training its adapters have in common."""
 
     caption_column: str = "text"
-    """The column of a dataset that holds the captions. Where it holds several for a picture, one is taken at random
-    each time."""
+    """The column of a dataset that holds the captions; of several for a picture, one is taken at random."""
     caption_dropout: float = 0.1
     """The share of pictures that are trained without their caption, for classifier-free guidance."""
     cache_latents: bool = True
-    """Encode each picture once and keep its latents, where nothing random changes it but mirroring and the
-    background."""
+    """Encode each picture once, where nothing random changes it but mirroring and the background."""
     cache_text_embeddings: bool = True
     """Encode each caption once and keep its embedding, where the text encoder is not trained."""
     train_text_encoder: bool = False
@@ -328,16 +342,19 @@ class TextToImageSettings(LatentSettings):
 
     pretrained_model_name_or_path: str | None = None
     """The pipeline to train further. If not given, everything but the autoencoder is made anew."""
-    pretrained_vae_model_name_or_path: str | None = None
-    """The autoencoder to use: its folder, or a pipeline that has it. If not given, the one of the pipeline; for a new
-    model that of the bundled emoji model."""
+    pretrained_vae_model_name_or_path: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The autoencoder to use: its folder, or a pipeline that has it. If not given, the one of the "
+            "pipeline; for a new model that of the bundled emoji model.",
+        ),
+    ] = None
     block_out_channels: tuple[int, ...] = (64, 128, 192)
     """The channels of a new U-Net at each level. Each level after the first halves the resolution of the latents."""
     layers_per_block: int = 1
     """The number of residual blocks at each level of a new U-Net."""
     attention_levels: tuple[int, ...] = (-2, -1)
-    """The levels of a new U-Net that attend to the text, counted from 0; -1 is the last one, which has the lowest
-    resolution."""
+    """The levels of a new U-Net that attend to the text, counted from 0; -1 has the lowest resolution."""
     attention_heads: int = 4
     """The number of attention heads of a new U-Net."""
     dropout: float = 0.0
@@ -351,8 +368,7 @@ class TextToImageSettings(LatentSettings):
     vocab_size: int = 4096
     """How many tokens a new tokenizer has, at most."""
     max_tokens: int = 24
-    """The length in tokens of the longest text that a new text encoder takes, with the tokens for its start and its
-    end."""
+    """The longest text in tokens that a new text encoder takes, with the tokens of its start and its end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
