@@ -52,15 +52,15 @@ def consistency(
     """Draw from the same noises with each number of steps.
 
     Args:
-        pipe: a pipeline.
-        steps: two or more numbers S; the largest is what the others are compared with.
-        count: of noises, n ≥ 2.
-        seed: of the noises; the others are of seed + 1.
-        conditions: of each picture; those of `seed`, for the other noises too.
-        features: pictures to features, (n c h w) -> (n d).
-        eta: 0; with noise on the way, pictures of one x_T differ in any case.
-        clip_sample: see `EvaluateSettings`.
-        batch: pictures at a time.
+        pipe: what draws; a pipeline of any kind.
+        steps: two numbers of steps S or more; the pictures of the largest are what the others are compared with.
+        count: the number of noises n, 2 or more.
+        seed: the seed of the noises; the other noises are of seed + 1.
+        conditions: what each picture is drawn under; for the other noises, too, it is asked with `seed`.
+        features: gives the features of pictures, (n c h w) -> (n d).
+        eta: should be 0, as with noise on the way the pictures of one x_T differ in any case.
+        clip_sample: whether to clip the predicted x0; see `EvaluateSettings`.
+        batch: how many pictures to draw at a time.
 
     Raises:
         ConfigError: fewer than two numbers of steps or two noises.

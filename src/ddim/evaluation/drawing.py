@@ -1,4 +1,4 @@
-"""What is drawn, of what, and how: pictures by their numbers, each with a seed and a condition of its own.
+"""What an evaluation draws: pictures by their numbers, each with a noise and a condition of its own.
 
 Picture k of a seed is the same however many are drawn at once, so a run that was interrupted goes on exactly.
 """
@@ -87,7 +87,7 @@ def load_pictures(source: Source, shape: tuple[int, int, int], numbers: Sequence
 
 
 def _in_order(count: int, seed: int, numbers: Sequence[int]) -> list[int]:
-    """For each picture a number below `count`: a shuffle of the seed, and another when all were used."""
+    """For each picture a number below `count`: all of them in an order of the seed, and then in another order."""
     return [int(_shuffled(count, seed, number // count)[number % count]) for number in numbers]
 
 
@@ -100,9 +100,9 @@ def conditions(pipe: Pipeline, source: Source | None, labels: str, guidance: tup
     """What each picture is drawn under.
 
     Args:
-        source: for captions, and for labels by "data".
-        labels: "turn" or "data", for a class-conditional model.
-        guidance: scale and rescale.
+        source: the data, whose captions a text-to-image model draws, and whose classes are drawn by labels="data".
+        labels: "turn" or "data", for a class-conditional model; see `EvaluateSettings`.
+        guidance: the guidance scale and the guidance rescale.
 
     Raises:
         ConfigError: guidance for a model that has no conditions.
@@ -112,7 +112,9 @@ def conditions(pipe: Pipeline, source: Source | None, labels: str, guidance: tup
     arguments: dict[str, Any] = {"guidance_scale": scale, "guidance_rescale": rescale}
     if pipe.draws_texts:
         if source is None or source.captions is None:
-            raise DataError("a text-to-image model draws the data's captions: give data that has some")
+            raise DataError(
+                "a text-to-image model draws the captions of the data, which has none: give data with captions"
+            )
         captions = source.captions
 
         def texts(seed: int, numbers: Sequence[int]) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def conditions(pipe: Pipeline, source: Source | None, labels: str, guidance: tup
 
         return texts
     classes = pipe.class_count
-    if classes is None:
+    if not classes:
         if scale != 1:
             raise ConfigError("this model knows no classes: guidance_scale must be 1")
         return lambda seed, numbers: {}

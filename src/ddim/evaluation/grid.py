@@ -1,4 +1,4 @@
-"""The table of distances over steps and etas: draw, measure, keep, go on."""
+"""The table of distances over steps and etas: its cells are drawn, measured and kept, so that a run can go on."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from ddim.evaluation.statistics import FeatureStatistics, bootstrap_error, frech
 from ddim.plan import SamplingPlan
 from ddim.sampling import Pipeline
 
-RESAMPLES = 50  # of the bootstrap behind `frechet_error`
+RESAMPLES = 50  # how many the bootstrap behind `frechet_error` makes
 
 
 class Grid:
-    """A run over cells.
+    """A run over the cells of a table, each of which is an eta, a number of steps and a seed.
 
     Args:
-        pipe: of any kind that `DiffusionPipeline.from_pretrained` gives.
-        source: the data.
-        extractor: what sees the pictures.
-        folder: what is kept.
-        conditions: of each picture.
-        samples: of a cell.
-        batch: samples at a time.
-        clip_sample: see `EvaluateSettings`.
+        pipe: what draws; a pipeline of any kind.
+        source: the data to compare with.
+        extractor: gives the features of pictures, which are what is compared.
+        folder: where all that was drawn and measured is kept.
+        conditions: what each picture is drawn under.
+        samples: how many samples to draw for each cell.
+        batch: how many samples to draw at a time.
+        clip_sample: whether to clip the predicted x0; see `EvaluateSettings`.
         loop: what leads from noise to samples; another sampler than this package's, to compare with.
 
     Raises:
@@ -75,10 +75,11 @@ class Grid:
         self.shape = shape
 
     def plan(self, cell: Cell) -> SamplingPlan:
+        """The table of a cell's run."""
         return make_plan(self.pipe.scheduler, cell.steps, cell.eta, self.clip_sample)
 
     def reference(self) -> Tensor:
-        """The data's features, (m, d); kept in the folder."""
+        """The features of the data, (m, d), computed once and kept in the folder."""
         found = self.folder.load_reference()
         if found is None:
             parts = []
@@ -93,13 +94,13 @@ class Grid:
         return found
 
     def ideal(self) -> float:
-        """The Fréchet distance of a perfect model: see `ideal_distance`."""
+        """The Fréchet distance that a perfect model would have; see `ideal_distance`."""
         by_class = "class_labels" in self.conditions(0, range(1))
         return ideal_distance(self.reference(), self.samples, self.source.labels if by_class else None)
 
     def run(self, cells: list[Cell]) -> Iterator[Mapping[str, Any]]:
-        """Draw and measure the cells that are not finished, cheap ones first; yields each one's figures when known."""
-        plans = {cell: self.plan(cell) for cell in cells}  # all settings are checked before anything is drawn
+        """Draw and measure the cells that are not finished, those of few steps first; yields the figures of each."""
+        plans = {cell: self.plan(cell) for cell in cells}  # so all settings are checked before anything is drawn
         reference = self.reference()
         statistics = FeatureStatistics.of(reference)
         open_cells = [cell for cell in sorted(cells, key=lambda c: len(plans[c])) if self.folder.figures(cell) is None]
@@ -107,7 +108,7 @@ class Grid:
         done = sum(len(plans[cell]) * len(batch.features) for cell in open_cells for batch in drawn[cell])
         total = sum(len(plans[cell]) * self.samples for cell in open_cells)
         estimate = _Estimate(plans, self.samples)
-        if open_cells:  # the first call is slower than all others, and not to be counted
+        if open_cells:  # the first call is slower than all others, so its time is not counted
             warm = make_plan(self.pipe.scheduler, 1, 0.0, self.clip_sample)
             self._pictures(warm, open_cells[0].seed, self.parts[0])
         with tqdm(

@@ -50,11 +50,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Batch:
-    """The features of a batch (n, d), and what drawing it took.
+    """The features of a batch of pictures, and what drawing them took.
 
     Attributes:
-        seconds: of the clock.
-        cpu_seconds: of the processors, all threads together.
+        features: (n, d).
+        seconds: the time that passed.
+        cpu_seconds: the time that the processors spent, all threads together.
     """
 
     features: Tensor
@@ -63,11 +64,11 @@ class Batch:
 
 
 class Folder:
-    """The folder of a run.
+    """The folder in which a run keeps what it has drawn and measured.
 
     Args:
-        path: made if it is not there.
-        settings: all that the figures depend on, as JSON holds it.
+        path: the folder, which is made if it is not there.
+        settings: all that the figures depend on, as JSON can hold it.
 
     Raises:
         ConfigError: the folder is of a run with other settings; lists them.
@@ -111,12 +112,12 @@ class Folder:
         return self.path / "cells" / f"{cell.name}{suffix}"
 
     def figures(self, cell: Cell) -> dict[str, Any] | None:
-        """What was measured of a finished cell."""
+        """What was measured of a cell; None if it is not finished."""
         file = self._file(cell, ".json")
         return read_json(file) if file.exists() else None
 
     def all_figures(self) -> list[dict[str, Any]]:
-        """Of every finished cell of the folder, also those of earlier runs over other steps and etas."""
+        """The figures of every finished cell in the folder, also of earlier runs over other steps and etas."""
         found = [read_json(file) for file in sorted((self.path / "cells").glob("*.json"))]
         return sorted(found, key=lambda each: (isinstance(each["eta"], str), each["eta"], each["steps"], each["seed"]))
 
@@ -134,7 +135,7 @@ class Folder:
         _save(self._batches(cell) / f"{number:05d}.safetensors", batch)
 
     def load_features(self, cell: Cell) -> Tensor:
-        """Of a finished cell, (n, d)."""
+        """The features of all samples of a finished cell, (n, d)."""
         return _load(self._file(cell, ".safetensors")).features
 
     def finish(self, cell: Cell, batch: Batch, figures: Mapping[str, Any]) -> None:

@@ -120,7 +120,7 @@ class TrainSettings:
     checkpoints_total_limit: int | None = 2
     """How many checkpoints to keep, the newest ones. None keeps all of them."""
     resume_from_checkpoint: str = "latest"
-    """Go on from the `latest` checkpoint, from one by its folder or its name in --output-dir, or from `none`."""
+    """The checkpoint to go on from: `latest`, its folder, its name in --output-dir, or `none` to begin anew."""
     validation_steps: int | None = None
     """Draw samples each time that so many steps were made. If not given, with each checkpoint; if 0, never."""
     validation_epochs: int | None = None
