@@ -324,6 +324,24 @@ def test_other_weights_are_another_file(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 2
 
 
+def test_a_file_is_for_one_class_config_and_type(cache: Path) -> None:
+    class Other(UNet2DModel):
+        pass
+
+    network = pixels()
+    other = Other(**{name: value for name, value in network.config.items() if name[0] != "_"})
+    other.load_state_dict(network.state_dict())
+    changed = copy.deepcopy(network)
+    changed.register_to_config(sample_size=16)
+    zeros, same_bytes = (pixels().to(dtype) for dtype in (torch.float16, torch.bfloat16))
+    for each in (zeros, same_bytes):
+        for parameter in each.parameters():
+            parameter.data.zero_()
+    every = [network, other, changed, zeros, same_bytes]
+    assert len({backend.identity(each) for each in every}) == len(every)
+    assert backend.identity(network) == backend.identity(pixels())
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
 def test_a_damaged_file_is_made_anew(cache: Path, damage: str) -> None:
     network = text_encoder()

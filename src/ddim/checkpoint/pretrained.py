@@ -6,6 +6,7 @@ an object. A config may come from anyone: if no object of a sensible size can be
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
@@ -273,6 +274,19 @@ def choose_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> 
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise TypeError(f"dtype must be a floating-point type such as torch.float16, not {chosen!r}")
     return chosen
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A SHA-256 hash, in hexadecimal, of the names and bytes of all that a network stores.
+
+    The same weights have the same fingerprint on every device; weights that were converted to another type have another
+    one. Types and shapes are not part of it.
+    """
+    sha = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
