@@ -84,7 +84,10 @@ def read_lora(
     """
     if isinstance(source, Mapping):
         if weight_name or subfolder or options:
-            raise TypeError("tensors were given, so weight_name, subfolder and options for the hub must be left out")
+            raise TypeError(
+                "tensors were given, so there is no file to name: leave out weight_name, subfolder and all options for "
+                "the hub"
+            )
         return parse(source, networks, {}, "the given adapter")
     repository = Repository.open(source, options)
     if options:

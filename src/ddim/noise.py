@@ -97,7 +97,7 @@ def seeded_generators(seed: int | Sequence[int], count: int, first: int = 0) -> 
     else:
         keys = [(s, 0) for s in seed]
         if len(keys) != count:
-            raise ValueError(f"{len(keys)} seeds were given for {count} images")
+            raise ValueError(f"{len(keys)} seeds were given for {count} images: give one seed, or one for each image")
     if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s, _ in keys):
         raise ValueError(f"a seed must be an int of 0 or more, not {seed!r}")
     states = [np.random.SeedSequence(int(s), spawn_key=(k,)).generate_state(1, np.uint64)[0] for s, k in keys]

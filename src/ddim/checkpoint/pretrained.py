@@ -248,7 +248,7 @@ class PretrainedModel(Stored, nn.Module):
         config, path = cls.read_config(repository, subfolder)
         stored = config.get("_class_name", cls.__name__)
         if stored != cls.__name__:
-            raise CheckpointError(f"{path} describes a {stored!r:.100}, not a {cls.__name__}")
+            raise CheckpointError(f"{path} describes a {stored!r:.100}, not a {cls.__name__}: load it with that class")
         with skeleton():
             model: Self = cls.construct(config, path, **overrides)
         load_weights(model, find_weights(repository, cls.weights_name, subfolder, variant), dtype)
@@ -336,7 +336,7 @@ def _shards(index: Path) -> list[str]:
     """The names of the files that an index says a network's weights are divided into."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map of names to files")
+        raise CheckpointError(f"{index} has no weight_map, which says the file of each tensor")
     for shard in weight_map.values():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", shard):
             raise CheckpointError(f"{index} names {str(shard)[:200]!r}, which is no weight file beside it")
@@ -347,7 +347,7 @@ def _shard(repository: Repository, shard: str, subfolder: str | None, index: Pat
     """The path of one of the files that an index names."""
     path = repository.find(shard, subfolder)
     if path is None:
-        raise CheckpointError(f"{index} names {shard[:200]}, which is not there")
+        raise CheckpointError(f"{index} names {shard[:200]}, which is missing")
     return path
 
 
