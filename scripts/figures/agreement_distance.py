@@ -91,14 +91,19 @@ def as_markdown(found: Distances, samples: int, seeds: Sequence[int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 50])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=HERE / "runs" / "agreement")
     parser.add_argument("--write", type=Path, default=HERE / "docs" / "agreement.md")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     page = as_markdown(
         compare(options.out, options.samples, options.steps, options.seeds), options.samples, options.seeds
     )
