@@ -37,6 +37,7 @@ class Table(HTMLParser):
 
 def test_the_text_has_every_part_with_its_size_and_settings() -> None:
     pipe = tiny_pipeline(num_class_embeds=4)
+    assert pipe.info() == model_info(pipe)
     count = sum(parameter.numel() for parameter in pipe.unet.parameters())
     text = repr(model_info(pipe))
     lines = text.splitlines()

@@ -1,7 +1,4 @@
-"""What a pipeline is made of: its parts, their sizes and settings, as a text and as a table for notebooks.
-
-print(model_info(pipe))
-"""
+"""What a pipeline is made of: its parts, their sizes and settings, as a text and as a table for notebooks."""
 
 from __future__ import annotations
 
