@@ -234,10 +234,11 @@ def step_noise(like: Tensor, generator: Generators, given: Tensor | None) -> Ten
     Args:
         like: says the shape, the type and the device.
         generator: one, a list with one for each sample, or None for torch's global one.
-        given: the caller's noise, or None.
+        given: the caller's noise, which may have one entry where the sample has several; or None.
 
     Raises:
-        ValueError: both are given, or the noise has another shape, or the list is not as long as the batch.
+        ValueError: both are given, or the noise does not broadcast to the sample, or the list is not as long as the
+            batch.
         TypeError: the noise is no tensor, or the generator no generator.
     """
     if given is None:
@@ -247,7 +248,10 @@ def step_noise(like: Tensor, generator: Generators, given: Tensor | None) -> Ten
     if not isinstance(given, Tensor):
         raise TypeError(f"variance_noise must be a tensor, not {type(given).__name__}")
     if given.shape != like.shape:
-        raise ValueError(shape_message(given, like, "variance_noise"))
+        fits = given.ndim == like.ndim and all(n in (1, m) for n, m in zip(given.shape, like.shape, strict=True))
+        if not fits:
+            raise ValueError(shape_message(given, like, "variance_noise"))
+        given = given.expand(like.shape)
     return given.to(like.device)
 
 
