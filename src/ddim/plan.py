@@ -13,7 +13,7 @@ computed as x_prev = √ᾱ_prev·x0' + direction·eps + σ·z, from columns of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from html import escape
@@ -28,7 +28,7 @@ from torch import Tensor
 from ddim.errors import ConfigError
 from ddim.noise import Generators
 from ddim.process import SIGMA_HAT, Eta, ddim_step, prediction, second_order, sigma, sigma_hat
-from ddim.step import DDIMSchedulerOutput, Row, check_step, step_noise, take_step, threshold
+from ddim.step import DDIMSchedulerOutput, Row, check_step, step_noise, take_linear_step, take_step, threshold
 
 __all__ = ["SamplingPlan"]
 
@@ -203,6 +203,8 @@ class SamplingPlan:
         Args:
             rederive: eps is to be derived from x0.
         """
+        if not rederive and type(timestep) is int and timestep in self._by_timestep:  # as in every loop on the host
+            return self._by_timestep[timestep]
         value: Any = timestep
         if isinstance(timestep, Tensor):
             if timestep.numel() != 1 or not timestep.is_cpu or torch.compiler.is_compiling():
@@ -299,20 +301,30 @@ class SamplingPlan:
             ValueError, TypeError: shapes or types that do not fit; generator and variance_noise together.
             ConfigError: a timestep out of range, or one at which these settings have no finite result.
         """
-        check_step(model_output, sample)
-        clips = self.clip_range is not None or self.thresholding is not None
-        rederives = clips and use_clipped_model_output
+        dtype, wide = check_step(model_output, sample)
+        clip, noise = self._clip_or_not, None
+        if self.eta != 0:
+            noise = step_noise(model_output, generator, variance_noise)
+        row = self._row_for(timestep, sample, wide, use_clipped_model_output and clip is not None)
+        if out is None and wide is dtype and clip is None:  # what most steps are, with nothing to decide
+            return take_linear_step(row, model_output, sample, noise, return_x0)
         return take_step(
+            row,
             model_output,
             sample,
-            lambda dtype: self._row_for(timestep, sample, dtype, rederives),
-            noise=step_noise(model_output, generator, variance_noise) if self.eta != 0 else None,
-            clip=self._clip if clips else None,
+            dtype,
+            wide,
+            noise=noise,
+            clip=clip,
             output_is_eps=self.prediction_type == "epsilon",
             use_clipped_model_output=use_clipped_model_output,
             return_x0=return_x0,
             out=out,
         )
+
+    @cached_property
+    def _clip_or_not(self) -> Callable[[Tensor], Tensor] | None:
+        return None if self.clip_range is None and self.thresholding is None else self._clip
 
     def _clip(self, original: Tensor) -> Tensor:
         if self.thresholding is not None:

@@ -135,10 +135,21 @@ class Row(NamedTuple):
 # --- the step --------------------------------------------------------------------------------------------------------
 
 
+def take_linear_step(
+    row: Row, model_output: Tensor, sample: Tensor, noise: Tensor | None = None, return_x0: bool = True
+) -> DDIMSchedulerOutput:
+    """A step that is not clipped, in its tensors' own type: x_prev = a·x_t + b·out + σ·z. Arguments as `take_step`."""
+    original = combine(sample, model_output, row.p, row.q) if return_x0 else None
+    prev = combine(sample, model_output, row.a, row.b)
+    return DDIMSchedulerOutput(prev if noise is None else _add_noise(prev, row, noise), original)
+
+
 def take_step(
+    row: Row,
     model_output: Tensor,
     sample: Tensor,
-    row_in: Callable[[torch.dtype], Row],
+    dtype: torch.dtype,
+    wide: torch.dtype,
     *,
     noise: Tensor | None = None,
     clip: Callable[[Tensor], Tensor] | None = None,
@@ -154,8 +165,9 @@ def take_step(
     a·x + b·out, and a clipped one is two sums, or three where eps has to be made.
 
     Args:
+        row: the numbers of the step.
         model_output, sample: the network's output and x_t, (batch, …), which `check_step` has checked.
-        row_in: given a type, float32 or float64, the row of the step for tensors of this type.
+        dtype, wide: of the result and of the computation, as `check_step` gives them.
         noise: z, of the sample's shape; None for a step without noise.
         clip: a function that clips the predicted x0 and may write to it; None leaves the step linear.
         output_is_eps: whether the network's output is eps, which then need not be computed.
@@ -169,17 +181,11 @@ def take_step(
     Raises:
         TypeError, ValueError: as `check_buffers`.
     """
-    dtype = sample.dtype
-    same = dtype is model_output.dtype
-    if not same:
-        dtype = torch.promote_types(dtype, model_output.dtype)
     if out is not None:
         check_buffers(out, sample, (model_output, noise), dtype)
         return_x0 = out[1] is not None
-    wide = dtype if dtype is torch.float32 or dtype is torch.float64 else torch.float32
-    if not same or wide is not dtype:
+    if wide is not model_output.dtype or wide is not sample.dtype:
         model_output, sample = model_output.to(wide), sample.to(wide)
-    row = row_in(wide)
     prev_into, x0_into = (out if wide is dtype else None) or (None, None)
     original = None
     if clip is None:
@@ -197,8 +203,7 @@ def take_step(
             eps = combine(sample, model_output, row.r, row.s, prev_into)
             prev = combine(eps, original, row.direction, row.signal_rate_prev, prev_into)
     if noise is not None:
-        in_place = isinstance(row.sigma, Tensor)
-        prev = prev.addcmul_(noise, row.sigma) if in_place else prev.add_(noise, alpha=row.sigma)
+        prev = _add_noise(prev, row, noise)
     if not return_x0:
         original = None
     if wide is dtype:
@@ -209,8 +214,11 @@ def take_step(
     return DDIMSchedulerOutput(prev.to(dtype), None if original is None else original.to(dtype))
 
 
-def check_step(model_output: Any, sample: Any) -> None:
-    """Check that a network's output and a sample fit each other.
+def check_step(model_output: Any, sample: Any) -> tuple[torch.dtype, torch.dtype]:
+    """Check that a network's output and a sample fit each other, and say in which types their step is made.
+
+    Returns:
+        (the type of the result, which the two promote to; the type to compute in: float32 where that has less).
 
     Raises:
         TypeError: they are no tensors of floating-point numbers.
@@ -222,10 +230,20 @@ def check_step(model_output: Any, sample: Any) -> None:
         )
     if model_output.shape != sample.shape:
         raise ValueError(shape_message(model_output, sample))
-    if not (sample.dtype.is_floating_point and model_output.dtype.is_floating_point):
-        raise TypeError(
-            f"model_output and sample must be floating point tensors, not {model_output.dtype} and {sample.dtype}"
-        )
+    dtype, other = sample.dtype, model_output.dtype
+    if dtype is torch.float32 and other is dtype:  # as most are
+        return dtype, dtype
+    if not (dtype.is_floating_point and other.is_floating_point):
+        raise TypeError(f"model_output and sample must be floating point tensors, not {other} and {dtype}")
+    dtype = torch.promote_types(dtype, other)
+    return dtype, torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _add_noise(prev: Tensor, row: Row, noise: Tensor) -> Tensor:
+    """x_prev + σ·z, in the memory of x_prev."""
+    if isinstance(row.sigma, Tensor):
+        return prev.addcmul_(noise, row.sigma)
+    return prev.add_(noise, alpha=row.sigma)
 
 
 def step_noise(like: Tensor, generator: Generators, given: Tensor | None) -> Tensor:

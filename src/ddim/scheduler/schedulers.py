@@ -213,19 +213,33 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
 
     def _state(self) -> tuple[Any, ...]:
         """What plans are made of, besides N: they hold as long as it is the same."""
-        config = self.config
-        return config, config.writes, self._levels, self._levels.writes()
+        config, levels = self.config, self._levels
+        return config, config.writes, levels, levels.alphas_cumprod._version, levels.end._version
 
     def _is_current(self) -> bool:
-        config, writes, levels, tensors = self._planned_from
+        """Whether the plan still holds; a step that is being compiled takes it that it does."""
+        if torch.compiler.is_compiling():
+            return True
+        config, writes, levels, of_levels, of_end = self._planned_from
         now = self._internal_dict
-        return now is config and now.writes == writes and self._levels is levels and levels.writes() == tensors
+        return (
+            now is config
+            and now.writes == writes
+            and self._levels is levels
+            and levels.alphas_cumprod._version == of_levels
+            and levels.end._version == of_end
+        )
 
     def _current_plan(self) -> SamplingPlan:
+        """The plan of the run, made anew if anything that it was made of has changed.
+
+        Raises:
+            ConfigError: there is none yet, or none can be made any more.
+        """
         plan = self._planned
         if plan is None:
             raise ConfigError("num_inference_steps is not set: call set_timesteps first")
-        if not torch.compiler.is_compiling() and not self._is_current():
+        if not self._is_current():
             plan = self._plan(timesteps=plan.timesteps, stride=plan.legacy_stride)
             self._kept = {}
             self._follow(plan)
@@ -536,7 +550,7 @@ class DDIMScheduler(_Scheduler):
         plan = self._current_plan()
         if type(eta) is not float:
             eta = as_eta(eta)
-        if self._replaced:
+        if self._replaced:  # by a subclass, of whose methods one is part of a step
             arguments = (model_output, timestep, sample, eta, use_clipped_model_output, generator, variance_noise)
             result = step_by_methods(self, *arguments)
             return result if return_dict else tuple(result)
