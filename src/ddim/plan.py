@@ -13,7 +13,7 @@ computed as x_prev = √ᾱ_prev·x0' + direction·eps + σ·z, from columns of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from html import escape
@@ -302,7 +302,8 @@ class SamplingPlan:
             ConfigError: a timestep out of range, or one at which these settings have no finite result.
         """
         dtype, wide = check_step(model_output, sample)
-        clip, noise = self._clip_or_not, None
+        clip = None if self.clip_range is None and self.thresholding is None else self._clip
+        noise = None
         if self.eta != 0:
             noise = step_noise(model_output, generator, variance_noise)
         row = self._row_for(timestep, sample, wide, use_clipped_model_output and clip is not None)
@@ -321,10 +322,6 @@ class SamplingPlan:
             return_x0=return_x0,
             out=out,
         )
-
-    @cached_property
-    def _clip_or_not(self) -> Callable[[Tensor], Tensor] | None:
-        return None if self.clip_range is None and self.thresholding is None else self._clip
 
     def _clip(self, original: Tensor) -> Tensor:
         if self.thresholding is not None:
