@@ -203,18 +203,18 @@ class SamplingPlan:
         Args:
             rederive: eps is to be derived from x0.
         """
-        if not rederive and type(timestep) is int and timestep in self._by_timestep:  # as in every loop on the host
-            return self._by_timestep[timestep]
         value: Any = timestep
         if isinstance(timestep, Tensor):
             if timestep.numel() != 1 or not timestep.is_cpu or torch.compiler.is_compiling():
                 return self._device_row(timestep, sample, dtype, rederive)
             value = timestep.item()
-        if type(value) is not int:
-            if not isinstance(value, np.integer):
-                raise TypeError(f"a timestep must be an integer, not {value!r}")
-            value = int(value)
-        return self._host_row(value, rederive)
+        if type(value) is int:
+            row = self._by_timestep.get(value)
+            if row is not None and not rederive:  # as in every loop on the host
+                return row
+        elif not isinstance(value, np.integer):
+            raise TypeError(f"a timestep must be an integer, not {value!r}")
+        return self._host_row(int(value), rederive)
 
     def _host_row(self, timestep: int, rederive: bool) -> Row:
         row = self.row(timestep)
