@@ -103,7 +103,16 @@ SPACINGS = {
 }
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(
+    ("pair", "spacing"),
+    [  # what the scheduler does depends on no network: on SD 2 one spacing, and the others among the slow tests
+        pytest.param(version, spacing, id=f"SD {version}-{spacing}", marks=[pytest.mark.slow] if again else [])
+        for version in (1, 2)
+        for spacing in SPACINGS
+        for again in [version == 2 and spacing != "trailing"]
+    ],
+    indirect=["pair"],
+)
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(("scale", "rescale"), [(1.0, 0.0), (7.5, 0.0), (7.5, 0.7)])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
