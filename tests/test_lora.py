@@ -34,18 +34,23 @@ PROMPT = "a photo of a red cat on stars"
 FILE = "pytorch_lora_weights.safetensors"
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["SD 1", "SD 2"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp(f"sd{request.param}")
-    tiny_reference(path, request.param)
-    return path
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Tiny checkpoints of both versions of Stable Diffusion; nothing writes there."""
+    made = {version: tmp_path_factory.mktemp(f"sd{version}") for version in (1, 2)}
+    for version, path in made.items():
+        tiny_reference(path, version)
+    return made
+
+
+@pytest.fixture(params=[1, 2], ids=["SD 1", "SD 2"])
+def folder(request: pytest.FixtureRequest, folders: dict[int, Path]) -> Path:
+    return folders[request.param]
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("first")
-    tiny_reference(path, 1)
-    return path
+def first(folders: dict[int, Path]) -> Path:
+    return folders[1]
 
 
 def ours(folder: Path, **options: Any) -> StableDiffusionPipeline:
