@@ -592,14 +592,17 @@ def both_load(folder: Path, *sources: Any, **options: Any) -> tuple[Any, StableD
 ALL_TEXT = (*TEXT, "fc1", "fc2")
 
 
-def on_both(cases: dict[str, tuple[Any, ...]], widest: str) -> list[Any]:
-    """All cases on Stable Diffusion 1; on 2 the one that has most in it, and the others among the slow tests."""
+def on_both(cases: dict[str, tuple[Any, ...]], widest: str, parts: tuple[str, ...] = ()) -> list[Any]:
+    """All cases on Stable Diffusion 1; on 2 the one that has most in it, and the others among the slow tests.
+
+    So are those on 1 that are named as parts of others.
+    """
     return [
         pytest.param(
             version,
             *values,
             id=f"SD {version}-{name}",
-            marks=[pytest.mark.slow] if version == 2 and name != widest else [],
+            marks=[pytest.mark.slow] if (version == 2 and name != widest) or name in parts else [],
         )
         for version in (1, 2)
         for name, values in cases.items()
@@ -616,7 +619,11 @@ LAYERS: dict[str, tuple[Any, ...]] = {
 }
 
 
-@pytest.mark.parametrize(("folder", "unet", "text"), on_both(LAYERS, "every layer-all text"), indirect=["folder"])
+@pytest.mark.parametrize(
+    ("folder", "unet", "text"),
+    on_both(LAYERS, "every layer-all text", ("attention-text", "attention-all text", "every layer-U-Net")),
+    indirect=["folder"],
+)
 def test_images_are_those_of_diffusers(
     unet: tuple[str, ...], text: tuple[str, ...], folder: Path, tmp_path: Path
 ) -> None:
