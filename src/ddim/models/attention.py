@@ -102,7 +102,8 @@ class Attention(nn.Module):
 
     processor: Any
     # Layers of other models' attention, which processors look for.
-    spatial_norm = norm_cross = norm_q = norm_k = add_k_proj = add_v_proj = add_q_proj = to_add_out = None
+    spatial_norm = norm_cross = norm_q = norm_k = norm_added_q = norm_added_k = None
+    add_q_proj = add_k_proj = add_v_proj = to_add_out = None
 
     def __init__(
         self,

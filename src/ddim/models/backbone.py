@@ -15,12 +15,16 @@ from ddim.models.activations import activation
 from ddim.models.attention import convert_attention_key
 from ddim.models.blocks import (
     AttentionFactory,
+    AttnDownBlock2D,
+    AttnUpBlock2D,
     Block,
+    CrossAttnDownBlock2D,
+    CrossAttnUpBlock2D,
     DownBlock2D,
-    MidBlock2D,
     Projected,
     Style,
     Times,
+    UNetMidBlock2D,
     UpBlock2D,
 )
 from ddim.models.core import HasCore
@@ -43,7 +47,12 @@ class Level(NamedTuple):
     channels: int
     layers: int  # residual blocks
     attention: AttentionFactory | None  # makes the layer that follows each residual block, if one does
+    kind: str  # of attention: "" for none, "Attn" or "CrossAttn"; the block's class is named by it
     resampler: str | None  # "conv" or "resnet" leads to the next resolution; None at the last one
+
+
+DOWN_BLOCKS = {"": DownBlock2D, "Attn": AttnDownBlock2D, "CrossAttn": CrossAttnDownBlock2D}
+UP_BLOCKS = {"": UpBlock2D, "Attn": AttnUpBlock2D, "CrossAttn": CrossAttnUpBlock2D}
 
 
 class TimeCache(NamedTuple):
@@ -111,8 +120,9 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
     conv_norm_out: nn.Module
     conv_act: nn.Module
     conv_out: nn.Conv2d
+    has_adapters = False  # `ddim.lora` says it here, which this module knows nothing of
     down_blocks: nn.ModuleList
-    mid_block: MidBlock2D | None
+    mid_block: UNetMidBlock2D | None
     up_blocks: nn.ModuleList
 
     @classmethod
@@ -120,7 +130,7 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
         return convert_attention_key(key)
 
     def build(
-        self, style: Style, down: Sequence[Level], middle: MidBlock2D | None, up: Sequence[Level], padding: int
+        self, style: Style, down: Sequence[Level], middle: UNetMidBlock2D | None, up: Sequence[Level], padding: int
     ) -> None:
         """Make the blocks.
 
@@ -133,12 +143,14 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
         """
         self.time_act = activation(style.act_fn)
         self.down_blocks = nn.ModuleList(
-            DownBlock2D(before.channels, level.channels, level.layers, style, level.attention, level.resampler, padding)
+            DOWN_BLOCKS[level.kind](
+                before.channels, level.channels, level.layers, style, level.attention, level.resampler, padding
+            )
             for before, level in zip([down[0], *down], down, strict=False)
         )
         self.mid_block = middle
         self.up_blocks = nn.ModuleList(
-            UpBlock2D(
+            UP_BLOCKS[level.kind](
                 before.channels, level.channels, after.channels, level.layers, style, level.attention, level.resampler
             )
             for before, level, after in zip([up[0], *up], up, [*up[1:], up[-1]], strict=False)

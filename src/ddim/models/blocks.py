@@ -269,7 +269,15 @@ class DownBlock2D(Block):
         return x, tuple(outputs)
 
 
-class MidBlock2D(Block):
+class AttnDownBlock2D(DownBlock2D):
+    """The way down with attention among the positions after each residual block."""
+
+
+class CrossAttnDownBlock2D(DownBlock2D):
+    """The way down with a transformer after each residual block."""
+
+
+class UNetMidBlock2D(Block):
     """A residual block, then `layers` times an attention layer, if there is one, and a residual block."""
 
     def __init__(self, channels: int, style: Style, attention: AttentionFactory | None = None, layers: int = 1) -> None:
@@ -283,6 +291,10 @@ class MidBlock2D(Block):
         for i, resnet in enumerate(self.resnets):
             x = self.run(resnet, self.attend(i - 1, x, text) if i else x, in_turn(temb))
         return x
+
+
+class UNetMidBlock2DCrossAttn(UNetMidBlock2D):
+    """The middle with a transformer between the residual blocks."""
 
 
 class UpBlock2D(Block):
@@ -371,3 +383,11 @@ class UpBlock2D(Block):
         if not (self.s1 and self.s2 and self.b1 and self.b2) or self.resolution_idx not in (0, 1):
             return None
         return FreeU(self.b1, self.s1) if self.resolution_idx == 0 else FreeU(self.b2, self.s2)
+
+
+class AttnUpBlock2D(UpBlock2D):
+    """The way up with attention among the positions after each residual block."""
+
+
+class CrossAttnUpBlock2D(UpBlock2D):
+    """The way up with a transformer after each residual block."""

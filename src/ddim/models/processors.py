@@ -38,8 +38,8 @@ class HasAttention(nn.Module):
             chosen = {name.removesuffix(".processor"): value for name, value in processor.items()}
             if len(chosen) != len(layers):
                 raise ValueError(
-                    f"{len(chosen)} attention processors were given for {len(layers)} attention layers: give one for "
-                    "each name in attn_processors"
+                    f"the number of processors, {len(chosen)}, is not that of attention layers, {len(layers)}: give "
+                    "one for each name in attn_processors"
                 )
             unknown = sorted(set(chosen) - set(layers))
             if unknown:

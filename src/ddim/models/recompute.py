@@ -24,6 +24,8 @@ class Recomputing(nn.Module):
 class CanRecompute(nn.Module):
     """A network that can trade time for memory in training, in all its parts that are `Recomputing`."""
 
+    _supports_gradient_checkpointing = True  # training scripts ask for it
+
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether `enable_gradient_checkpointing` was called last."""

@@ -123,8 +123,8 @@ class BasicTransformerBlock(nn.Module):
         x = hidden_states
         x = x + self.attn1(self.norm1(x), encoder_hidden_states=first, attention_mask=attention_mask, **more)
         x = x + self.attn2(self.norm2(x), encoder_hidden_states=second, attention_mask=encoder_attention_mask, **more)
-        fed: Tensor = self.ff(self.norm3(x))
-        return x + fed
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
 
 
 class Transformer2DModel(Recomputing):

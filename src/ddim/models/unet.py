@@ -11,7 +11,7 @@ from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
 from ddim.models.attention import spatial_attention
 from ddim.models.backbone import Backbone, ClassTimeCache, Level, TimeCache, UNet2DOutput
-from ddim.models.blocks import MidBlock2D, Style
+from ddim.models.blocks import Style, UNetMidBlock2D
 from ddim.models.embeddings import (
     GaussianFourierProjection,
     LearnedTimesteps,
@@ -139,7 +139,9 @@ class UNet2DModel(Backbone):
             return spatial_attention(channels, attention_head_dim, groups=groups, eps=norm_eps, output_scale=scale)
 
         def level(channels: int, layers: int, has_attention: bool, resampler: str | None) -> Level:
-            return Level(channels, layers, attention if has_attention else None, resampler)
+            return Level(
+                channels, layers, attention if has_attention else None, "Attn" if has_attention else "", resampler
+            )
 
         down, up = [], []
         for i, (channels, name) in enumerate(zip(block_out_channels, down_block_types, strict=True)):
@@ -157,7 +159,7 @@ class UNet2DModel(Backbone):
         middle = None
         if mid_block_type is not None:
             scaled = style._replace(output_scale=mid_block_scale_factor)
-            middle = MidBlock2D(block_out_channels[-1], scaled, middle_attention if add_attention else None)
+            middle = UNetMidBlock2D(block_out_channels[-1], scaled, middle_attention if add_attention else None)
         self.build(style, down, middle, up, downsample_padding)
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, norm_eps)

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
-from ddim.lora import state_of
 from ddim.models.activations import activation
 from ddim.models.attention import KeyValue
 from ddim.models.backbone import Backbone, Level, Residuals, TimeCache, UNet2DOutput
-from ddim.models.blocks import AttentionFactory, MidBlock2D, Style, Times, UpBlock2D
+from ddim.models.blocks import AttentionFactory, Style, Times, UNetMidBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D
 from ddim.models.embeddings import TimestepEmbedding, Timesteps, as_timesteps
 from ddim.models.settings import check_levels, look_up
 from ddim.models.transformer import Transformer2DModel
@@ -206,7 +205,9 @@ class UNet2DConditionModel(Backbone):
 
         def level(i: int, has_attention: bool, extra: int, resampler: str | None) -> Level:
             attention = transformer(i, crosses[i]) if has_attention else None
-            return Level(block_out_channels[i], layers[i] + extra, attention, resampler)
+            return Level(
+                block_out_channels[i], layers[i] + extra, attention, "CrossAttn" if has_attention else "", resampler
+            )
 
         down = [
             level(i, look_up("down block type", name, DOWN_BLOCKS), 0, "conv" if i < n - 1 else None)
@@ -221,7 +222,8 @@ class UNet2DConditionModel(Backbone):
             has_attention = look_up("mid_block_type", mid_block_type, MID_BLOCKS)
             scaled = style._replace(output_scale=mid_block_scale_factor)
             attention = transformer(n - 1, only_cross=False) if has_attention else None
-            middle = MidBlock2D(block_out_channels[-1], scaled, attention, layers=1 if has_attention else 0)
+            kind = UNetMidBlock2DCrossAttn if has_attention else UNetMidBlock2D
+            middle = kind(block_out_channels[-1], scaled, attention, layers=1 if has_attention else 0)
         self.build(style, down, middle, up, downsample_padding)
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, norm_eps)
@@ -264,8 +266,8 @@ class UNet2DConditionModel(Backbone):
         more = dict(given or {})
         scale = more.pop("scale", None)
         if scale is not None and scale != 1:
-            in_training = any(hasattr(module, "scale_layer") for module in self.modules())
-            if in_training or state_of(self).stored:
+            in_training = any(hasattr(module, "scale_layer") for module in self.modules())  # peft's layers
+            if in_training or self.has_adapters:
                 raise ValueError(
                     f"cross_attention_kwargs={{'scale': {scale!r:.50}}} is not implemented, as adapters are part of "
                     "the weights here: say how strong they are by set_adapters(names, weights) before the call"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddim.checkpoint import PretrainedModel
 from ddim.checkpoint.config import register_to_config
 from ddim.models.attention import convert_attention_key, spatial_attention
-from ddim.models.blocks import Downsample2D, MidBlock2D, ResnetBlock2D, Style, Upsample2D
+from ddim.models.blocks import Downsample2D, ResnetBlock2D, Style, UNetMidBlock2D, Upsample2D
 from ddim.models.core import HasCore
 from ddim.models.processors import HasAttention
 from ddim.models.recompute import CanRecompute, Recomputing
@@ -162,7 +162,7 @@ class Coder(nn.Module):
             return spatial_attention(channels, None, groups=style.groups, eps=style.eps)
 
         self.conv_in = nn.Conv2d(ends[0], widths[0], 3, padding=1)
-        self.mid_block = MidBlock2D(deepest, style, attention if attend else None)
+        self.mid_block = UNetMidBlock2D(deepest, style, attention if attend else None)
         self.conv_norm_out = nn.GroupNorm(style.groups, widths[1], style.eps)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(widths[1], ends[1], 3, padding=1)
