@@ -266,6 +266,11 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
             x, outputs = block(hidden_states=x, temb=temb, **more)
             skips += outputs
         if added.down is not None:
+            if len(added.down) != len(skips):
+                raise ValueError(
+                    f"{len(added.down)} down_block_additional_residuals were given for {len(skips)} outputs of the way "
+                    "down: give one for each"
+                )
             skips = [skip + more for skip, more in zip(skips, added.down, strict=True)]
         if self.mid_block is not None:
             x = self.mid_block(x, temb, **self._text_for(self.mid_block, text))
