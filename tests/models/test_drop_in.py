@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,19 @@ def test_older_code_may_ask_the_network_for_its_settings() -> None:
     with pytest.raises(AttributeError, match="no attribute 'sample_sise'"):
         _ = network.sample_sise
     assert network.in_channels == 4
+
+
+def test_an_output_is_a_dict_of_its_attributes(pair: Any) -> None:
+    ours, _, inputs = pair
+    out = ours(**inputs)
+    assert isinstance(out, dict)
+    assert dict(out) == {**out} == {"sample": out.sample}
+    again = out.copy()
+    assert again.sample is out.sample
+    assert again != out
+    out["sample"] = torch.zeros(1)
+    assert torch.equal(out.sample, torch.zeros(1))
+    assert pickle.loads(pickle.dumps(out)).sample.shape == (1,)
+    for change in (lambda: out.pop("sample"), lambda: out.update(sample=1), out.clear, out.popitem):
+        with pytest.raises(TypeError, match=r"fixed keys: assign to them, out\[key\] = value"):
+            change()
