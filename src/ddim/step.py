@@ -71,6 +71,9 @@ class Output(_Dict):
     def __eq__(self, other: object) -> bool:
         return self is other
 
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
     __hash__ = object.__hash__
 
     def __reduce__(self) -> tuple[Any, ...]:

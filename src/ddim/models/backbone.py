@@ -116,6 +116,7 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
     time_embedding: TimestepEmbedding
     class_embedding: nn.Module | None
     class_embed_type: str | None
+    class_embeddings_concat = False  # whether the classes' vector is put beside the timestep's, or added to it
     conv_in: nn.Conv2d
     conv_norm_out: nn.Module
     conv_act: nn.Module
@@ -188,7 +189,7 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
             shape, batch = tuple(class_labels.shape), timesteps.shape[0]
             raise ValueError(f"class_labels must have one entry for each of {batch} samples; their shape is {shape}")
         if isinstance(self.class_embedding, nn.Embedding):
-            return emb + embed_labels(self.class_embedding, class_labels)
+            return self._joined(emb, embed_labels(self.class_embedding, class_labels))
         if self.class_embed_type == "timestep":
             class_labels = self.time_proj(class_labels)
         vectors: Tensor = self.class_embedding(class_labels.to(self.dtype))
@@ -197,7 +198,11 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
                 f"class_labels make {tuple(vectors.shape)} where {tuple(emb.shape)} is needed: give labels of the "
                 f"shape that class_embed_type={self.class_embed_type!r} takes"
             )
-        return emb + vectors
+        return self._joined(emb, vectors)
+
+    def _joined(self, emb: Tensor, vectors: Tensor) -> Tensor:
+        """The timestep's and the classes' vectors, (b e) each, as one vector for each sample."""
+        return torch.cat([emb, vectors], dim=1) if self.class_embeddings_concat else emb + vectors
 
     def project(self, emb: Tensor) -> Tensor:
         """What every residual block makes of the embedding (b e), side by side in the blocks' order: (b K)."""

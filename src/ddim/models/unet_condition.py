@@ -38,7 +38,6 @@ NOT_IMPLEMENTED: dict[str, object] = {
     "time_embedding_act_fn": None,
     "timestep_post_act": None,
     "attention_type": "default",
-    "class_embeddings_concat": False,
     "cross_attention_norm": None,
 }
 
@@ -74,6 +73,7 @@ class UNet2DConditionModel(Backbone):
             embedding's size), "projection" or "simple_projection" (labels are vectors of
             `projection_class_embeddings_input_dim` channels, through two linear layers or one).
         num_class_embeds: the number of classes.
+        class_embeddings_concat: the class's vector stands beside the timestep's, instead of being added to it.
         upcast_attention: for attention processors that look at it; without one, attention scores are computed in
             float32 in any case.
         resnet_time_scale_shift: "default" (the timestep is added) or "scale_shift" (it also scales).
@@ -189,7 +189,9 @@ class UNet2DConditionModel(Backbone):
             class_embed_type, num_class_embeds, width, emb_dim, act_fn, projection_class_embeddings_input_dim
         )
 
-        style = Style(emb_dim, norm_num_groups, norm_eps, act_fn, resnet_time_scale_shift, dropout)
+        self.class_embeddings_concat = class_embeddings_concat and self.class_embedding is not None
+        time_dim = 2 * emb_dim if self.class_embeddings_concat else emb_dim
+        style = Style(time_dim, norm_num_groups, norm_eps, act_fn, resnet_time_scale_shift, dropout)
 
         def transformer(i: int, only_cross: bool) -> AttentionFactory:
             return lambda channels: Transformer2DModel(
