@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ddim.backends import accelerate, describe
-from ddim.checkpoint import Repository, Savable, choose_dtype, read_json, write_json
+from ddim.checkpoint import Repository, Savable, Saving, choose_dtype, read_json, write_json
 from ddim.checkpoint.config import DIFFUSERS_VERSION
 from ddim.errors import CheckpointError
 from ddim.noise import Generators, gaussian_noise, generators
@@ -197,7 +197,7 @@ class DiffusionPipeline(Savable):
             raise TypeError(f"the parts of a {type(pipeline).__name__} make no {cls.__name__}")
         return cls(**{**pipeline.components, **parts})
 
-    def write(self, folder: Path, variant: str | None) -> None:
+    def write(self, folder: Path, saving: Saving) -> None:
         """Write what `from_pretrained` reads, here and in diffusers; the index last."""
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
         index |= self.left_out
@@ -206,7 +206,7 @@ class DiffusionPipeline(Savable):
                 index[name] = [None, None]
                 continue
             component = getattr(component, "_orig_mod", component)  # what torch.compile has wrapped
-            component.save_pretrained(folder / name, variant=variant)
+            component.save_pretrained(folder / name, **saving.options())
             kind = type(component).__name__
             index[name] = ["transformers" if kind in OF_TRANSFORMERS else "diffusers", kind]
         write_json(folder / INDEX, index)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddim.checkpoint import Savable
+from ddim.checkpoint import Savable, Saving
 from ddim.data import Source, captioned_source
 from ddim.data.preparation import Preparation, say_background
 from ddim.data.stream import CaptionedStream
@@ -298,7 +298,7 @@ class _Adapters(Savable):
     def __init__(self, pipe: StableDiffusionPipeline, states: dict[str, dict[str, Tensor]], rank: int) -> None:
         self.pipe, self.states, self.rank = pipe, states, rank
 
-    def write(self, folder: Path, variant: str | None) -> None:
+    def write(self, folder: Path, saving: Saving) -> None:
         save_lora(folder, self.states, self.rank, self.rank)
 
 
