@@ -111,7 +111,7 @@ def encode_texts(
     if len(different) < len(texts):  # most often the same negative prompt for all
         encoded = encode_texts(tokenizer, text_encoder, different, clip_skip, length)
         return encoded[[different.index(text) for text in texts]]
-    ids = tokenizer(texts, length).to(text_encoder.device)
+    ids = tokenizer.ids(texts, length).to(text_encoder.device)
     if clip_skip is None:
         last: Tensor = text_encoder(ids).last_hidden_state
         return last
