@@ -93,8 +93,8 @@ def _special(name: str) -> Any:
 def _special_id(name: str) -> Any:
     """A property of the tokenizer: the id of one of its special tokens."""
 
-    def get(self: CLIPTokenizer) -> int:
-        index: int = self._tokenizer.token_to_id(self.special_tokens[name])
+    def get(self: CLIPTokenizer) -> int | None:
+        index: int | None = self._tokenizer.token_to_id(self.special_tokens[name])
         return index
 
     def put(self: CLIPTokenizer, index: int) -> None:

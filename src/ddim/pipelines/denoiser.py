@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class TextDenoiser:
         negative: the text to keep away from, (b s d); None is no guidance.
         scale, rescale, interval: see `guidance.guide`.
         channels: what the U-Net is given beside the sample, (b c h w).
+        cross_attention_kwargs: what the U-Net hands on to its attention processors.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class TextDenoiser:
         rescale: float = 0.0,
         interval: tuple[int, int] | None = None,
         channels: Tensor | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.unet = unet
+        self._options = {"cross_attention_kwargs": dict(cross_attention_kwargs)} if cross_attention_kwargs else {}
         self.channels = channels
         self._batch = len(embeds)
         self._guidance = (scale, rescale, interval)
-        self._caches = hasattr(unet, "project_text")
+        self._caches = hasattr(unet, "project_text") and not self._options
         self._timesteps = torch.tensor(plan.timesteps)
         width = unet.config.get("time_cond_proj_dim")
         self._cond: Tensor | None = None
@@ -88,6 +92,17 @@ class TextDenoiser:
             interval=interval,
         )
 
+    def weigh(self, scale: float) -> None:
+        """Take another guidance scale from now on; 1 is no guidance.
+
+        Raises:
+            ValueError: it asks for guidance of a run that began without.
+        """
+        if scale != 1 and self.negative is None:
+            raise ValueError(f"guidance_scale={scale} cannot be set in a run without negative embeddings")
+        self._guidance = (scale, *self._guidance[1:])
+        self.look_at(self.embeds)
+
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
         version = version_of(self.unet)
         if version != self._adapters:
@@ -110,5 +125,5 @@ class TextDenoiser:
         if self.channels is not None:
             beside = self.channels if len(x) == len(self.channels) else torch.cat([self.channels, self.channels])
             x = torch.cat([x, beside], dim=1)
-        out: Tensor = self.unet(x, timestep, **text, **self._time).sample
+        out: Tensor = self.unet(x, timestep, **text, **self._time, **self._options).sample
         return out
