@@ -258,7 +258,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         misfits = _misfits(cls, index)
         if misfits:
             raise CheckpointError(
-                f"{path} names the pipeline {reprlib.repr(named)}, which has other parts than a {cls.__name__}: "
+                f"{path} names the pipeline {named!r:.100}, which has other parts than a {cls.__name__}: "
                 + ", ".join(misfits)
             )
         return cls
@@ -537,7 +537,7 @@ def _device(device_map: Any) -> torch.device | None:
 
 def _look_up(name: Any, table: Mapping[str, str], what: str, index: Path) -> Any:
     if not isinstance(name, str) or name not in table:
-        raise CheckpointError(f"{index} names the {what} {reprlib.repr(name)}; known are {', '.join(table)}")
+        raise CheckpointError(f"{index} names the {what} {name!r:.100}; known are {', '.join(table)}")
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute or name)
 

@@ -41,6 +41,8 @@ _FIXED = dict.fromkeys(
     "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr".split(),
     "make another scheduler with from_config(scheduler.config, …), or assign scheduler.alphas_cumprod",
 )
+# Settings by which the config of a scheduler without betas is known, if it does not name its class.
+_OF_OTHER_NOISE = ("rho", "shift", "sigma_data", "sigma_max", "sigma_min")
 _KEPT_PLANS = 16  # of different numbers of steps, by `set_timesteps`
 
 
@@ -428,6 +430,8 @@ def _check_betas(config: Mapping[str, Any], own_name: str) -> None:
     which its network was not trained.
     """
     named = config.get("_class_name", own_name)
+    if "_class_name" not in config and any(config.get(key) is not None for key in _OF_OTHER_NOISE):
+        named = "scheduler of another kind"  # diffusers' objects do not say it in their configs
     if config.get("prediction_type") == "flow_prediction" or config.get("use_flow_sigmas") or "FlowMatch" in str(named):
         raise ConfigError(f"the config is of a {named!s:.100} for flow matching, which DDIM does not sample")
     has_betas = {"beta_start", "beta_schedule"} & set(config) or config.get("trained_betas") is not None
