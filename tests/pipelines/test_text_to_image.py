@@ -449,10 +449,12 @@ def test_the_constructor_sets_what_diffusers_sets_and_assigning_does_not(first: 
     assert pipe.scheduler is given
     right = DDIMScheduler(**BASE)
     assert StableDiffusionPipeline(**{**first.ours.components, "scheduler": right}).scheduler is right
+    with pytest.raises(ConfigError, match=r"has no scheduler: assign pipe\.scheduler"):
+        StableDiffusionPipeline(**{**first.ours.components, "scheduler": None})(PROMPT)
     with pytest.raises(TypeError, match="a scheduler is needed"):
-        StableDiffusionPipeline(**{**first.ours.components, "scheduler": None})
+        pipe.scheduler = None
     with pytest.raises(TypeError, match=r"ddim\.CLIPTokenizer"):
-        StableDiffusionPipeline(**{**first.ours.components, "tokenizer": first.theirs.tokenizer})
+        StableDiffusionPipeline(**{**first.ours.components, "tokenizer": object()})
 
 
 def test_public_names() -> None:
@@ -602,7 +604,10 @@ def test_a_callback_sees_what_it_asks_for(first: Pair) -> None:
         assert list(theirs[2]) == list(mine[2]) == wanted
         for key in wanted:
             torch.testing.assert_close(mine[2][key], theirs[2][key], rtol=1e-4, atol=1e-4)
-    assert first.ours.num_timesteps is first.ours.guidance_scale is None
+    assert (first.ours.num_timesteps, first.ours.guidance_scale) == (3, 7.5)  # of the last call, as in diffusers
+    assert (first.theirs.num_timesteps, first.theirs.guidance_scale) == (3, 7.5)
+    fresh = StableDiffusionPipeline(**first.ours.components)
+    assert fresh.num_timesteps is fresh.guidance_scale is None
 
 
 def test_a_callback_may_change_things(first: Pair) -> None:
@@ -885,7 +890,9 @@ ERRORS: list[tuple[dict[str, Any], Any, str]] = [
     ({"clip_skip": -1}, ConfigError, "clip_skip"),
     ({"sigmas": [1.0]}, ValueError, "sigmas is not implemented"),
     ({"ip_adapter_image": 1}, ValueError, "ip_adapter_image is not implemented"),
-    ({"cross_attention_kwargs": {}}, ValueError, "cross_attention_kwargs is not implemented"),
+    ({"cross_attention_kwargs": []}, TypeError, "cross_attention_kwargs must be a dict"),
+    ({"callback_steps": 0}, ValueError, "callback_steps must be a positive int"),
+    ({"callback": print, "callback_on_step_end": print}, ValueError, "its older kind, not both"),
     ({"strength": 0.5, "mask_image": torch.zeros(16, 16)}, ValueError, "mask_image needs the image"),
 ]
 

@@ -93,6 +93,17 @@ class TextDenoiser:
             interval=interval,
         )
 
+    def weigh(self, scale: float) -> None:
+        """Take another guidance scale from now on; 1 is no guidance.
+
+        Raises:
+            ValueError: it asks for guidance of a run that began without.
+        """
+        if scale != 1 and self.negative is None:
+            raise ValueError(f"guidance_scale={scale} cannot be set in a run without negative embeddings")
+        self._guidance = (scale, *self._guidance[1:])
+        self.look_at(self.embeds)
+
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
         state = self._state_of_unet()
         if state != self._made_for:

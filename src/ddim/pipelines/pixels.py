@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -103,6 +104,7 @@ class DDIMPipeline(DiffusionPipeline):
             ConfigError, ValueError, TypeError: settings, shapes or types that cannot work, before anything is run.
             NonFiniteError: the network gave NaN; names the step.
         """
+        self.require_parts("unet", "scheduler")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
         if batch_size == 1:
@@ -121,7 +123,7 @@ class DDIMPipeline(DiffusionPipeline):
             guidance_interval=guidance_interval,
         )
         x, generator = self._initial_noise(self._shape(batch_size, latents), generator, seed, latents)
-        with self.progress_bar(len(plan)) as bar:
+        with self.in_use(self.unet), self.progress_bar(len(plan)) as bar:
             for step in sample(
                 denoiser, x, plan, generator=generator, use_clipped_model_output=bool(use_clipped_model_output)
             ):
@@ -210,8 +212,10 @@ class DDIMPipeline(DiffusionPipeline):
             )
         classes = config.num_class_embeds
         if classes is None:
-            if class_labels is not None or guidance_scale != 1:
-                raise ConfigError("this model knows no classes: class_labels and guidance_scale are not for it")
+            if class_labels is not None:
+                raise ConfigError("this model knows no classes: class_labels are not for it")
+            if guidance_scale != 1:
+                warnings.warn("this model knows no classes: guidance_scale has no effect", stacklevel=3)
             return self._predictor(plan, None)
         none = torch.full((count,), classes - 1, device=self.device)
         labels = none if class_labels is None else _as_labels(class_labels, count, classes).to(self.device)

@@ -233,7 +233,7 @@ class TextToImage(Objective):
             return self.texts.embeddings(captions, self.loss.weight.device)
         trains = "text_encoder" in self.networks
         encoder = self.networks["text_encoder"] if trains else self.frozen["text_encoder"]
-        ids = self.tokenizer(captions, warn=False).to(self.loss.weight.device)
+        ids = self.tokenizer.ids(captions, warn=False).to(self.loss.weight.device)
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             text: Tensor = encoder(ids)[0]
         return text
