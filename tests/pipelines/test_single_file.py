@@ -725,6 +725,9 @@ def test_a_name_twice(tmp_path: Path) -> None:
         ("conditioner.embedders.1.model.ln_final.weight", "Stable Diffusion XL"),
         ("model.diffusion_model.double_blocks.0.img_attn.proj.weight", "Flux"),
         ("lora_unet_down_blocks_0_attentions_0_proj_in.alpha", "a LoRA"),
+        ("diffusion_model.input_blocks.1.1.proj_in.lora_down.weight", "a LoRA"),
+        ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.lora_up.weight", "a LoRA"),
+        ("unet.down_blocks.0.attentions.0.proj_in.lora_A.weight", "a LoRA"),
         ("down_blocks.0.resnets.0.conv1.weight", "diffusers' layout"),
     ],
 )

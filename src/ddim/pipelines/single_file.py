@@ -56,10 +56,10 @@ OTHERS = {
     "control_model.": "a ControlNet",
     "depth_model.": "Stable Diffusion 2's depth model",
     "edm_": "a model of EDM's noise levels, for which DDIM has no schedule",
-    "lora_": "a LoRA",
     "down_blocks.": "a U-Net in diffusers' layout, whose folder from_pretrained loads",
-    "unet.": "a LoRA in diffusers' layout",
 }
+# A part of the names in all layouts of LoRAs, which otherwise begin as those of the models that they are for.
+LORA = re.compile(r"(^|[._])lora[._]|_lora\.|^lora_")
 
 
 def load_single_file(
@@ -253,6 +253,8 @@ def _scheduler(file: Path, notes: Notes, prediction_type: str) -> DDIMScheduler:
 
 def _hint(names: Mapping[str, Any]) -> str:
     """The end of an error's text that says what these tensors may be of instead, if their names tell it."""
+    if any(LORA.search(name) for name in names):
+        return "; it may be a LoRA, which load_lora_weights of a pipeline loads"
     for prefix, what in OTHERS.items():
         if any(name.startswith(prefix) for name in names):
             return f"; it may be {what}"
