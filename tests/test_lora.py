@@ -599,8 +599,34 @@ def both_load(folder: Path, *sources: Any, **options: Any) -> tuple[Any, StableD
     return pair
 
 
-@pytest.mark.parametrize("text", [(), TEXT, (*TEXT, "fc1", "fc2")], ids=["U-Net", "text", "all text"])
-@pytest.mark.parametrize("unet", [UNET, EVERY], ids=["attention", "every layer"])
+ALL_TEXT = (*TEXT, "fc1", "fc2")
+
+
+def on_both(cases: dict[str, tuple[Any, ...]], widest: str) -> list[Any]:
+    """All cases on Stable Diffusion 1; on 2 the one that has most in it, and the others among the slow tests."""
+    return [
+        pytest.param(
+            version,
+            *values,
+            id=f"SD {version}-{name}",
+            marks=[pytest.mark.slow] if version == 2 and name != widest else [],
+        )
+        for version in (1, 2)
+        for name, values in cases.items()
+    ]
+
+
+LAYERS: dict[str, tuple[Any, ...]] = {
+    "attention-U-Net": (UNET, ()),
+    "attention-text": (UNET, TEXT),
+    "attention-all text": (UNET, ALL_TEXT),
+    "every layer-U-Net": (EVERY, ()),
+    "every layer-text": (EVERY, TEXT),
+    "every layer-all text": (EVERY, ALL_TEXT),
+}
+
+
+@pytest.mark.parametrize(("folder", "unet", "text"), on_both(LAYERS, "every layer-all text"), indirect=["folder"])
 def test_images_are_those_of_diffusers(
     unet: tuple[str, ...], text: tuple[str, ...], folder: Path, tmp_path: Path
 ) -> None:
@@ -628,6 +654,7 @@ def test_older_layouts_are_read_as_diffusers_reads_them(layout: str, first: Path
     agree(picture(their), picture(our))
 
 
+@pytest.mark.parametrize("folder", on_both({"two": ()}, ""), indirect=True)
 def test_several_at_once(folder: Path) -> None:
     plain = ours(folder)
     sources = [present(known(plain, seed=0)), present(known(plain, rank=5, unet=MORE, seed=1))]
@@ -788,8 +815,10 @@ def test_training_learns(unet: Any) -> None:
     assert same(now, frozen)
 
 
-@pytest.mark.parametrize("alpha", [None, 2.0])
-@pytest.mark.parametrize("text", [False, True], ids=["U-Net", "both"])
+TRAINED = {"U-Net": (False, None), "both": (True, None), "U-Net, alpha": (False, 2.0), "both, alpha": (True, 2.0)}
+
+
+@pytest.mark.parametrize(("folder", "text", "alpha"), on_both(TRAINED, "both, alpha"), indirect=["folder"])
 def test_what_was_trained_is_the_same_everywhere(text: bool, alpha: float | None, folder: Path, tmp_path: Path) -> None:
     """In the pipeline that was trained, in a new one of ours, and in diffusers'."""
     pipe = ours(folder)

@@ -29,8 +29,20 @@ from ddim.backends import openvino as backend  # noqa: E402
 TOLERANCE = 2e-5
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests keep what they converted: a conversion takes nearly a second, and many run the same network."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def _kept(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDIM_CACHE", str(kept))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _kept: None) -> Path:
+    """A test's own folder of converted networks, empty at first, for those that look into it or need a conversion."""
     monkeypatch.setenv("DDIM_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "openvino"
 
@@ -130,7 +142,7 @@ def test_each_network_gives_what_pytorch_gives(make: Callable[[], HasCore]) -> N
     assert describe(network) == "OpenVINO, f32"
 
 
-def test_its_own_precision_is_near(cache: Path) -> None:
+def test_its_own_precision_is_near() -> None:
     network = latents()
     expected = predict(network)
     accelerate([network], "openvino")
@@ -324,6 +336,24 @@ def test_other_weights_are_another_file(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 2
 
 
+def test_a_file_is_for_one_class_config_and_type(cache: Path) -> None:
+    class Other(UNet2DModel):
+        pass
+
+    network = pixels()
+    other = Other(**{name: value for name, value in network.config.items() if name[0] != "_"})
+    other.load_state_dict(network.state_dict())
+    changed = copy.deepcopy(network)
+    changed.register_to_config(sample_size=16)
+    zeros, same_bytes = (pixels().to(dtype) for dtype in (torch.float16, torch.bfloat16))
+    for each in (zeros, same_bytes):
+        for parameter in each.parameters():
+            parameter.data.zero_()
+    every = [network, other, changed, zeros, same_bytes]
+    assert len({backend.identity(each) for each in every}) == len(every)
+    assert backend.identity(network) == backend.identity(pixels())
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
 def test_a_damaged_file_is_made_anew(cache: Path, damage: str) -> None:
     network = text_encoder()
@@ -352,7 +382,7 @@ def test_a_folder_that_cannot_be_made_is_no_error(tmp_path: Path, monkeypatch: p
 # --- what fails ------------------------------------------------------------------------------------------------------
 
 
-def test_a_conversion_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_that_fails_is_one_warning(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("Check 'false' failed at src/x.cpp:1:\nno such operation")
 

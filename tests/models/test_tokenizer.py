@@ -111,7 +111,7 @@ def test_tokens_are_transformers(layout: Callable[[Path], None], tmp_path: Path)
     ids = quietly(tokenizer, PROMPTS)
     assert (ids.shape, ids.dtype) == ((len(PROMPTS), 77), torch.int64)
     assert torch.equal(ids, ids_of(reference, PROMPTS))
-    assert all(tokenizer.encode(prompt) == reference(prompt).input_ids for prompt in PROMPTS)
+    assert [tokenizer.encode(prompt) for prompt in PROMPTS] == reference(PROMPTS).input_ids
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "model_max_length"):
         if not (layout is bare and name == "model_max_length"):
             assert getattr(tokenizer, name) == getattr(reference, name)

@@ -29,6 +29,7 @@ from ddim.checkpoint.pretrained import (
     Savable,
     choose_dtype,
     find_weights,
+    fingerprint,
     load_weights,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "check_state",
     "choose_dtype",
     "find_weights",
+    "fingerprint",
     "load_weights",
     "outline",
     "read_json",

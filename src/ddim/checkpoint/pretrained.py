@@ -6,6 +6,7 @@ an object. A config may come from anyone: if no object of a sensible size can be
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
@@ -247,7 +248,7 @@ class PretrainedModel(Stored, nn.Module):
         config, path = cls.read_config(repository, subfolder)
         stored = config.get("_class_name", cls.__name__)
         if stored != cls.__name__:
-            raise CheckpointError(f"{path} describes a {stored!r:.100}, not a {cls.__name__}")
+            raise CheckpointError(f"{path} describes a {stored!r:.100}, not a {cls.__name__}: load it with that class")
         with skeleton():
             model: Self = cls.construct(config, path, **overrides)
         load_weights(model, find_weights(repository, cls.weights_name, subfolder, variant), dtype)
@@ -273,6 +274,19 @@ def choose_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> 
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise TypeError(f"dtype must be a floating-point type such as torch.float16, not {chosen!r}")
     return chosen
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A SHA-256 hash, in hexadecimal, of the names and bytes of all that a network stores.
+
+    The same weights have the same fingerprint on every device; weights that were converted to another type have another
+    one. Types and shapes are not part of it.
+    """
+    sha = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -322,7 +336,7 @@ def _shards(index: Path) -> list[str]:
     """The names of the files that an index says a network's weights are divided into."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map of names to files")
+        raise CheckpointError(f"{index} has no weight_map, which says the file of each tensor")
     for shard in weight_map.values():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", shard):
             raise CheckpointError(f"{index} names {str(shard)[:200]!r}, which is no weight file beside it")
@@ -333,7 +347,7 @@ def _shard(repository: Repository, shard: str, subfolder: str | None, index: Pat
     """The path of one of the files that an index names."""
     path = repository.find(shard, subfolder)
     if path is None:
-        raise CheckpointError(f"{index} names {shard[:200]}, which is not there")
+        raise CheckpointError(f"{index} names {shard[:200]}, which is missing")
     return path
 
 

@@ -18,6 +18,7 @@ from ddim.checkpoint import Repository, Savable, choose_dtype, read_json, write_
 from ddim.checkpoint.config import DIFFUSERS_VERSION
 from ddim.errors import CheckpointError
 from ddim.noise import Generators, gaussian_noise, generators
+from ddim.pipelines.info import ModelInfo, model_info
 from ddim.pipelines.inputs import Pictures
 from ddim.sampling import Denoiser, Pipeline
 from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
@@ -255,6 +256,10 @@ class DiffusionPipeline(Savable):
     def backend(self) -> str:
         """What runs the networks, in words: "eager" unless `accelerate` said otherwise."""
         return " | ".join(dict.fromkeys(describe(network) for network in self._networks))
+
+    def info(self) -> ModelInfo:
+        """What the pipeline is made of: its parts, their sizes, types and settings. A notebook shows it as a table."""
+        return model_info(self)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
