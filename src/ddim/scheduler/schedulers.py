@@ -58,6 +58,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
     own_keys: ClassVar[frozenset[str]] = frozenset({"legacy_previous_timestep", "optimized_timesteps"})
     order: ClassVar[int] = 1
     has_compatibles: ClassVar[bool] = True
+    _deprecated_kwargs: ClassVar[list[str]] = []
     _compatibles: ClassVar[list[str]] = _COMPATIBLE
     _inverse: ClassVar[bool] = False
 
@@ -149,7 +150,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         if timesteps is None and self._inverse:
             chosen = chosen[::-1]
         thresholding = None
-        if config.get("thresholding"):
+        if config.get("thresholding") and not self._inverse:
             thresholding = (config.dynamic_thresholding_ratio, config.sample_max_value)
         if stride is None and config.get("legacy_previous_timestep"):
             stride = total // max(1, len(chosen) if num_inference_steps is None else num_inference_steps)
@@ -447,7 +448,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
     def __getattr__(self, name: str) -> Any:
         config = self.__dict__.get("_internal_dict", {})
         if name not in config or name.startswith("_"):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         warnings.warn(f"read {name} from the config: scheduler.config.{name}", FutureWarning, stacklevel=2)
         return config[name]
 
@@ -468,7 +469,7 @@ class DDIMScheduler(_Scheduler):
         thresholding: use dynamic thresholding of the predicted x0 (Saharia et al. 2022) instead of clipping.
         dynamic_thresholding_ratio: the quantile of |x0| that is the threshold, in [0, 1].
         clip_sample_range: the largest |x0| that `clip_sample` leaves.
-        sample_max_value: the largest threshold of dynamic thresholding, 1 or more.
+        sample_max_value: the largest threshold of dynamic thresholding, which is positive.
         timestep_spacing: which timesteps a run uses: "leading", "trailing", "linspace", "quadratic" or "optimized".
         rescale_betas_zero_snr: change the schedule so that the last timestep is pure noise (Lin et al. 2024). That
             needs a network that predicts v or x0.
@@ -582,10 +583,12 @@ class DDIMScheduler(_Scheduler):
 class DDIMInverseScheduler(_Scheduler):
     """The sampler run backwards, from an image to its noise: each step leads from ᾱ_prev to ᾱ of a sampling step.
 
-    The arguments are those of `DDIMScheduler`, except those of thresholding. `timesteps` rise.
+    The arguments are those of `DDIMScheduler`, except those of thresholding. What the config of any scheduler has
+    besides is taken and has no effect, as in diffusers. `timesteps` rise.
 
     Raises:
         ConfigError: as `DDIMScheduler`.
+        TypeError: an argument that no scheduler has.
     """
 
     foreign_keys: ClassVar[frozenset[str]] = frozenset(
@@ -613,7 +616,11 @@ class DDIMInverseScheduler(_Scheduler):
         rescale_betas_zero_snr: bool = False,
         legacy_previous_timestep: bool = False,
         optimized_timesteps: Mapping[str, Sequence[int]] | None = None,
+        **others: Any,
     ) -> None:
+        unknown = sorted(set(others) - self.foreign_keys)
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no argument {', '.join(unknown)}")
         self._set_up()
 
     @property
