@@ -73,7 +73,7 @@ def test_an_inverse_scheduler_of_a_schedulers_config() -> None:
     settings = {**SD, "thresholding": True, "dynamic_thresholding_ratio": 0.5, "sample_max_value": 0.25}
     config = {k: v for k, v in diffusers.DDIMScheduler(**settings).config.items() if not k.startswith("_")}
     made, theirs = ddim.DDIMInverseScheduler(**config), diffusers.DDIMInverseScheduler(**config)
-    assert set(made.config) - OWN - set(theirs.config) == {"_class_name", "_diffusers_version"}
+    assert {key for key in made.config if key[0] != "_"} - OWN == {key for key in theirs.config if key[0] != "_"}
     same = ddim.DDIMInverseScheduler.from_config(ddim.DDIMScheduler(**settings).config)
     torch.manual_seed(0)
     x, out = torch.randn(2, 4, 8, 8) * 3, torch.randn(2, 4, 8, 8)

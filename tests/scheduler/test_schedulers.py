@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
+from fresh import python
 from oracle import Gaussian, Long, Settings, alpha_bars, distance, level_at, sigma, step
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -192,9 +193,10 @@ def test_small_parts_of_the_interface() -> None:
     x = torch.randn(2, 3)
     assert scheduler.scale_model_input(x, 5) is x
     assert scheduler.scale_model_input(x) is x
-    theirs = {cls.__name__ for cls in diffusers.DDIMScheduler().compatibles}
-    assert theirs <= set(scheduler._compatibles)
-    assert scheduler.compatibles == [DDIMScheduler]
+    theirs = diffusers.DDIMScheduler().compatibles
+    assert {cls.__name__ for cls in theirs} <= set(scheduler._compatibles)
+    assert {*theirs, DDIMScheduler} == set(scheduler.compatibles)
+    assert python("import ddim; print(ddim.DDIMScheduler().compatibles == [ddim.DDIMScheduler])") == "True"
     assert '"beta_schedule": "linear"' in repr(scheduler)
 
 

@@ -17,7 +17,7 @@ from ddim.errors import ConfigError
 from ddim.plan import SamplingPlan, as_eta
 from ddim.process import Eta, sigma
 from ddim.schedule import as_timesteps, is_part, make_alphas_cumprod, make_betas, space_timesteps
-from ddim.scheduler.identity import Home, KnownToDiffusers
+from ddim.scheduler.identity import Home, KnownToDiffusers, classes_of_diffusers
 from ddim.scheduler.levels import Fixed, Levels
 from ddim.scheduler.methods import OF_A_RUN, OF_A_STEP, PlanOfMethods, step_by_methods
 from ddim.step import DDIMSchedulerOutput, threshold
@@ -432,8 +432,8 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
 
     @property
     def compatibles(self) -> list[type]:
-        """The classes of this package whose configs this scheduler accepts; `_compatibles` names those of diffusers."""
-        return [DDIMScheduler]
+        """The classes whose configs this scheduler accepts: ours, and diffusers' if diffusers has been imported."""
+        return [DDIMScheduler, *classes_of_diffusers(self._compatibles)]
 
     def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
         """The sample unchanged, since these networks take x_t as it is; other schedulers of diffusers scale it here."""
