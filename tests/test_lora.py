@@ -335,6 +335,9 @@ LAYOUTS: dict[str, tuple[tiny_lora.Names, tuple[str, ...], tuple[str, ...]]] = {
     "peft, in training": (tiny_lora.peft_in_training, EVERY, (*TEXT, "fc1", "fc2")),
     "kohya": (tiny_lora.kohya, EVERY, (*TEXT, "fc1", "fc2")),
     "kohya, original names": (tiny_lora.kohya_original, EVERY, (*TEXT, "fc1", "fc2")),
+    "ComfyUI": (tiny_lora.comfy, EVERY, (*TEXT, "fc1", "fc2")),
+    "ComfyUI, peft": (tiny_lora.comfy_peft, EVERY, (*TEXT, "fc1", "fc2")),
+    "OneTrainer": (tiny_lora.one_trainer, EVERY, (*TEXT, "fc1", "fc2")),
 }
 
 
@@ -367,6 +370,18 @@ def test_the_names_are_as_published() -> None:
         "lora_unet_mid_block_resnets_1_conv1": (1280, 1280, 3, 3),
         "lora_te_text_model_encoder_layers_11_mlp_fc1": (3072, 768),
         "lora_te_text_model_encoder_layers_0_self_attn_k_proj": (768, 768),
+        "lycoris_up_blocks_3_attentions_2_transformer_blocks_0_ff_net_0_proj": (2560, 320),
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k": (320, 768),
+        "diffusion_model.input_blocks.8.1.transformer_blocks.0.attn1.to_out.0": (1280, 1280),
+        "diffusion_model.output_blocks.11.1.proj_in": (320, 320, 1, 1),
+        "diffusion_model.middle_block.2.in_layers.2": (1280, 1280, 3, 3),
+        "diffusion_model.out.2": (4, 320, 3, 3),
+        "model.diffusion_model.time_embed.0": (1280, 320),
+        "unet.output_blocks.5.2.conv": (1280, 1280, 3, 3),
+        "unet.input_blocks.1.1.transformer_blocks.0.attn1.to_out": (320, 320),
+        "text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.k_proj": (768, 768),
+        "clip_l.transformer.text_model.encoder.layers.0.mlp.fc2": (768, 3072),
+        "clip_l.text_model.encoder.layers.11.mlp.fc1": (3072, 768),
     }
     for name, (out, *rest) in cases.items():
         tensors = {

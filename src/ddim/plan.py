@@ -77,9 +77,9 @@ class SamplingPlan:
             raise ConfigError(f"clip_sample_range must be a positive number, not {self.clip_range!r}")
         if self.thresholding is not None:
             ratio, maximum = self.thresholding
-            if not (_is_number(ratio) and _is_number(maximum) and 0 <= ratio <= 1 and maximum >= 1):
+            if not (_is_number(ratio) and _is_number(maximum) and 0 <= ratio <= 1 and maximum > 0):
                 raise ConfigError(
-                    "thresholding needs dynamic_thresholding_ratio in [0, 1] and sample_max_value of 1 or more, "
+                    "thresholding needs dynamic_thresholding_ratio in [0, 1] and a positive sample_max_value, "
                     f"not {ratio!r} and {maximum!r}"
                 )
         stride = self.legacy_stride

@@ -378,12 +378,13 @@ def _one_pass(x: Tensor, y: Tensor, into: Tensor | None) -> bool:
 def threshold(x0: Tensor, ratio: float, maximum: float, out: Tensor | None = None) -> Tensor:
     """Dynamic thresholding (Saharia et al. 2022, section 2.3): clamp each sample to ±s and divide by s.
 
-    s is the quantile `ratio` of the sample's |x0| (linearly interpolated), clamped to [1, maximum].
+    s is the quantile `ratio` of the sample's |x0| (linearly interpolated), clamped to [1, maximum]; or `maximum`, if
+    that is less than 1.
 
     Args:
         x0: the predicted images, (batch, …), float32 or float64.
         ratio: in [0, 1].
-        maximum: the largest s, 1 or more.
+        maximum: the largest s, which is positive.
         out: a tensor for the result, which may be x0 itself; None makes one.
 
     Returns:

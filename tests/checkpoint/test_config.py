@@ -289,7 +289,7 @@ def test_unused_kwargs_are_returned_on_request() -> None:
     assert "colour" not in scheduler.config
 
 
-@pytest.mark.parametrize("wrong", [None, "a/path", 5, [("beta_end", 1)], Path("x"), DDIMScheduler])
+@pytest.mark.parametrize("wrong", [None, 5, [("beta_end", 1)], DDIMScheduler])
 def test_what_is_no_config_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="from_config takes a dict"):
         DDIMScheduler.from_config(wrong)

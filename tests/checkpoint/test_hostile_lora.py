@@ -192,6 +192,39 @@ TENSORS: dict[str, tuple[Callable[[State], Any], tuple[str, ...]]] = {
         lambda s: {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": torch.ones(4, 3072)},
         ("it may be for Flux",),
     ),
+    "Flux, ComfyUI's": (
+        lambda s: {"diffusion_model.single_blocks.0.linear1.lora_down.weight": torch.ones(4, 3072)},
+        ("it may be for Flux",),
+    ),
+    "Stable Diffusion 3, ComfyUI's": (
+        lambda s: {
+            "text_encoders.clip_g.transformer.text_model.encoder.layers.0.mlp.fc1.lora_down.weight": torch.ones(
+                4, 1280
+            ),
+            "diffusion_model.joint_blocks.0.x_block.attn.proj.lora_down.weight": torch.ones(4, 1536),
+        },
+        ("it may be for Stable Diffusion 3 ",),
+    ),
+    "Stable Diffusion 3, kohya's text encoders": (
+        lambda s: {
+            "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(4, 1280),
+            "lora_te3_encoder_block_0_layer_0_SelfAttention_k.lora_down.weight": torch.ones(4, 4096),
+        },
+        ("it may be for a model that also reads texts by T5",),
+    ),
+    "a transformer": (
+        lambda s: {"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.ones(4, 5120)},
+        ("it may be for a model that is a transformer",),
+    ),
+    "AnimateDiff": (
+        plus(
+            **{
+                "down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(4, 320),
+                "unet.mid_block.motion_modules.0.proj_in.lora_A.weight": torch.ones(4, 320),
+            }
+        ),
+        ("it may be for AnimateDiff",),
+    ),
     "all at once": (
         lambda s: {**without(UP)(s), "evil": s[UP], **kohya(dora_scale=s[UP])({}), DOWN.replace("to_k", "to_v"): s[UP]},
         ("unexpected: evil", "DoRA", "wrong shape"),
@@ -220,6 +253,29 @@ def test_tensors_that_are_no_adapter(
         is_refused(pipe, source, WeightsError, says)
     finally:
         pipe.unload_lora_weights()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "diffusion_model.input_blocks.99.1.transformer_blocks.0.attn1.to_q",
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn3.to_q",
+        "model.diffusion_model.label_emb.0.0",
+        "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc3",
+        "clip_l.text_model.encoder.layers.0.mlp.fc3",
+        "unet.down_blocks.9.attentions.0.proj_in",
+        "lora_unet_down_blocks_9_attentions_0_proj_in",
+        "lora_te1_text_model_encoder_layers_0_mlp_fc3",
+        "lora_te_text_model_encoder_layers_0_mlp_fc3",
+        "base_model.model.down_blocks.9.attentions.0.proj_in",
+        "down_blocks.9.attentions.0.transformer_blocks.0.attn1.to_q",
+    ],
+)
+def test_no_wrong_family_is_named(name: str, pipe: StableDiffusionPipeline) -> None:
+    """A name that no layer has, but that is as those of a U-Net of Stable Diffusion and its text encoder."""
+    with pytest.raises(WeightsError, match="unexpected") as caught:
+        pipe.load_lora_weights({f"{name}.lora_down.weight": torch.ones(2, 32)})
+    assert "may be for" not in str(caught.value)
 
 
 def test_half_precision_may_be_too_small_for_it(pipe: StableDiffusionPipeline, good: State) -> None:

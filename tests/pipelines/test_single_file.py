@@ -472,11 +472,168 @@ def test_stable_diffusion_2_may_predict_either(files: dict[str, Path]) -> None:
         load_single_file(files["2"], prediction_type="v")
 
 
-@pytest.mark.parametrize(("said", "expected"), [("v", "v_prediction"), ("epsilon", "epsilon")])
-def test_the_metadata_may_say_it(said: str, expected: str, tmp_path: Path) -> None:
-    tensors = original.tensors(original.shapes(2))
-    save_file(tensors, tmp_path / "x.safetensors", metadata={"modelspec.prediction_type": said})
-    assert load_single_file(tmp_path / "x.safetensors")["scheduler"].config.prediction_type == expected
+def file_that_says(
+    tmp_path: Path, metadata: dict[str, str], marks: dict[str, Tensor] | None = None, version: int = 1
+) -> Path:
+    tensors = {**original.tensors(original.shapes(version)), **(marks or {})}
+    save_file(tensors, tmp_path / "x.safetensors", metadata=metadata)
+    return tmp_path / "x.safetensors"
+
+
+def scheduler_of(path: Path, **options: Any) -> Any:
+    """The scheduler's config of a file, which must load without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return load_single_file(path, **options)["scheduler"].config
+
+
+NOTHING = torch.tensor([])
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("key", "said", "expected"),
+    [
+        ("modelspec.prediction_type", "v", "v_prediction"),
+        ("modelspec.prediction_type", "epsilon", "epsilon"),
+        ("modelspec.prediction_type", "V-Prediction", "v_prediction"),
+        ("modelspec.prediction_type", "sample", "sample"),
+        ("modelspec.predict_key", "v", "v_prediction"),
+        ("modelspec.predict_key", "epsilon", "epsilon"),
+        ("ss_v_parameterization", "True", "v_prediction"),
+        ("ss_v_parameterization", "true", "v_prediction"),
+        ("ss_v_parameterization", "False", "epsilon"),
+        ("ss_base_model_version", "sd_v2_v", "v_prediction"),
+        ("ss_base_model_version", "sd_v1_v", "v_prediction"),
+        ("modelspec.architecture", "stable-diffusion-v2-768-v", "v_prediction"),
+        ("modelspec.architecture", "stable-diffusion-v2-512", "epsilon"),
+    ],
+)
+def test_the_metadata_may_say_it(key: str, said: str, expected: str, version: int, tmp_path: Path) -> None:
+    path = file_that_says(tmp_path, {key: said}, version=version)
+    config = scheduler_of(path)
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == (expected, False)
+    assert config.timestep_spacing == "leading"
+
+
+@pytest.mark.parametrize("value", [NOTHING, torch.zeros(1), torch.tensor(1.0), torch.tensor([True])])
+def test_a_tensor_may_say_it(value: Tensor, tmp_path: Path) -> None:
+    config = scheduler_of(file_that_says(tmp_path, {}, {"v_pred": value}))
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", False)
+    config = scheduler_of(file_that_says(tmp_path, {}, {"v_pred": value, "ztsnr": value.clone()}))
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
+    assert config.timestep_spacing == "trailing"
+
+
+def test_a_file_that_says_zero_snr_samples(tmp_path: Path) -> None:
+    scheduler = load_single_file(file_that_says(tmp_path, {}, {"v_pred": NOTHING, "ztsnr": NOTHING}))["scheduler"]
+    assert float(scheduler.alphas_cumprod[-1]) == 0
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    x = torch.ones(1, 4, 8, 8)
+    # At zero SNR v is -x0, whatever x is.
+    assert scheduler.step(-0.5 * x, 999, x).pred_original_sample.allclose(0.5 * x)
+
+
+def test_zero_snr_in_the_settings_of_training(tmp_path: Path) -> None:
+    config = scheduler_of(file_that_says(tmp_path, {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}))
+    assert (config.rescale_betas_zero_snr, config.timestep_spacing) == (True, "trailing")
+    config = scheduler_of(file_that_says(tmp_path, {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "False"}))
+    assert not config.rescale_betas_zero_snr
+
+
+def test_a_network_alone_may_say_it(tmp_path: Path) -> None:
+    """As ComfyUI saves a U-Net without the rest, and as others do without the prefix."""
+    whole = original.tensors(original.shapes(1))
+    unet = {key: tensor for key, tensor in whole.items() if key.startswith(UNET)}
+    for tensors in (unet, {key.removeprefix(UNET): tensor for key, tensor in unet.items()}):
+        save_file({**tensors, "v_pred": NOTHING, "ztsnr": NOTHING}, tmp_path / "x.safetensors")
+        config = scheduler_of(tmp_path / "x.safetensors", parts=["unet", "scheduler"])
+        assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
+
+
+def test_the_user_knows_better_than_the_file(tmp_path: Path) -> None:
+    marked = file_that_says(tmp_path, {"modelspec.prediction_type": "v"}, {"v_pred": NOTHING})
+    assert scheduler_of(marked, prediction_type="epsilon").prediction_type == "epsilon"
+    both = file_that_says(tmp_path, {"modelspec.prediction_type": "epsilon"}, {"v_pred": NOTHING, "ztsnr": NOTHING})
+    config = scheduler_of(both, prediction_type="v_prediction")
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
+    with pytest.warns(UserWarning, match="no signal.*prediction_type='v_prediction'"):
+        config = load_single_file(both, prediction_type="epsilon")["scheduler"].config
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == ("epsilon", False)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "marks"),
+    [
+        ({"modelspec.prediction_type": "epsilon"}, ["v_pred"]),
+        ({"modelspec.prediction_type": "v", "ss_v_parameterization": "False"}, []),
+        ({"modelspec.predict_key": "v", "modelspec.prediction_type": "sample"}, []),
+    ],
+)
+def test_a_file_that_contradicts_itself(metadata: dict[str, str], marks: list[str], tmp_path: Path) -> None:
+    path = file_that_says(tmp_path, metadata, dict.fromkeys(marks, NOTHING))
+    with pytest.raises(ConfigError, match=r"contradicts itself.*prediction_type="):
+        load_single_file(path)
+    load_single_file(path, parts=["vae"])  # which does not depend on it
+
+
+@pytest.mark.parametrize("key", ["modelspec.prediction_type", "modelspec.predict_key"])
+def test_a_word_that_is_not_known(key: str, tmp_path: Path) -> None:
+    path = file_that_says(tmp_path, {key: "rectified flow"})
+    with pytest.raises(ConfigError, match=r"'rectified flow'.*prediction_type="):
+        load_single_file(path)
+    assert scheduler_of(path, prediction_type="epsilon").prediction_type == "epsilon"
+
+
+def test_what_says_nothing(tmp_path: Path) -> None:
+    metadata = {
+        "modelspec.prediction_type": "None",
+        "modelspec.predict_key": "",
+        "modelspec.architecture": "stable-diffusion-v1",
+        "ss_v2": "False",
+        "ss_v_parameterization": "None",
+        "ss_v_pred_like_loss": "0.5",  # the weight of a loss by which models of epsilon are trained, too
+        "ss_base_model_version": "sd_v1",
+    }
+    assert scheduler_of(file_that_says(tmp_path, metadata)).prediction_type == "epsilon"
+    with pytest.warns(UserWarning, match="taken for v_prediction"):
+        load_single_file(
+            file_that_says(tmp_path, {"ss_v2": "True", "ss_base_model_version": "sd_v2"}, version=2),
+            parts=["scheduler"],
+        )
+
+
+def test_zero_snr_without_a_prediction_is_never_epsilon(tmp_path: Path) -> None:
+    path = file_that_says(tmp_path, {}, {"ztsnr": NOTHING})
+    with pytest.warns(UserWarning, match="taken for v_prediction.*prediction_type="):
+        config = load_single_file(path)["scheduler"].config
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
+    assert scheduler_of(file_that_says(tmp_path, {}, {"ztsnr": NOTHING}, version=2)).rescale_betas_zero_snr
+
+
+def test_the_step_of_training_tells_the_base_model(tmp_path: Path) -> None:
+    """diffusers takes a Stable Diffusion 2 that was trained for 875000 steps for the one that predicts epsilon."""
+    path = file_that_says(tmp_path, {}, {"global_step": torch.tensor(875_000)}, version=2)
+    assert scheduler_of(path).prediction_type == "epsilon"
+    assert (
+        theirs._legacy_load_scheduler(
+            diffusers.DDIMScheduler, {**load_file(path), "global_step": 875_000}, "scheduler"
+        ).config.prediction_type
+        == "epsilon"
+    )
+    for step in (torch.tensor(140_000), torch.tensor(float("nan")), torch.zeros(2)):
+        path = file_that_says(tmp_path, {}, {"global_step": step}, version=2)
+        with pytest.warns(UserWarning, match="taken for v_prediction"):
+            assert load_single_file(path)["scheduler"].config.prediction_type == "v_prediction"
+    first = file_that_says(tmp_path, {}, {"global_step": torch.tensor(875_000), "v_pred": NOTHING})
+    assert scheduler_of(first).prediction_type == "v_prediction"
+
+
+def test_noise_levels_of_edm_are_named(tmp_path: Path) -> None:
+    path = file_that_says(tmp_path, {}, {"edm_vpred.sigma_max": torch.tensor(80.0)})
+    with pytest.raises(WeightsError, match="EDM's noise levels"):
+        load_single_file(path)
 
 
 def test_the_scheduler_is_that_of_the_published_models(files: dict[str, Path]) -> None:
@@ -568,6 +725,9 @@ def test_a_name_twice(tmp_path: Path) -> None:
         ("conditioner.embedders.1.model.ln_final.weight", "Stable Diffusion XL"),
         ("model.diffusion_model.double_blocks.0.img_attn.proj.weight", "Flux"),
         ("lora_unet_down_blocks_0_attentions_0_proj_in.alpha", "a LoRA"),
+        ("diffusion_model.input_blocks.1.1.proj_in.lora_down.weight", "a LoRA"),
+        ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.lora_up.weight", "a LoRA"),
+        ("unet.down_blocks.0.attentions.0.proj_in.lora_A.weight", "a LoRA"),
         ("down_blocks.0.resnets.0.conv1.weight", "diffusers' layout"),
     ],
 )

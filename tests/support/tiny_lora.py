@@ -35,6 +35,26 @@ BLOCKS = {
     "time_embedding.linear_1": "time_embed_0",
     "time_embedding.linear_2": "time_embed_2",
 }
+DOTTED = {
+    "input_blocks_0_0": "input_blocks.0.0",
+    "input_blocks_1_0": "input_blocks.1.0",
+    "input_blocks_1_1": "input_blocks.1.1",
+    "input_blocks_2_0_op": "input_blocks.2.0.op",
+    "input_blocks_3_0": "input_blocks.3.0",
+    "middle_block_0": "middle_block.0",
+    "middle_block_1": "middle_block.1",
+    "middle_block_2": "middle_block.2",
+    "output_blocks_0_0": "output_blocks.0.0",
+    "output_blocks_1_0": "output_blocks.1.0",
+    "output_blocks_1_1_conv": "output_blocks.1.1.conv",
+    "output_blocks_2_0": "output_blocks.2.0",
+    "output_blocks_2_1": "output_blocks.2.1",
+    "output_blocks_3_0": "output_blocks.3.0",
+    "output_blocks_3_1": "output_blocks.3.1",
+    "out_2": "out.2",
+    "time_embed_0": "time_embed.0",
+    "time_embed_2": "time_embed.2",
+}
 RESNET = {
     "conv1": "in_layers_2",
     "time_emb_proj": "emb_layers_1",
@@ -133,9 +153,42 @@ def kohya_original(part: str, layer: str, way: str) -> str:
     return f"lora_unet_{BLOCKS[block]}{'_' if rest else ''}{rest}.lora_{way}.weight"
 
 
+def _original(layer: str) -> str:
+    """A layer's name in the original layout, with dots."""
+    block = next(block for block in BLOCKS if layer == block or layer.startswith(f"{block}."))
+    rest = layer.removeprefix(block).removeprefix(".")
+    if "resnets" in block:
+        rest = {"conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "conv2": "out_layers.3"}.get(
+            rest, "skip_connection"
+        )
+    start = DOTTED[BLOCKS[block]]
+    return f"{start}.{rest}" if rest else start
+
+
+def comfy(part: str, layer: str, way: str) -> str:
+    """As ComfyUI names layers: by the names of its own networks, which are the original ones."""
+    if part == "unet":
+        return f"diffusion_model.{_original(layer)}.lora_{way}.weight"
+    return f"text_encoders.clip_l.transformer.{layer}.lora_{way}.weight"
+
+
+def comfy_peft(part: str, layer: str, way: str) -> str:
+    """The same with peft's names for the matrices, and with the whole file's prefixes."""
+    letter = "A" if way == "down" else "B"
+    if part == "unet":
+        return f"model.diffusion_model.{_original(layer)}.lora_{letter}.weight"
+    return f"text_encoders.clip_h.transformer.{layer}.lora_{letter}.weight"
+
+
+def one_trainer(part: str, layer: str, way: str) -> str:
+    """With one dotted prefix a network, and the original names."""
+    name = f"unet.{_original(layer)}" if part == "unet" else f"clip_l.{layer}"
+    return f"{name}.lora_{way}.weight"
+
+
 def with_alphas(tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """kohya's: an α for each layer."""
-    names = {key.partition(".")[0] for key in tensors}
+    names = {key.partition(".lora_")[0] for key in tensors}
     return {**tensors, **{f"{name}.alpha": torch.tensor(alpha) for name in sorted(names)}}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar, overload
@@ -95,6 +96,21 @@ def _freeze(value: Any) -> Any:
     return value
 
 
+def _named(init: Callable[..., None]) -> list[str]:
+    """The names of a constructor's arguments, without `self` and without `*args` and `**kwargs`."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [name for name, parameter in inspect.signature(init).parameters.items() if parameter.kind not in kinds][1:]
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` by which a warning of the function that asks points at whoever called this package."""
+    package = __name__.partition(".")[0]
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
@@ -104,11 +120,10 @@ def register_to_config(init: Init) -> Init:
     The names of arguments that were not given are kept under `_use_default_values`, in memory but not on disk: another
     class that is built from this config uses its own defaults for them.
     """
-    names = list(inspect.signature(init).parameters)[1:]
+    parameters = inspect.signature(init).parameters
+    names = _named(init)
     defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(init).parameters.items()
-        if parameter.default is not parameter.empty
+        name: parameter.default for name, parameter in parameters.items() if parameter.default is not parameter.empty
     }
 
     @functools.wraps(init)
@@ -191,23 +206,13 @@ class ConfigMixin:
         class_name = config.get("_class_name", cls.__name__)
         if not isinstance(class_name, (str, list, tuple)):
             raise ConfigError(f"_class_name in the config must be a string, not {class_name!r}")
-        left = set(config.get("_use_default_values", ()))
-        original = {key: value for key, value in config.items() if key not in left and key != "_use_default_values"}
-        parameters = list(inspect.signature(cls.__init__).parameters)[1:]
-
-        arguments = {}
-        for name in parameters:
-            if name in overrides:
-                arguments[name] = overrides.pop(name)
-            elif name in original:
-                arguments[name] = original[name]
-        rest = {key: value for key, value in original.items() if key not in arguments}
+        arguments, overrides, rest = cls._sort_settings(config, overrides)
         unused = rest if return_unused_kwargs else {**rest, **overrides}
         unknown = sorted(k for k in unused if not k.startswith("_") and k not in cls.foreign_keys)
         if unknown:
             warnings.warn(
                 f"{cls.__name__} does not know these settings and ignores them: {', '.join(unknown)}",
-                stacklevel=2,
+                stacklevel=_level_of_caller(),
             )
         try:
             built = cls(**arguments)
@@ -217,6 +222,38 @@ class ConfigMixin:
             rest["_class_name"] = cls.__name__
         built.register_to_config(**rest)
         return (built, {**overrides, **rest}) if return_unused_kwargs else built
+
+    @classmethod
+    def _sort_settings(
+        cls, config: Mapping[str, Any], overrides: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """The constructor's arguments, the overrides that are none, and what is none in the config."""
+        left = set(config.get("_use_default_values", ()))
+        original = {key: value for key, value in config.items() if key not in left and key != "_use_default_values"}
+        merged = {**original, **overrides}
+        arguments = {name: merged[name] for name in _named(cls.__init__) if name in merged}
+        return (
+            arguments,
+            {key: value for key, value in overrides.items() if key not in arguments},
+            {key: value for key, value in original.items() if key not in arguments},
+        )
+
+    @classmethod
+    def extract_init_dict(
+        cls, config_dict: Mapping[str, Any], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """What `from_config` makes of a config, without building anything.
+
+        Args:
+            config_dict: the config.
+            kwargs: settings that replace those in it.
+
+        Returns:
+            The constructor's arguments; settings that nobody knows; and what is kept in the config besides.
+        """
+        arguments, overrides, rest = cls._sort_settings(config_dict, kwargs)
+        unknown = {key: value for key, value in rest.items() if key not in cls.foreign_keys and not key.startswith("_")}
+        return arguments, {**unknown, **overrides}, rest
 
     def to_json_string(self) -> str:
         """The config as it is written to disk: JSON with sorted keys, indented by two, with a line feed at the end."""
@@ -231,5 +268,7 @@ class ConfigMixin:
 
     @classmethod
     def _default(cls, name: str) -> Any:
-        """The default of one of the constructor's arguments."""
-        return inspect.signature(cls.__init__).parameters[name].default
+        """The default of one of the constructor's arguments, which a subclass may have left to ours."""
+        signatures = (inspect.signature(base.__init__) for base in cls.__mro__ if "__init__" in vars(base))
+        found = (signature.parameters[name].default for signature in signatures if name in signature.parameters)
+        return next(found, inspect.Parameter.empty)

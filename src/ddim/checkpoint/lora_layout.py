@@ -32,11 +32,20 @@ _NAME = re.compile(
     r"|(?:\.lora|\.lora_linear_layer|_lora)?\.(?P<alpha>alpha))"
 )
 _PARTS = {"A": "down", "B": "up"}  # the matrices' names in the paper -> those in this file
-# How names begin -> the network, by its name in a pipeline.
+# How names begin -> the network, by its name in a pipeline. The rest has dots if this ends in one, else underscores.
 _PREFIXES = {
     "unet.": "unet",
-    "text_encoder.": "text_encoder",
+    "diffusion_model.": "unet",  # ComfyUI's, with the original layout's names
+    "model.diffusion_model.": "unet",
     "lora_unet_": "unet",
+    "lycoris_": "unet",
+    "text_encoder.": "text_encoder",
+    "text_encoders.clip_l.transformer.": "text_encoder",  # ComfyUI's: CLIP's is called l, OpenCLIP's h
+    "text_encoders.clip_h.transformer.": "text_encoder",
+    "clip_l.transformer.": "text_encoder",
+    "clip_h.transformer.": "text_encoder",
+    "clip_l.": "text_encoder",  # OneTrainer's
+    "cond_stage_model.transformer.": "text_encoder",
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
 }
@@ -56,16 +65,22 @@ _KINDS = {
     ".diff": "a weight's difference",
     "bias": "a bias",
 }
-# How the names in adapters for other models begin -> the model, for the error.
+# How the names in adapters for other models begin, without what comes before them in all families -> the model, for the
+# error. The first that fits any name decides, so that a sign of one family stands before those that several have.
+_BEFORE = (
+    r"(?:base_model\.model\.)?(?:transformer\.|model\.|diffusion_model\.|unet\.|lora_unet_|lora_transformer_|lycoris_)*"
+)
 _FAMILIES = {
-    "lora_te2_": "Stable Diffusion XL",
-    "text_encoder_2.": "Stable Diffusion XL",
-    "lora_te3_": "Stable Diffusion 3",
-    "lora_unet_double_blocks_": "Flux",
-    "lora_unet_single_blocks_": "Flux",
-    "transformer.single_transformer_blocks.": "Flux",
-    "transformer.": "a transformer, such as Stable Diffusion 3's or Flux's",
-    "diffusion_model.": "a transformer, such as Flux's",
+    rf"{_BEFORE}(?:double_blocks|single_blocks|single_transformer_blocks)[._]": "Flux or a transformer of its kind",
+    rf"{_BEFORE}joint_blocks[._]": "Stable Diffusion 3",
+    r"lora_te3_|text_encoder_3\.|(?:text_encoders\.)?t5(?:xxl)?\.": "a model that also reads texts by T5, such as "
+    "Stable Diffusion 3 or Flux",
+    r"(?:base_model\.model\.)?transformer\.|lora_transformer_": "a model that is a transformer, and no U-Net",
+    rf"{_BEFORE}(?:transformer_blocks|blocks|layers)[._]\d": "a model that is a transformer, and no U-Net",
+    r"lora_prior_": "Stable Cascade",
+    r"lora_te2_|text_encoder_2\.|(?:text_encoders\.)?clip_g\.": "Stable Diffusion XL",
+    rf"{_BEFORE}(?:down_blocks|mid_block|up_blocks)[._].*motion_modules": "AnimateDiff",
+    rf"(?:lora_controlnet_|control_model\.|controlnet\.)|{_BEFORE}input_hint_block": "a ControlNet",
 }
 # Channels of the text that a U-Net looks at -> the model, for the error.
 _WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
@@ -110,11 +125,15 @@ class _Layers:
         self.layers_per_block = counts.pop() if len(counts) == 1 else None
 
     def dotted(self, name: str) -> str | None:
-        """The layer of a name with dots, of peft's or of either of diffusers' layouts; None if there is none."""
+        """The layer of a name with dots, which may be peft's, of one of diffusers' layouts or of the original one.
+
+        None if there is no such layer.
+        """
         stem, _, leaf = name.replace(".processor.", ".").rpartition(".")
         leaves = [leaf, f"{leaf}.0" if leaf == "to_out" else leaf, _OLD_LEAVES.get(leaf, leaf)]
         names = [f"{stem}.{leaf}" if stem else leaf for leaf in leaves]
-        return next((n for n in (*names, *(f"text_model.{n}" for n in names)) if n in self.weights), None)
+        names += [f"text_model.{n}" for n in names] + [self._renamed(n) for n in names]
+        return next((n for n in names if n in self.weights), None)
 
     def underscored(self, name: str) -> str | None:
         """The layer of a name with underscores in place of dots, as kohya writes it; None if there is none.
@@ -124,10 +143,14 @@ class _Layers:
         names = (name, f"text_model_{name}", self._original(name))
         return next((self.flat[n] for n in names if n in self.flat), None)
 
-    def _original(self, name: str) -> str:
-        """A name of the original layout as diffusers' name, both with underscores; "" if it is no original name."""
+    def _renamed(self, name: str) -> str:
+        """A name of the original layout as diffusers' name; "" if it is no original name."""
         if not isinstance(self.layers_per_block, int):
             return ""
+        return unet_name(f"{name}.weight", self.layers_per_block).removesuffix(".weight")
+
+    def _original(self, name: str) -> str:
+        """A name of the original layout as diffusers' name, both with underscores; "" if it is no original name."""
         ends = {end.replace(".", "_"): end for end in UNET_ENDS}
         if match := re.fullmatch(r"(?:(input|output)_blocks_(\d{1,4})|middle_block)_(\d)_(.+)", name):
             way, number, place, rest = match.groups()
@@ -136,8 +159,7 @@ class _Layers:
             dotted = f"{block}.{place}.{rest}"
         else:
             dotted = ""
-        dotted = ends.get(name, dotted)
-        return unet_name(f"{dotted}.weight", self.layers_per_block).removesuffix(".weight").replace(".", "_")
+        return self._renamed(ends.get(name, dotted)).replace(".", "_")
 
 
 def parse(
@@ -160,8 +182,8 @@ def parse(
             settings are not implemented; the message lists all of these.
     """
     layers = {name: _Layers(network) for name, network in networks.items()}
-    found, problems = _sort(tensors, layers)
-    families = [family for start, family in _FAMILIES.items() if any(str(key).startswith(start) for key in tensors)]
+    found, unknown, problems = _sort(tensors, layers)
+    families = [family for pattern, family in _FAMILIES.items() if any(re.match(pattern, name) for name in unknown)]
     result: dict[str, dict[str, LowRank]] = {}
     for network, own in layers.items():
         settings = _settings(config, network)
@@ -183,9 +205,12 @@ def parse(
     return result
 
 
-def _sort(tensors: Mapping[str, Any], layers: Mapping[str, _Layers]) -> tuple[dict[Place, Stored], list[str]]:
-    """The tensors of each layer, and what is wrong with the names, in words."""
+def _sort(
+    tensors: Mapping[str, Any], layers: Mapping[str, _Layers]
+) -> tuple[dict[Place, Stored], list[str], list[str]]:
+    """The tensors of each layer, the names that mean no layer, and what is wrong with all names, in words."""
     found: dict[Place, Stored] = {}
+    unknown = []
     problems = [] if tensors else ["missing: there is no tensor at all"]
     adapters = set()
     for key, tensor in tensors.items():
@@ -194,6 +219,7 @@ def _sort(tensors: Mapping[str, Any], layers: Mapping[str, _Layers]) -> tuple[di
         if not isinstance(tensor, Tensor):
             problems.append(f"no tensor: {str(key)[:200]} is {type(tensor).__name__}")
         elif match is None or place is None:
+            unknown.append(str(key))
             problems.append(f"unexpected: {str(key)[:200]} {tuple(tensor.shape)}{_kind(str(key))}")
         else:
             part = match["alpha"] or match["kohya"] or match["way"] or _PARTS[match["letter"]]
@@ -205,7 +231,7 @@ def _sort(tensors: Mapping[str, Any], layers: Mapping[str, _Layers]) -> tuple[di
     if len(adapters) > 1:
         listed = ", ".join(sorted(adapters)[:5])
         problems.append(f"more than one adapter: {listed[:200]}; save each in a file of its own")
-    return found, problems
+    return found, unknown, problems
 
 
 def _place(name: str, layers: Mapping[str, _Layers]) -> Place | None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ddim.checkpoint.predicted import V_PREDICTION_MARK, ZERO_SNR_MARK
+
 State = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -21,11 +23,12 @@ UNET_HEADS = 8  # heads of every attention layer of Stable Diffusion 1's U-Net
 HEAD_WIDTH = 64  # channels of a head in Stable Diffusion 2's U-Net and in both text encoders
 TEXT_LAYERS = 23  # Stable Diffusion 2 reads the last but one of OpenCLIP's 24 layers, so the last one is not loaded
 
-# Tensors that are not loaded: the noise schedule, averages, losses, and the layers by which CLIP compares texts with
-# images.
+# Tensors that are not loaded: the noise schedule, averages, losses, the layers by which CLIP compares texts with
+# images, and the notes that `predicted` reads.
 NOT_NEEDED = re.compile(
     r"betas|(sqrt_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_recip(m1)?_alphas_cumprod"
     r"|posterior_\w+|lvlb_weights|logvar|scale_factor|global_step|denoiser\.sigmas"
+    rf"|{V_PREDICTION_MARK}|{ZERO_SNR_MARK}"
     r"|(first_stage_model\.)?(loss|model_ema)\..*"
     r"|cond_stage_model\.(transformer\.|model\.)?(text_projection(\.weight)?|logit_scale|attn_mask)"
     r"|cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids"

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -109,9 +109,31 @@ class Stored(ConfigMixin, Savable):
     def write(self, folder: Path, saving: Saving) -> None:
         self.save_config(folder)
 
-    def save_config(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write the config file into a folder, which is made if it is not there."""
-        write_text(Path(save_directory) / self.config_name, self.to_json_string())
+    def save_config(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
+        """Write the config file into a folder, which is made if it is not there.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: whether the folder is also uploaded.
+            options: with `push_to_hub`, those of the method `push_to_hub`.
+
+        Raises:
+            TypeError: there are options without `push_to_hub`.
+            CheckpointError: the file system or the hub refuses.
+        """
+        if options and not push_to_hub:
+            raise TypeError(f"without push_to_hub=True, save_config has no argument {', '.join(sorted(options))}")
+        self.to_json_file(Path(save_directory) / self.config_name)
+        if push_to_hub:
+            upload(save_directory, **options)
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write the config into a file.
+
+        Raises:
+            CheckpointError: the file system refuses.
+        """
+        write_text(json_file_path, self.to_json_string())
 
     @classmethod
     def load_config(
@@ -139,6 +161,11 @@ class Stored(ConfigMixin, Savable):
         repository = Repository.open(pretrained_model_name_or_path, options)
         config, _ = cls.read_config(repository, subfolder)
         return (config, options) if return_unused_kwargs else config
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **options: Any) -> Any:
+        """The older name of `load_config`."""
+        return cls.load_config(*args, **options)
 
     @classmethod
     def read_config(cls, repository: Repository, subfolder: str | None = None) -> tuple[dict[str, Any], Path]:
@@ -181,6 +208,31 @@ class Stored(ConfigMixin, Savable):
 
 class PretrainedMixin(Stored):
     """Gives a class that consists of its config, such as a scheduler, its loading and saving."""
+
+    @overload
+    @classmethod
+    def from_config(cls, config: Any, return_unused_kwargs: Literal[False] = ..., **overrides: Any) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_config(
+        cls, config: Any, return_unused_kwargs: bool, **overrides: Any
+    ) -> Self | tuple[Self, dict[str, Any]]: ...
+
+    @classmethod
+    def from_config(
+        cls, config: Any, return_unused_kwargs: bool = False, **overrides: Any
+    ) -> Self | tuple[Self, dict[str, Any]]:
+        """`ConfigMixin.from_config`; a path or a hub id in the place of a config is loaded, as `from_pretrained` does.
+
+        Args:
+            config: a dict, or what `from_pretrained` takes.
+            return_unused_kwargs, overrides: as the one or the other has them, such as `subfolder="scheduler"`.
+        """
+        if isinstance(config, (str, os.PathLike)):
+            loaded: Self = cls.from_pretrained(config, return_unused_kwargs=return_unused_kwargs, **overrides)
+            return loaded
+        return super().from_config(config, return_unused_kwargs, **overrides)
 
     @classmethod
     def from_pretrained(

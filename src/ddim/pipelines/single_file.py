@@ -19,6 +19,7 @@ from ddim.checkpoint.files import outline, read_metadata, read_tensors
 from ddim.checkpoint.hub import Repository
 from ddim.checkpoint.loading import differences, fill, raise_for_problems, skeleton
 from ddim.checkpoint.original_layout import PREFIXES, Part, State, convert
+from ddim.checkpoint.predicted import Notes, read_notes
 from ddim.errors import CheckpointError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.models.tokenizer import END, CLIPTokenizer
@@ -41,6 +42,11 @@ SCHEDULER: dict[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+# What a network besides needs whose last timestep has no signal at all (Lin et al. 2024).
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+GLOBAL_STEP = "global_step"
+# How long Stable Diffusion 2's model for 512x512 was trained, which predicts ε. diffusers tells it by that, too.
+STEPS_OF_SD2_BASE = 875_000
 # How the names of the tensors in other kinds of file begin, and what those files hold.
 OTHERS = {
     "conditioner.embedders.": "Stable Diffusion XL",
@@ -49,10 +55,11 @@ OTHERS = {
     "model.diffusion_model.double_blocks.": "Flux",
     "control_model.": "a ControlNet",
     "depth_model.": "Stable Diffusion 2's depth model",
-    "lora_": "a LoRA",
+    "edm_": "a model of EDM's noise levels, for which DDIM has no schedule",
     "down_blocks.": "a U-Net in diffusers' layout, whose folder from_pretrained loads",
-    "unet.": "a LoRA in diffusers' layout",
 }
+# A part of the names in all layouts of LoRAs, which otherwise begin as those of the models that they are for.
+LORA = re.compile(r"(^|[._])lora[._]|_lora\.|^lora_")
 
 
 def load_single_file(
@@ -75,9 +82,10 @@ def load_single_file(
         tokenizer: there is none in such a file. One that is given is returned; of a folder or a hub id (of a tokenizer,
             or of a pipeline that has one) one is loaded that fills texts up as the file's text encoder knows it.
         dtype: the parameters' type, float32 unless told; `torch_dtype` is its older name.
-        prediction_type: what the U-Net predicts. The weights do not say. If the file's metadata does not either,
-            "epsilon" is right for Stable Diffusion 1, "v_prediction" is taken for Stable Diffusion 2, with a warning,
-            as its models for 512x512 ("base") predict epsilon; its inpainting model predicts epsilon.
+        prediction_type: what the U-Net predicts, whatever the file says. The weights do not say it; many files have a
+            note of it (`checkpoint.predicted`), and of zero terminal SNR. Without one, "epsilon" is right for Stable
+            Diffusion 1, "v_prediction" is taken for Stable Diffusion 2, with a warning, as its models for 512x512
+            ("base") predict epsilon; its inpainting model predicts epsilon.
         use_ema: take the U-Net's averaged weights, which files for further training have beside the others.
         options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub.
 
@@ -87,7 +95,11 @@ def load_single_file(
     Raises:
         CheckpointError: no such file or tokenizer, or not this format. Pickles (`.ckpt`) are never read.
         WeightsError: names or shapes are not Stable Diffusion's; all are listed.
-        ConfigError: the weights are of no sensible structure, or `prediction_type` is unknown.
+        ConfigError: the weights are of no sensible structure, `prediction_type` is unknown, or it is not given and the
+            file's notes contradict each other.
+
+    Warns:
+        UserWarning: what is predicted had to be guessed, or the file's zero terminal SNR cannot be had with it.
     """
     dtype = choose_dtype(dtype, torch_dtype)
     unknown = sorted(set(parts) - set(PARTS))
@@ -97,10 +109,11 @@ def load_single_file(
     tensors = outline(file)
     found, problems = convert(tensors, use_ema)
     unet, vae = found["unet"].config, found["vae"].config
+    notes = read_notes(tensors, read_metadata(file))
     if prediction_type is not None:
         prediction(prediction_type)  # raises a ConfigError unless it is known
     elif "unet" in parts or "scheduler" in parts:
-        prediction_type = _prediction_type(file, unet)
+        prediction_type = _prediction_type(file, tensors, notes, unet)
     unet["sample_size"] = 96 if unet["use_linear_projection"] and prediction_type == "v_prediction" else 64
     vae["sample_size"] = 8 * unet["sample_size"]
 
@@ -132,8 +145,8 @@ def load_single_file(
         fill(network, part.state, read, dtype, f"{file} does not fit {type(network).__name__}")
         network.eval()
     made: dict[str, Any] = {**networks}
-    if prediction_type is not None:
-        made["scheduler"] = DDIMScheduler.from_config({**SCHEDULER, "prediction_type": prediction_type})
+    if prediction_type is not None and "scheduler" in parts:
+        made["scheduler"] = _scheduler(file, notes, prediction_type)
     made = {name: made[name] for name in PARTS if name in parts}
     if tokenizer is not None:
         made["tokenizer"] = _tokenizer(tokenizer, found["text_encoder"].config, options)
@@ -185,12 +198,28 @@ def _locate(path: str | os.PathLike[str], options: dict[str, Any]) -> Path:
     return Path(name)
 
 
-def _prediction_type(file: Path, config: Mapping[str, Any]) -> str:
-    """What the U-Net predicts, from the metadata that some programs write, or from its family."""
-    said = read_metadata(file).get("modelspec.prediction_type")
-    if said in ("v", "v_prediction", "epsilon"):
-        return "epsilon" if said == "epsilon" else "v_prediction"
-    if not config["use_linear_projection"] or config["in_channels"] == 9:
+def _prediction_type(file: Path, tensors: State, notes: Notes, config: Mapping[str, Any]) -> str:
+    """What the U-Net predicts, from what the file says or, if it says nothing, from its family.
+
+    Raises:
+        ConfigError: the file contradicts itself, or says a word that is not known.
+    """
+    said = notes.prediction_type(file)
+    if said is not None:
+        return said
+    is_second = config["use_linear_projection"]
+    if notes.zero_snr:
+        if not is_second:
+            warnings.warn(
+                f"{file} does not say what it predicts, but by {notes.zero_snr} that its last timestep has no signal: "
+                "it is taken for v_prediction, as epsilon cannot be predicted there. To be silent, or if it is "
+                "another, pass prediction_type=",
+                stacklevel=3,
+            )
+        return "v_prediction"
+    if not is_second or config["in_channels"] == 9:
+        return "epsilon"
+    if _global_step(file, tensors) == STEPS_OF_SD2_BASE:
         return "epsilon"
     warnings.warn(
         f"{file} does not say what it predicts; it is taken for v_prediction, as of Stable Diffusion 2 and 2.1 for "
@@ -200,8 +229,32 @@ def _prediction_type(file: Path, config: Mapping[str, Any]) -> str:
     return "v_prediction"
 
 
+def _global_step(file: Path, tensors: State) -> float | None:
+    """For how many steps the network was trained; None if the file does not say it."""
+    if GLOBAL_STEP not in tensors or tensors[GLOBAL_STEP].numel() != 1:
+        return None
+    return read_tensors(file, {GLOBAL_STEP})[GLOBAL_STEP].item()
+
+
+def _scheduler(file: Path, notes: Notes, prediction_type: str) -> DDIMScheduler:
+    """The scheduler of a file whose network predicts that."""
+    config = {**SCHEDULER, "prediction_type": prediction_type}
+    if notes.zero_snr and prediction_type == "epsilon":
+        warnings.warn(
+            f"{file} says by {notes.zero_snr} that its last timestep has no signal, which no network can sample from "
+            "that predicts epsilon: the schedule is left as it is. If it predicts v, pass "
+            "prediction_type='v_prediction'",
+            stacklevel=3,
+        )
+    elif notes.zero_snr:
+        config |= ZERO_SNR
+    return DDIMScheduler.from_config(config)
+
+
 def _hint(names: Mapping[str, Any]) -> str:
     """The end of an error's text that says what these tensors may be of instead, if their names tell it."""
+    if any(LORA.search(name) for name in names):
+        return "; it may be a LoRA, which load_lora_weights of a pipeline loads"
     for prefix, what in OTHERS.items():
         if any(name.startswith(prefix) for name in names):
             return f"; it may be {what}"

@@ -13,7 +13,8 @@ diffusers it is one of its own. `type(scheduler)` stays our class. Without diffu
     scheduler.__class__          ours, or (ours, diffusers') once diffusers has been imported
     scheduler.__module__         "ddim.scheduler", or diffusers' own module, so that what is saved loads in a diffusers
                                  that has never heard of this package
-    scheduler.__class__(…), .from_config(…)    make one of ours: a class made here is made of ours
+    scheduler.__class__(…), .from_config(…)    make one of ours, an object of `type(scheduler)`
+    scheduler.compatibles        ours, and diffusers' once diffusers has been imported
 """
 
 from __future__ import annotations
@@ -59,12 +60,37 @@ class KnownToDiffusers:
         if (own, theirs) not in _kin:
             is_plain = isinstance(own.__dict__.get("__module__"), Home)  # one of ours, and not a user's subclass of it
             module = theirs.__module__ if is_plain else own.__module__
-            _kin[own, theirs] = type(own.__name__, (own, theirs), {"__module__": module, "__doc__": own.__doc__})
+            body = {
+                "__module__": module,
+                "__qualname__": own.__qualname__,
+                "__doc__": own.__doc__,
+                "__new__": _made_of(own),
+            }
+            _kin[own, theirs] = type(own.__name__, (own, theirs), body)
         return _kin[own, theirs]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled and copied as an instance of `type(self)`: pickle would trip over a `__class__` that is another."""
         return _empty, (type(self),), self.__dict__
+
+
+def _made_of(own: type[Any]) -> Any:
+    """`__new__` of a class that is both: it makes an object of our class, which can be pickled by that class's name.
+
+    A class that somebody derives from it is made as any other.
+    """
+
+    def __new__(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs) if cls in _kin.values() else object.__new__(cls)
+
+    return __new__
+
+
+def classes_of_diffusers(names: list[str]) -> list[type]:
+    """Those classes of diffusers that have these names; none while diffusers has not been imported."""
+    module = sys.modules.get("diffusers")
+    found = [] if module is None else [getattr(module, name, None) for name in names]
+    return [cls for cls in found if isinstance(cls, type)]
 
 
 def _empty(own: type[object]) -> object:

@@ -17,7 +17,7 @@ from ddim.errors import ConfigError
 from ddim.plan import SamplingPlan, as_eta
 from ddim.process import Eta, sigma
 from ddim.schedule import as_timesteps, is_part, make_alphas_cumprod, make_betas, space_timesteps
-from ddim.scheduler.identity import Home, KnownToDiffusers
+from ddim.scheduler.identity import Home, KnownToDiffusers, classes_of_diffusers
 from ddim.scheduler.levels import Fixed, Levels
 from ddim.scheduler.methods import OF_A_RUN, OF_A_STEP, PlanOfMethods, step_by_methods
 from ddim.step import DDIMSchedulerOutput, threshold
@@ -60,6 +60,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
     own_keys: ClassVar[frozenset[str]] = frozenset({"legacy_previous_timestep", "optimized_timesteps"})
     order: ClassVar[int] = 1
     has_compatibles: ClassVar[bool] = True
+    _deprecated_kwargs: ClassVar[list[str]] = []
     _compatibles: ClassVar[list[str]] = _COMPATIBLE
     _inverse: ClassVar[bool] = False
 
@@ -162,7 +163,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         if timesteps is None and self._inverse:
             chosen = chosen[::-1]
         thresholding = None
-        if config.get("thresholding"):
+        if config.get("thresholding") and not self._inverse:
             thresholding = (config.dynamic_thresholding_ratio, config.sample_max_value)
         if stride is None and config.get("legacy_previous_timestep"):
             stride = total // max(1, len(chosen) if num_inference_steps is None else num_inference_steps)
@@ -444,8 +445,8 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
 
     @property
     def compatibles(self) -> list[type]:
-        """The classes of this package whose configs this scheduler accepts; `_compatibles` names those of diffusers."""
-        return [DDIMScheduler]
+        """The classes whose configs this scheduler accepts: ours, and diffusers' if diffusers has been imported."""
+        return [DDIMScheduler, *classes_of_diffusers(self._compatibles)]
 
     def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
         """The sample unchanged, since these networks take x_t as it is; other schedulers of diffusers scale it here."""
@@ -460,7 +461,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
     def __getattr__(self, name: str) -> Any:
         config = self.__dict__.get("_internal_dict", {})
         if name not in config or name.startswith("_"):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         warnings.warn(f"read {name} from the config: scheduler.config.{name}", FutureWarning, stacklevel=2)
         return config[name]
 
@@ -497,7 +498,7 @@ class DDIMScheduler(_Scheduler):
         thresholding: use dynamic thresholding of the predicted x0 (Saharia et al. 2022) instead of clipping.
         dynamic_thresholding_ratio: the quantile of |x0| that is the threshold, in [0, 1].
         clip_sample_range: the largest |x0| that `clip_sample` leaves.
-        sample_max_value: the largest threshold of dynamic thresholding, 1 or more.
+        sample_max_value: the largest threshold of dynamic thresholding, which is positive.
         timestep_spacing: which timesteps a run uses: "leading", "trailing", "linspace", "quadratic" or "optimized".
         rescale_betas_zero_snr: change the schedule so that the last timestep is pure noise (Lin et al. 2024). That
             needs a network that predicts v or x0.
@@ -611,10 +612,12 @@ class DDIMScheduler(_Scheduler):
 class DDIMInverseScheduler(_Scheduler):
     """The sampler run backwards, from an image to its noise: each step leads from ᾱ_prev to ᾱ of a sampling step.
 
-    The arguments are those of `DDIMScheduler`, except those of thresholding. `timesteps` rise.
+    The arguments are those of `DDIMScheduler`, except those of thresholding. What the config of any scheduler has
+    besides is taken and has no effect, as in diffusers. `timesteps` rise.
 
     Raises:
         ConfigError: as `DDIMScheduler`.
+        TypeError: an argument that no scheduler has.
     """
 
     foreign_keys: ClassVar[frozenset[str]] = frozenset(
@@ -642,7 +645,11 @@ class DDIMInverseScheduler(_Scheduler):
         rescale_betas_zero_snr: bool = False,
         legacy_previous_timestep: bool = False,
         optimized_timesteps: Mapping[str, Sequence[int]] | None = None,
+        **others: Any,
     ) -> None:
+        unknown = sorted(set(others) - self.foreign_keys)
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no argument {', '.join(unknown)}")
         self._set_up()
 
     @property
