@@ -152,6 +152,10 @@ class ConfigMixin:
         """The kind of config that objects of this class have."""
         return Config(values)
 
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        """Raise a ConfigError if no object of this class should be built from a config, whatever its values are."""
+
     @overload
     @classmethod
     def from_config(
@@ -191,6 +195,7 @@ class ConfigMixin:
         class_name = config.get("_class_name", cls.__name__)
         if not isinstance(class_name, (str, list, tuple)):
             raise ConfigError(f"_class_name in the config must be a string, not {class_name!r}")
+        cls.check_config({**config, **overrides})
         left = set(config.get("_use_default_values", ()))
         original = {key: value for key, value in config.items() if key not in left and key != "_use_default_values"}
         parameters = list(inspect.signature(cls.__init__).parameters)[1:]

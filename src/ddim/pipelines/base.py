@@ -497,10 +497,10 @@ def as_ddim(scheduler: Any) -> DDIMScheduler:
 
 
 def _options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are left to be used; a ValueError if one asks for what is not done here."""
+    """The options that are left to be used; a TypeError if one asks for what is not done here."""
     for name, instead in REFUSED.items():
         if options.get(name) not in (None, False):
-            raise ValueError(f"{name}={reprlib.repr(options[name])} is not possible: {instead}")
+            raise TypeError(f"{name}={reprlib.repr(options[name])} is not possible: {instead}")
     left = {name: value for name, value in options.items() if name not in (*WITHOUT_EFFECT, *REFUSED)}
     if "use_auth_token" in left:  # the older name
         left.setdefault("token", left.pop("use_auth_token"))
