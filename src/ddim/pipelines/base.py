@@ -490,7 +490,7 @@ def as_ddim(scheduler: Any) -> DDIMScheduler:
             "a pipeline makes images of noise; to make noise of images, run "
             "ddim.sample(denoiser, images, inverse_scheduler.plan(steps))"
         )
-    return cast(DDIMScheduler, DDIMScheduler.from_config({"_class_name": type(scheduler).__name__, **config}))
+    return DDIMScheduler.from_config({"_class_name": type(scheduler).__name__, **config})
 
 
 # --- the options of from_pretrained -----------------------------------------------------------------------------------
