@@ -12,7 +12,7 @@ gone on from.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from torch import Tensor
 from ddim import DiffusionPipeline
 from ddim.checkpoint.files import read_json, read_tensors, save_tensors, write_json
 from ddim.evaluation import load_features
-from ddim.evaluation.drawing import Conditions, conditions, open_data
+from ddim.evaluation.drawing import Conditions, DenoiserFor, Loop, conditions, draw_numbered, open_data, run_plan
 from ddim.evaluation.grid import Grid
 from ddim.evaluation.state import Cell, Folder, digest
-from ddim.noise import gaussian_noise, seeded_generators
+from ddim.noise import Generators
 from ddim.plan import SamplingPlan
-from ddim.sampling import Denoiser, sample
+from ddim.scheduler import DDIMScheduler
 
 HERE = Path(__file__).parent.parent
 RUNS = HERE / "runs" / "quality"
@@ -38,9 +38,6 @@ ERRORS = ("error", "median")
 GOAL, SOLVER, OURS = "diffusers DDIM", "diffusers DPM-Solver++", "ddim, order 2, optimized"
 FIRST = "ddim, order 1"
 STEPS = 50  # of the goal
-
-Loop = Callable[[Any, Denoiser, Tensor, SamplingPlan], Tensor]
-"""(scheduler of ours, denoiser, x_T, a plan of which only the length counts) -> x_0"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Model:
     guidance: tuple[float, float]
     features: str
     compared: int  # samples behind the error
-    peers: Mapping[str, tuple[int, ...]]  # of LOOPS, and with how many steps
+    peers: Mapping[str, tuple[int, ...]]  # samplers of THEIRS and OWN, and with how many steps
     nearer: Mapping[str, tuple[int, ...]]  # and with how many more for the error alone
     backend: str
 
@@ -122,10 +119,17 @@ def their_scheduler(peer: str, config: Mapping[str, Any]) -> Any:
     return getattr(diffusers, kind).from_config({**own, **changed})
 
 
-def theirs(peer: str) -> Loop:
-    def run(ours: Any, denoiser: Denoiser, x: Tensor, plan: SamplingPlan) -> Tensor:
-        scheduler = their_scheduler(peer, ours.config)
+# Ours: the order of the steps, and the spacing if it is not the model's own.
+OWN: dict[str, tuple[int, str | None]] = {FIRST: (1, None), "ddim, order 2": (2, None), OURS: (2, "optimized")}
+
+
+def their_loop(peer: str, model: DDIMScheduler) -> Loop:
+    """A peer's way from noise to samples, with the settings of a model's scheduler and as many steps as the plan."""
+
+    def run(denoiser_for: DenoiserFor, x: Tensor, plan: SamplingPlan, generators: Generators) -> Tensor:
+        scheduler = their_scheduler(peer, model.config)
         scheduler.set_timesteps(len(plan))
+        denoiser = denoiser_for(model.plan(model.config.num_train_timesteps))  # ready for any timestep
         for timestep in scheduler.timesteps:
             x = scheduler.step(denoiser(x, timestep), timestep, x).prev_sample
         return x
@@ -133,50 +137,21 @@ def theirs(peer: str) -> Loop:
     return run
 
 
-def ours(order: int, spacing: str | None = None) -> Loop:
-    def run(ours: Any, denoiser: Denoiser, x: Tensor, plan: SamplingPlan) -> Tensor:
-        chosen = ours if spacing is None or len(plan) == 1 else ours.from_config(ours.config, timestep_spacing=spacing)
-        for step in sample(denoiser, x, chosen.plan(len(plan), order=order), return_x0=False):
-            x = step.sample
-        return x
+def our_loop(peer: str, model: DDIMScheduler) -> Loop:
+    """Ours, in the same way."""
+    order, spacing = OWN[peer]
+    spaced = model if spacing is None else model.from_config(model.config, timestep_spacing=spacing)
+
+    def run(denoiser_for: DenoiserFor, x: Tensor, plan: SamplingPlan, generators: Generators) -> Tensor:
+        chosen = model if len(plan) == 1 else spaced  # no list of one timestep was searched for
+        return run_plan(denoiser_for, x, chosen.plan(len(plan), order=order), generators)
 
     return run
 
 
-LOOPS = {
-    **{peer: theirs(peer) for peer in THEIRS},
-    FIRST: ours(1),
-    "ddim, order 2": ours(2),
-    OURS: ours(2, "optimized"),
-}
-
-
-def sampler(loop: Loop) -> Callable[..., Tensor]:
-    """A loop as `Grid` takes it: what `ddim.evaluation.drawing.draw` does, with other steps."""
-
-    @torch.inference_mode()
-    def draw(
-        pipe: Any,
-        plan: SamplingPlan,
-        seed: int,
-        numbers: range,
-        conditions: Conditions,
-        progress: Callable[[int], Any] = lambda count: None,
-    ) -> Tensor:
-        count = len(numbers)
-        generators = seeded_generators(seed, count, first=numbers.start)
-        noise = gaussian_noise(pipe.sample_shape(count), generators, pipe.device, pipe.dtype)
-        every = pipe.scheduler.plan(pipe.scheduler.config.num_train_timesteps)  # diffusers' loops choose their own
-        network = pipe.denoiser(every, count, **conditions(seed, numbers))
-
-        def counted(x: Tensor, timestep: Tensor) -> Tensor:
-            progress(count)
-            return network(x, timestep)
-
-        pictures: Tensor = pipe.decode(loop(pipe.scheduler, counted, noise, plan), "pt")
-        return pictures * 2 - 1
-
-    return draw
+def loop_of(peer: str, model: DDIMScheduler) -> Loop:
+    """What a sampler does between noise and samples, for the model whose scheduler is given."""
+    return (their_loop if peer in THEIRS else our_loop)(peer, model)
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
@@ -224,7 +199,7 @@ def measure_model(model: Model) -> list[Point]:
         settings = {"samples": model.samples, "batch": model.batch, "digest": digest(pipe), "backend": pipe.backend}
         grid = Grid(
             pipe, source, extractor, Folder(place, settings), condition,
-            samples=model.samples, batch=model.batch, sampler=sampler(LOOPS[peer]),
+            samples=model.samples, batch=model.batch, loop=loop_of(peer, pipe.scheduler),
         )  # fmt: skip
         cells = [Cell(0.0, steps, seed) for steps in numbers for seed in SEEDS]
         for _ in grid.run(cells):
@@ -246,15 +221,16 @@ def measure_errors(model: Model, pipe: Any, condition: Conditions) -> dict[str, 
     if not wanted:
         return kept
 
-    def drawn(loop: Loop, steps: int) -> Tensor:
-        return sampler(loop)(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, condition)
+    def drawn(peer: str, steps: int) -> Tensor:
+        loop = loop_of(peer, pipe.scheduler)
+        return draw_numbered(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, condition, loop=loop)
 
     if not reference.exists():
         print(f"{model.name}: the reference of 1,000 steps, some minutes", flush=True)
-        save_tensors(reference, {"pictures": drawn(ours(1), 1000).contiguous()})
+        save_tensors(reference, {"pictures": drawn(FIRST, 1000).contiguous()})
     goal = read_tensors(reference)["pictures"]
     for peer, steps in wanted:
-        each = (drawn(LOOPS[peer], steps) - goal).square().flatten(1).mean(dim=1)  # (n)
+        each = (drawn(peer, steps) - goal).square().flatten(1).mean(dim=1)  # (n)
         kept[f"{peer} {steps}"] = [float(each.mean().sqrt()), float(each.median().sqrt())]
         write_json(file, kept)
     return kept

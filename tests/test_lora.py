@@ -34,18 +34,23 @@ PROMPT = "a photo of a red cat on stars"
 FILE = "pytorch_lora_weights.safetensors"
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["SD 1", "SD 2"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp(f"sd{request.param}")
-    tiny_reference(path, request.param)
-    return path
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Tiny checkpoints of both versions of Stable Diffusion; nothing writes there."""
+    made = {version: tmp_path_factory.mktemp(f"sd{version}") for version in (1, 2)}
+    for version, path in made.items():
+        tiny_reference(path, version)
+    return made
+
+
+@pytest.fixture(params=[1, 2], ids=["SD 1", "SD 2"])
+def folder(request: pytest.FixtureRequest, folders: dict[int, Path]) -> Path:
+    return folders[request.param]
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("first")
-    tiny_reference(path, 1)
-    return path
+def first(folders: dict[int, Path]) -> Path:
+    return folders[1]
 
 
 def ours(folder: Path, **options: Any) -> StableDiffusionPipeline:
@@ -584,8 +589,41 @@ def both_load(folder: Path, *sources: Any, **options: Any) -> tuple[Any, StableD
     return pair
 
 
-@pytest.mark.parametrize("text", [(), TEXT, (*TEXT, "fc1", "fc2")], ids=["U-Net", "text", "all text"])
-@pytest.mark.parametrize("unet", [UNET, EVERY], ids=["attention", "every layer"])
+ALL_TEXT = (*TEXT, "fc1", "fc2")
+
+
+def on_both(cases: dict[str, tuple[Any, ...]], widest: str, parts: tuple[str, ...] = ()) -> list[Any]:
+    """All cases on Stable Diffusion 1; on 2 the one that has most in it, and the others among the slow tests.
+
+    So are those on 1 that are named as parts of others.
+    """
+    return [
+        pytest.param(
+            version,
+            *values,
+            id=f"SD {version}-{name}",
+            marks=[pytest.mark.slow] if (version == 2 and name != widest) or name in parts else [],
+        )
+        for version in (1, 2)
+        for name, values in cases.items()
+    ]
+
+
+LAYERS: dict[str, tuple[Any, ...]] = {
+    "attention-U-Net": (UNET, ()),
+    "attention-text": (UNET, TEXT),
+    "attention-all text": (UNET, ALL_TEXT),
+    "every layer-U-Net": (EVERY, ()),
+    "every layer-text": (EVERY, TEXT),
+    "every layer-all text": (EVERY, ALL_TEXT),
+}
+
+
+@pytest.mark.parametrize(
+    ("folder", "unet", "text"),
+    on_both(LAYERS, "every layer-all text", ("attention-text", "attention-all text", "every layer-U-Net")),
+    indirect=["folder"],
+)
 def test_images_are_those_of_diffusers(
     unet: tuple[str, ...], text: tuple[str, ...], folder: Path, tmp_path: Path
 ) -> None:
@@ -613,6 +651,7 @@ def test_older_layouts_are_read_as_diffusers_reads_them(layout: str, first: Path
     agree(picture(their), picture(our))
 
 
+@pytest.mark.parametrize("folder", on_both({"two": ()}, ""), indirect=True)
 def test_several_at_once(folder: Path) -> None:
     plain = ours(folder)
     sources = [present(known(plain, seed=0)), present(known(plain, rank=5, unet=MORE, seed=1))]
@@ -773,8 +812,10 @@ def test_training_learns(unet: Any) -> None:
     assert same(now, frozen)
 
 
-@pytest.mark.parametrize("alpha", [None, 2.0])
-@pytest.mark.parametrize("text", [False, True], ids=["U-Net", "both"])
+TRAINED = {"U-Net": (False, None), "both": (True, None), "U-Net, alpha": (False, 2.0), "both, alpha": (True, 2.0)}
+
+
+@pytest.mark.parametrize(("folder", "text", "alpha"), on_both(TRAINED, "both, alpha"), indirect=["folder"])
 def test_what_was_trained_is_the_same_everywhere(text: bool, alpha: float | None, folder: Path, tmp_path: Path) -> None:
     """In the pipeline that was trained, in a new one of ours, and in diffusers'."""
     pipe = ours(folder)

@@ -1100,7 +1100,7 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
         with pytest.raises(TypeError, match="tensors"):
             plan.step(out, 5, wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="variance_noise has shape"):
-        plan.step(out, 5, x, variance_noise=out[:1])
+        plan.step(out, 5, x, variance_noise=out[:, :2])
     with pytest.raises(TypeError, match="variance_noise"):
         plan.step(out, 5, x, variance_noise=0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not both"):

@@ -256,6 +256,36 @@ def test_help_imports_no_torch() -> None:
     assert not heavy & set(loaded)
 
 
+FORKS = """
+import os, sys, time
+from ddim.cli import COMMANDS, main
+for words in ("", *COMMANDS):
+    child = os.fork()
+    if not child:
+        sys.stdout = open(os.devnull, "w")
+        try:
+            main([*words.split(), "--help"])
+        except SystemExit:
+            print(words.replace(" ", "-") or "ddim", time.process_time(), *sys.modules, file=sys.__stdout__, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+print("parent", time.process_time())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_the_help_of_every_command_is_instant() -> None:
+    """Each by a process of its own: one that has read no options yet is forked for each command, which is soon done."""
+    heavy = {"torch", "numpy", "PIL", "huggingface_hub", "safetensors", "tokenizers", "accelerate", "matplotlib"}
+    lines = [line.split() for line in python(FORKS).splitlines()]
+    start = float(lines[-1][1])  # what each command would have spent before it was forked, and a little more
+    commands = {name: (float(seconds), set(modules)) for name, seconds, *modules in lines[:-1]}
+    assert list(commands) == ["ddim", *(words.replace(" ", "-") for words in COMMANDS)]
+    for name, (seconds, modules) in commands.items():
+        assert not heavy & modules, name
+        assert seconds + start < 0.5, name  # of the processor's time, as the machine may be busy
+
+
 def test_every_command_has_settings_and_a_function() -> None:
     for words, command in COMMANDS.items():
         assert dataclasses.is_dataclass(load(command.settings)), words

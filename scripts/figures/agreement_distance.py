@@ -2,60 +2,52 @@
 
     python scripts/figures/agreement_distance.py [--samples 5000] [--steps 10 50] [--seeds 0 1 2]
 
-Both start from the same noises, so what differs is the sampler alone. Each seed gives one Fréchet distance (of the
-digits features, to all 1,797 digits) for each sampler; how much seeds differ is the error of resampling. Resumable,
-under runs/agreement; the table goes to docs/agreement.md. Needs diffusers.
+Both start from the same noises and ask the same network, so what differs is the sampler alone. Each seed gives one
+Fréchet distance (of the digits features, to all 1,797 digits) for each sampler; how much seeds differ is the error of
+resampling. Batches are kept under runs/agreement, so an interrupted run goes on; the table goes to docs/agreement.md.
+Needs diffusers.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint import write_text
 from ddim.data import digits
 from ddim.evaluation import load_features
-from ddim.evaluation.drawing import Conditions, conditions
+from ddim.evaluation.drawing import DenoiserFor, Loop, conditions, run_plan
 from ddim.evaluation.grid import Grid
 from ddim.evaluation.report import versions
 from ddim.evaluation.state import Cell, Folder, digest
-from ddim.noise import gaussian_noise, seeded_generators
+from ddim.noise import Generators
 from ddim.plan import SamplingPlan
+from ddim.scheduler import DDIMScheduler
 
 HERE = Path(__file__).parent.parent.parent
 Distances = dict[str, dict[int, list[float]]]  # sampler -> steps -> one for each seed
 
 
-@torch.inference_mode()
-def by_diffusers(
-    pipe: Any,
-    plan: SamplingPlan,
-    seed: int,
-    numbers: range,
-    conditions: Conditions,
-    progress: Callable[[int], Any] = lambda count: None,
-) -> Tensor:
-    """What `ddim.evaluation.drawing.draw` does, by a hand-written loop; of the plan, only its length is used."""
+def diffusers_loop(ours: DDIMScheduler) -> Loop:
+    """A hand-written loop around diffusers' scheduler with our settings; of the plan, only its length is used."""
     import diffusers
 
-    scheduler = diffusers.DDIMScheduler.from_config(
-        {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
-    )
-    scheduler.set_timesteps(len(plan))
-    generators = seeded_generators(seed, len(numbers), first=numbers.start)
-    x = gaussian_noise(pipe.sample_shape(len(numbers)), generators, pipe.device, pipe.dtype)
-    labels = torch.tensor(conditions(seed, numbers)["class_labels"])
-    for timestep in scheduler.timesteps:
-        x = scheduler.step(pipe.unet(x, timestep, labels).sample, timestep, x, eta=0.0).prev_sample
-        progress(len(numbers))
-    return x.clamp(-1, 1)
+    config = {name: value for name, value in ours.config.items() if not name.startswith("_")}
+
+    def run(denoiser_for: DenoiserFor, x: Tensor, plan: SamplingPlan, generators: Generators) -> Tensor:
+        scheduler = diffusers.DDIMScheduler.from_config(config)
+        scheduler.set_timesteps(len(plan))
+        denoiser = denoiser_for(ours.plan(timesteps=scheduler.timesteps.tolist()))
+        for timestep in scheduler.timesteps:
+            x = scheduler.step(denoiser(x, timestep), timestep, x, eta=0.0).prev_sample
+        return x
+
+    return run
 
 
 def compare(out: Path, samples: int, steps: Sequence[int], seeds: Sequence[int], batch: int = 500) -> Distances:
@@ -64,10 +56,10 @@ def compare(out: Path, samples: int, steps: Sequence[int], seeds: Sequence[int],
     pipe.set_progress_bar_config(disable=True)
     source, extractor = digits("all"), load_features("digits")
     found: Distances = {}
-    for name, sampler in {"ddim": None, "diffusers": by_diffusers}.items():
+    for name, loop in {"ddim": run_plan, "diffusers": diffusers_loop(pipe.scheduler)}.items():
         folder = Folder(out / name, {"samples": samples, "batch": batch, "digest": digest(pipe)})
         condition = conditions(pipe, source, "turn", (1.0, 0.0))
-        grid = Grid(pipe, source, extractor, folder, condition, samples=samples, batch=batch, sampler=sampler)
+        grid = Grid(pipe, source, extractor, folder, condition, samples=samples, batch=batch, loop=loop)
         cells = [Cell(0.0, number, seed) for number in steps for seed in seeds]
         for _ in grid.run(cells):
             pass
@@ -99,14 +91,19 @@ def as_markdown(found: Distances, samples: int, seeds: Sequence[int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 50])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=HERE / "runs" / "agreement")
     parser.add_argument("--write", type=Path, default=HERE / "docs" / "agreement.md")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     page = as_markdown(
         compare(options.out, options.samples, options.steps, options.seeds), options.samples, options.seeds
     )

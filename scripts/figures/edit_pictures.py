@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,16 @@ def edited(pipe: Any, picture: Image.Image, source: str, target: str, strength: 
     return list(pipe.decode(torch.cat([x0, last.sample, inverted])))
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two rows, ten steps")
     parser.add_argument("--out", type=Path, default=HERE / "docs" / "editing.png")
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     edits, steps = (EDITS[:2], 10) if options.quick else (EDITS, STEPS)
     pipe = DiffusionPipeline.from_pretrained("emoji")
     rows = pq.read_table(HERE / "data" / "emoji.parquet").to_pylist()

@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,16 @@ batch. What the methods are: [`inversion.py`](../src/ddim/inversion.py).
 """
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=METHODS, help="measure this method anew and keep the figures of the others")
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     file = HERE / "docs" / "reconstruction.json"
     figures = measure(options.quick, read_json(file) if options.only else {}, options.only)
     figures["versions"] = f"ddim {ddim.__version__}, torch {torch.__version__}"

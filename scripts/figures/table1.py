@@ -225,7 +225,8 @@ def as_markdown(results: dict[str, Any], command: str, note: str | None = None) 
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="10, 20 and 50 steps, 200 samples each")
     parser.add_argument("--out", type=Path, help="the run's folder")
@@ -234,7 +235,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=250)
     parser.add_argument("--note", help="a sentence for the page, on how this run was made")
     parser.add_argument("--threads", type=int, help="of torch; all cores if not given")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     out = options.out or HERE / "runs" / ("table1-quick" if options.quick else "table1")

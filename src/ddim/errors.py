@@ -1,14 +1,14 @@
-"""Everything this package raises on purpose.
+"""The errors of this package. In brackets is the class of Python's own that each is as well.
 
     DDIMError
     ├── ConfigError           (ValueError)           settings that cannot work, alone or together
     ├── CheckpointError       (OSError)              a file that is missing, broken, hostile or of another kind
-    │   └── WeightsError                             weights whose keys or shapes are not the model's
+    │   └── WeightsError                             weights whose names or shapes are not the model's
     ├── DataError             (ValueError)           training data that cannot be used
     ├── NonFiniteError        (ArithmeticError)      a model or a loss gave NaN or infinity
     └── MissingExtraError     (ImportError)          an optional library is not installed
 
-A wrong argument to one function, by contrast, is Python's own `TypeError` or `ValueError`.
+An argument of a wrong type or shape, by contrast, is Python's own `TypeError` or `ValueError`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = [
 
 
 class DDIMError(Exception):
-    """Base class: `except ddim.errors.DDIMError` catches all that this package raises on purpose."""
+    """The base class: `except ddim.errors.DDIMError` catches all errors in this module."""
 
 
 class ConfigError(DDIMError, ValueError):
-    """Settings that cannot work, alone or together; the message names the one to change."""
+    """Settings cannot work, alone or together; the message names the one to change."""
 
 
 class CheckpointError(DDIMError, OSError):
@@ -40,11 +40,11 @@ class CheckpointError(DDIMError, OSError):
 
 
 class WeightsError(CheckpointError):
-    """The keys or shapes of stored weights are not the model's; the message lists every one."""
+    """The names or shapes of stored weights are not the model's; the message lists all differences."""
 
 
 class DataError(DDIMError, ValueError):
-    """Training data that cannot be used."""
+    """Training data cannot be used; the message says which and why."""
 
 
 class NonFiniteError(DDIMError, ArithmeticError):
@@ -52,19 +52,26 @@ class NonFiniteError(DDIMError, ArithmeticError):
 
 
 class MissingExtraError(DDIMError, ImportError):
-    """An optional library is not installed; the message is the pip command."""
+    """An optional library is not installed; the message has the pip command that installs it."""
 
 
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional library.
 
+    Args:
+        module: the module to import, such as "sklearn.datasets".
+        extra: the extra of this package that installs the library, such as "train".
+
+    Returns:
+        The module.
+
     Raises:
-        MissingExtraError: it is not installed; says which extra brings it.
+        MissingExtraError: the library is not installed.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
-            raise  # it is installed, and something it needs is not: that error says more
+            raise  # the library is installed, but one that it needs is not, which this error says
         name = module.partition(".")[0]
         raise MissingExtraError(f"this needs {name}, which is not installed: pip install 'ddim[{extra}]'") from error

@@ -2,8 +2,8 @@
 
     guided = u + w·(c - u)          u without the condition, c with it, w the guidance scale
 
-With a large w the result's contrast grows; `rescale` brings its standard deviation back to that of c (Lin et al. 2024,
-section 3.4). The loop that samples never hears of any of this.
+With a large w the contrast of the result grows; `rescale` brings its standard deviation back to that of c (Lin et al.
+2024, section 3.4). The loop that samples is given the guided denoiser and needs to know nothing of guidance.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ def guide(
     rescale: float = 0.0,
     interval: tuple[int, int] | None = None,
 ) -> Denoiser:
-    """A denoiser under guidance.
+    """A denoiser under classifier-free guidance.
 
     Args:
-        both: the network on a batch of 2·b: the samples without the condition, then the same with it.
-        conditional: the network on a batch of b with the condition; all that is run where guidance is off.
-        scale: w; 1 is no guidance.
-        rescale: φ in [0, 1], how much of the standard deviation to bring back.
-        interval: guide only at timesteps from the first to the second, both included (Kynkäänniemi et al. 2024).
+        both: the network on a batch of 2·b: the b samples without the condition, and then the same with it.
+        conditional: the network on a batch of b with the condition. Where guidance is off, this alone is run.
+        scale: w, any finite number; 1 is no guidance.
+        rescale: φ in [0, 1], how much of the standard deviation is brought back; see `rescale_noise`.
+        interval: (lowest, highest) timestep, both included, at which to guide (Kynkäänniemi et al. 2024); None guides
+            at all.
+
+    Returns:
+        A denoiser of samples (b, …).
 
     Raises:
-        ConfigError: a scale that is not finite, a rescale outside [0, 1], an empty interval.
+        ConfigError: the scale is not finite, rescale is outside [0, 1], or the interval is empty.
     """
     if not math.isfinite(scale):
         raise ConfigError(f"guidance_scale must be finite, not {scale}")
@@ -58,18 +62,21 @@ def guide(
 
 
 def rescale_noise(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor:
-    """φ·guided·std(conditional)/std(guided) + (1-φ)·guided, the deviations taken over each sample.
+    """φ·guided·std(conditional)/std(guided) + (1-φ)·guided, with a standard deviation for each sample.
 
-    A constant prediction, whose deviation is zero, is left as it is.
+    This is equations 15 and 16 of Lin et al. 2024. A constant prediction, whose deviation is zero, is left as it is.
 
     Args:
-        guided: (batch, …).
-        conditional: of the same shape.
+        guided: the prediction under guidance, (batch, …).
+        conditional: the prediction with the condition, of the same shape.
         rescale: φ in [0, 1].
+
+    Returns:
+        (batch, …), of the type of `guided`.
     """
     wide = torch.promote_types(guided.dtype, torch.float32)
     each = tuple(range(1, guided.ndim))  # all dimensions but the batch's
     (variance, mean), (goal, _) = (torch.var_mean(x.to(wide), dim=each, keepdim=True) for x in (guided, conditional))
-    rounding = (1e-5 * mean).square()  # the variance of a constant is not quite 0
+    rounding = (1e-5 * mean).square()  # the variance that rounding alone can give a constant prediction
     ratio = torch.where(variance > rounding, goal / variance, 1.0).sqrt()
     return guided * torch.lerp(ratio.new_ones(()), ratio, rescale).to(guided.dtype)

@@ -1,6 +1,6 @@
-"""Tensors in [-1, 1] to pictures, pictures to one grid, and pictures one after the other.
+"""Pictures from tensors in [-1, 1], grids of pictures, and animations.
 
-Animations are GIF and WebP, which browsers repeat, and MP4, which video players know.
+An animation is a GIF or WebP, which browsers play again and again, or an MP4, which every video player knows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 OUTPUT_TYPES = ("pil", "np", "pt")
 SUFFIXES = (".gif", ".webp", ".mp4")
 
-_IMAGE_DESCRIPTION = 0x010E  # of EXIF
+_IMAGE_DESCRIPTION = 0x010E  # the number of EXIF's field for a description
 
 
 def to_images(x: Tensor, output_type: str = "pil") -> Any:
@@ -42,12 +42,15 @@ def to_images(x: Tensor, output_type: str = "pil") -> Any:
 
     Args:
         x: (batch, channels, height, width) in [-1, 1]; what lies outside is clamped.
-        output_type: "pt" gives a tensor (b c h w) in [0, 1]; "np" an array (b h w c) in [0, 1]; "pil" a list of
+        output_type: "pt" gives a tensor (b c h w) in [0, 1]; "np" an array (b h w c) in [0, 1]; "pil" a list of b
             images, grey ones for one channel.
+
+    Raises:
+        ValueError: there is no such output type, or PIL has no pictures with so many channels.
     """
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type={output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
-    wide = (x.detach().float() / 2 + 0.5).clamp(0, 1)  # half precision has too few digits for the shift
+    wide = (x.detach().float() / 2 + 0.5).clamp(0, 1)  # in float32, as adding 0.5 would round half precision visibly
     if output_type == "pt":
         return wide.to(x.dtype)
     array = wide.permute(0, 2, 3, 1).cpu().numpy()
@@ -58,10 +61,13 @@ def to_pil(image: np.ndarray[Any, Any]) -> Image.Image:
     """A picture from an array (h w c) in [0, 1] with 1, 3 or 4 channels.
 
     Raises:
-        ValueError: another number of channels.
+        ValueError: the array has another number of channels or of dimensions.
     """
     if image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"no picture has the shape {image.shape}, (h w c): use output_type='np' or 'pt'")
+        raise ValueError(
+            f"no picture has the shape {image.shape}: a picture is (h, w, c) with 1, 3 or 4 channels; for anything "
+            "else use output_type='np' or 'pt'"
+        )
     pixels = (image * 255).round().astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
@@ -69,16 +75,19 @@ def to_pil(image: np.ndarray[Any, Any]) -> Image.Image:
 def image_grid(
     images: Sequence[Image.Image], columns: int | None = None, scale: int | None = None, gap: int = 2
 ) -> Image.Image:
-    """One picture of many, row by row, on white.
+    """One picture that shows many, row by row, on white.
 
     Args:
-        images: all of one size.
-        columns: how many in a row; as square as can be unless told.
-        scale: enlarge each this many times with hard pixel edges; small pictures to about 64 pixels unless told.
-        gap: pixels between them.
+        images: one or more, all of one size.
+        columns: how many are in a row; unless told, the grid is as near to a square as can be.
+        scale: how many times each is enlarged, with hard pixel edges; unless told, small ones to about 64 pixels.
+        gap: pixels between two of them.
+
+    Returns:
+        An RGB picture.
 
     Raises:
-        ValueError: no images, or of several sizes.
+        ValueError: there are no images, or they have several sizes.
     """
     if len({image.size for image in images}) != 1:
         raise ValueError(f"a grid needs images of one size, not {sorted({image.size for image in images})}")
@@ -94,7 +103,13 @@ def image_grid(
 
 
 def enlarge(image: Image.Image, scale: int | None = None, least: int = 64) -> Image.Image:
-    """A picture `scale` times as large, with hard pixel edges; if not told, a small one to about `least` pixels."""
+    """A picture `scale` times as large, with hard pixel edges.
+
+    Args:
+        image: the picture.
+        scale: a whole number; unless told, one that gives a small picture's longer side about `least` pixels.
+        least: pixels.
+    """
     scale = scale or max(1, least // max(image.size))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
@@ -107,21 +122,21 @@ def write_animation(
 ) -> None:
     """Write an animation atomically.
 
-    A GIF has one palette of 256 colours for all frames, so that none flickers; a WebP is lossless; an MP4 is H.264 and
-    has a pixel more where a side is odd. GIF and WebP repeat without end; both keep a frame that equals the one before
-    it by making that one longer.
+    A GIF has one palette of 256 colours for all frames, so that colours do not flicker. A WebP is lossless. An MP4 is
+    H.264, whose sides are even, so an odd side gets one pixel more. GIF and WebP repeat without end; in these, a frame
+    that equals the one before it is stored by showing that one longer.
 
     Args:
-        path: ends in .gif, .webp or .mp4.
-        frames: two or more of one size, grey or RGB.
-        fps: frames a second, 1 to 60. A GIF counts in hundredths of a second: frames differ by one where need be,
-            and the whole takes as long as it should.
-        note: kept in the file as JSON: a GIF's or MP4's comment, a WebP's EXIF image description.
+        path: the file, which ends in .gif, .webp or .mp4.
+        frames: two or more pictures of one size, grey or RGB.
+        fps: frames a second, 1 to 60. As a GIF counts in hundredths of a second, its frames may differ by one such
+            hundredth, so that all together take the time that they should.
+        note: kept in the file as JSON: as the comment of a GIF or MP4, or as the EXIF image description of a WebP.
 
     Raises:
-        ConfigError: another ending, fewer than two frames, several sizes, or an fps out of range.
-        MissingExtraError: MP4 without the library for it.
-        CheckpointError: the file system refuses.
+        ConfigError: the path ends otherwise, there are fewer than two frames or several sizes, or fps is out of range.
+        MissingExtraError: for MP4, the library that writes it is not installed.
+        CheckpointError: the file system does not allow it.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -150,18 +165,19 @@ def write_animation(
 
 
 def there_and_back(frames: Sequence[Image.Image]) -> list[Image.Image]:
-    """The frames and then those between the ends in reverse: repeated, this has no jump."""
+    """The frames, and then those between the first and the last in reverse order: played again and again, this never
+    jumps."""
     return [*frames, *frames[-2:0:-1]]
 
 
 def _durations(count: int, fps: float, unit: int) -> list[int]:
-    """Milliseconds of each frame, in multiples of `unit`, which add up to the whole's, rounded."""
+    """How many milliseconds each frame is shown, in multiples of `unit`; together they take the animation's time."""
     ends = [round(1000 * frame / fps / unit) * unit for frame in range(count + 1)]
     return [stop - start for start, stop in pairwise(ends)]
 
 
 def _with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
-    """The frames in 256 colours that suit all of them; grey ones as they are."""
+    """The frames in 256 colours that suit all of them; if all frames are grey, these as they are."""
     if all(frame.mode == "L" for frame in frames):
         return list(frames)
     colours = [frame.convert("RGB") for frame in frames]
@@ -174,9 +190,10 @@ def _with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
 
 
 def _write_video(path: Path, frames: Sequence[Image.Image], fps: float, text: str) -> None:
+    """Write an MP4 atomically."""
     av = require("av", "video")
     width, height = frames[0].size
-    size = (width + width % 2, height + height % 2)  # the codec halves the colours' resolution
+    size = (width + width % 2, height + height % 2)  # even, as the codec keeps colours at half the resolution
     with (
         atomic_write(path) as temporary,
         av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as file,
@@ -184,7 +201,7 @@ def _write_video(path: Path, frames: Sequence[Image.Image], fps: float, text: st
         file.metadata["comment"] = text
         stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "14"})
         stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"  # what every player knows
+        stream.pix_fmt = "yuv420p"  # the pixel format that every player can show
         for frame in frames:
             pixels = np.pad(np.asarray(frame.convert("RGB")), ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))

@@ -1,8 +1,9 @@
-"""What lies between: paths and grids between noises, real pictures, texts and classes.
+"""Interpolation: paths and grids between noises, real pictures, texts and classes.
 
 At η = 0 a sample is a function of x_T, so the points between two x_T give pictures between two pictures (section 5.3
 and appendix D.5 of the DDIM paper). Gaussian noise in many dimensions lies near a sphere, which the straight line
-between two noises leaves: `slerp` stays on it. Texts and what else has no such sphere go in a straight line, `lerp`.
+between two noises leaves, and `slerp` does not. Texts and other vectors have no such sphere, and are interpolated in a
+straight line by `lerp`.
 
     x = path(seed_noise(pipe, [0, 1, 2]), frames=8)             # (15 c h w)
     pictures = draw(pipe, plan, x, conditioned(pipe, plan))
@@ -41,13 +42,13 @@ __all__ = [
     "stations",
 ]
 
-# (a, b, t) -> what lies between a (n …) and b (n …) at t, 0 to 1, a number or one for each.
+# (a, b, t) -> the points between a (n …) and b (n …) at t in [0, 1], which is one number or one for each sample.
 Between: TypeAlias = Callable[[Tensor, Tensor, Any], Tensor]
 
-# Denoiser of the frames from the first to before the second.
+# (start, stop) -> the denoiser for the frames with the numbers from start to stop - 1.
 Denoisers: TypeAlias = Callable[[int, int], Denoiser]
 
-_ALMOST_OPPOSITE = 1e-3  # radians from half a turn
+_ALMOST_OPPOSITE = 1e-3  # two directions count as opposite if their angle is within so many radians of π
 
 # --- between two points ----------------------------------------------------------------------------------------------
 
@@ -55,27 +56,28 @@ _ALMOST_OPPOSITE = 1e-3  # radians from half a turn
 def slerp(a: Tensor, b: Tensor, t: float | Sequence[float] | Tensor) -> Tensor:
     """Spherical interpolation: sin((1-t)θ)/sin θ · a + sin(tθ)/sin θ · b (equation 67), θ the angle between a and b.
 
-    Each sample has its own angle, over all its dimensions, found in float64. The result is exactly a at 0 and b at 1.
-    Where the two are parallel, or one is zero, this is `lerp`, the limit; where they are opposite to within a
-    thousandth of a radian, so that equation 67 has no limit, the direction goes half around and the length straight.
+    Each sample has its own angle, over all its dimensions, computed in float64. The result is exactly a at 0 and b at
+    1. Where a and b are parallel, or one is zero, the result is that of `lerp`, which is the equation's limit. Where
+    they are opposite to within a thousandth of a radian, the equation has no limit: the direction then goes half around
+    a circle, while the length changes linearly.
 
     Args:
-        a, b: (n, …) of one shape; one of them may have n = 1.
-        t: 0 to 1; one number, or one for each sample.
+        a, b: (n, …), of one shape; one of them may have n = 1.
+        t: where between a (0) and b (1); one number, or one for each sample.
 
     Returns:
-        (n, …) of the type of both; half precision is computed in float32.
+        (n, …), of the type of both. Half precision is computed in float32.
 
     Raises:
-        ValueError: shapes that do not fit, or a t that is not finite.
-        TypeError: no floating-point tensors.
+        ValueError: shapes do not fit, or a t is not finite.
+        TypeError: a or b is no floating-point tensor.
     """
     a, b, share = _fit(a, b, t)
     u, v = (_exact(x).flatten(1) for x in (a, b))  # (n d)
     lengths = torch.stack([u.norm(dim=1), v.norm(dim=1)])  # (2 n)
     is_zero = (lengths == 0).any(dim=0)
     u, v = u / lengths[0].clamp_min(1e-300)[:, None], v / lengths[1].clamp_min(1e-300)[:, None]
-    # accurate at both ends, where the arc cosine is not (Kahan)
+    # This form is accurate for angles near 0 and π, where the arc cosine loses half of the digits (Kahan 2006).
     angle = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
     opposite = ~is_zero & (math.pi - angle < _ALMOST_OPPOSITE) & (u.shape[1] > 1)
     sine = angle.sin()
@@ -95,7 +97,7 @@ def slerp(a: Tensor, b: Tensor, t: float | Sequence[float] | Tensor) -> Tensor:
 
 
 def lerp(a: Tensor, b: Tensor, t: float | Sequence[float] | Tensor) -> Tensor:
-    """The straight line: (1-t)·a + t·b, exactly a at 0 and b at 1. Arguments, result and errors as of `slerp`."""
+    """Linear interpolation: (1-t)·a + t·b, exactly a at 0 and b at 1. Arguments, result and errors: see `slerp`."""
     a, b, share = _fit(a, b, t)
     return _combine(a, b, 1 - share, share)
 
@@ -104,27 +106,32 @@ BETWEEN: dict[str, Between] = {"spherical": slerp, "linear": lerp}
 
 
 def _fit(a: Tensor, b: Tensor, t: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """a and b of one shape, and t in float64, (n,) or ()."""
+    """a and b expanded to one shape (n, …), and t as float64 (n,)."""
     if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (a, b)):
-        raise TypeError("interpolated are floating-point tensors (n, …)")
+        raise TypeError("only floating-point tensors (n, …) can be interpolated")
     if a.ndim < 2 or a.shape[1:] != b.shape[1:]:
-        raise ValueError(f"nothing lies between shapes {tuple(a.shape)} and {tuple(b.shape)}: give both as (n, …)")
+        raise ValueError(
+            f"shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be interpolated: give both as (n, …), of one shape"
+        )
     share = torch.as_tensor(t, dtype=torch.float64, device="cpu")
     count = max(len(a), len(b), share.numel())
     if share.ndim > 1 or len(a) not in (1, count) or len(b) not in (1, count) or share.numel() not in (1, count):
-        raise ValueError(f"{len(a)} and {len(b)} samples and {share.numel()} values of t do not fit together")
+        raise ValueError(
+            f"{len(a)} and {len(b)} samples and {share.numel()} values of t do not fit together: give one of each, or "
+            "as many as of the others"
+        )
     if not bool(share.isfinite().all()):
         raise ValueError(f"t must be finite, not {t!r:.100}")
     return a.expand(count, *a.shape[1:]), b.expand(count, *b.shape[1:]), share.expand(count)
 
 
 def _exact(x: Tensor) -> Tensor:
-    """In float64; on the host where the device has none."""
+    """A tensor in float64; it is moved to the host where the device does not have float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _combine(a: Tensor, b: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """first·a + second·b, in float32 at least; the weights are (n,)."""
+    """first·a + second·b for weights (n,) and tensors (n, …), computed in float32 or float64."""
     dtype = torch.promote_types(a.dtype, b.dtype)
     wide = torch.promote_types(dtype, torch.float32)
     first, second = (_column(weight.to(wide).to(a.device), a) for weight in (first, second))
@@ -132,23 +139,27 @@ def _combine(a: Tensor, b: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _column(weight: Tensor, like: Tensor) -> Tensor:
+    """A number for each sample, (n,), in a shape that broadcasts over a tensor (n, …)."""
     return weight.to(like.device).view(len(weight), *[1] * (like.ndim - 1))  # (n 1 …)
 
 
 def _across(u: Tensor, v: Tensor) -> Tensor:
-    """Unit vectors (n d) at a right angle to unit vectors u, on the way to v; where v is -u, one that u decides."""
+    """Unit vectors (n d) at a right angle to unit vectors u (n d), in the direction of v (n d).
+
+    Where v is -u and so gives no direction, it is a vector that u alone decides.
+    """
     rest = v - (u * v).sum(dim=1, keepdim=True) * u
-    # mirrored, and half of it turned around: at a right angle to u, and looks like it
+    # u in reverse order, with one half negated, is at a right angle to u; and it is noise as u is noise.
     half = u.shape[1] // 2
     signs = torch.ones(u.shape[1], dtype=u.dtype, device=u.device)
     signs[half:] = -1
     signs[half : u.shape[1] - half] = 0
     mirrored = signs * u.flip(1)
     lone = torch.zeros_like(u)
-    lone[:, 0] = 1  # for a u that is all in its middle
+    lone[:, 0] = 1  # taken where only the middle element of u is not 0, so that the reversed vector is 0
     mirrored = torch.where(mirrored.norm(dim=1, keepdim=True) < 1e-6, lone, mirrored)
     largest = mirrored.gather(1, mirrored.abs().argmax(dim=1, keepdim=True))
-    mirrored = mirrored * largest.sign()  # the same for u and -u, so that both ways are one
+    mirrored = mirrored * largest.sign()  # the same for u and -u, so that paths from a to b and from b to a are one
     across = torch.where(rest.norm(dim=1, keepdim=True) < 1e-7, mirrored, rest)
     across = across - (u * across).sum(dim=1, keepdim=True) * u
     length: Tensor = across.norm(dim=1, keepdim=True)
@@ -159,31 +170,38 @@ def _across(u: Tensor, v: Tensor) -> Tensor:
 
 
 def path(points: Tensor, frames: int, between: Between = slerp) -> Tensor:
-    """From point to point.
+    """A path that leads through points, one after the other.
 
     Args:
         points: (p, …), two or more.
-        frames: from each point to the next, both included; two or more.
+        frames: how many frames there are from each point to the next, both points included; two or more.
         between: `slerp` or `lerp`.
 
     Returns:
-        ((p-1)·(frames-1)+1, …): all points, and `frames` - 2 between each two.
+        ((p-1)·(frames-1)+1, …): all points, and `frames` - 2 frames between each two.
 
     Raises:
-        ConfigError: fewer than two points or frames.
+        ConfigError: there are fewer than two points or frames.
     """
     start, share = stations(len(points), frames)
     return between(points[start], points[start + 1], share)
 
 
 def stations(points: int, frames: int) -> tuple[Tensor, Tensor]:
-    """Where the frames of a path are: the number of the point before each (n,), and how far it is to the next (n,).
+    """Where the n frames of a path lie: the point before each, and how much of the way to the next point it has.
+
+    Args:
+        points: how many points the path leads through, two or more.
+        frames: how many frames there are from each point to the next, both points included; two or more.
+
+    Returns:
+        The points' numbers (n,) int64, and the shares of the way (n,) float64 in [0, 1].
 
     >>> [part.tolist() for part in stations(3, 3)]
     [[0, 0, 1, 1, 1], [0.0, 0.5, 0.0, 0.5, 1.0]]
 
     Raises:
-        ConfigError: fewer than two points or frames.
+        ConfigError: there are fewer than two points or frames.
     """
     _check_frames(frames)
     if points < 2:
@@ -194,18 +212,18 @@ def stations(points: int, frames: int) -> tuple[Tensor, Tensor]:
 
 
 def grid(corners: Tensor, frames: int, between: Between = slerp) -> Tensor:
-    """A square between four corners: down its left and right sides first, then across.
+    """A square between four corners: it is interpolated down its left and its right side, and then across each row.
 
     Args:
         corners: (4, …): top left, top right, bottom left, bottom right.
-        frames: on each side, corners included; two or more.
+        frames: how many frames each side has, its two corners included; two or more.
         between: `slerp` or `lerp`.
 
     Returns:
         (frames², …), row by row.
 
     Raises:
-        ConfigError: not four corners, or fewer than two frames.
+        ConfigError: there are not four corners, or fewer than two frames.
     """
     _check_frames(frames)
     if len(corners) != 4:
@@ -217,24 +235,29 @@ def grid(corners: Tensor, frames: int, between: Between = slerp) -> Tensor:
 
 def _check_frames(frames: int) -> None:
     if isinstance(frames, bool) or not isinstance(frames, int) or frames < 2:
-        raise ConfigError(f"frames must be 2 or more, the two ends, not {frames!r}")
+        raise ConfigError(f"frames must be 2 or more, as both ends are counted, not {frames!r}")
 
 
 # --- the points themselves -------------------------------------------------------------------------------------------
 
 
 def seed_noise(pipe: Pipeline, seeds: Sequence[int]) -> Tensor:
-    """x_T of the first picture of each seed, (p c h w): what `pipe(seed=…)` starts from.
+    """x_T of the first picture of each seed, which `pipe(seed=…)` starts from too: (p c h w).
+
+    Args:
+        pipe: the pipeline, which says the shape, the type and the device.
+        seeds: p ints of 0 or more.
 
     Raises:
-        ValueError: a seed below 0.
+        ValueError: a seed is below 0.
     """
     generators = seeded_generators(list(seeds), len(seeds))
     return gaussian_noise(pipe.sample_shape(len(seeds)), generators, pipe.device, pipe.dtype)
 
 
 def _settle(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[SampleStep]:
-    return invert_fixed_point(denoiser, x0, plan, tolerance=1e-3)  # a picture's bytes are 8e-3 apart
+    """`invert_fixed_point`, as exactly as a picture can show: its shades are 2/255, about 8e-3, apart."""
+    return invert_fixed_point(denoiser, x0, plan, tolerance=1e-3)
 
 
 INVERSIONS = {"ddim": METHODS["ddim"], "fixed-point": dataclasses.replace(METHODS["fixed-point"], up=_settle)}
@@ -246,16 +269,16 @@ def picture_noise(
     """x_T of real pictures, (p c h w), from which the same plan leads down to them again.
 
     Args:
-        denoiser: of `len(x0)` samples, without guidance.
-        x0: (p c h w), of `pipe.encode`.
-        plan: of the way down, as `SamplingPlan.unclipped` gives it, with η = 0.
-        method: "ddim", or "fixed-point", which takes several times as long and comes back as near as a picture's
-            bytes can tell; see `inversion`.
-        notice: called after each step.
+        denoiser: for `len(x0)` samples at a time, without guidance.
+        x0: the pictures as `pipe.encode` gives them, (p c h w).
+        plan: the plan of the way down to the pictures, as `SamplingPlan.unclipped` gives it, with η = 0.
+        method: "ddim", or "fixed-point", which takes several times as long, and from whose x_T a picture comes back as
+            exactly as its 256 shades can show; see `inversion`.
+        notice: called after each step, with the step.
 
     Raises:
-        ConfigError: another method, or a plan that cannot be inverted.
-        NonFiniteError: the network gave NaN, or the iteration ran away.
+        ConfigError: there is no such method, or the plan cannot be inverted.
+        NonFiniteError: the network gave NaN, or the iteration diverged.
     """
     if method not in INVERSIONS:
         raise ConfigError(f"method={method!r} is none of {', '.join(INVERSIONS)}")
@@ -276,19 +299,22 @@ def draw(
     batch_size: int = 16,
     progress: Callable[[], object] = lambda: None,
 ) -> list[Any]:
-    """All frames as pictures, some at a time; how many at a time makes no difference beyond rounding.
+    """Draw all frames, `batch_size` at a time. How many at a time makes no difference beyond rounding.
 
     Args:
-        plan: with η = 0, or every frame would have a noise of its own.
+        plan: a plan with η = 0, as otherwise each frame would have noise of its own.
         x: x_T of each frame, (n c h w).
-        denoisers: see `conditioned` and `between_classes`.
-        decode: (b c h w) to b pictures: `pipe.decode`.
-        batch_size: frames at a time.
+        denoisers: makes the denoiser for some of the frames; see `conditioned` and `mixed`.
+        decode: turns samples (b c h w) into b pictures; for example `pipe.decode`.
+        batch_size: how many frames are drawn at a time, 1 or more.
         progress: called after each step.
 
+    Returns:
+        n pictures.
+
     Raises:
-        ConfigError: a plan with noise, or a batch size below 1.
-        NonFiniteError: the network gave NaN; names the step.
+        ConfigError: the plan has noise, or the batch size is below 1.
+        NonFiniteError: the network gave NaN or infinity; the message names the step.
     """
     if plan.eta != 0:
         raise ConfigError(f"interpolation needs eta=0: with eta={plan.eta} each frame has noise of its own")
@@ -309,11 +335,13 @@ def draw(
 def conditioned(
     pipe: Pipeline, plan: SamplingPlan, each: Mapping[str, Any] | None = None, **conditions: Any
 ) -> Denoisers:
-    """The pipeline's denoiser, for some frames at a time.
+    """A pipeline's denoiser under conditions, for some frames at a time, as `draw` needs it.
 
     Args:
-        each: conditions that have one entry for each frame, such as {"prompt_embeds": (n s d)}.
-        conditions: those that all frames share.
+        pipe: the pipeline.
+        plan: the plan that will be run.
+        each: conditions that have one entry for each of the n frames, such as {"prompt_embeds": (n s d)}.
+        conditions: conditions that all frames have in common.
     """
 
     def some(start: int, stop: int) -> Denoiser:
@@ -324,10 +352,15 @@ def conditioned(
 
 
 def mixed(first: Denoisers, second: Denoisers, share: Tensor) -> Denoisers:
-    """Between two conditions: (1-t)·first + t·second, of their predictions, with a t for each frame, (n,).
+    """A denoiser between two conditions, whose prediction is (1-t)·first + t·second.
 
-    For conditions that are names rather than numbers, such as classes. A prediction is linear in the score, so this
-    is the score of the densities' weighted geometric mean, at every noise level.
+    This is for conditions that cannot be interpolated themselves, such as classes. Predictions are linear in the score,
+    the gradient of the log density, so at every noise level the result is the score of the two densities' weighted
+    geometric mean.
+
+    Args:
+        first, second: the denoisers under the two conditions.
+        share: t in [0, 1] for each frame, (n,).
     """
 
     def some(start: int, stop: int) -> Denoiser:

@@ -1,23 +1,23 @@
-"""From an image to the noise that it is sampled from, and back again: three ways.
+"""From an image to the noise that it is sampled from, and back again, in three ways.
 
-- "ddim": the ODE of equations 13 and 14 run upwards, as the paper does it (section 5.4). One evaluation a step, which
-  is made at the wrong end: x_{t-1} stands for the x_t that is looked for. So what comes back is near, and nearer with
-  more steps.
-- "fixed-point": the x_t from which the sampler's own step leads to x_{t-1}, x_t = (x_{t-1} - b·out(x_t, t)) / a, by
-  iteration with Anderson's acceleration (Pan et al. 2023, "Effective Real Image Editing with Accelerated Iterative
-  Diffusion Inversion"). What comes back is exact as far as the iteration converges; what is sampled is the sampler's
-  own.
-- "bidirectional": a sampler that is exactly reversible by its form (Zhang et al. 2023, "Exact Diffusion Inversion via
-  Bi-directional Integration Approximation"). With up(x) and down(x), the two DDIM steps that one evaluation at x_t
-  gives, x_{t-1} = γ x_{t+1} - γ up(x_t) + down(x_t), and that is solved for x_{t+1} by hand. One evaluation a step; its
-  state is two neighbours of the run, so two latents are kept.
+- "ddim": the ODE of equations 13 and 14 is run upwards, as in section 5.4 of the DDIM paper. Each step evaluates the
+  network once, but at x_{t-1}, because the x_t where it should be evaluated is what the step is looking for. So the
+  image that comes back is close to the first one, and closer with more steps.
+- "fixed-point": x_t is found such that the sampler's own step from it leads to x_{t-1}. That is the fixed point of
+  x_t = (x_{t-1} - b·out(x_t, t)) / a, found by iteration with Anderson's acceleration (Pan et al. 2023, "Effective Real
+  Image Editing with Accelerated Iterative Diffusion Inversion"). The image comes back as exactly as the iteration
+  converges, and the way down is the ordinary sampler's.
+- "bidirectional": another sampler, whose steps can be undone exactly (Zhang et al. 2023, "Exact Diffusion Inversion via
+  Bi-directional Integration Approximation"). One evaluation at x_t gives two DDIM steps, up(x_t) to the timestep above
+  and down(x_t) to the one below, and x_{t-1} = γ x_{t+1} - γ up(x_t) + down(x_t). The same equation gives x_{t+1} from
+  x_{t-1} and x_t. It evaluates the network once a step; its state is the samples at two timesteps, so two are kept.
 
     encoded = METHODS["fixed-point"].encode(denoiser, x0, plan)
     again = METHODS["fixed-point"].decode(denoiser, encoded, plan)
 
-All three work under guidance, but guidance makes the network's output change faster with x: the plain way then comes
-back further off and the iteration may not converge. To get within rounding of where one started, keep x in float64 and
-let the network compute in its own type: `keeping(denoiser, torch.float32)`.
+All three work under guidance. But with it the network's output changes faster with x, so that with "ddim" the image
+comes back less exactly, and the fixed-point iteration may not converge. To come back to within rounding, keep x in
+float64 and let the network compute in its own type: `keeping(denoiser, torch.float32)`.
 """
 
 from __future__ import annotations
@@ -49,29 +49,34 @@ __all__ = [
     "sample_bidirectional",
 ]
 
-# Called after each step, for progress.
+# Called after each step with the step, for example to show progress.
 Notice = Callable[[SampleStep], object]
 
-# γ of the reversible sampler: how much of the sample before last is in each step. The way up divides by γ at each step
-# and the way down multiplies by it, so a γ below 1 makes rounding errors grow upwards; at 1 they grow neither way.
+# γ of the reversible sampler: how much of the last sample but one is in each step. The way up divides by γ at each
+# step, so with a γ below 1 rounding errors grow on the way up; with 1 they grow on neither way.
 GAMMA = 1.0
 
 
 def keeping(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
-    """The denoiser for samples of any type: it computes in `dtype` and answers in theirs."""
+    """A denoiser for samples of any type, whose network computes in one type.
+
+    Args:
+        denoiser: the network.
+        dtype: the type that it is given samples in; its predictions are converted to the samples' type.
+    """
     return lambda x, timestep: denoiser(x.to(dtype), timestep).to(x.dtype)
 
 
 def invert(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[SampleStep]:
-    """Plain DDIM inversion: `sample` over the plan's reversed pairs of ᾱ; what `DDIMInverseScheduler` does.
+    """Plain DDIM inversion: the plan's steps in reverse order, as `DDIMInverseScheduler` makes them.
 
     Args:
-        denoiser: of one condition, the same on the way back.
+        denoiser: the network under one condition, which must be the same on the way back.
         x0: clean samples in model space, (b …).
-        plan: the sampling plan to invert; its η is ignored.
+        plan: the sampling plan to invert; its η does not matter.
 
     Yields:
-        A step from each timestep's previous one up to it; the last step's `sample` is x_T.
+        A step up to each timestep from the one before it; the last step's `sample` is x_T.
     """
     return sample(denoiser, x0, plan.inverted(), return_x0=False)
 
@@ -79,27 +84,33 @@ def invert(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[Sampl
 def invert_fixed_point(
     denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, iterations: int = 1000, tolerance: float = 5e-7
 ) -> Iterator[SampleStep]:
-    """Solve the sampler's own step for where it came from, at each step, beginning with the plain inversion's answer.
+    """Find at each step the sample from which the sampler's own step leads to the present one.
+
+    The iteration begins at the answer of the plain inversion.
 
     Args:
         denoiser, x0: as in `invert`.
-        plan: without clipping.
-        iterations: 1 or more; at most so many evaluations at one step. Most steps need about 5; the one next to the
-            image some thirty, rarely hundreds, since there the network takes many inputs to nearly one image.
-        tolerance: enough, where the step leads back to within this of x_{t-1} (largest absolute difference, in model
-            space). Below some 3e-7 a float32 network's own rounding is in the way.
+        plan: the sampling plan to invert, without clipping and with η = 0.
+        iterations: the most evaluations of the network at one step, 1 or more. Most steps need about 5. The step next
+            to the image needs some 30 and rarely hundreds, since there the network maps many inputs to almost the same
+            image.
+        tolerance: a step is found when it leads back to within this of x_{t-1} (the largest absolute difference, in
+            model space). Below some 3e-7 the rounding of a float32 network prevents that.
+
+    Yields:
+        A step up to each timestep from the one before it; the last step's `sample` is x_T.
 
     Raises:
         ConfigError: the plan clips or adds noise.
-        NonFiniteError: the iteration ran away.
+        NonFiniteError: the iteration diverged.
 
     Warns:
-        UserWarning: it was not near enough somewhere.
+        UserWarning: at some steps the tolerance was not reached.
     """
     _check_linear(plan, "fixed-point")
     up = plan.inverted()
     timesteps = torch.tensor(up.timesteps)
-    target, left = x0, {}  # the residuals of the steps at which it was not near enough
+    target, left = x0, {}  # left: timestep -> the largest difference, where the tolerance was not reached
     for index, step in enumerate(up):
         timestep, row = step.timestep, plan.row(step.timestep)
         output = denoiser(target, timesteps[index])
@@ -108,16 +119,16 @@ def invert_fixed_point(
         for _ in range(iterations):
             output = denoiser(x, timesteps[index])
             missing = target - row.a * x - row.b * output
-            each = missing.flatten(1).abs().amax(1)
+            each = missing.flatten(1).abs().amax(1)  # (b)
             residual = float(each.max())
             if residual < tolerance:
                 break
             if not math.isfinite(residual):
                 raise NonFiniteError(
-                    f"the fixed-point iteration ran away at timestep {timestep}: use more steps, less guidance, or "
+                    f"the fixed-point iteration diverged at timestep {timestep}: use more steps, less guidance, or "
                     "the bidirectional method"
                 )
-            open_ones = (each >= tolerance).view(-1, *[1] * (x.ndim - 1))
+            open_ones = (each >= tolerance).view(-1, *[1] * (x.ndim - 1))  # (b 1 …), the samples still to be found
             x = torch.where(open_ones, anderson(x, missing / row.a), x)
         else:
             left[timestep] = residual
@@ -133,12 +144,12 @@ def invert_fixed_point(
 
 
 class _Anderson:
-    """Anderson's acceleration of x <- x + f(x), for each sample by itself, at every second step of the first `steps`.
+    """Anderson's acceleration of the iteration x <- x + f(x), for each sample by itself.
 
-    The accelerated x is the combination of the last ones whose f, were f linear, would be smallest (Walker and Ni 2011,
-    "Anderson Acceleration for Fixed-Point Iterations", equation 2.2). Plain steps between keep it from running away
-    (Banerjee et al. 2016, "Periodic Pulay method"). Where f is so far from linear that it does not get there in
-    `steps`, plain steps alone do.
+    An accelerated step goes to the combination of the last x that would have the smallest f if f were linear (Walker
+    and Ni 2011, "Anderson Acceleration for Fixed-Point Iterations", equation 2.2). Every other step is a plain one,
+    which keeps the iteration from diverging (Banerjee et al. 2016, "Periodic Pulay method"). After `steps` steps all
+    are plain: if f is so far from linear that the acceleration has not converged by then, plain steps do.
     """
 
     depth, steps = 5, 50
@@ -148,12 +159,12 @@ class _Anderson:
         self.calls = 0
 
     def __call__(self, x: Tensor, f: Tensor) -> Tensor:
-        """(b …), (b …) -> the next x."""
+        """The next x (b …), given the present x (b …) and f of it (b …)."""
         self.past = [*self.past[-self.depth :], (x, f)]
         self.calls += 1
         if self.calls % 2 or self.calls > self.steps:
             return x + f
-        dx, df = (
+        dx, df = (  # (b k d) each, the changes over the last k steps
             torch.stack([b - a for a, b in pairwise(each)], 1).flatten(2) for each in zip(*self.past, strict=True)
         )
         gram = df @ df.mT  # (b k k)
@@ -167,17 +178,21 @@ class _Anderson:
 def invert_bidirectional(
     denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, *, gamma: float = GAMMA
 ) -> Iterator[SampleStep]:
-    """Up by the reversible sampler. The samples of the last two steps are its state: x_T and the one before it.
+    """The reversible sampler from an image up to its noise.
 
-    The first step, to the lowest timestep, is that of `invert`.
+    The first step, to the lowest timestep, is that of `invert`. To come back, `sample_bidirectional` needs the samples
+    of the last two steps: x_T, and the one before it.
 
     Args:
         denoiser, x0: as in `invert`.
-        plan: of two steps or more, without clipping.
-        gamma: γ in (0, 1]; on the way up rounding grows with 1/γ at each step.
+        plan: the sampling plan to invert: two steps or more, without clipping and with η = 0.
+        gamma: γ in (0, 1]; at each step on the way up, rounding errors grow by 1/γ.
+
+    Yields:
+        A step up to each timestep from the one before it; the last step's `sample` is x_T.
 
     Raises:
-        ConfigError: the plan clips or has one step, or γ is out of range.
+        ConfigError: the plan clips, adds noise or has one step only, or γ is out of range.
     """
     _check_linear(plan, "bidirectional")
     _check_gamma(gamma, plan)
@@ -196,17 +211,21 @@ def invert_bidirectional(
 def sample_bidirectional(
     denoiser: Denoiser, x: Tensor, plan: SamplingPlan, before: Tensor | None = None, *, gamma: float = GAMMA
 ) -> Iterator[SampleStep]:
-    """Down by the reversible sampler: what undoes `invert_bidirectional`.
+    """The reversible sampler from noise down to an image, which undoes `invert_bidirectional`.
 
     Args:
-        denoiser: of one condition.
+        denoiser: the network under one condition.
         x: x_T, (b …).
-        plan: as there.
-        before: the sample at the second timestep; None takes a DDIM step to it, as one does from noise.
-        gamma: as there.
+        plan: as in `invert_bidirectional`.
+        before: the sample at the plan's second timestep, (b …), as `invert_bidirectional` gave it in its last step but
+            one. None makes it by a DDIM step from x_T, as from any noise.
+        gamma: as in `invert_bidirectional`.
 
     Yields:
         A step from each timestep to the one below it; the last step's `sample` is the image.
+
+    Raises:
+        ConfigError: as `invert_bidirectional`.
     """
     _check_linear(plan, "bidirectional")
     _check_gamma(gamma, plan)
@@ -226,15 +245,17 @@ def sample_bidirectional(
 
 
 def _both_ways(output: Tensor, x: Tensor, row: Row, alpha_bar: float) -> tuple[Tensor, Tensor]:
-    """The DDIM steps that one evaluation at x_t gives: up to the level `alpha_bar`, and down along the plan's row.
+    """The two DDIM steps that one evaluation at x_t gives: up to ᾱ = `alpha_bar`, and down as the plan's row says.
 
-    Equation 12 is applied to the coefficients of x0 and eps, which are floats, so that each way is one sum of tensors.
+    For the step up, equation 12 is applied to the coefficients of x0 and eps, which are floats, so that both steps cost
+    one sum of two tensors each.
     """
     up = ddim_step(row.p, row.r, alpha_bar) * x + ddim_step(row.q, row.s, alpha_bar) * output
     return up, row.a * x + row.b * output
 
 
 def _check_linear(plan: SamplingPlan, method: str) -> None:
+    """Raise a ConfigError unless the plan's steps can be undone: without clipping, and without noise."""
     if plan.clip_range is not None or plan.thresholding is not None:
         raise ConfigError(
             f"{method} inversion needs steps that can be undone, and clipped ones cannot: use a scheduler with "
@@ -245,10 +266,11 @@ def _check_linear(plan: SamplingPlan, method: str) -> None:
 
 
 def _check_gamma(gamma: float, plan: SamplingPlan) -> None:
+    """Raise a ConfigError unless the reversible sampler can run with this γ and this plan."""
     if not 0 < gamma <= 1:
         raise ConfigError(f"gamma must be in (0, 1], not {gamma}")
     if len(plan) < 2:
-        raise ConfigError("bidirectional inversion needs two steps or more")
+        raise ConfigError("bidirectional inversion needs two steps or more, but the plan has one")
 
 
 # --- by name ---------------------------------------------------------------------------------------------------------
@@ -256,12 +278,12 @@ def _check_gamma(gamma: float, plan: SamplingPlan) -> None:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to the noise and back.
+    """A way from images to their noise, and back.
 
     Attributes:
-        up: (denoiser, x0, plan) -> steps.
-        down: (denoiser, states, plan) -> steps.
-        states: how many of the last samples of `up` are what `down` begins with, x_T first.
+        up: (denoiser, x0, plan) -> the steps from the images to x_T.
+        down: (denoiser, states, plan) -> the steps back.
+        states: how many samples `down` begins with: the last ones of `up`, in reverse order, so that x_T is the first.
     """
 
     up: Callable[[Denoiser, Tensor, SamplingPlan], Iterator[SampleStep]]
@@ -271,7 +293,21 @@ class Method:
     def encode(
         self, denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, notice: Notice | None = None
     ) -> tuple[Tensor, ...]:
-        """What `decode` begins with: x_T (b …), and whatever else the way back needs."""
+        """The way up.
+
+        Args:
+            denoiser: the network under one condition.
+            x0: clean samples in model space, (b …).
+            plan: the sampling plan to invert.
+            notice: called after each step, with the step.
+
+        Returns:
+            What `decode` begins with: x_T (b …), and whatever other samples (b …) the way back needs.
+
+        Raises:
+            ConfigError: the plan is not for this method.
+            NonFiniteError: the network gave NaN, or an iteration diverged.
+        """
         found: tuple[Tensor, ...] = ()
         for step in self.up(denoiser, x0, plan):
             found = (step.sample, *found)[: self.states]
@@ -282,7 +318,15 @@ class Method:
     def decode(
         self, denoiser: Denoiser, states: tuple[Tensor, ...], plan: SamplingPlan, notice: Notice | None = None
     ) -> Tensor:
-        """The samples (b …) that were encoded, or what another denoiser makes of the same noise."""
+        """The way back: clean samples in model space, (b …).
+
+        Args:
+            denoiser: the network. Under the condition of `encode` the samples are those that were encoded; under
+                another one they are what it makes of the same noise.
+            states: what `encode` returned.
+            plan: the plan that `encode` was given.
+            notice: called after each step, with the step.
+        """
         x = states[0]
         for step in self.down(denoiser, states, plan):
             x = step.sample
@@ -292,6 +336,7 @@ class Method:
 
 
 def _sample_states(denoiser: Denoiser, states: tuple[Tensor, ...], plan: SamplingPlan) -> Iterator[SampleStep]:
+    """The ordinary sampler from x_T, for methods that need no other state."""
     return sample(denoiser, states[0], plan, return_x0=False)
 
 

@@ -1,10 +1,10 @@
 """Low-rank adapters (LoRA, Hu et al. 2021): read, merged into a network's weights, trained and saved.
 
-A network with adapters computes what it computes without, with W + Σ w·α/r · B A in the place of some weights W. So
-here adapters *are* merged, as soon as they are loaded: the network runs as fast as without them, whatever else is done
-with its weights (projecting a text once, compiling, exporting) is right, and there is one way to compute. The weights
-themselves are kept and come back unchanged. Nothing of this needs peft; training does, which puts the matrices beside
-the weights.
+An adapter replaces some weights W of a network by W + w·α/r · B A, with small matrices A and B and a strength w. Here
+this sum is made as soon as an adapter is loaded ("merging"). So the network runs as fast as without adapters, and
+whatever else uses its weights, such as compiling or projecting a text once, needs to know nothing of them. The weights
+without adapters are kept, and come back unchanged. Only training needs the library peft, which keeps A and B beside the
+weights.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ __all__ = [
 ]
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-METADATA = "lora_adapter_metadata"  # where in a safetensors file's header diffusers writes its settings
-PEFT_CONFIG = "adapter_config.json"
-# What is looked for in a folder, in this order.
+METADATA = "lora_adapter_metadata"  # the name in a safetensors file's header under which diffusers writes settings
+PEFT_CONFIG = "adapter_config.json"  # the file in which peft writes them
+# The files that are looked for in a folder, in this order.
 NAMES = (WEIGHTS, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin")
 
-UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention layers of a U-Net
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")  # those of a text encoder
+# The usual layers for adapters: the linear layers of attention, in a U-Net and in a text encoder.
+UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
-Adapter = Mapping[str, LowRank]  # for the layers of one network, by their names
+Adapter = Mapping[str, LowRank]  # the name of a layer of one network -> its two matrices and their factor
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -63,25 +64,30 @@ def read_lora(
     subfolder: str | None = None,
     **options: Any,
 ) -> dict[str, dict[str, LowRank]]:
-    """Read an adapter of any of the layouts in docs/lora.md, and see that it fits. Nothing is changed.
+    """Read an adapter in any of the layouts of docs/lora.md, and check that it fits. The networks are not changed.
 
     Args:
-        source: a `.safetensors` or `.bin` file, a folder or hub id that has one, or tensors by their names there.
-        networks: whose layers it may be for, by their names in a pipeline: "unet" and "text_encoder".
-        weight_name: the file's name in the folder; one of `NAMES`, or a folder's only `.safetensors`, unless told.
-        subfolder: the folder inside it.
+        source: a `.safetensors` or `.bin` file, a folder or hub id that has one, or a file's tensors by their names.
+        networks: the networks that it may be for, by their names in a pipeline: "unet" and "text_encoder".
+        weight_name: the file's name in the folder. Unless told, it is the first of `NAMES` that is there, or else the
+            only `.safetensors` in a folder.
+        subfolder: the folder in the source that the file is in.
         options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub.
 
     Returns:
-        For each network that there is something for, {layer: its adapter}.
+        For each network that the file has tensors for, {layer: its adapter}.
 
     Raises:
-        CheckpointError: no such file, or not the format that its name says.
-        WeightsError: what is in it is no adapter for these networks; all that is wrong is listed.
+        TypeError: there is another option, or one for files although tensors are given.
+        CheckpointError: there is no such file, or it is not in the format that its name says.
+        WeightsError: its tensors are no adapter for these networks; the message lists everything that is wrong.
     """
     if isinstance(source, Mapping):
         if weight_name or subfolder or options:
-            raise TypeError("with tensors that are given, there is no file to name and no hub to ask")
+            raise TypeError(
+                "tensors were given, so there is no file to name: leave out weight_name, subfolder and all options for "
+                "the hub"
+            )
         return parse(source, networks, {}, "the given adapter")
     repository = Repository.open(source, options)
     if options:
@@ -89,7 +95,7 @@ def read_lora(
     is_file = os.path.isfile(repository.name)
     path = Path(repository.name) if is_file else _find(repository, weight_name, subfolder)
     if path.suffix not in (".safetensors", ".bin"):
-        raise CheckpointError(f"{path} is neither .safetensors nor .bin: nothing else is read")
+        raise CheckpointError(f"{path} is neither a .safetensors nor a .bin file, and nothing else is read")
     tensors = read_tensors(path)
     config: dict[str, Any] = {}
     if path.suffix == ".safetensors" and METADATA in (said := read_metadata(path)):
@@ -99,12 +105,15 @@ def read_lora(
         if not is_file:
             beside = repository.find(PEFT_CONFIG, subfolder)
         if beside is None or not beside.is_file():
-            raise CheckpointError(f"{path} is peft's, and {PEFT_CONFIG} is not beside it, which says how strong it is")
+            raise CheckpointError(
+                f"{path} was written by peft and needs the file {PEFT_CONFIG} beside it, which has the adapter's alpha"
+            )
         config = read_json(beside)
     return parse(tensors, networks, config, str(path))
 
 
 def _find(repository: Repository, weight_name: str | None, subfolder: str | None) -> Path:
+    """The file of an adapter in a folder or on the hub."""
     names = [weight_name] if weight_name else [*NAMES]
     if repository.folder is not None and not weight_name:
         inside = repository.folder / (subfolder or "")
@@ -119,12 +128,13 @@ def _find(repository: Repository, weight_name: str | None, subfolder: str | None
 
 
 def _decode(text: str, path: Path) -> dict[str, Any]:
+    """The settings in a safetensors file's header."""
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} says of itself what is not valid JSON: {str(error)[:200]}") from error
+        raise CheckpointError(f"the {METADATA} in {path} is not valid JSON: {str(error)[:200]}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} says of itself a JSON {type(config).__name__} where an object is needed")
+        raise CheckpointError(f"the {METADATA} in {path} is a JSON {type(config).__name__} where an object is needed")
     return config
 
 
@@ -132,13 +142,13 @@ def _decode(text: str, path: Path) -> dict[str, Any]:
 
 
 class State(NamedTuple):
-    """The adapters of one network, by names.
+    """The adapters of one network, by their names. A strength of 1 is an adapter as it was trained.
 
     Attributes:
-        stored: what was loaded.
-        active: how strong those are that are in use.
-        fused: how strong those are that stay as they are, whatever happens to `active`.
-        is_enabled: False leaves the active ones out.
+        stored: all adapters that were loaded.
+        active: the strength of each adapter that is in use.
+        fused: the strength of each adapter that stays merged, whatever happens to `active`.
+        is_enabled: whether the active adapters have an effect.
     """
 
     stored: Mapping[str, Adapter] = {}
@@ -147,16 +157,16 @@ class State(NamedTuple):
     is_enabled: bool = True
 
     def amounts(self) -> dict[str, float]:
-        """How much of each adapter is in the weights."""
+        """The strength with which each adapter is in the weights."""
         return {**(self.active if self.is_enabled else {}), **self.fused}
 
 
 class _Adapted(NamedTuple):
-    """What a network knows of its adapters: kept at the network, as several pipelines may share it."""
+    """What is known of a network's adapters. It is an attribute of the network, as several pipelines may share one."""
 
     state: State
-    originals: dict[str, Tensor]  # the weights without any adapter, in the host's memory, of layers that have one
-    version: int
+    originals: dict[str, Tensor]  # of layers with an adapter, the weights without it, in the host's memory
+    version: int  # see `version_of`
 
 
 _ATTRIBUTE = "_lora"
@@ -165,7 +175,8 @@ _versions = itertools.count(1)
 
 
 def _adapted(network: Any) -> _Adapted:
-    adapted: _Adapted = getattr(network, _ATTRIBUTE, _NOTHING)  # torch.compile's wrapper passes it through
+    """What is known of a network's adapters; of none, if it never had any."""
+    adapted: _Adapted = getattr(network, _ATTRIBUTE, _NOTHING)  # also found through torch.compile's wrapper
     return adapted
 
 
@@ -175,35 +186,38 @@ def state_of(network: Any) -> State:
 
 
 def version_of(network: Any) -> int:
-    """A number that is another one after each change of a network's adapters."""
+    """A number that differs after each change of a network's adapters, by which a change is noticed."""
     return _adapted(network).version
 
 
 @torch.no_grad()
 def change(states: Sequence[tuple[nn.Module, State]], *, for_good: bool = False) -> None:
-    """Bring networks' weights to what their adapters are to be, from whatever they were; all networks or none.
+    """Change networks' adapters, and merge the new ones into the weights.
 
-    Without an adapter, a layer has its original weight, bit for bit. Sums are made in float32 and rounded once.
+    If one network's weights cannot be computed, no network is changed. A layer that has no adapter any more gets its
+    original weight back, bit for bit. Sums are made in float32 and rounded once.
 
     Args:
-        for_good: what is merged then is the original from now on, and the adapters are forgotten.
+        states: each network, and the adapters that it shall have.
+        for_good: take the merged weights for the original ones from now on, and forget the adapters.
 
     Raises:
-        WeightsError: a sum is not finite in the weights' type.
+        WeightsError: a merged weight is not finite in the weights' type.
     """
     prepared = []
     for network, state in states:
-        network = getattr(network, "_orig_mod", network)  # what torch.compile has wrapped
+        network = getattr(network, "_orig_mod", network)  # the network itself, if torch.compile has wrapped it
         prepared.append((network, state, *_merge(network, state)))
     for network, state, originals, merged in prepared:
         for name, weight in merged.items():
             network.get_parameter(name).data = weight
         known = _Adapted(State(), {}, next(_versions)) if for_good else _Adapted(state, originals, next(_versions))
         setattr(network, _ATTRIBUTE, known)
+        network.has_adapters = bool(known.state.stored)
 
 
 def _merge(network: nn.Module, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights to keep, and those to set, by parameters' names."""
+    """The original weights to keep, and the weights that the network shall have, by the parameters' names."""
     parts: dict[str, list[tuple[LowRank, float]]] = {}
     for name, weight in state.amounts().items():
         for layer, adapter in state.stored[name].items() if weight else ():
@@ -225,7 +239,7 @@ def _merge(network: nn.Module, state: State) -> tuple[dict[str, Tensor], dict[st
 
 
 def _as(original: Tensor, present: Tensor) -> Tensor:
-    """A kept weight as the network has its weights now; itself, if nothing was moved or converted."""
+    """A kept weight on the device and in the type that the network's weights have now."""
     if (original.device, original.dtype) == (present.device, present.dtype):
         return original
     return original.to(present.device, present.dtype)
@@ -242,24 +256,26 @@ def add_lora(
     init: str = "gaussian",
     adapter_name: str = "default",
 ) -> list[nn.Parameter]:
-    """Put new matrices beside a network's layers, by peft, and freeze all else. What it computes stays the same.
+    """Give a network a new adapter for training, by peft, and freeze everything else.
 
-    The matrices are float32, whatever the weights are; the network is changed in place. One that has them still runs
-    in a pipeline, but is not for `save_pretrained` or `load_lora_weights`.
+    The network is changed in place. As the new B is 0, it computes the same as before. The matrices are float32,
+    whatever the type of the weights. A network with them can run in a pipeline, but cannot be used with
+    `save_pretrained` or `load_lora_weights`.
 
     Args:
         network: for example a `UNet2DConditionModel`.
-        rank: r; a layer from i to o channels gets r·(i + o) parameters.
-        alpha: α, by which what is learnt counts α/r; r unless told.
-        targets: which linear layers and convolutions: the ends of their names, such as `UNET_TARGETS`, `TEXT_TARGETS`.
-        init: A is drawn from "gaussian", N(0, 1/r²), or "kaiming", uniform as a linear layer's weight; B is 0.
-        adapter_name: to tell several from one another; the last one that was added is trained.
+        rank: r, 1 or more; a layer from i to o channels gets r·(i + o) parameters.
+        alpha: α, above 0: what is learnt is multiplied by α/r. It is r unless told.
+        targets: the linear layers and convolutions that get matrices, by the ends of their names, such as
+            `UNET_TARGETS` and `TEXT_TARGETS`.
+        init: how A is drawn: "gaussian" is N(0, 1/r²), "kaiming" is uniform as a linear layer's weight.
+        adapter_name: tells several adapters of a network apart; the last one that was added is trained.
 
     Returns:
         The parameters to train.
 
     Raises:
-        ConfigError: a rank, α or start that cannot be, a target that no layer has, or a name that is taken.
+        ConfigError: the rank, α, `init` or a name cannot be used, or a target fits no layer.
         MissingExtraError: peft is not installed.
     """
     starts: dict[str, Any] = {"gaussian": "gaussian", "kaiming": True}
@@ -267,14 +283,18 @@ def add_lora(
         raise ConfigError(f"rank must be an int of 1 or more, not {rank!r:.50}")
     alpha = rank if alpha is None else alpha
     if not 0 < alpha < float("inf"):
-        raise ConfigError(f"alpha must be positive, not {alpha!r:.50}")
+        raise ConfigError(f"alpha must be positive and finite, not {alpha!r:.50}")
     if init not in starts:
         raise ConfigError(f"init={init!r:.50} is none of {', '.join(starts)}")
     if not adapter_name.isidentifier() or adapter_name in getattr(network, "peft_config", {}):
-        raise ConfigError(f"adapter_name={adapter_name!r:.50} is taken already, or no plain word")
+        raise ConfigError(
+            f"adapter_name={adapter_name!r:.50} is taken already or is no plain word: give another one, of letters, "
+            "digits and underscores"
+        )
     if state_of(network).stored:
         raise ConfigError(
-            "adapters were loaded into this network: unload_lora_weights first, after fuse_lora to keep them"
+            "adapters were loaded into this network: call unload_lora_weights first, or fuse_lora and then "
+            "unload_lora_weights to keep them in the weights"
         )
     modules = network.named_modules()
     layers = [name.removesuffix(".base_layer") for name, layer in modules if isinstance(layer, (nn.Linear, nn.Conv2d))]
@@ -295,7 +315,7 @@ def add_lora(
 
 
 def _matrices(network: nn.Module, adapter_name: str) -> dict[str, nn.Parameter]:
-    """A trained adapter's parameters, by their names in a file."""
+    """The parameters of an adapter in training, by their names in a file."""
     network = getattr(network, "_orig_mod", network)
     ends = {f".lora_{letter}.{adapter_name}.weight": f".lora_{letter}.weight" for letter in "AB"}
     return {
@@ -307,9 +327,14 @@ def _matrices(network: nn.Module, adapter_name: str) -> dict[str, nn.Parameter]:
 
 
 def lora_state(network: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
-    """What was trained, in diffusers' naming without the network's own name: `….to_q.lora_A.weight`, (r i), ….
+    """The matrices of an adapter in training, by diffusers' names without the network's: `….to_q.lora_A.weight`, ….
 
-    The tensors are the network's own memory.
+    Args:
+        network: a network that `add_lora` gave an adapter.
+        adapter_name: as in `add_lora`.
+
+    Returns:
+        A (r i) and B (o r) of each layer, which share memory with the network's parameters.
 
     Raises:
         ConfigError: the network has no such adapter.
@@ -321,7 +346,12 @@ def lora_state(network: nn.Module, adapter_name: str = "default") -> dict[str, T
 
 
 def load_lora_state(network: nn.Module, state: Mapping[str, Tensor], adapter_name: str = "default") -> None:
-    """Put back what `lora_state` gave, for example to go on with training.
+    """Copy into an adapter what `lora_state` returned, for example to go on with training.
+
+    Args:
+        network: a network that `add_lora` gave an adapter of the same rank and targets.
+        state: what `lora_state` returned.
+        adapter_name: as in `add_lora`.
 
     Raises:
         ConfigError: the network has no such adapter.
@@ -339,26 +369,26 @@ def save_lora(
     rank: int,
     alpha: float | None = None,
 ) -> Path:
-    """Write `pytorch_lora_weights.safetensors`, which diffusers and `load_lora_weights` read; whole or not at all.
+    """Write adapters atomically as `pytorch_lora_weights.safetensors`, which diffusers and `load_lora_weights` read.
 
     Args:
-        folder: made if it is not there.
-        states: what `lora_state` gave, by the networks' names in a pipeline: "unet" and "text_encoder".
+        folder: the folder, which is made if it is not there.
+        states: what `lora_state` returned, by the networks' names in a pipeline: "unet" and "text_encoder".
         rank, alpha: as they were given to `add_lora`.
 
     Returns:
-        The file.
+        The file's path.
 
     Raises:
-        ValueError: nothing to save, another network, or matrices of another rank.
+        ValueError: there is nothing to save, a network has another name, or matrices have another rank.
         NonFiniteError: a matrix has NaN or infinity.
-        CheckpointError: the file system refuses.
+        CheckpointError: the file system does not allow it.
     """
     settings = {}
     for name, state in states.items():
         layers = sorted({key.rpartition(".lora_")[0] for key in state})
         if any(len(tensor) != rank for key, tensor in state.items() if key.endswith(".lora_A.weight")):
-            raise ValueError(f"{name} has matrices of another rank than {rank}")
+            raise ValueError(f"{name} has matrices of another rank than {rank}: give the rank that add_lora was given")
         settings[name] = {
             "peft_type": "LORA",
             "r": rank,
@@ -374,7 +404,20 @@ def write_lora(
     settings: Mapping[str, Mapping[str, Any]],
     weight_name: str | None = None,
 ) -> Path:
-    """`save_lora` with any settings of peft's for each network, or none."""
+    """`save_lora` with any settings for the file's header, or none.
+
+    Args:
+        folder, states: as in `save_lora`.
+        settings: for each network, the settings of peft that are written into the file's header.
+        weight_name: the file's name, which ends in .safetensors; `WEIGHTS` unless told.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ValueError: there is nothing to save, or a network or the file has an impossible name.
+        NonFiniteError, CheckpointError: as `save_lora`.
+    """
     unknown = set(states) - {"unet", "text_encoder"}
     if unknown or not any(states.values()):
         raise ValueError(f"adapters are for unet and text_encoder, not {', '.join(sorted(unknown)) or 'nothing'}")
@@ -384,7 +427,7 @@ def write_lora(
     tensors = {f"{network}.{key}": tensor for network, state in states.items() for key, tensor in state.items()}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise NonFiniteError(f"{key} has NaN or infinity: it is not saved")
+            raise NonFiniteError(f"{key} has NaN or infinity, so nothing is saved: go back to an earlier checkpoint")
     said = {f"{network}.{key}": value for network, own in settings.items() for key, value in own.items()}
     text = json.dumps(said, indent=2, sort_keys=True, allow_nan=False, default=_as_json)
     path = Path(folder) / name
@@ -393,5 +436,5 @@ def write_lora(
 
 
 def _as_json(value: Any) -> Any:
-    """What peft's settings hold that JSON does not know."""
+    """A value of peft's settings that JSON does not know, such as a set, as one that it does."""
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)

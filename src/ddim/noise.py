@@ -1,4 +1,4 @@
-"""Noise and where it comes from: generators, and seeds of which each image has a stream of its own."""
+"""Noise and where it comes from: generators, and seeds, which give each image a stream of random numbers of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["Generators", "check_generator", "gaussian_noise", "generators", "seeded_generators"]
 
-# One for the whole batch, a list with one for each sample, or torch's global one.
+# One generator for the whole batch, a list with one for each sample, or None for torch's global generator.
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -20,7 +20,9 @@ def gaussian_noise(shape: Sequence[int], generator: Generators, device: torch.de
 
     Args:
         shape: (batch, …).
-        generator: None for torch's global one; one for the whole batch; or a list, one for each sample.
+        generator: one for the whole batch; a list with one for each sample; or None for torch's global generator.
+        device: where the result is; with None as generator, also where it is drawn.
+        dtype: the type of the result, in which it is drawn.
 
     Raises:
         TypeError, ValueError: see `check_generator`.
@@ -35,11 +37,11 @@ def gaussian_noise(shape: Sequence[int], generator: Generators, device: torch.de
 
 
 def check_generator(generator: Generators, count: int) -> None:
-    """Raise unless this can draw the noise of `count` samples.
+    """Check that a generator, or a list of them, can draw the noise of `count` samples.
 
     Raises:
         TypeError: it is neither a generator, nor a list of them, nor None.
-        ValueError: the list's length is not the count.
+        ValueError: the list is not as long as there are samples.
     """
     if generator is None or isinstance(generator, torch.Generator):
         return
@@ -50,11 +52,16 @@ def check_generator(generator: Generators, count: int) -> None:
 
 
 def generators(generator: Generators, seed: int | Sequence[int] | None, count: int) -> Generators:
-    """What draws the noise of `count` images: what is given, or one generator for each image of a seed.
+    """The generators that draw the noise of `count` images, from what a caller gave: generators, a seed or nothing.
+
+    Args:
+        generator: generators, which are returned as they are.
+        seed: a seed or a list of them, see `seeded_generators`.
+        count: the number of images.
 
     Raises:
-        ValueError: both are given, or a list that is not as long as there are images.
-        TypeError: neither is what it should be.
+        ValueError: both are given, or a list is not as long as there are images, or a seed is no int of 0 or more.
+        TypeError: the generator is no generator, or the seed no seed.
     """
     if seed is None:
         check_generator(generator, count)
@@ -65,10 +72,19 @@ def generators(generator: Generators, seed: int | Sequence[int] | None, count: i
 
 
 def seeded_generators(seed: int | Sequence[int], count: int, first: int = 0) -> list[torch.Generator]:
-    """One generator for each image: the k-th image of a seed has a stream of its own.
+    """One generator for each image, all on the CPU: each image of a seed has a stream of random numbers of its own.
 
     The streams do not depend on how many images are drawn at once, on the device or on the number of threads.
-    A list of seeds gives each its image number 0; of one seed, they are `count` images from number `first` on.
+
+    Args:
+        seed: an int of 0 or more, whose images from number `first` on are meant; or a list of `count` such ints, of
+            each of which image number 0 is meant.
+        count: the number of images.
+        first: the number of the first image of a single seed.
+
+    Raises:
+        ValueError: a seed is no int of 0 or more, or the list has not `count` seeds.
+        TypeError: the seed is neither an int nor a list.
 
     >>> one, four = seeded_generators(7, 1), seeded_generators(7, 4)
     >>> bool((torch.randn(3, generator=one[0]) == torch.randn(3, generator=four[0])).all())
@@ -81,7 +97,7 @@ def seeded_generators(seed: int | Sequence[int], count: int, first: int = 0) -> 
     else:
         keys = [(s, 0) for s in seed]
         if len(keys) != count:
-            raise ValueError(f"{len(keys)} seeds were given for {count} images")
+            raise ValueError(f"{len(keys)} seeds were given for {count} images: give one seed, or one for each image")
     if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s, _ in keys):
         raise ValueError(f"a seed must be an int of 0 or more, not {seed!r}")
     states = [np.random.SeedSequence(int(s), spawn_key=(k,)).generate_state(1, np.uint64)[0] for s, k in keys]

@@ -28,7 +28,7 @@ from torch import Tensor
 from ddim.errors import ConfigError
 from ddim.noise import Generators
 from ddim.process import SIGMA_HAT, Eta, ddim_step, prediction, second_order, sigma, sigma_hat
-from ddim.step import DDIMSchedulerOutput, Row, check_step, step_noise, take_step, threshold
+from ddim.step import DDIMSchedulerOutput, Row, check_step, step_noise, take_linear_step, take_step, threshold
 
 __all__ = ["SamplingPlan"]
 
@@ -208,11 +208,13 @@ class SamplingPlan:
             if timestep.numel() != 1 or not timestep.is_cpu or torch.compiler.is_compiling():
                 return self._device_row(timestep, sample, dtype, rederive)
             value = timestep.item()
-        if type(value) is not int:
-            if not isinstance(value, np.integer):
-                raise TypeError(f"a timestep must be an integer, not {value!r}")
-            value = int(value)
-        return self._host_row(value, rederive)
+        if type(value) is int:
+            row = self._by_timestep.get(value)
+            if row is not None and not rederive:  # as in every loop on the host
+                return row
+        elif not isinstance(value, np.integer):
+            raise TypeError(f"a timestep must be an integer, not {value!r}")
+        return self._host_row(int(value), rederive)
 
     def _host_row(self, timestep: int, rederive: bool) -> Row:
         row = self.row(timestep)
@@ -299,15 +301,22 @@ class SamplingPlan:
             ValueError, TypeError: shapes or types that do not fit; generator and variance_noise together.
             ConfigError: a timestep out of range, or one at which these settings have no finite result.
         """
-        check_step(model_output, sample)
-        clips = self.clip_range is not None or self.thresholding is not None
-        rederives = clips and use_clipped_model_output
+        dtype, wide = check_step(model_output, sample)
+        clip = None if self.clip_range is None and self.thresholding is None else self._clip
+        noise = None
+        if self.eta != 0:
+            noise = step_noise(model_output, generator, variance_noise)
+        row = self._row_for(timestep, sample, wide, use_clipped_model_output and clip is not None)
+        if out is None and wide is dtype and clip is None:  # what most steps are, with nothing to decide
+            return take_linear_step(row, model_output, sample, noise, return_x0)
         return take_step(
+            row,
             model_output,
             sample,
-            lambda dtype: self._row_for(timestep, sample, dtype, rederives),
-            noise=step_noise(model_output, generator, variance_noise) if self.eta != 0 else None,
-            clip=self._clip if clips else None,
+            dtype,
+            wide,
+            noise=noise,
+            clip=clip,
             output_is_eps=self.prediction_type == "epsilon",
             use_clipped_model_output=use_clipped_model_output,
             return_x0=return_x0,

@@ -1,7 +1,7 @@
-"""Noise schedules and timestep spacings: pure functions on float64 numpy arrays.
+"""Noise schedules and timestep spacings: functions on float64 numpy arrays.
 
-A schedule is ᾱ_0 > ᾱ_1 > … > ᾱ_{T-1}, the share of the signal's variance that is left at each timestep
-(`alphas_cumprod`; the DDIM paper writes α for it). A spacing picks N of the T timesteps, largest first.
+A schedule is ᾱ_0 > ᾱ_1 > … > ᾱ_{T-1}: the share of the image's variance that is left at each of the T timesteps
+(diffusers calls it `alphas_cumprod`, and the DDIM paper α). A spacing picks N of the T timesteps, the largest first.
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ Array = NDArray[np.float64]
 
 
 def _linear(steps: int, start: float, end: float) -> Array:
-    """Ho et al. 2020, section 4."""
+    """β grows linearly (Ho et al. 2020, section 4)."""
     return np.linspace(start, end, steps)
 
 
 def _scaled_linear(steps: int, start: float, end: float) -> Array:
-    """Linear in √β: latent diffusion, Rombach et al. 2022."""
+    """√β grows linearly, as in latent diffusion (Rombach et al. 2022)."""
     return np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
 
 
 def _squared_cosine(steps: int, start: float, end: float) -> Array:
-    """ᾱ(t) = cos²((t + 0.008)/1.008 · π/2), β at most 0.999: Nichol and Dhariwal 2021, equation 17. No start or end."""
+    """ᾱ(t) = cos²((t + 0.008)/1.008 · π/2) and β at most 0.999 (Nichol and Dhariwal 2021, equation 17).
+
+    `start` and `end` have no effect.
+    """
     edges: Array = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.asarray(np.minimum(1 - edges[1:] / edges[:-1], 0.999))
 
@@ -63,10 +66,19 @@ def make_betas(
     beta_schedule: str = "linear",
     trained_betas: Sequence[float] | Array | None = None,
 ) -> Array:
-    """The variances β_t of the forward process, shape (T,), each in [0, 1].
+    """The variances β_t of the forward process.
+
+    Args:
+        num_train_timesteps: T, 1 or more.
+        beta_start, beta_end: the first and the last β of schedules that have them, in [0, 1].
+        beta_schedule: a key of `BETA_SCHEDULES`.
+        trained_betas: the T variances themselves, instead.
+
+    Returns:
+        (T,), each in [0, 1].
 
     Raises:
-        ConfigError: an unknown schedule, a β outside [0, 1], or `trained_betas` that are not T numbers.
+        ConfigError: there is no such schedule, a β is outside [0, 1], or `trained_betas` are not T numbers.
     """
     if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int) or num_train_timesteps < 1:
         raise ConfigError(f"num_train_timesteps must be a positive int, not {num_train_timesteps!r}")
@@ -94,21 +106,45 @@ def make_betas(
 
 
 def make_alphas_cumprod(betas: Array, rescale_betas_zero_snr: bool = False) -> Array:
-    """ᾱ_t = ∏ (1 - β), shape (T,); with `rescale_betas_zero_snr` the last one is exactly 0."""
+    """ᾱ_t, the product of 1 - β over all timesteps up to t.
+
+    Args:
+        betas: (T,).
+        rescale_betas_zero_snr: change the schedule so that its last ᾱ is exactly 0, see `zero_terminal_snr`.
+
+    Returns:
+        (T,), in [0, 1].
+
+    Raises:
+        ConfigError: as `zero_terminal_snr`.
+    """
     alphas_cumprod: Array = np.cumprod(1 - betas, dtype=np.float64)
     return zero_terminal_snr(alphas_cumprod) if rescale_betas_zero_snr else alphas_cumprod
 
 
 def zero_terminal_snr(alphas_cumprod: Array) -> Array:
-    """Shift and scale √ᾱ so that its last value is 0 and its first stays (Lin et al. 2024, algorithm 1)."""
+    """Shift and scale √ᾱ so that its last value is 0 and its first one stays (Lin et al. 2024, algorithm 1).
+
+    Args:
+        alphas_cumprod: ᾱ, (T,).
+
+    Returns:
+        ᾱ, (T,), with a signal-to-noise ratio of 0 at the last timestep.
+
+    Raises:
+        ConfigError: the first and the last ᾱ are equal.
+    """
     root = np.sqrt(alphas_cumprod)
     if root[0] == root[-1]:
-        raise ConfigError("rescale_betas_zero_snr needs a schedule of more than one noise level")
+        raise ConfigError(
+            "rescale_betas_zero_snr needs a schedule of more than one noise level: give two timesteps or more, and "
+            "betas above 0"
+        )
     return np.asarray(((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2, dtype=np.float64)
 
 
 def snr(alphas_cumprod: Array) -> Array:
-    """The signal-to-noise ratio ᾱ/(1 - ᾱ); infinite where there is no noise."""
+    """The signal-to-noise ratio ᾱ/(1 - ᾱ), in the shape of `alphas_cumprod`; infinite where there is no noise."""
     with np.errstate(divide="ignore"):
         return np.asarray(alphas_cumprod / (1 - alphas_cumprod), dtype=np.float64)
 
@@ -117,23 +153,23 @@ def snr(alphas_cumprod: Array) -> Array:
 
 
 def _leading(count: int, steps: int, offset: int) -> Array:
-    """0, c, 2c, … with c = ⌊T/N⌋, plus the offset, or as much of it as keeps the largest below T."""
+    """0, c, 2c, … with c = ⌊T/N⌋, all plus the offset, which is reduced where the largest would reach T."""
     ratio = steps // count
     return np.arange(count, dtype=np.float64)[::-1] * ratio + min(offset, steps - 1 - (count - 1) * ratio)
 
 
 def _trailing(count: int, steps: int, offset: int) -> Array:
-    """T-1 downwards in steps of T/N: ends on the noisiest timestep (Lin et al. 2024, section 3.3)."""
+    """From T-1 down in steps of T/N, so that the noisiest timestep is among them (Lin et al. 2024, section 3.3)."""
     return np.asarray(np.round(np.arange(steps, 0, -steps / count))[:count] - 1)
 
 
 def _linspace(count: int, steps: int, offset: int) -> Array:
-    """From T-1 to 0, both included."""
+    """Evenly from T-1 to 0, both included, and rounded."""
     return np.asarray(np.round(np.linspace(0, steps - 1, count))[::-1])
 
 
 def _quadratic(count: int, steps: int, offset: int) -> Array:
-    """⌊c·i²⌋ up to 0.8·T: denser near the image (DDIM paper, appendix D.2). Repeated values are dropped."""
+    """⌊c·i²⌋ up to 0.8·T, denser near the image (DDIM paper, appendix D.2). Repeated values are dropped."""
     chosen = np.unique(np.linspace(0, math.sqrt(0.8 * steps), count).astype(np.float64) ** 2 // 1)
     if len(chosen) < count:
         warnings.warn(
@@ -155,18 +191,26 @@ SPACINGS: dict[str, Callable[[int, int, int], Array]] = {
 def space_timesteps(
     num_inference_steps: int, num_train_timesteps: int, spacing: str = "leading", steps_offset: int = 0
 ) -> tuple[int, ...]:
-    """Pick N of the T timesteps, largest first.
+    """Pick N of the T timesteps, the largest first.
 
     Args:
         num_inference_steps: N, from 1 to T.
-        spacing: one of `SPACINGS`.
-        steps_offset: added by "leading" alone; reduced where it would lead past T-1.
+        num_train_timesteps: T.
+        spacing: a key of `SPACINGS`.
+        steps_offset: what "leading" adds to its timesteps, 0 or more; reduced where the largest would be past T-1. The
+            other spacings ignore it.
+
+    Returns:
+        N timesteps in 0…T-1, or fewer with "quadratic", where several would be equal.
 
     >>> space_timesteps(4, 1000, "leading", steps_offset=1), space_timesteps(4, 1000, "trailing")
     ((751, 501, 251, 1), (999, 749, 499, 249))
 
     Raises:
-        ConfigError: N is no int from 1 to T, the offset is negative, or there is no such spacing.
+        ConfigError: N is no int from 1 to T, the offset is no int of 0 or more, or there is no such spacing.
+
+    Warns:
+        UserWarning: "quadratic" has fewer than N different timesteps.
     """
     if isinstance(num_inference_steps, (bool, np.bool_)) or not isinstance(num_inference_steps, (int, np.integer)):
         raise ConfigError(f"num_inference_steps must be an int, not {num_inference_steps!r}")

@@ -1,13 +1,14 @@
-"""Timesteps found by search: which N of a fine run's M come nearest to where the fine run ends.
+"""Timesteps found by search: those N of a fine run's M timesteps with which a run ends nearest to where that one ends.
 
-Dynamic programming over a reference trajectory (Pei et al. 2025, "Optimal Stepsize for Diffusion Sampling"). The fine
-run gives a sample at each of its timesteps. For i = 1…N and each timestep j of the fine run: of all runs that reach j
-in i steps, keep the one that is nearest to the fine run's sample there. A run that reaches j in i steps is one that
-reached some k before j in i-1, with one step more; the step is the sampler's own, from where that run is and not from
-where the fine one is, so errors add up as they will. One pass for N finds the timesteps of every smaller number too.
+This is dynamic programming over a reference trajectory (Pei et al. 2025, "Optimal Stepsize for Diffusion Sampling").
+The fine run gives a sample at each of its timesteps. For i = 1…N and each timestep j of the fine run, the search keeps,
+of all runs that reach j in i steps, the one that is nearest to the fine run's sample at j. Such a run is one that
+reached an earlier k in i-1 steps, and one step more. That step is the sampler's own and begins at the run's own sample,
+not at the fine run's, so that errors add up as they will when the timesteps are used. One pass for N finds the
+timesteps for every smaller number too.
 
-That is not the last word, as the nearest way to a place need not be the best beginning. So each list is then improved
-by its own end: one timestep after the other is moved while that brings the end of the run nearer.
+A run that is nearest at some timestep need not be the best beginning for what follows. So each list is then improved by
+where its run ends: one timestep after the other is moved, as long as that brings the end nearer.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from ddim.sampling import Denoiser, sample
 
 __all__ = ["evaluations", "find_timesteps"]
 
-SWEEPS = 3  # over the timesteps of a list, at most, to improve it
-MOVES = (-4, -2, -1, 1, 2, 4)  # of a timestep among the fine run's, that are tried
+SWEEPS = 3  # how often, at most, the timesteps of a list are gone through to improve it
+MOVES = (-4, -2, -1, 1, 2, 4)  # by how many of the fine run's timesteps one is moved to see whether that is better
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A way to one place of the fine run: where it is, how far off that is, and how it came there."""
+    """A run with few steps, up to one place of the fine run. Place j is before the fine run's step number j."""
 
-    x: Tensor
-    error: float
-    places: tuple[int, ...]  # in the fine run, of the evaluations
-    x0: Tensor | None = None  # the last prediction
+    x: Tensor  # its sample, (b …)
+    error: float  # the mean square distance of x from the fine run's sample there
+    places: tuple[int, ...]  # the places of the fine run at which the network was evaluated
+    x0: Tensor | None = None  # the x0 that was predicted last, for steps of second order
 
 
 def find_timesteps(
@@ -49,23 +50,27 @@ def find_timesteps(
     order: int = 1,
     notice: Callable[[int], object] = lambda count: None,
 ) -> dict[int, tuple[int, ...]]:
-    """For each N of `numbers` the N timesteps of `plan` from which a run ends nearest to where the plan itself ends.
+    """For each N of `numbers`, the N timesteps of `plan` with which a run ends nearest to where the plan's run ends.
 
-    It costs about M·(max N) evaluations, and some 9·N² for each N; `evaluations` says how many at most.
+    The search takes about M·(max N) evaluations of the network, and some 9·N² more for each N; `evaluations` says how
+    many they are at most.
 
     Args:
-        denoiser: as it will be used, guidance and all.
-        noise: x_T of some samples (b …): the more, the more it is the model that the timesteps suit.
-        plan: the fine run, with eta=0, without clipping and of first order; its M timesteps are the candidates. A
-            list may begin below the first one: the noise is then taken for a sample of that timestep, as it is with
-            "leading" timesteps.
-        numbers: N, each from 1 to M.
-        order: of the runs to find timesteps for.
-        notice: called with the number of evaluations that were made, or spared, for progress.
+        denoiser: the network as it will be used, with its guidance.
+        noise: x_T of some samples, (b …). The more there are, the less the timesteps depend on these samples.
+        plan: the fine run, with eta=0, without clipping and of first order. Its M timesteps are the candidates. A list
+            may begin below the first of them; the noise is then taken for a sample of the list's first timestep, as it
+            is with "leading" timesteps.
+        numbers: the Ns, each from 1 to M.
+        order: the order of the runs that timesteps are searched for, 1 or 2; see `DDIMScheduler.plan`.
+        notice: called, to show progress, with the number of evaluations that were made or turned out not to be needed.
+
+    Returns:
+        {N: its timesteps, the largest first}.
 
     Raises:
-        ConfigError: a plan or numbers that this is not for.
-        NonFiniteError: the network gave NaN.
+        ConfigError: the plan is of another kind, or a number is out of range.
+        NonFiniteError: the network gave NaN or infinity in the fine run.
     """
     if plan.eta != 0 or plan.clip_range is not None or plan.thresholding is not None or plan.order != 1:
         raise ConfigError("a search for timesteps needs a plan with eta=0 and order=1, without clipping")
@@ -83,28 +88,36 @@ def find_timesteps(
 
 
 def evaluations(numbers: Collection[int], fine: int) -> int:
-    """How many evaluations a search for each of `numbers` of `fine` timesteps makes at most."""
+    """How many times a search evaluates the network at most.
+
+    Args:
+        numbers: the Ns that timesteps are searched for.
+        fine: M, the number of steps of the fine run.
+    """
     passes = sum(fine - taken + 1 for taken in range(1, max(numbers) + 1))
     return fine + passes + sum(_tries(number) for number in numbers)
 
 
 def _tries(number: int) -> int:
-    """Evaluations to improve a list of so many, at most: of the list itself, and of what follows each move."""
+    """How many evaluations it takes at most to improve a list of so many timesteps.
+
+    They are those of the list itself and, for each move of a timestep, those from that timestep to the end.
+    """
     return number + SWEEPS * len(MOVES) * number * (number + 1) // 2
 
 
 @dataclass(frozen=True)
 class _Way:
-    """The fine run, and steps from any of its places to any later one. Place M is the end."""
+    """The fine run, and steps from any of its places to any later one. There are M + 1 places, the last is the end."""
 
     denoiser: Denoiser
     plan: SamplingPlan
-    goals: list[Tensor]  # the fine run's samples, at M + 1 places
+    goals: list[Tensor]  # the fine run's sample (b …) at each place
     order: int
     notice: Callable[[int], object]
 
     def search(self, numbers: Collection[int]) -> dict[int, tuple[int, ...]]:
-        """The dynamic programming: for each number, the places of the evaluations."""
+        """The dynamic programming: {N: the places at which the best run of N steps evaluates the network}."""
         end = len(self.plan)
         runs = {place: _Run(self.goals[0], 0.0, ()) for place in range(end)}  # the best run that is at each place
         found = {}
@@ -122,7 +135,7 @@ class _Way:
         return found
 
     def improved(self, places: tuple[int, ...]) -> tuple[int, ...]:
-        """Places of which no move of one brings the end nearer, or those after some sweeps."""
+        """Places that lead to a nearer end: such that no move of a single one is better, or those after `SWEEPS`."""
         spent, limit = len(places), _tries(len(places))
         runs = self._follow(_Run(self.goals[0], 0.0, ()), places)
         for _ in range(SWEEPS):
@@ -143,21 +156,21 @@ class _Way:
         return places
 
     def _follow(self, run: _Run, places: tuple[int, ...]) -> list[_Run]:
-        """A run, and what becomes of it at each of these places and at the end."""
+        """A run that is at the first of these places, and then what it becomes at each further one and at the end."""
         runs = [run]
         for place, there in pairwise((*places, len(self.plan))):
             runs.append(self._land(runs[-1], self._predict(runs[-1], place), place, there))
         return runs
 
     def _predict(self, run: _Run, place: int) -> tuple[Tensor, Tensor]:
-        """One evaluation where a run is: x0 and eps."""
+        """The x0 and eps (b …) that the network predicts for a run's sample, which is at a place."""
         row = self.plan.rows[place]
         output = self.denoiser(run.x, torch.tensor(row.timestep))[:, : run.x.shape[1]]
         self.notice(1)
         return row.p * run.x + row.q * output, row.r * run.x + row.s * output
 
     def _land(self, run: _Run, ahead: tuple[Tensor, Tensor], place: int, there: int) -> _Run:
-        """The step from a place to a later one."""
+        """What a run becomes by a step from its place to a later one, `there`; `ahead` is what `_predict` gave."""
         x0, eps = ahead
         level = self._level(there)
         x = ddim_step(x0, eps, level)

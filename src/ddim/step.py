@@ -1,14 +1,14 @@
-"""What a step does to tensors, given its row of the plan: the arithmetic of equation 12 in few passes over memory.
+"""What a step does to tensors: equation 12 of the DDIM paper, in few passes over memory.
 
-`take_step` is the whole of it: types, clipping, and a·x + b·out + σ·z. The numbers come from a `Row`, and where the row
-comes from (`plan`) is not known here.
+`take_step` does all of it: the conversion of types, the clipping, and a·x + b·out + σ·z. Its numbers are those of a
+`Row`, which `plan` computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -19,16 +19,27 @@ from ddim.noise import Generators, gaussian_noise
 
 __all__ = ["DDIMSchedulerOutput", "Output", "Row", "take_step", "threshold"]
 
-LARGE = 2**18  # elements; from here on one pass over memory costs more than the views that make it possible
+# From so many elements on, it pays to compute a·x + b·y in one pass over memory, see `combine`. For fewer, the views
+# that this takes cost more than the second pass.
+LARGE = 2**18
 
 
-class Output:
+if TYPE_CHECKING:  # for a type checker it is no dict, as iterating it gives values
+
+    class _Dict: ...
+else:
+    _Dict = dict
+
+
+class Output(_Dict):
     """What a network, a pipeline or a scheduler returns; its subclasses are dataclasses.
 
     It reads as diffusers' outputs do: by attribute, by key (`out["sample"]`, `out.get("sample")`, `"sample" in out`,
     `keys()`, `values()`, `items()`, `{**out}`) and by index, and what is assigned to it is what it holds from then on.
     As there, a field that is None is not among the keys. Unlike there, it unpacks into its values,
     `prev, x0 = step(…)`, with None where there is nothing.
+
+    It is a dict so that code which asks `isinstance(out, dict)` takes it for one. What it holds are its attributes.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -59,6 +70,25 @@ class Output:
     def __len__(self) -> int:
         return len(self.keys())
 
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    __hash__ = object.__hash__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(self)
+
+    def copy(self) -> Any:
+        return type(self)(*self)
+
+    def _fixed(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} has fixed keys: assign to them, out[key] = value")
+
+    __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _fixed
+
     def __contains__(self, key: object) -> bool:
         return key in self.keys()
 
@@ -81,7 +111,8 @@ class DDIMSchedulerOutput(Output):
 
     Attributes:
         prev_sample: x_prev, of the sample's shape.
-        pred_original_sample: the predicted x0, clipped where the plan says so; None if it was not asked for.
+        pred_original_sample: the predicted x0, of the same shape, clipped if the plan says so; None if it was not asked
+            for.
     """
 
     prev_sample: Tensor
@@ -89,25 +120,26 @@ class DDIMSchedulerOutput(Output):
 
 
 class Row(NamedTuple):
-    """One step of a plan: where it goes, and its numbers.
+    """One step of a plan: the timesteps it leads from and to, and the numbers that it computes with.
 
-    Of a timestep on the host these are floats (and ints, for the timesteps). Of timesteps on a device, or of one for
-    each sample, each field is a tensor that broadcasts over the samples, (b 1 …).
+    For one timestep on the host, these are ints (the timesteps) and floats. For timesteps on a device, or for one for
+    each sample, every field is a tensor that broadcasts over the samples, (b 1 …).
 
     Attributes:
-        timestep: t, at which the network is asked.
-        previous_timestep: where the step leads (of an inverse plan: comes from); -1 is the image itself.
+        timestep: t, the timestep that the network is given.
+        previous_timestep: the timestep that the step leads to or, in an inverse plan, comes from; -1 is the image.
         alpha_bar: ᾱ before the step.
-        alpha_bar_prev: ᾱ after it.
-        a, b, sigma: x_prev = a·x_t + b·out + σ·z, where nothing is clipped.
+        alpha_bar_prev: ᾱ after the step.
+        a, b, sigma: x_prev = a·x_t + b·out + σ·z, where nothing is clipped; out is the network's output, z noise.
         p, q: x0 = p·x_t + q·out.
         r, s: eps = r·x_t + s·out.
-        signal_rate: √ᾱ before the step: how much of x0 is in x_t.
-        noise_rate: √(1-ᾱ) before the step: how much of eps is in x_t.
-        signal_rate_prev: √ᾱ_prev, after it.
-        direction: √(1-ᾱ_prev-σ²), the second root of equation 12.
-        carried: how much of the change of the predicted x0 since the last step is added, by a plan of second order;
-            0 at first order, at the first step, and at timesteps that the plan does not list.
+        signal_rate: √ᾱ before the step, the factor of x0 in x_t.
+        noise_rate: √(1-ᾱ) before the step, the factor of eps in x_t.
+        signal_rate_prev: √ᾱ_prev, the factor of x0 after the step.
+        direction: √(1-ᾱ_prev-σ²), the second root in equation 12.
+        carried: in a plan of second order, the factor with which the change of the predicted x0 since the last step is
+            added to x_prev. It is 0 in plans of first order, at the first step, and at timesteps that the plan does not
+            list.
     """
 
     timestep: Any
@@ -131,10 +163,21 @@ class Row(NamedTuple):
 # --- the step --------------------------------------------------------------------------------------------------------
 
 
+def take_linear_step(
+    row: Row, model_output: Tensor, sample: Tensor, noise: Tensor | None = None, return_x0: bool = True
+) -> DDIMSchedulerOutput:
+    """A step that is not clipped, in its tensors' own type: x_prev = a·x_t + b·out + σ·z. Arguments as `take_step`."""
+    original = combine(sample, model_output, row.p, row.q) if return_x0 else None
+    prev = combine(sample, model_output, row.a, row.b)
+    return DDIMSchedulerOutput(prev if noise is None else _add_noise(prev, row, noise), original)
+
+
 def take_step(
+    row: Row,
     model_output: Tensor,
     sample: Tensor,
-    row_in: Callable[[torch.dtype], Row],
+    dtype: torch.dtype,
+    wide: torch.dtype,
     *,
     noise: Tensor | None = None,
     clip: Callable[[Tensor], Tensor] | None = None,
@@ -143,33 +186,34 @@ def take_step(
     return_x0: bool = True,
     out: tuple[Tensor, Tensor | None] | None = None,
 ) -> DDIMSchedulerOutput:
-    """One step. Half precision is computed in float32 and rounded once.
+    """One step of equation 12. Half precision is computed in float32 and rounded once.
 
     `process.ddim_step` is not called on the tensors, because it would make x0 and eps first, and read and write each
     number several times over. The plan has applied it to the coefficients; so a step that is not clipped is one sum
     a·x + b·out, and a clipped one is two sums, or three where eps has to be made.
 
     Args:
-        model_output, sample: tensors that `check_step` has seen.
-        row_in: the row, for tensors of a type (float32 or float64).
-        noise: z, of the sample's shape; None for a deterministic step.
-        clip: what is done to the predicted x0, in place where that can be; None leaves the step linear.
-        output_is_eps: the network predicts eps, so that it need not be computed.
-        use_clipped_model_output: derive eps anew from the clipped x0.
+        row: the numbers of the step.
+        model_output, sample: the network's output and x_t, (batch, …), which `check_step` has checked.
+        dtype, wide: of the result and of the computation, as `check_step` gives them.
+        noise: z, of the sample's shape; None for a step without noise.
+        clip: a function that clips the predicted x0 and may write to it; None leaves the step linear.
+        output_is_eps: whether the network's output is eps, which then need not be computed.
+        use_clipped_model_output: compute eps again from x_t and the clipped x0.
         return_x0: also return the predicted x0.
-        out: buffers for the results, see `check_buffers`.
+        out: tensors to write the results to, see `check_buffers`.
+
+    Returns:
+        x_prev and the predicted x0, of the sample's shape and the type that the two inputs promote to.
+
+    Raises:
+        TypeError, ValueError: as `check_buffers`.
     """
-    dtype = sample.dtype
-    same = dtype is model_output.dtype
-    if not same:
-        dtype = torch.promote_types(dtype, model_output.dtype)
     if out is not None:
         check_buffers(out, sample, (model_output, noise), dtype)
         return_x0 = out[1] is not None
-    wide = dtype if dtype is torch.float32 or dtype is torch.float64 else torch.float32
-    if not same or wide is not dtype:
+    if wide is not model_output.dtype or wide is not sample.dtype:
         model_output, sample = model_output.to(wide), sample.to(wide)
-    row = row_in(wide)
     prev_into, x0_into = (out if wide is dtype else None) or (None, None)
     original = None
     if clip is None:
@@ -181,14 +225,13 @@ def take_step(
         if use_clipped_model_output:  # eps = (x_t - √ᾱ x0) / √(1-ᾱ)
             share = row.direction / row.noise_rate
             prev = combine(sample, original, share, row.signal_rate_prev - share * row.signal_rate, prev_into)
-        elif output_is_eps:  # one pass less
+        elif output_is_eps:  # eps need not be computed, which saves a pass over memory
             prev = combine(model_output, original, row.direction, row.signal_rate_prev, prev_into)
         else:
             eps = combine(sample, model_output, row.r, row.s, prev_into)
             prev = combine(eps, original, row.direction, row.signal_rate_prev, prev_into)
     if noise is not None:
-        in_place = isinstance(row.sigma, Tensor)
-        prev = prev.addcmul_(noise, row.sigma) if in_place else prev.add_(noise, alpha=row.sigma)
+        prev = _add_noise(prev, row, noise)
     if not return_x0:
         original = None
     if wide is dtype:
@@ -199,26 +242,50 @@ def take_step(
     return DDIMSchedulerOutput(prev.to(dtype), None if original is None else original.to(dtype))
 
 
-def check_step(model_output: Any, sample: Any) -> None:
-    """Raise unless a step can be made of these two.
+def check_step(model_output: Any, sample: Any) -> tuple[torch.dtype, torch.dtype]:
+    """Check that a network's output and a sample fit each other, and say in which types their step is made.
+
+    Returns:
+        (the type of the result, which the two promote to; the type to compute in: float32 where that has less).
 
     Raises:
         TypeError: they are no tensors of floating-point numbers.
         ValueError: they differ in shape.
     """
     if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor)):
-        raise TypeError(f"needed are tensors, not {type(model_output).__name__} and {type(sample).__name__}")
+        raise TypeError(
+            f"model_output and sample must be tensors, not {type(model_output).__name__} and {type(sample).__name__}"
+        )
     if model_output.shape != sample.shape:
         raise ValueError(shape_message(model_output, sample))
-    if not (sample.dtype.is_floating_point and model_output.dtype.is_floating_point):
-        raise TypeError(f"needed are floating point tensors, not {model_output.dtype} and {sample.dtype}")
+    dtype, other = sample.dtype, model_output.dtype
+    if dtype is torch.float32 and other is dtype:  # as most are
+        return dtype, dtype
+    if not (dtype.is_floating_point and other.is_floating_point):
+        raise TypeError(f"model_output and sample must be floating point tensors, not {other} and {dtype}")
+    dtype = torch.promote_types(dtype, other)
+    return dtype, torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _add_noise(prev: Tensor, row: Row, noise: Tensor) -> Tensor:
+    """x_prev + σ·z, in the memory of x_prev."""
+    if isinstance(row.sigma, Tensor):
+        return prev.addcmul_(noise, row.sigma)
+    return prev.add_(noise, alpha=row.sigma)
 
 
 def step_noise(like: Tensor, generator: Generators, given: Tensor | None) -> Tensor:
-    """z of a step: what is given, or what the generator draws.
+    """The noise z of a step: the noise that the caller gave, or else what the generator draws.
+
+    Args:
+        like: says the shape, the type and the device.
+        generator: one, a list with one for each sample, or None for torch's global one.
+        given: the caller's noise, which may have one entry where the sample has several; or None.
 
     Raises:
-        ValueError, TypeError: both are given, or what is given is no tensor of this shape.
+        ValueError: both are given, or the noise does not broadcast to the sample, or the list is not as long as the
+            batch.
+        TypeError: the noise is no tensor, or the generator no generator.
     """
     if given is None:
         return gaussian_noise(like.shape, generator, like.device, like.dtype)
@@ -227,25 +294,35 @@ def step_noise(like: Tensor, generator: Generators, given: Tensor | None) -> Ten
     if not isinstance(given, Tensor):
         raise TypeError(f"variance_noise must be a tensor, not {type(given).__name__}")
     if given.shape != like.shape:
-        raise ValueError(shape_message(given, like, "variance_noise"))
+        fits = given.ndim == like.ndim and all(n in (1, m) for n, m in zip(given.shape, like.shape, strict=True))
+        if not fits:
+            raise ValueError(shape_message(given, like, "variance_noise"))
+        given = given.expand(like.shape)
     return given.to(like.device)
 
 
 def shape_message(given: Tensor, sample: Tensor, name: str = "model_output") -> str:
-    """What to say of a tensor that does not fit the sample."""
+    """The words of an error about a tensor whose shape is not the sample's."""
     message = f"{name} has shape {tuple(given.shape)}, the sample {tuple(sample.shape)}"
     if given.ndim == sample.ndim > 1 and given.shape[1] == 2 * sample.shape[1]:
-        message += ": a model that also predicts its variance; pass model_output.chunk(2, dim=1)[0]"
+        message += ": the model also predicts its variance, so pass model_output.chunk(2, dim=1)[0]"
     return message
 
 
 def check_buffers(
     out: tuple[Tensor, Tensor | None], sample: Tensor, others: Sequence[Tensor | None], dtype: torch.dtype
 ) -> None:
-    """Raise unless the caller's buffers can take a step's results.
+    """Check that a step's results can be written to a caller's tensors.
+
+    Args:
+        out: the tensors for prev_sample and for pred_original_sample; None in the second place computes no x0.
+        sample: x_t, whose shape and device they need.
+        others: the tensors that the step reads beside x_t.
+        dtype: the type that they need.
 
     Raises:
-        TypeError, ValueError: no pair of tensors, or of another shape, type or device, or in the way of each other.
+        TypeError: `out` is no such pair.
+        ValueError: a tensor has another shape, type or device, or shares memory with one that is read or written.
     """
     if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], Tensor):
         raise TypeError("out must be (a buffer for prev_sample, a buffer for pred_original_sample or None)")
@@ -254,7 +331,7 @@ def check_buffers(
             continue
         if buffer.shape != sample.shape or buffer.dtype is not dtype or buffer.device != sample.device:
             raise ValueError(
-                f"the buffer for {name} is {buffer.dtype} {tuple(buffer.shape)} on {buffer.device}; needed is "
+                f"the buffer for {name} is {buffer.dtype} {tuple(buffer.shape)} on {buffer.device}, but must be "
                 f"{dtype} {tuple(sample.shape)} on {sample.device}"
             )
     read = {tensor.data_ptr() for tensor in others if tensor is not None}
@@ -269,21 +346,32 @@ def check_buffers(
 
 
 def combine(x: Tensor, y: Tensor, a: Any, b: Any, into: Tensor | None = None) -> Tensor:
-    """a·x + b·y, for floats or broadcastable tensors a and b."""
+    """a·x + b·y.
+
+    Large tensors are added as a rank-one update of a column (`addr`), which reads and writes each number once, where
+    other ways take two passes over memory.
+
+    Args:
+        x, y: tensors of one shape, (batch, …).
+        a, b: floats, or tensors that broadcast over x and y. Where a is the float 0, x is left out altogether, so that
+            an infinity or NaN in x does not spread.
+        into: a tensor for the result; None makes one.
+    """
     if isinstance(a, Tensor):
         return torch.addcmul(x * a, y, b) if into is None else torch.addcmul(x * a, y, b, out=into)
-    if a == 0.0:  # an x that is not finite has no say
+    if a == 0.0:  # 0·x would be NaN where x is not finite
         return torch.mul(y, b, out=into)
     if x.numel() >= LARGE and _one_pass(x, y, into):
         column = None if into is None else into.view(-1, 1)
         column = torch.addr(x.view(-1, 1), y.view(-1), x.new_ones(1), beta=a, alpha=b, out=column)
         return column.view(x.shape) if into is None else into
-    # as a·(x + b/a·y): where the two cancel, as they do in x0 at high noise, this rounds less than a·x + b·y
+    # This is computed as a·(x + b/a·y), which rounds less than a·x + b·y where the two terms almost cancel each other,
+    # as they do in x0 at high noise.
     return torch.add(x, y, alpha=b / a, out=into).mul_(a)
 
 
 def _one_pass(x: Tensor, y: Tensor, into: Tensor | None) -> bool:
-    """Can a·x + b·y be had as a rank-one update of a column, which reads and writes each number once?"""
+    """Whether a·x + b·y can be computed as a rank-one update of a column: one type, and all contiguous in memory."""
     return x.dtype is y.dtype and x.is_contiguous() and y.is_contiguous() and (into is None or into.is_contiguous())
 
 
@@ -293,10 +381,13 @@ def threshold(x0: Tensor, ratio: float, maximum: float, out: Tensor | None = Non
     s is the quantile `ratio` of the sample's |x0| (linearly interpolated), clamped to [1, maximum].
 
     Args:
-        x0: (batch, …), float32 or float64.
+        x0: the predicted images, (batch, …), float32 or float64.
         ratio: in [0, 1].
-        maximum: 1 or more.
-        out: where to write; may be x0 itself.
+        maximum: the largest s, 1 or more.
+        out: a tensor for the result, which may be x0 itself; None makes one.
+
+    Returns:
+        (batch, …), in [-1, 1].
     """
     if len(x0) and x0.is_cpu and not x0.requires_grad and not torch.compiler.is_compiling():
         scale = torch.stack([_quantile_below(sample, ratio, maximum) for sample in x0])
@@ -307,9 +398,10 @@ def threshold(x0: Tensor, ratio: float, maximum: float, out: Tensor | None = Non
 
 
 def _quantile_below(sample: Tensor, ratio: float, maximum: float) -> Tensor:
-    """The quantile of one sample's magnitudes if it is below `maximum`, else `maximum`.
+    """The quantile of one sample's |x|, or `maximum` if that is smaller: a 0-dim tensor.
 
-    Sorting is the costly part, and counting spares it where the clamp decides.
+    Most of the time would go into sorting. Counting the values below `maximum` is faster, and decides alone where the
+    quantile is not below it.
     """
     values = sample.abs().flatten()
     position = ratio * (len(values) - 1)
@@ -322,8 +414,8 @@ def _quantile_below(sample: Tensor, ratio: float, maximum: float) -> Tensor:
 
 
 def _quantile(values: Tensor, ratio: float) -> Tensor:
-    """The quantile of each row of (b n), from what lies above it alone."""
+    """The quantile of each row of (b n), for which only the values above it are sorted: (b,)."""
     position = ratio * (values.shape[1] - 1)
     low = int(position)
-    top = values.topk(values.shape[1] - low, dim=1).values  # sorted downwards, so `low` is the last
+    top = values.topk(values.shape[1] - low, dim=1).values  # the largest first, so that the last has the rank `low`
     return torch.lerp(top[:, -1], top[:, max(top.shape[1] - 2, 0)], position - low)

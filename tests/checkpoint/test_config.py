@@ -17,7 +17,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 
 from ddim import DDIMInverseScheduler, DDIMScheduler
-from ddim.checkpoint.config import Config, ConfigMixin, register_to_config
+from ddim.checkpoint.config import DIFFUSERS_VERSION, Config, ConfigMixin, register_to_config
 from ddim.errors import CheckpointError, ConfigError
 
 # All but one, which has no betas and is refused.
@@ -96,7 +96,7 @@ def test_a_config_is_read_by_item_and_attribute() -> None:
     ],
 )
 def test_a_config_is_read_only(mutate: Any) -> None:
-    config = DDIMScheduler().config
+    config = Config(DDIMScheduler().config)
     before = dict(config)
     with pytest.raises(TypeError, match=r"read-only.*from_config"):
         mutate(config)
@@ -263,8 +263,9 @@ def test_which_keys_are_at_the_default_survives_from_config() -> None:
 
 def test_a_config_says_whose_it_is() -> None:
     stored = {**DDIMScheduler().config, "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0"}
-    assert DDIMScheduler.from_config(stored).config["_class_name"] == "DDIMScheduler"
-    assert "_class_name" not in DDIMScheduler.from_config(DDIMScheduler().config).config
+    for scheduler in (DDIMScheduler(), DDIMScheduler.from_config(stored)):
+        assert scheduler.config["_class_name"] == "DDIMScheduler"
+        assert scheduler.config["_diffusers_version"] == DIFFUSERS_VERSION
 
 
 def test_unknown_keys_warn_by_name_and_are_kept() -> None:

@@ -22,6 +22,7 @@ from ddim.pipelines.single_file import load_single_file
 
 BOUND = 1.15
 FILE = "model.safetensors"
+VALUE = 0.01
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 UNET: dict[str, Any] = {
     "block_out_channels": (128, 256, 512),
@@ -31,13 +32,13 @@ UNET: dict[str, Any] = {
 }
 
 
-def random_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Give a network on the meta device memory, and values that no page of zeros could stand for."""
+def filled(network: nn.Module, dtype: torch.dtype) -> None:
+    """Give a network on the meta device memory, and a value that no page of zeros could stand for."""
     network.to_empty(device="cpu")
     network.to(dtype)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.uniform_(-0.01, 0.01)
+            parameter.fill_(VALUE)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +54,13 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path
         if layout == "diffusers":
             with torch.device("meta"):
                 unet = UNet2DConditionModel(**UNET)
-            random_weights(unet, TYPES[dtype])
+            filled(unet, TYPES[dtype])
             unet.save_pretrained(place)
         else:
             structure = {"width": 128, "multiples": (1, 2, 4), "layers": 2, "attend": {0, 1}}
             of_text = {"width": 512, "layers": 2, "words": 999, "positions": 77}
             named = original.shapes(2, of_unet=structure, of_text=of_text)
-            made = {key: torch.empty(shape, dtype=TYPES[dtype]).uniform_(-0.01, 0.01) for key, shape in named.items()}
+            made = {key: torch.full(shape, VALUE, dtype=TYPES[dtype]) for key, shape in named.items()}
             save_file(made, place / FILE)
         return place
 
@@ -87,9 +88,10 @@ def growth(load: Callable[[], list[nn.Module]]) -> tuple[int, int]:
     ("layout", "stored", "wanted"),
     [
         ("diffusers", "float32", "float32"),
-        ("diffusers", "float16", "float32"),
         ("diffusers", "float32", "float16"),
         ("original", "float16", "float32"),
+        # The others are the same two ways of reading, between other types.
+        pytest.param("diffusers", "float16", "float32", marks=pytest.mark.slow),
         pytest.param("diffusers", "float16", "float16", marks=pytest.mark.slow),
         pytest.param("diffusers", "float16", "bfloat16", marks=pytest.mark.slow),
         pytest.param("original", "float32", "float32", marks=pytest.mark.slow),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -468,6 +470,30 @@ def test_saving_takes_no_argument_that_it_ignores(tmp_path: Path) -> None:
         DDIMScheduler().save_pretrained(tmp_path / "file")
 
 
+# --- fingerprints ----------------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_is_the_hash_of_names_and_bytes() -> None:
+    """Of the bytes as they lie in memory, spelt out here: what training.json files recorded must stay true."""
+    network = nn.Linear(2, 1)
+    network.load_state_dict({"weight": torch.tensor([[1.0, -2.0]]), "bias": torch.tensor([0.5])})
+    network.register_buffer("count", torch.tensor(3))  # no dimensions, as BatchNorm's count of batches
+    stored = b"weight" + struct.pack("<ff", 1, -2) + b"bias" + struct.pack("<f", 0.5) + b"count" + struct.pack("<q", 3)
+    assert checkpoint.fingerprint(network) == hashlib.sha256(stored).hexdigest()
+    halved = b"weight" + struct.pack("<HH", 0x3F80, 0xC000) + b"bias" + struct.pack("<H", 0x3F00) + b"count"
+    halved += struct.pack("<q", 3)
+    assert checkpoint.fingerprint(network.to(torch.bfloat16)) == hashlib.sha256(halved).hexdigest()
+
+
+def test_a_fingerprint_sees_every_number() -> None:
+    network = tiny_unet()
+    before = checkpoint.fingerprint(network)
+    assert before == checkpoint.fingerprint(tiny_unet())
+    with torch.no_grad():
+        next(iter(network.parameters())).view(-1)[3] += 1
+    assert checkpoint.fingerprint(network) != before
+
+
 # --- bundled models --------------------------------------------------------------------------------------------------
 
 
@@ -503,5 +529,5 @@ def test_a_folder_of_that_name_wins_only_if_it_is_a_checkpoint(bundled: Path) ->
 
 def test_the_names_that_others_import_are_here() -> None:
     names = """Repository read_json write_json write_text atomic_write save_tensors read_tensors check_state
-        bundled_models upload PretrainedMixin PretrainedModel find_weights load_weights""".split()
+        bundled_models upload PretrainedMixin PretrainedModel find_weights load_weights fingerprint""".split()
     assert all(hasattr(checkpoint, name) for name in names)

@@ -21,10 +21,12 @@ from tiny import tiny_pipeline, tiny_unet
 from ddim import DDIMScheduler, DiffusionPipeline
 from ddim.checkpoint import read_tensors
 from ddim.cli import main
+from ddim.data import digits
 from ddim.evaluation import FeatureStatistics, frechet_distance, load_features
-from ddim.evaluation.drawing import conditions, draw, make_plan, open_data, picture_shape
-from ddim.evaluation.grid import summarize
-from ddim.evaluation.state import Cell, Folder
+from ddim.evaluation.drawing import DenoiserFor, conditions, draw_numbered, make_plan, open_data, run_plan
+from ddim.evaluation.grid import Grid, summarize
+from ddim.evaluation.state import Cell, Folder, digest
+from ddim.noise import Generators, gaussian_noise, seeded_generators
 from ddim.pipelines import DDIMPipeline
 from ddim.plan import SamplingPlan
 
@@ -103,16 +105,16 @@ def test_an_interrupted_run_goes_on_to_the_same_figures(
     drawn: list[tuple[int, range]] = []
     stops = [2, 4, 7]  # in the first cell, in the second, in the third
 
-    def counting(pipe: Any, plan: SamplingPlan, seed: int, numbers: range, *rest: Any) -> torch.Tensor:
+    def counting(pipe: Any, plan: SamplingPlan, seed: int, numbers: range, *rest: Any, **more: Any) -> torch.Tensor:
         if len(plan) == 1:  # before the clock starts
-            return draw(pipe, plan, seed, numbers, *rest)
+            return draw_numbered(pipe, plan, seed, numbers, *rest, **more)
         if len(drawn) in stops:
             stops.remove(len(drawn))
             raise KeyboardInterrupt
         drawn.append((len(plan), numbers))
-        return draw(pipe, plan, seed, numbers, *rest)
+        return draw_numbered(pipe, plan, seed, numbers, *rest, **more)
 
-    monkeypatch.setattr("ddim.evaluation.grid.draw", counting)
+    monkeypatch.setattr("ddim.evaluation.grid.draw_numbered", counting)
     for _ in range(3):
         assert evaluate(model, out) == 130
     assert evaluate(model, out) == 0
@@ -124,6 +126,7 @@ def test_an_interrupted_run_goes_on_to_the_same_figures(
     assert not drawn
 
 
+@pytest.mark.slow  # repeats the interruption above, and that what a killed process was writing is whole
 def test_a_killed_process_goes_on_to_the_same_figures(model: str, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code = "import sys, torch; torch.set_num_threads(1); from ddim.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -278,7 +281,7 @@ def test_sigma_hat_adds_no_noise_at_the_last_step() -> None:
     last = SamplingPlan(plan.timesteps[-1:], plan.alphas_cumprod, eta="sigma_hat", clip_range=1.0)
     quiet = SamplingPlan(plan.timesteps[-1:], plan.alphas_cumprod, eta=0.0, clip_range=1.0)
     plain = lambda seed, numbers: {}  # noqa: E731
-    pictures, expected = (draw(pipe, each, 0, range(3), plain) for each in (last, quiet))
+    pictures, expected = (draw_numbered(pipe, each, 0, range(3), plain) for each in (last, quiet))
     assert torch.equal(pictures, expected)
     noisy = pipe(batch_size=3, seed=0, eta="sigma_hat", timesteps=plan.timesteps[-1:], output_type="pt").images
     assert 0.001 < float((noisy * 2 - 1 - pictures).abs().max()) < 0.1
@@ -329,6 +332,56 @@ def test_a_gap_in_the_batches_is_an_error(model: str, tmp_path: Path) -> None:
         folder.load_batches(cell)
 
 
+def test_a_loop_of_another_sampler_begins_with_the_same_noises_and_conditions() -> None:
+    """By hand, at timesteps of its own: what `draw_numbered` gives it, and what becomes of what it returns."""
+    pipe = tiny_pipeline(**CONFIG)
+    seen: list[tuple[torch.Tensor, int, int]] = []
+    calls: list[int] = []
+
+    def halving(denoiser_for: DenoiserFor, x: torch.Tensor, plan: SamplingPlan, generators: Generators) -> torch.Tensor:
+        assert isinstance(generators, list)
+        seen.append((x, len(plan), len(generators)))
+        denoiser = denoiser_for(pipe.scheduler.plan(timesteps=[7, 3]))
+        found = [denoiser(x, torch.tensor(t)) for t in (7, 3)]
+        expected = pipe.unet(x, torch.tensor(7), torch.tensor([5, 6, 7])).sample
+        torch.testing.assert_close(found[0], expected)
+        return 0 * x + 0.5
+
+    condition = conditions(pipe, None, "turn", (1.0, 0.0))
+    pictures = draw_numbered(
+        pipe, pipe.scheduler.plan(4), 3, range(5, 8), condition, loop=halving, progress=calls.append
+    )
+    assert torch.equal(pictures, torch.full((3, 1, 8, 8), 0.5))
+    ((noise, steps, count),) = seen
+    assert (steps, count, calls) == (4, 3, [3, 3])
+    expected = gaussian_noise((3, 1, 8, 8), seeded_generators(3, 3, first=5), "cpu", torch.float32)
+    assert torch.equal(noise, expected)
+
+
+def test_a_grid_measures_what_its_loop_draws(tmp_path: Path) -> None:
+    pipe = tiny_pipeline(**CONFIG)
+    source, condition = digits("held-out"), conditions(pipe, None, "turn", (1.0, 0.0))
+    found = []
+    for name, loop in (("ours", run_plan), ("black", lambda denoiser_for, x, plan, generators: 0 * x - 1)):
+        folder, cell = Folder(tmp_path / name, {}), Cell(0.0, 2, 0)
+        grid = Grid(pipe, source, load_features("digits"), folder, condition, samples=8, batch=4, loop=loop)
+        assert len(list(grid.run([cell]))) == 1
+        found.append(folder.load_features(cell))
+    black = load_features("digits")(torch.full((8, 1, 8, 8), -1.0))
+    assert torch.allclose(found[1], black)
+    assert not torch.allclose(found[0], black)
+
+
+def test_a_digest_is_of_weights_and_scheduler() -> None:
+    pipe = tiny_pipeline(**CONFIG)
+    digests = {digest(pipe)}
+    assert digests == {digest(tiny_pipeline(**CONFIG))}
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    digests.add(digest(pipe))
+    digests.add(digest(tiny_pipeline(1, **CONFIG)))
+    assert len(digests) == 3
+
+
 # --- texts -----------------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +400,6 @@ def test_captions_come_from_the_data_in_an_order_of_the_seed(tmp_path: Path) -> 
     assert {text.startswith("a red") for text in every["prompt"]} == {True, False}
     assert condition(0, range(4, 6))["prompt"] == every["prompt"][4:6]
     assert condition(1, range(10))["prompt"] != every["prompt"]
-    pictures = draw(pipe, pipe.scheduler.plan(2), 0, range(2), condition)
-    assert pictures.shape == (2, *picture_shape(pipe)) == (2, 3, 64, 64)
+    pictures = draw_numbered(pipe, pipe.scheduler.plan(2), 0, range(2), condition)
+    assert pictures.shape == (2, *pipe.picture_shape()) == (2, 3, 64, 64)
     assert load_features("emoji")(pictures).shape == (2, load_features("emoji").size)

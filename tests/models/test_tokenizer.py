@@ -113,7 +113,7 @@ def test_tokens_are_transformers(layout: Callable[[Path], None], tmp_path: Path)
     ids = quietly(tokenizer, PROMPTS)
     assert (ids.shape, ids.dtype) == ((len(PROMPTS), 77), torch.int64)
     assert torch.equal(ids, ids_of(reference, PROMPTS))
-    assert all(tokenizer.encode(prompt) == reference(prompt).input_ids for prompt in PROMPTS)
+    assert [tokenizer.encode(prompt) for prompt in PROMPTS] == reference(PROMPTS).input_ids
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "model_max_length"):
         if not (layout is bare and name == "model_max_length"):
             assert getattr(tokenizer, name) == getattr(reference, name)
@@ -124,11 +124,11 @@ def test_tokens_are_transformers(layout: Callable[[Path], None], tmp_path: Path)
 def test_what_is_saved_loads_in_transformers_and_here(layout: Callable[[Path], None], tmp_path: Path) -> None:
     layout(tmp_path / "first")
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "first")
-    ids = quietly(tokenizer, PROMPTS)
+    ids = quietly(tokenizer, PROMPTS[:300])
     tokenizer.save_pretrained(tmp_path / "second")
-    assert torch.equal(ids_of(theirs(tmp_path / "second"), PROMPTS), ids)
+    assert torch.equal(ids_of(theirs(tmp_path / "second"), PROMPTS[:300]), ids)
     again = CLIPTokenizer.from_pretrained(tmp_path, subfolder="second")
-    assert torch.equal(quietly(again, PROMPTS), ids)
+    assert torch.equal(quietly(again, PROMPTS[:300]), ids)
     again.save_pretrained(tmp_path / "third")
     for file in (tmp_path / "second").iterdir():
         assert file.read_bytes() == (tmp_path / "third" / file.name).read_bytes()

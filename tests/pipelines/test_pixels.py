@@ -748,13 +748,13 @@ def test_what_does_not_change_between_steps_is_computed_once(
 ) -> None:
     """The classes that occur at the plan's timesteps; at others, and where it would be very much, at each step."""
     counted: list[int] = []
-    project = classes.unet.project
+    embed = classes.unet.embed
 
-    def project_and_count(emb: Tensor) -> Tensor:
-        counted.append(len(emb))
-        return project(emb)
+    def embed_and_count(timesteps: Tensor, *conditions: Tensor | None) -> Tensor:
+        counted.append(len(timesteps))
+        return embed(timesteps, *conditions)
 
-    monkeypatch.setattr(classes.unet, "project", project_and_count)
+    monkeypatch.setattr(classes.unet, "embed", embed_and_count)
     options: dict[str, Any] = {"class_labels": [3, 1, 3], "seed": 1, "num_inference_steps": 4}
     once = pixels(classes, **options)
     assert counted == [4 * 2]

@@ -66,7 +66,16 @@ def image(pipe: Any) -> np.ndarray[Any, Any]:
     return np.asarray(pipe("a photo of a red cat", latents=latents, **options).images)
 
 
-@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        pytest.param(1, True, id="SD 1-True"),
+        pytest.param(2, False, id="SD 2-False"),
+        pytest.param(1, False, id="SD 1-False", marks=pytest.mark.slow),  # these two combine the same once more
+        pytest.param(2, True, id="SD 2-True", marks=pytest.mark.slow),
+    ],
+    indirect=["model"],
+)
 def test_what_is_saved_gives_the_same_image_in_diffusers(text: bool, model: Path, tmp_path: Path, place: Place) -> None:
     diffusers = pytest.importorskip("diffusers")
     changes = {"learning_rate": 0.05, "train_text_encoder": text, "rank": 3, "random_background": True}
@@ -152,7 +161,13 @@ def test_the_norm_of_all_adapters_gradients_is_clipped_at_every_step(
 
 
 @pytest.mark.parametrize(
-    ("model", "changes"), [(1, {}), (2, {"mixed_precision": "bf16"})], indirect=["model"], ids=["SD 1", "SD 2 in bf16"]
+    ("model", "changes"),
+    [
+        pytest.param(1, {}, id="SD 1"),
+        # Resuming in bf16 is also tested with text to image, and with the layers of SD 2 when it is fine-tuned.
+        pytest.param(2, {"mixed_precision": "bf16"}, id="SD 2 in bf16", marks=pytest.mark.slow),
+    ],
+    indirect=["model"],
 )
 def test_a_run_in_two_parts_ends_with_the_same_weights(
     changes: dict[str, Any], model: Path, tmp_path: Path, place: Place

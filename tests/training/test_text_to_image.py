@@ -129,6 +129,12 @@ def test_the_loss_falls(tmp_path: Path, place: Place) -> None:
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
 
 
+SD_1, SD_2 = pytest.param(1, id="SD 1"), pytest.param(2, id="SD 2")
+# The other structure once more, where what is tested does not depend on it.
+AGAIN_1, AGAIN_2 = (pytest.param(version, id=f"SD {version}", marks=pytest.mark.slow) for version in (1, 2))
+
+
+@pytest.mark.parametrize("pretrained", [SD_1, AGAIN_2], indirect=True)
 @pytest.mark.parametrize("changes", [{}, ZERO_SNR, {"prediction_type": "sample", "timestep_spacing": "trailing"}])
 def test_fine_tuning_keeps_or_changes_the_schedule_and_saves_it(
     changes: dict[str, Any], pretrained: Path, tmp_path: Path, place: Place
@@ -146,6 +152,7 @@ def test_fine_tuning_keeps_or_changes_the_schedule_and_saves_it(
     both_sample(folder, "a photo of a red cat", 4)
 
 
+@pytest.mark.parametrize("pretrained", [AGAIN_1, SD_2], indirect=True)
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_text_encoder_is_trained_when_asked_and_only_then(
     trained: bool, pretrained: Path, tmp_path: Path, place: Place
@@ -219,6 +226,7 @@ def test_a_run_in_two_parts_ends_with_the_same_weights(changes: dict[str, Any], 
     assert_same(text_encoder(whole), text_encoder(tmp_path / "parts"))
 
 
+@pytest.mark.parametrize("pretrained", [AGAIN_1, SD_2], indirect=True)  # on SD 1, adapters are trained in two parts
 def test_fine_tuning_in_two_parts_ends_with_the_same_weights(pretrained: Path, tmp_path: Path, place: Place) -> None:
     changes = {"pretrained_model_name_or_path": str(pretrained), "random_flip": True}
     train(text_settings(tmp_path / "whole", place, **changes))

@@ -42,7 +42,7 @@ def test_the_order_of_the_captions_is_of_no_matter(seed: int) -> None:
     assert listing(learn_tokenizer(iter(shuffled), 900, 24)) == listing(LEARNT)
 
 
-@pytest.mark.parametrize("parallelism", ["true", "false"])
+@pytest.mark.parametrize("parallelism", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_another_process_learns_the_same(parallelism: str, tmp_path: Path) -> None:
     """Ties are many here, and what breaks them may not be a hash that differs from process to process."""
     code = "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/../support']\n"

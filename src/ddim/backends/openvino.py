@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ddim._version import __version__
 from ddim.backends.runner import Runner, stamp
+from ddim.checkpoint import fingerprint
 from ddim.checkpoint.files import atomic_write
 from ddim.errors import CheckpointError, ConfigError, require
 from ddim.models.core import HasCore
@@ -100,7 +101,7 @@ class OpenVINORunner(Runner):
                 self.stamp, self.content = stamp(self.parameters), ""
                 self.compiled, self.converted, self.local = {}, {}, threading.local()
             if exact not in self.compiled:
-                self.content = self.content or digest(self.network)
+                self.content = self.content or identity(self.network)
                 alike = [key for key in self.compiled if _any_batch(key) == _any_batch(exact)]
                 key = exact if len(alike) < BATCH_SIZES else _any_batch(exact)
                 if key not in self.compiled:
@@ -268,13 +269,10 @@ class _Traced(nn.Module):
 # --- what is kept on disk --------------------------------------------------------------------------------------------
 
 
-def digest(network: nn.Module) -> str:
-    """Of a network's class, config and weights."""
-    sha = hashlib.sha256(repr((type(network).__name__, getattr(network, "config", None))).encode())
-    for name, tensor in network.state_dict().items():
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
+def identity(network: nn.Module) -> str:
+    """What a network computes, as a text for the name of a file: its class, config and weights, and their types."""
+    kinds = [(tensor.dtype, tuple(tensor.shape)) for tensor in network.state_dict().values()]
+    return repr((type(network).__name__, getattr(network, "config", None), kinds, fingerprint(network)))
 
 
 def cache_folder() -> Path:

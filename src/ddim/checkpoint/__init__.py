@@ -5,6 +5,7 @@ files             reads and writes one file: JSON or tensors
 hub               finds a checkpoint's files: in a folder, among the bundled models, on the Hugging Face hub
 limits            refuses configs that ask for too much
 loading           puts tensors into a network by their names
+saving            writes a network's weights, in one file or in several
 pretrained        gives classes `from_pretrained` and `save_pretrained`, by all of these
 original_layout   converts the names in Stable Diffusion's original single files
 lora_layout       reads low-rank adapters in all layouts that are in use
@@ -29,8 +30,10 @@ from ddim.checkpoint.pretrained import (
     Savable,
     choose_dtype,
     find_weights,
+    fingerprint,
     load_weights,
 )
+from ddim.checkpoint.saving import Saving
 
 __all__ = [
     "Config",
@@ -39,11 +42,13 @@ __all__ = [
     "PretrainedModel",
     "Repository",
     "Savable",
+    "Saving",
     "atomic_write",
     "bundled_models",
     "check_state",
     "choose_dtype",
     "find_weights",
+    "fingerprint",
     "load_weights",
     "outline",
     "read_json",

@@ -248,7 +248,7 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
 def _check_archive(path: Path) -> None:
     """Raise a ValueError unless a file is what `torch.save` writes: an uncompressed archive with a small pickle."""
     if not zipfile.is_zipfile(path):
-        raise ValueError("it is no archive as torch.save has written them since 1.6")
+        raise ValueError("it is no zip archive, which torch.save has written since PyTorch 1.6")
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:

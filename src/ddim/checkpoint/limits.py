@@ -41,9 +41,11 @@ def check_size(config: Mapping[str, Any], path: Path) -> None:
     """
     timesteps = config.get("num_train_timesteps")
     if isinstance(timesteps, int) and timesteps > MAX_TIMESTEPS:
-        raise ConfigError(f"{path}: num_train_timesteps={str(timesteps)[:20]} is over {MAX_TIMESTEPS}")
+        raise ConfigError(
+            f"{path}: num_train_timesteps={str(timesteps)[:20]} is over {MAX_TIMESTEPS}, the most allowed"
+        )
     if max(_ints(config.get("sample_size")), default=0) > MAX_SIDE:
-        raise ConfigError(f"{path}: sample_size={config['sample_size']!r:.100} is over {MAX_SIDE}")
+        raise ConfigError(f"{path}: sample_size={config['sample_size']!r:.100} is over {MAX_SIDE}, the most allowed")
     lists = [value for key, value in config.items() if isinstance(value, list) and key != "trained_betas"]
     levels = max(map(len, lists), default=1)
     counts = {key: list(_ints(value)) for key, value in config.items() if "layers" in key or "num_" in key}

@@ -199,7 +199,7 @@ def _sort(tensors: Mapping[str, Any], layers: Mapping[str, _Layers]) -> tuple[di
             part = match["alpha"] or match["kohya"] or match["way"] or _PARTS[match["letter"]]
             stored = found.setdefault(place, {})
             if part in stored:
-                problems.append(f"twice: {key[:200]} is {stored[part][0][:200]}, too")
+                problems.append(f"twice: {key[:200]} means the same matrix as {stored[part][0][:200]}")
             stored[part] = key, tensor
             adapters |= {match["adapter"]} - {None}
     if len(adapters) > 1:

@@ -307,7 +307,7 @@ def convert(tensors: State, use_ema: bool = False) -> tuple[dict[str, Part], lis
                 problems.append(f"unexpected: {stored[:200]} {tuple(tensor.shape)}")
             for key, piece in zip(keys, pieces, strict=False):
                 if key in state:
-                    problems.append(f"twice: {stored[:200]} is {origin[key][:200]}, too")
+                    problems.append(f"twice: {stored[:200]} means the same weight as {origin[key][:200]}")
                 else:
                     state[key], origin[key] = piece, stored
         return state, origin

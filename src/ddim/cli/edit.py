@@ -5,78 +5,90 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
-from ddim.cli.options import Backend, Device, DType, Spacing
+from ddim.cli.opening import check_kind, open_pipeline, suitable_guidance
+from ddim.cli.options import (
+    Backend,
+    Device,
+    DType,
+    GuidanceRescale,
+    GuidanceScale,
+    Model,
+    PictureFiles,
+    PictureOut,
+    Spacing,
+)
 from ddim.cli.pictures import made_by, read_images, save_pictures
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddim.pipelines import DiffusionPipeline
     from ddim.plan import SamplingPlan
 
 
 @dataclass(frozen=True)
 class EditSettings:
-    """Change what a picture shows: its noise under one text, sampled under another.
+    """Change what a picture shows: find its noise under one text, and draw that noise under another.
 
-    ddim edit face.png --source "a grinning face" --target "an angry face" --out angry.png
+    This takes a text-to-image model.
+
+        ddim edit face.png --source "a grinning face" --target "an angry face" --out angry.png
     """
 
-    images: tyro.conf.Positional[tuple[str, ...]]
-    """Picture files; resized to what the model draws."""
+    images: tyro.conf.Positional[PictureFiles]
     source: str
-    """What the pictures show."""
+    """A text that says what the pictures show."""
     target: str
-    """What they shall show."""
-    model: str = "emoji"
-    """A text-to-image model: a folder in diffusers' layout, a bundled one, or an id on the hub."""
-    method: Literal["cycle", "ddim", "fixed-point", "bidirectional"] = "cycle"
-    """cycle: CycleDiffusion, the noise of every step of a random sampler. The others: DDIM inversion, see `ddim
-    invert`."""
+    """A text that says what they are to show instead."""
+    model: Model = "emoji"
+    method: Annotated[
+        Literal["cycle", "ddim", "fixed-point", "bidirectional"],
+        tyro.conf.arg(
+            help="How to find the noise. cycle is CycleDiffusion: it keeps the noise of every step of a random "
+            "sampler. The others invert DDIM as `ddim invert` does, which explains them.",
+        ),
+    ] = "cycle"
     strength: float = 0.7
-    """In (0, 1]: the share of the steps that are made anew; less keeps more of the picture."""
+    """How far up to the noise to go, above 0 and up to 1, which is all the way. Less keeps more of the picture."""
     steps: int = 100
-    """Of the whole way, of which the strength's share is made, there and back."""
+    """The number of steps of the whole way to the noise. The share that --strength says is made, there and back."""
     eta: float = 1.0
-    """In (0, 1], for cycle: the noise of its sampler."""
+    """How much noise the random sampler of cycle adds at each step, above 0 and up to 1."""
     source_guidance_scale: float = 1.0
-    """On the way to the noise."""
-    guidance_scale: float | None = None
-    """On the way back: how much to prefer the target. If not given, 3 for a model with zero
-    terminal SNR, 7.5 for others."""
-    guidance_rescale: float | None = None
-    """In [0, 1]. If not given, 0.7 for a model with zero terminal SNR, else 0."""
+    """How strongly to prefer --source over no text on the way to the noise; 1 is no guidance."""
+    guidance_scale: GuidanceScale = None
+    guidance_rescale: GuidanceRescale = None
     spacing: Spacing = None
     seed: int = 0
-    """Of the path that cycle draws."""
+    """The seed of the noise that cycle draws on its way."""
     batch: int = 1
-    """How many different results of each picture; cycle alone has them."""
+    """How many results to make of each picture. Only cycle has more than one."""
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
     before: bool = False
-    """Show each picture beside its results."""
-    out: str = "edited.png"
-    """A file for one picture or a grid of all, or a folder (existing, or ending in /) for one file each."""
+    """Show each picture, as the model draws it, before its results."""
+    out: PictureOut = "edited.png"
 
 
 def run_edit(settings: EditSettings) -> None:
     import torch
 
     if settings.batch < 1 or (settings.batch > 1 and settings.method != "cycle"):
-        raise ConfigError(f"--batch {settings.batch}: a picture has one result, or with --method cycle several")
+        raise ConfigError(
+            f"--batch {settings.batch} cannot be: a picture has one result, or with --method cycle several"
+        )
     started = time.perf_counter()
     pictures = read_images(settings.images)
     pipe = open_pipeline(
         settings.model, settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
     )
-    if not draws_texts(pipe):
-        raise ConfigError(f"{settings.model} draws no texts, so there is nothing to edit by: use a text-to-image model")
+    check_kind(pipe, settings.model, only_texts=True)
     eta = settings.eta if settings.method == "cycle" else 0.0
     plan = pipe.scheduler.plan(settings.steps, eta=eta).unclipped().shortened(settings.strength)
     with torch.no_grad():
@@ -97,7 +109,7 @@ def run_edit(settings: EditSettings) -> None:
     )
 
 
-def _edited(pipe: Any, x0: Tensor, plan: SamplingPlan, settings: EditSettings) -> Tensor:
+def _edited(pipe: DiffusionPipeline, x0: Tensor, plan: SamplingPlan, settings: EditSettings) -> Tensor:
     """The results (p·batch z h w); those of one picture follow one another."""
     from ddim.editing import decode_cycle, edit, encode_cycle
     from ddim.noise import seeded_generators

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ddim.cli.options import Backend, Device, DType, GuidanceRescale, GuidanceScale, Model, Spacing
+from ddim.cli.options import AnyEta, Backend, Device, DType, GuidanceRescale, GuidanceScale, Model, Spacing
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ddim.data import Source
+    from ddim.evaluation import FeatureExtractor
+    from ddim.evaluation.drawing import Conditions
+    from ddim.pipelines import DiffusionPipeline
 
 
 Clipping = Literal["model", "always", "never", "sigma_hat"]
@@ -24,57 +28,90 @@ Clipping = Literal["model", "always", "never", "sigma_hat"]
 class EvaluateSettings:
     """Measure how far a model's samples are from data, for each number of steps and each eta (the paper's Table 1).
 
-    Every batch is kept in --out, so the same command goes on after an interruption, and gives the same figures as if
-    there had been none. The folder gets results.json, results.csv, and the trade-off as PNG and SVG.
+    Every batch is kept in --out, so that the same command goes on after an interruption and gives the same figures as
+    if there had been none. The folder gets results.json, results.csv, and a plot of the trade-off as PNG and SVG.
     """
 
     model: tyro.conf.Positional[Model] = "digits"
-    against: str | None = None
-    """The data: digits (all 1,797 real ones; digits:train or digits:held-out for a part), a folder of pictures, a
-    .parquet file, or the id of a dataset on the hub. A text-to-image model draws its captions."""
+    against: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The data to compare with: digits (all 1,797 real ones; digits:train or digits:held-out for a part), "
+            "a folder of pictures, a .parquet file, or the id of a dataset on the hub. A text-to-image model draws "
+            "the captions of the data.",
+        ),
+    ] = None
     steps: tuple[int, ...] = (10, 20, 50, 100)
-    """Numbers of sampling steps, S."""
-    eta: tuple[float | Literal["sigma_hat"], ...] = (0.0,)
-    """0 is DDIM, 1 is DDPM, sigma_hat is DDPM with the larger variance, which adds no noise at the last step, as in
-    the paper's code."""
+    """The numbers of sampling steps to measure, which the paper calls S."""
+    eta: Annotated[
+        tuple[AnyEta, ...],
+        tyro.conf.arg(
+            help="How much noise each step adds, one value or several to measure: 0 is DDIM, 1 is DDPM, sigma_hat is "
+            "DDPM with the larger variance, which adds no noise at the last step, as in the paper's code.",
+        ),
+    ] = (0.0,)
     samples: int = 5000
-    """To draw for each of them, and each seed."""
+    """How many samples to draw for each number of steps, eta and seed."""
     batch: int = 500
-    """Samples at a time."""
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
-    """Of the noise and of the captions' order. Several give a mean and a standard deviation over them."""
+    """How many samples to draw at a time."""
+    seeds: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(
+            aliases=["--seed"],
+            help="The seeds of the noise and of the order of captions. Several seeds give means and standard "
+            "deviations over them.",
+        ),
+    ] = (0,)
     spacing: Spacing = None
-    clip_sample: Clipping = "model"
-    """Whether the predicted image is clipped: as the model's scheduler says, always, never, or only under sigma_hat,
-    as in the paper's code."""
-    features: str | None = None
-    """What sees the pictures: digits, emoji or inception. If not given, what is shipped for pictures of this size."""
+    clip_sample: Annotated[
+        Clipping,
+        tyro.conf.arg(
+            help="Whether to clip the predicted image: as the model's scheduler says, always, never, or with --eta "
+            "sigma_hat alone, as in the paper's code.",
+        ),
+    ] = "model"
+    features: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The network whose features of the pictures are compared: digits, emoji or inception. If not given, "
+            "the bundled one for pictures of the model's size.",
+        ),
+    ] = None
     features_weights: str | None = None
-    """The file of Inception's weights."""
+    """The file with the weights of Inception, for --features inception."""
     guidance_scale: GuidanceScale = None
     guidance_rescale: GuidanceRescale = None
-    labels: Literal["turn", "data"] = "turn"
-    """Of a class-conditional model: all classes in turn, or those of the data in an order of the seed."""
+    labels: Annotated[
+        Literal["turn", "data"],
+        tyro.conf.arg(
+            help="What a class-conditional model draws: all classes in turn (turn), or the classes of the data in an "
+            "order that the seed decides (data).",
+        ),
+    ] = "turn"
     image_column: str = "image"
-    """Of a dataset."""
+    """The column of a dataset that holds the pictures."""
     label_column: str = "label"
-    """Of a dataset."""
+    """The column of a dataset that holds the classes."""
     caption_column: str = "captions"
-    """Of a dataset or of a folder's metadata."""
-    consistency: bool = False
-    """Instead of distances: draw from one noise with each number of steps, and say how alike the pictures are (the
-    paper's Figure 5)."""
+    """The column of a dataset, or the entry of a folder's metadata, that holds the captions."""
+    consistency: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="Do not measure distances, but draw from the same noises with each number of steps, and say how "
+            "alike the pictures of one noise are (the paper's Figure 5).",
+        ),
+    ] = False
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
     out: str = "evaluation"
-    """The folder for all that is written."""
+    """The folder that everything is written to."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "eta", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ConfigError(f"{name} must be one or more values, none of them twice, not {values}")
+                raise ConfigError(f"{name} must be one value or more, none of them twice, not {values}")
         for name, least in (("samples", 4), ("batch", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be {least} or more, not {getattr(self, name)}")
@@ -82,35 +119,37 @@ class EvaluateSettings:
             raise ConfigError("steps must be 1 or more, and seeds 0 or more")
 
 
-SHOWN = 8  # noises in the strip of pictures
-_COMPARED = 200  # noises behind the figures of consistency, at most
+SHOWN = 8  # how many noises the strip of pictures shows
+_COMPARED = 200  # how many noises the figures of consistency are of, at most
 
 
 def run_evaluate(settings: EvaluateSettings) -> str:
     """Do what the settings say; returns what to print."""
-    from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
-    from ddim.evaluation.drawing import conditions, open_data, picture_shape
+    from ddim.cli.opening import open_pipeline, suitable_guidance
+    from ddim.evaluation.drawing import conditions, open_data
     from ddim.evaluation.features import features_for, load_features
 
     pipe = open_pipeline(
         settings.model, settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
     )
     pipe.set_progress_bar_config(disable=True)
-    texts = draws_texts(pipe)
     source = None
     if settings.against is not None:
         source = open_data(
             settings.against,
-            captioned=texts,
+            captioned=pipe.draws_texts,
             labelled=settings.labels == "data",
             image_column=settings.image_column,
             label_column=settings.label_column,
             caption_column=settings.caption_column,
         )
-    elif texts or settings.labels == "data" or not settings.consistency:
-        raise ConfigError("say what to compare with: --against digits, a folder of pictures or a .parquet file")
+    elif pipe.draws_texts or settings.labels == "data" or not settings.consistency:
+        raise ConfigError(
+            "say by --against what to compare with: digits, a folder of pictures, a .parquet file, or the id of a "
+            "dataset on the hub"
+        )
     guidance = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
-    name = settings.features or features_for(picture_shape(pipe))
+    name = settings.features or features_for(pipe.picture_shape())
     extractor = load_features(name, pipe.device, settings.features_weights)
     condition = conditions(pipe, source, settings.labels, guidance)
     if settings.consistency:
@@ -120,8 +159,14 @@ def run_evaluate(settings: EvaluateSettings) -> str:
 
 
 def _grid(
-    settings: EvaluateSettings, pipe: Any, source: Source, guidance: tuple[float, float], condition: Any, extractor: Any
+    settings: EvaluateSettings,
+    pipe: DiffusionPipeline,
+    source: Source,
+    guidance: tuple[float, float],
+    condition: Conditions,
+    extractor: FeatureExtractor,
 ) -> str:
+    """Measure distances; returns what to print."""
     from ddim.evaluation.grid import Grid
     from ddim.evaluation.report import as_text, write_results
     from ddim.evaluation.state import Cell, Folder, digest
@@ -156,14 +201,19 @@ def _grid(
     return "\n".join([as_text(results), *map(str, files)])
 
 
-def _consistency(settings: EvaluateSettings, pipe: Any, condition: Any, extractor: Any) -> str:
+def _consistency(
+    settings: EvaluateSettings, pipe: DiffusionPipeline, condition: Conditions, extractor: FeatureExtractor
+) -> str:
+    """Compare the pictures of one noise by different numbers of steps; returns what to print."""
     from ddim.checkpoint import write_json
     from ddim.evaluation.consistency import consistency
     from ddim.evaluation.report import versions
     from ddim.plots.consistency import plot_consistency
 
     if settings.eta != (0.0,) or len(settings.seeds) > 1:
-        raise ConfigError("consistency is of eta 0 and of one seed: leave out --eta and other seeds")
+        raise ConfigError(
+            "--consistency compares pictures of eta 0 and of one seed: leave out --eta, and give one of --seeds"
+        )
     count = min(settings.samples, _COMPARED)
     found = consistency(
         pipe,
@@ -189,8 +239,11 @@ def _consistency(settings: EvaluateSettings, pipe: Any, condition: Any, extracto
     return "\n".join([*lines, *map(str, [folder / "consistency.json", *strips, *plots])])
 
 
-def _save_strips(pictures: Any, others: Tensor, folder: Path) -> list[Path]:
-    """A row for each noise, a column for each number of steps; last, apart, another noise of the same condition."""
+def _save_strips(pictures: Mapping[int, Tensor], others: Tensor, folder: Path) -> list[Path]:
+    """Write a picture with a row for each noise and a column for each number of steps.
+
+    The last column, which stands apart, has another noise under the same condition.
+    """
     from PIL import Image
 
     from ddim.checkpoint import atomic_write

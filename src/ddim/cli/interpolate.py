@@ -6,15 +6,25 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
-from ddim.cli.options import Backend, Device, DType, GuidanceRescale, ModelOrBundled, NegativePrompt, Spacing
+from ddim.cli.opening import check_kind, open_pipeline, suitable_guidance
+from ddim.cli.options import (
+    Backend,
+    Device,
+    DType,
+    GuidanceRescale,
+    GuidanceScale,
+    ModelOrBundled,
+    NegativePrompt,
+    Spacing,
+    Steps,
+)
 from ddim.cli.pictures import made_by, read_images, save_picture, save_pictures
 from ddim.errors import ConfigError, require
 
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddim.interpolation import Denoisers
+    from ddim.pipelines import DiffusionPipeline
     from ddim.plan import SamplingPlan
 
 
@@ -30,8 +41,9 @@ if TYPE_CHECKING:
 class InterpolateSettings:
     """Draw what lies between seeds, texts, classes or real pictures.
 
-    Give two or more of one kind, and of the others one or as many: they go along together. A path is a strip, an
-    animation or a folder of frames, as --out says; four corners are a square with --grid.
+    Give two or more points of one kind, and of each other kind one, as many, or none: the kinds go along together. The
+    frames on the way become a strip, an animation or a folder, as --out says; with --grid, four points are the corners
+    of a square.
 
         ddim interpolate --seeds 0 1 2 --out strip.png
         ddim interpolate "a red heart" "a blue heart" --frames 24 --loop --out hearts.gif
@@ -40,51 +52,75 @@ class InterpolateSettings:
     """
 
     prompts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Texts to go between, or one for all frames, for a text-to-image model. Before all options."""
+    """The texts to go between, or one text for all frames, for a text-to-image model. They stand before all options."""
     model: ModelOrBundled = None
-    seeds: tuple[int, ...] = ()
-    """Noises to go between, each what `ddim sample --seed` draws its first picture from; or one for all frames. If not
-    given, 0, and 1 (with --grid also 2 and 3) where nothing else differs."""
-    images: tuple[str, ...] = ()
-    """Picture files to go between, instead of seeds: each is led up to its noise by DDIM's inversion, under its text
-    or class and without guidance."""
-    method: Literal["ddim", "fixed-point"] = "ddim"
-    """How --images are led up to their noise. ddim: one evaluation a step; the ends of the path are near the pictures.
-    fixed-point: several; they are the pictures, as far as the model's autoencoder can show them."""
-    class_labels: tuple[int, ...] = ()
-    """Classes to go between, or one for all frames, for a class-conditional model: the predictions for the two are
-    mixed. If not given, no class in particular."""
+    seeds: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(
+            help="The seeds of the noises to go between, or one seed for all frames. Each noise is the one that `ddim "
+            "sample --seed` draws its first picture from. If not given, 0; or, where there is nothing else to go "
+            "between, 0 and 1, and with --grid 0 to 3.",
+        ),
+    ] = ()
+    images: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="The picture files to go between, instead of seeds. Each is led up to its noise by inverting DDIM, "
+            "under its text or class and without guidance. As the way down comes back to the pictures only without "
+            "guidance, --guidance-scale is 1 then, if it is not given.",
+        ),
+    ] = ()
+    method: Annotated[
+        Literal["ddim", "fixed-point"],
+        tyro.conf.arg(
+            help="How --images are led up to their noise. ddim asks the network once a step, and the path begins and "
+            "ends near the pictures. fixed-point asks it several times a step, and the path begins and ends with the "
+            "pictures, as far as the model's autoencoder can show them.",
+        ),
+    ] = "ddim"
+    class_labels: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(
+            help="The classes to go between, or one class for all frames, for a class-conditional model. Between two "
+            "classes, the predictions for both are mixed. If not given, no class in particular.",
+        ),
+    ] = ()
     negative_prompt: NegativePrompt = None
     frames: int = 8
-    """Pictures from each point to the next, both included; with --grid, on each side."""
+    """How many frames to draw from each point to the next, both included; with --grid, along each side."""
     grid: bool = False
-    """A square between four corners: top left, top right, bottom left, bottom right."""
+    """Draw a square between four points, which are its corners: top left, top right, bottom left, bottom right."""
     rows: bool = False
-    """A strip with a row from each point to the next, rather than one row for all."""
+    """Draw a strip that has a row from each point to the next, rather than one row for all."""
     between_texts: Literal["linear", "spherical"] = "linear"
-    """How to go between two texts' embeddings. Noises always go along a sphere."""
-    steps: int = 50
-    """Sampling steps, 1 to the model's training timesteps; with --images, as many up as down."""
-    guidance_scale: float | None = None
-    """How much to prefer the text or class over none; 1 is no guidance. If not given, 1 for classes and --images, 3 for
-    a text-to-image model with zero terminal SNR, 7.5 for others."""
+    """How to go between the embeddings of two texts. Noises always go along a sphere."""
+    steps: Steps = 50
+    guidance_scale: GuidanceScale = None
     guidance_rescale: GuidanceRescale = None
     spacing: Spacing = None
     batch_size: int = 16
-    """How many frames are drawn at a time. Makes no difference to what they show."""
+    """How many frames to draw at a time. It makes no difference to what they show."""
     loop: bool = False
-    """An animation that goes there and back."""
+    """Let the animation go there and back again, so that it ends where it began."""
     fps: float = 12.0
-    """Frames a second of an animation, 1 to 60."""
-    scale: int | None = None
-    """Enlarge each picture so many times. If not given, small ones: to about 64 pixels in a strip or grid, to about 256
-    in an animation, not at all in a folder."""
+    """How many frames the animation shows in a second, from 1 to 60."""
+    scale: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="How many times to enlarge each picture. If not given, small pictures are enlarged to about 64 "
+            "pixels in a strip or a square and to about 256 in an animation; those in a folder are left as they are.",
+        ),
+    ] = None
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
-    out: str = "interpolation.png"
-    """A picture for a strip or a square; a .gif, .webp or .mp4 for an animation; a folder (existing, or
-    ending in /) for one file each."""
+    out: Annotated[
+        str,
+        tyro.conf.arg(
+            help="Where the frames go: a picture file for a strip or a square; a .gif, .webp or .mp4 for an "
+            "animation; or a folder, which exists or ends in /, for one file each.",
+        ),
+    ] = "interpolation.png"
 
 
 def run_interpolate(settings: InterpolateSettings) -> None:
@@ -128,7 +164,7 @@ def _with_points(settings: InterpolateSettings) -> InterpolateSettings:
         ConfigError: there is nothing to go between, or the points do not fit together.
     """
     if settings.seeds and settings.images:
-        raise ConfigError("noise comes from --seeds or from --images, not from both: leave out one")
+        raise ConfigError("the noise comes from --seeds or from --images, not from both: leave out one of them")
     others = (settings.prompts, settings.images, settings.class_labels)
     if not (settings.seeds or settings.images):
         several = max(map(len, others)) > 1
@@ -139,12 +175,12 @@ def _with_points(settings: InterpolateSettings) -> InterpolateSettings:
     if settings.grid and points != 4:
         raise ConfigError(f"--grid goes between four corners, not {points}: give four seeds, texts, classes or images")
     if points < 2:
-        raise ConfigError("there is no way from one point: give two or more seeds, texts, classes or images")
+        raise ConfigError("one point leads nowhere: give two or more seeds, texts, classes or images")
     for name in ("prompts", "seeds", "images", "class_labels"):
         if len(getattr(settings, name)) not in (0, 1, points):
             raise ConfigError(f"{len(getattr(settings, name))} {name} do not fit {points} points: give 1 or {points}")
     if settings.frames < 2:
-        raise ConfigError(f"--frames must be 2 or more, the two ends, not {settings.frames}")
+        raise ConfigError(f"--frames must be 2 or more, as both ends count, not {settings.frames}")
     return settings
 
 
@@ -153,7 +189,12 @@ def _points(settings: InterpolateSettings) -> int:
 
 
 def _check_out(settings: InterpolateSettings) -> None:
-    """What cannot be written is better known before it is drawn."""
+    """Refuse what cannot be written, before it is drawn.
+
+    Raises:
+        ConfigError: --out, or an option about it, that does not fit the others.
+        MissingExtraError: the library that writes videos is not installed.
+    """
     from PIL import Image
 
     from ddim.images import SUFFIXES
@@ -165,7 +206,10 @@ def _check_out(settings: InterpolateSettings) -> None:
         raise ConfigError(f"--fps must be in 1…60, not {settings.fps:g}")
     if _is_animation(settings):
         if settings.grid or settings.rows:
-            raise ConfigError(f"--grid and --rows make no animation: write them to a .png, not to {settings.out}")
+            raise ConfigError(
+                f"--grid and --rows make no animation: write them to a .png rather than to {settings.out}, or leave "
+                "them out"
+            )
         if suffix == ".mp4":
             require("av", "video")
         return
@@ -174,7 +218,10 @@ def _check_out(settings: InterpolateSettings) -> None:
     if settings.loop:
         raise ConfigError(f"--loop is for animations: write one to a name that ends in {', '.join(SUFFIXES)}")
     if not _is_folder(settings) and suffix not in Image.registered_extensions():
-        raise ConfigError(f"--out {settings.out} is no picture's name: use .png, or {', '.join(SUFFIXES)}")
+        raise ConfigError(
+            f"--out {settings.out} is not the name of a picture: let it end in .png, or for an animation in "
+            f"{', '.join(SUFFIXES)}"
+        )
 
 
 def _is_folder(settings: InterpolateSettings) -> bool:
@@ -187,24 +234,22 @@ def _is_animation(settings: InterpolateSettings) -> bool:
     return not _is_folder(settings) and Path(settings.out).suffix.lower() in SUFFIXES
 
 
-def _check_kind(pipe: Any, settings: InterpolateSettings) -> None:
-    """Options that the kind of model has no use for are errors, not silence."""
-    if draws_texts(pipe):
-        if settings.class_labels:
-            raise ConfigError(f"{settings.model} knows no classes: leave out --class-labels")
-        if not (settings.prompts or settings.images):
-            raise ConfigError(
-                f'{settings.model} draws what a text says: ddim interpolate "a red heart" --model {settings.model}'
-            )
-        return
-    if settings.prompts or settings.negative_prompt is not None:
-        raise ConfigError(f"{settings.model} draws no texts: leave out the prompts")
-    if settings.class_labels and pipe.unet.config.num_class_embeds is None:
-        raise ConfigError(f"{settings.model} knows no classes: leave out --class-labels")
+def _check_kind(pipe: DiffusionPipeline, settings: InterpolateSettings) -> None:
+    example = f'ddim interpolate "a red heart" --model {settings.model}'
+    check_kind(
+        pipe,
+        str(settings.model),
+        for_texts={"the prompts": settings.prompts, "--negative-prompt": settings.negative_prompt},
+        for_classes={"--class-labels": settings.class_labels},
+        example=None if settings.images else example,  # pictures may be of the empty text
+    )
 
 
-def _with_guidance(settings: InterpolateSettings, pipe: Any) -> InterpolateSettings:
-    """Guidance that suits the model, where none was given. Pictures come back from their noise only without it."""
+def _with_guidance(settings: InterpolateSettings, pipe: DiffusionPipeline) -> InterpolateSettings:
+    """The settings with guidance that suits the model, where none was given.
+
+    For --images that is no guidance, as pictures come back from their noise only without it.
+    """
     for_texts = 1.0 if settings.images else None
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale, for_texts=for_texts)
     return dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
@@ -237,7 +282,9 @@ def _along(points: Tensor, settings: InterpolateSettings, how: str) -> Tensor:
     return (grid if settings.grid else path)(points, settings.frames, BETWEEN[how])
 
 
-def _noise(pipe: Any, plan: SamplingPlan, settings: InterpolateSettings, progress: Any) -> Tensor:
+def _noise(
+    pipe: DiffusionPipeline, plan: SamplingPlan, settings: InterpolateSettings, progress: Callable[[], object]
+) -> Tensor:
     """x_T of the points, (p c h w), or of all frames, (1 c h w)."""
     from ddim.interpolation import picture_noise, seed_noise
 
@@ -254,15 +301,16 @@ def _noise(pipe: Any, plan: SamplingPlan, settings: InterpolateSettings, progres
     return picture_noise(denoiser, x0, plan, settings.method, lambda step: progress())
 
 
-def _denoisers(pipe: Any, plan: SamplingPlan, settings: InterpolateSettings) -> Denoisers:
+def _denoisers(pipe: DiffusionPipeline, plan: SamplingPlan, settings: InterpolateSettings) -> Denoisers:
     """What draws each frame: under its text, or between the classes that it is between."""
     from ddim.interpolation import conditioned, mixed
+    from ddim.pipelines.latents import LatentPipeline
 
     guidance: dict[str, Any] = {
         "guidance_scale": settings.guidance_scale,
         "guidance_rescale": settings.guidance_rescale,
     }
-    if draws_texts(pipe):
+    if isinstance(pipe, LatentPipeline):
         embeds, negative = pipe.encode_prompt(
             list(settings.prompts) or "",
             do_classifier_free_guidance=guidance["guidance_scale"] > 1,

@@ -8,13 +8,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from ddim._version import __version__
-from ddim.cli.opening import draws_texts, open_pipeline
-from ddim.cli.options import Backend, Device, Model, NegativePrompt, Spacing
+from ddim.cli.opening import check_kind, open_pipeline
+from ddim.cli.options import Backend, Device, Model, NegativePrompt, PictureFiles, Precision, Spacing, Steps
 from ddim.cli.pictures import made_by, read_images, save_pictures
 from ddim.errors import CheckpointError, ConfigError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from ddim.pipelines import DiffusionPipeline
     from ddim.plan import SamplingPlan
     from ddim.sampling import Denoiser
 
@@ -31,41 +32,49 @@ Inversion = Literal["ddim", "fixed-point", "bidirectional"]
 
 @dataclass(frozen=True)
 class InvertSettings:
-    """Find the noise that a real picture is sampled from, and say how near the way back comes.
+    """Find the noise from which a model would draw a real picture, and say how near the way back comes to the picture.
 
-    The noise is saved with all that is needed to sample it again; `ddim sample --from noise.safetensors` does.
+    The noise is saved with all that is needed to draw the picture again, which `ddim sample --from noise.safetensors`
+    does.
 
         ddim invert heart.png --model emoji --prompt "a red heart" --out heart.safetensors
         ddim invert seven.png --model digits --class-label 7 --method fixed-point
     """
 
-    images: tyro.conf.Positional[tuple[str, ...]]
-    """Picture files; resized to what the model draws."""
+    images: tyro.conf.Positional[PictureFiles]
     model: Model = "emoji"
     prompt: str | None = None
-    """What the pictures show, for a text-to-image model. The empty text if not given."""
+    """A text that says what the pictures show, for a text-to-image model. If not given, the empty text."""
     negative_prompt: NegativePrompt = None
     class_label: int | None = None
-    """What the pictures show, for a class-conditional model. No class if not given."""
-    method: Inversion = "ddim"
-    """ddim: as in the paper, near. fixed-point: each step solved for where it came from, some ten times the work.
-    bidirectional: a sampler that is exactly reversible."""
-    steps: int = 50
-    """Up, and down again."""
+    """The class that the pictures show, for a class-conditional model. If not given, no class in particular."""
+    method: Annotated[
+        Inversion,
+        tyro.conf.arg(
+            help="How to find the noise. ddim goes the sampler's steps backwards, as in the paper, and comes back "
+            "near the picture. fixed-point solves each step for where it came from, which is some ten times the work. "
+            "bidirectional is a sampler that can be reversed exactly.",
+        ),
+    ] = "ddim"
+    steps: Steps = 50
     guidance_scale: float = 1.0
-    """1, no guidance, is what comes back best."""
+    """How strongly to prefer the text or class over none. The default of 1, which is no guidance, comes back best."""
     guidance_rescale: float = 0.0
-    """In [0, 1]: how much of the contrast that guidance adds to take back."""
+    """How much of the contrast that guidance adds to take back, from 0 (none) to 1 (all)."""
     spacing: Spacing = None
     check: bool = True
-    """Sample back and say how near that comes, which takes as long again."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """The type that the network computes in; what it starts from stays wider. If not given float32, or with OpenVINO
-    what suits the processor."""
+    """Draw the pictures again and say how near that comes, which takes as long as the inversion itself."""
+    dtype: Annotated[
+        Precision | None,
+        tyro.conf.arg(
+            help="The type of number that the network computes in; between its calls, the sample is kept in float64. "
+            "If not given, float32, or with OpenVINO what suits the processor.",
+        ),
+    ] = None
     backend: Backend = "eager"
     device: Device = None
     out: str = "noise.safetensors"
-    """A .safetensors."""
+    """The file to write. Its name ends in .safetensors."""
 
 
 SUFFIX = ".safetensors"
@@ -78,12 +87,13 @@ def run_invert(settings: InvertSettings) -> None:
     from ddim.inversion import METHODS
 
     if Path(settings.out).suffix != SUFFIX:
-        raise ConfigError(f"--out {settings.out} must end in {SUFFIX}")
+        raise ConfigError(f"--out {settings.out} must end in {SUFFIX}, as it holds noise and no picture")
     started = time.perf_counter()
     pictures = read_images(settings.images)
     pipe = open_pipeline(
         settings.model, settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
     )
+    _check_kind(pipe, settings)
     plan = pipe.scheduler.plan(settings.steps).unclipped()
     way = METHODS[settings.method]
     with torch.no_grad(), pipe.progress_bar(len(plan) * (1 + settings.check)) as bar:
@@ -127,8 +137,11 @@ def sample_again(path: str, device: str | None, out: str) -> None:
         way = METHODS[settings.method]
         states = tuple(tensors[f"state.{index}"] for index in range(way.states))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not noise that `ddim invert` saved") from error
+        raise CheckpointError(
+            f"{path} is not noise that `ddim invert` saved: give --from the file that it wrote"
+        ) from error
     pipe = open_pipeline(settings.model, settings.dtype, device, backend=settings.backend)
+    _check_kind(pipe, settings)
     shape = pipe.sample_shape(len(states[0]))
     if any(tuple(state.shape) != shape for state in states):
         raise CheckpointError(f"{path} holds noise of shape {tuple(states[0].shape)}, {settings.model} needs {shape}")
@@ -142,31 +155,35 @@ def sample_again(path: str, device: str | None, out: str) -> None:
 
 
 def widened(x: Tensor) -> Tensor:
-    """In float64, where the device has it."""
+    """The sample in float64, or in float32 where the device has no float64."""
     return x.float() if x.device.type == "mps" else x.double()
 
 
-def _denoiser(pipe: Any, plan: SamplingPlan, count: int, settings: InvertSettings) -> Denoiser:
+def _check_kind(pipe: DiffusionPipeline, settings: InvertSettings) -> None:
+    check_kind(
+        pipe,
+        settings.model,
+        for_texts={"--prompt": settings.prompt, "--negative-prompt": settings.negative_prompt},
+        for_classes={"--class-label": settings.class_label},
+    )
+
+
+def _denoiser(pipe: DiffusionPipeline, plan: SamplingPlan, count: int, settings: InvertSettings) -> Denoiser:
     from ddim.inversion import keeping
 
-    texts = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
     conditions: dict[str, Any] = {
         "guidance_scale": settings.guidance_scale,
         "guidance_rescale": settings.guidance_rescale,
     }
-    if draws_texts(pipe):
-        if settings.class_label is not None:
-            raise ConfigError(f"{settings.model} knows no classes: leave out --class-label")
-        conditions |= texts
+    if pipe.draws_texts:
+        conditions |= {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
     else:
-        if any(text is not None for text in texts.values()):
-            raise ConfigError(f"{settings.model} draws no texts: leave out the prompts")
         conditions["class_labels"] = settings.class_label
     return keeping(pipe.denoiser(plan, count, **conditions), pipe.dtype)
 
 
-def _how_near(pipe: Any, x0: Tensor, back: Tensor) -> str:
-    """The error of the way there and back: of the samples, and of the pictures as the paper's Table 2 has it."""
+def _how_near(pipe: DiffusionPipeline, x0: Tensor, back: Tensor) -> str:
+    """The error of the way there and back, in words: of the samples, and of the pictures as in the paper's Table 2."""
     first, second = (pipe.decode(x.to(pipe.dtype), "pt").double() for x in (x0, back))
     error = float((first - second).square().mean())
     largest = float((back - x0).abs().max())

@@ -4,47 +4,52 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
-from ddim.cli.options import Backend, Device, DType, Model
+from ddim.cli.opening import check_kind, open_pipeline, suitable_guidance
+from ddim.cli.options import Backend, Device, DType, GuidanceRescale, GuidanceScale, Model, Order
 from ddim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ddim.pipelines import DiffusionPipeline
 
 
 @dataclass(frozen=True)
 class OptimizeSettings:
-    """Find the timesteps from which few steps come nearest to many: `--spacing optimized` then uses them.
+    """Find the timesteps by which few steps come nearest to what many steps give; `--spacing optimized` then uses them.
 
-    They are found for a model, its guidance and an order, on some samples, by a search over the timesteps of a fine
-    run; see `ddim.search`. The time it takes grows with --reference and the largest of --steps. They are written into
-    the scheduler's config, beside those that are there for other numbers of steps.
+    They are found for one model, guidance and order of steps, by a search over the timesteps of a run with many steps
+    (see `ddim.search`), and are written into the scheduler's config, beside those for other numbers of steps. The time
+    that it takes grows with --reference and with the largest of --steps.
     """
 
     model: tyro.conf.Positional[Model]
     steps: tuple[int, ...] = (5, 6, 8, 10, 12, 15, 20)
     """The numbers of sampling steps to find timesteps for."""
-    order: Literal[1, 2] = 1
-    """Of the steps that will be made with them."""
+    order: Order = 1
     reference: int = 60
-    """Steps of the fine run."""
+    """The number of steps of the run with many steps."""
     samples: int = 16
-    """To search on."""
+    """How many samples to search on."""
     prompts: tuple[str, ...] = ()
-    """What the samples are of, in turn, for a text-to-image model."""
-    guidance_scale: float | None = None
-    """As it will be used. If not given, 1 for classes, 3 for a text-to-image model with zero terminal SNR, 7.5 for
-    others."""
-    guidance_rescale: float | None = None
-    """As it will be used. If not given, 0.7 for a text-to-image model with zero terminal SNR, else 0."""
+    """The texts that the samples are drawn of, in turn, for a text-to-image model."""
+    guidance_scale: GuidanceScale = None
+    guidance_rescale: GuidanceRescale = None
     seed: int = 0
-    """Of the samples' noise."""
+    """The seed of the noise that the samples start from."""
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
-    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Where scheduler_config.json goes. If not given, into the model, if that is a folder."""
+    out: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="FOLDER",
+            help="The folder that scheduler_config.json is written to. If not given, the scheduler's folder of the "
+            "model itself, where that is a folder.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1 or max(self.steps) > self.reference:
@@ -61,9 +66,12 @@ def run_optimize(settings: OptimizeSettings) -> str:
     from ddim.search import evaluations, find_timesteps
 
     if settings.out is None and not Path(settings.model).is_dir():
-        raise ConfigError(f"say where scheduler_config.json is to go: --out FOLDER ({settings.model} is no folder)")
+        raise ConfigError(
+            f"{settings.model} is no folder: say by --out FOLDER where scheduler_config.json is to be written"
+        )
     folder = Path(settings.model) / "scheduler" if settings.out is None else Path(settings.out)
     pipe = open_pipeline(settings.model, settings.dtype, settings.device, backend=settings.backend)
+    _check_kind(pipe, settings)
     spaced = pipe.scheduler
     if spaced.config.timestep_spacing == "optimized":
         spaced = spaced.from_config(spaced.config, timestep_spacing="trailing")
@@ -89,17 +97,22 @@ def run_optimize(settings: OptimizeSettings) -> str:
     return "\n".join([*lines, str(folder / "scheduler_config.json")])
 
 
-def _conditions(pipe: Any, settings: OptimizeSettings) -> dict[str, Any]:
+def _check_kind(pipe: DiffusionPipeline, settings: OptimizeSettings) -> None:
+    check_kind(
+        pipe,
+        settings.model,
+        for_texts={"--prompts": settings.prompts},
+        example=f'ddim optimize {settings.model} --prompts "a red heart" "a cat face"',
+    )
+
+
+def _conditions(pipe: DiffusionPipeline, settings: OptimizeSettings) -> dict[str, Any]:
+    """What the samples are drawn under: the texts in turn, or the classes in turn."""
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
-    if draws_texts(pipe):
-        if not settings.prompts:
-            raise ConfigError('a text-to-image model needs texts to search on: --prompts "a red heart" "a cat face" …')
+    if pipe.draws_texts:
         prompts = [settings.prompts[k % len(settings.prompts)] for k in range(settings.samples)]
         return {"prompt": prompts, "guidance_scale": scale, "guidance_rescale": rescale}
-    if settings.prompts:
-        raise ConfigError(f"{settings.model} draws no texts: leave out --prompts")
-    classes = pipe.unet.config.num_class_embeds
-    if classes is None:
+    if not pipe.class_count:
         return {}
-    labels = [k % (classes - 1) for k in range(settings.samples)]
+    labels = [k % pipe.class_count for k in range(settings.samples)]
     return {"class_labels": labels, "guidance_scale": scale, "guidance_rescale": rescale}

@@ -1,4 +1,7 @@
-"""What several commands take: each option's type and help, once. No torch here, so that `--help` is instant."""
+"""The options that several commands take: the type and the help of each, once.
+
+Nothing here imports torch, so that `--help` is instant.
+"""
 
 from __future__ import annotations
 
@@ -10,63 +13,105 @@ ChosenSpacing = Literal["leading", "trailing", "linspace", "quadratic", "optimiz
 AnyEta = float | Literal["sigma_hat"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
+# --- models and what they draw ---------------------------------------------------------------------------------------
+
 Model = Annotated[
     str,
     tyro.conf.arg(
-        help="A folder in diffusers' layout, the name of a bundled model (see `ddim info`), or an id on the hub."
+        help="A folder in diffusers' layout, the name of a bundled model (`ddim info` lists them), or an id on the "
+        "Hugging Face hub."
     ),
 ]
 ModelOrBundled = Annotated[
     str | None,
     tyro.conf.arg(
-        help="A folder in diffusers' layout, the name of a bundled model (see `ddim info`), or an id on the hub. If "
-        "not given, emoji for a text, else digits."
+        help="A folder in diffusers' layout, the name of a bundled model (`ddim info` lists them), or an id on the "
+        "Hugging Face hub. If not given, the bundled emoji model draws texts, and the digits model all else."
     ),
 ]
+Prompt = Annotated[str | None, tyro.conf.arg(help="The text that says what to draw, for a text-to-image model.")]
 NegativePrompt = Annotated[
-    str | None, tyro.conf.arg(help="What to keep away from under guidance, for a text-to-image model.")
+    str | None,
+    tyro.conf.arg(help="A text that says what guidance is to keep away from, for a text-to-image model."),
 ]
+PictureFiles = Annotated[
+    tuple[str, ...], tyro.conf.arg(help="The picture files. Each is resized to the size that the model draws.")
+]
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
 GuidanceScale = Annotated[
     float | None,
     tyro.conf.arg(
-        help="How much to prefer the text or class over none; 1 is no guidance. If not given, 1 for classes, 3 for a "
-        "text-to-image model with zero terminal SNR, 7.5 for others."
+        help="How strongly to prefer the text or class over none; 1 is no guidance. If not given: 1 for classes, 3 "
+        "for a text-to-image model with zero terminal SNR, 7.5 for other text-to-image models."
     ),
 ]
 GuidanceRescale = Annotated[
     float | None,
     tyro.conf.arg(
-        help="In [0, 1]: how much of the contrast that guidance adds to take back. If not given, 0.7 for a "
-        "text-to-image model with zero terminal SNR under guidance, else 0."
+        help="How much of the contrast that guidance adds to take back, from 0 (none) to 1 (all). If not given: 0.7 "
+        "where a text-to-image model with zero terminal SNR is guided, else 0."
     ),
 ]
-Steps = Annotated[int, tyro.conf.arg(help="Sampling steps, 1 to the model's training timesteps.")]
+Steps = Annotated[
+    int, tyro.conf.arg(help="The number of sampling steps, from 1 to the number of the model's training timesteps.")
+]
+Order = Annotated[
+    Literal[1, 2],
+    tyro.conf.arg(
+        help="The order of the steps. Those of second order ask the network as often as those of first order, and "
+        "come nearer to what many steps give. They need an eta of 0."
+    ),
+]
 Eta = Annotated[
     AnyEta,
-    tyro.conf.arg(help="Noise added on the way: 0 is DDIM, 1 is DDPM, sigma_hat is DDPM with the larger variance."),
+    tyro.conf.arg(
+        help="How much noise each step adds: 0 is DDIM, 1 is DDPM, sigma_hat is DDPM with the larger variance."
+    ),
 ]
 Spacing = Annotated[
     ChosenSpacing | None,
-    tyro.conf.arg(help="Which of the training timesteps to use. The model's own choice if not given."),
+    tyro.conf.arg(help="How to choose among the training timesteps. If not given, as the model's scheduler says."),
 ]
 ZeroSNR = Annotated[
     bool | None,
     tyro.conf.arg(
-        help="Rescale the schedule to zero terminal SNR (needs a v-prediction model). The model's own choice if not "
-        "given."
+        help="Whether to rescale the noise schedule to zero terminal SNR, so that sampling starts from pure noise. It "
+        "needs a v-prediction model. If not given, as the model's scheduler says."
     ),
 ]
+
+# --- where it runs ---------------------------------------------------------------------------------------------------
+
 DType = Annotated[
     Precision | None,
-    tyro.conf.arg(help="The type to run in. If not given float32, or with OpenVINO what suits the processor."),
+    tyro.conf.arg(
+        help="The type of number to compute in. If not given, float32, or with OpenVINO what suits the processor."
+    ),
 ]
 Backend = Annotated[
     Literal["eager", "compile", "openvino", "auto"],
     tyro.conf.arg(
-        help="What runs the networks: PyTorch (eager), PyTorch after a minute of compiling, OpenVINO (for CPUs; "
-        "converts a model once, and keeps that), or what suits the device."
+        help="What runs the networks: PyTorch (eager); PyTorch after it has compiled them for a minute (compile); "
+        "OpenVINO, on CPUs, which converts a model once and keeps the result (openvino); or what suits the device "
+        "(auto)."
     ),
 ]
 Device = Annotated[
-    str | None, tyro.conf.arg(help="For example cuda, cuda:1, mps or cpu. The best there is if not given.")
+    str | None,
+    tyro.conf.arg(
+        help="The device to run on, for example cuda, cuda:1, mps or cpu. If not given, the best one that there is."
+    ),
 ]
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+PictureOut = Annotated[
+    str,
+    tyro.conf.arg(
+        help="Where the pictures go: a file, which gets one picture or a grid of all; or a folder, which exists or "
+        "ends in /, for one file each."
+    ),
+]
+PlotOut = Annotated[str, tyro.conf.arg(help="The file to write. Its name ends in .png, .svg or .pdf.")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
+from ddim.cli.opening import check_kind, open_pipeline, suitable_guidance
 from ddim.cli.options import (
     Device,
     Eta,
@@ -16,40 +16,43 @@ from ddim.cli.options import (
     GuidanceScale,
     ModelOrBundled,
     NegativePrompt,
+    PlotOut,
+    Precision,
+    Prompt,
     Spacing,
     Steps,
     ZeroSNR,
 )
-from ddim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ddim.pipelines import DiffusionPipeline
 
 
 @dataclass(frozen=True)
 class PlotScheduleSettings:
-    """The noise level and SNR of every timestep, and which timesteps each spacing picks."""
+    """Plot the noise level and the signal-to-noise ratio of every timestep, and which timesteps each spacing picks."""
 
     model: str | None = None
-    """Draw this model's schedule instead of the three usual ones."""
+    """The model whose schedule to plot: a folder, a name or an id. If not given, the three usual schedules."""
     steps: int = 10
     """How many timesteps each spacing picks."""
     zero_snr: bool = False
-    """Rescale to zero terminal SNR."""
-    out: str = "schedule.png"
-    """A .png, .svg or .pdf."""
+    """Rescale the schedules to zero terminal SNR, so that the last timestep is pure noise."""
+    out: PlotOut = "schedule.png"
 
 
 @dataclass(frozen=True)
 class PlotTrajectorySettings:
-    """One run, step by step: the sample x_t, and the image x0 that the network sees in it.
+    """Plot one run, step by step: the sample x_t, and below it the image x0 that the network sees in it.
 
     The run is that of `ddim sample` with the same options.
     """
 
-    prompt: tyro.conf.Positional[str | None] = None
-    """What to draw, for a text-to-image model."""
+    prompt: tyro.conf.Positional[Prompt] = None
     model: ModelOrBundled = None
     negative_prompt: NegativePrompt = None
     class_label: int | None = None
-    """The class to draw, for a class-conditional model. No class in particular if not given."""
+    """The class to draw, for a class-conditional model. If not given, no class in particular."""
     guidance_scale: GuidanceScale = None
     guidance_rescale: GuidanceRescale = None
     steps: Steps = 50
@@ -57,24 +60,22 @@ class PlotTrajectorySettings:
     spacing: Spacing = None
     zero_snr: ZeroSNR = None
     seed: int = 0
-    """Of the noise."""
+    """The seed of the noise."""
     moments: int = 9
-    """How many steps to show, evenly apart, the first and the last among them."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The type to run in."""
+    """How many of the steps to show; they are evenly apart, and the first and the last are among them."""
+    dtype: Precision = "float32"
+    """The type of number to compute in."""
     device: Device = None
-    out: str = "trajectory.png"
-    """A .png, .svg or .pdf."""
+    out: PlotOut = "trajectory.png"
 
 
 @dataclass(frozen=True)
 class PlotTradeoffSettings:
-    """The distance to the data against steps, and against seconds, of what `ddim evaluate` found."""
+    """Plot what `ddim evaluate` found: the distance to the data by the number of steps, and by their seconds."""
 
     results: tyro.conf.Positional[tuple[str, ...]]
-    """The results.json of one or more runs; each gets a row of its own."""
-    out: str = "tradeoff.png"
-    """A .png, .svg or .pdf."""
+    """The results.json files of one or more runs of `ddim evaluate`. Each gets a row of the plot."""
+    out: PlotOut = "tradeoff.png"
 
 
 def run_schedule(settings: PlotScheduleSettings) -> Path:
@@ -107,20 +108,23 @@ def run_trajectory(settings: PlotTrajectorySettings) -> Path:
     return plot_trajectory(trajectory, pipe.decode, title, settings.out)
 
 
-def _conditions(pipe: Any, model: str, settings: PlotTrajectorySettings) -> dict[str, Any]:
-    """What the denoiser is to draw; options that this kind of model has no use for are errors."""
+def _conditions(pipe: DiffusionPipeline, model: str, settings: PlotTrajectorySettings) -> dict[str, Any]:
+    """What the denoiser is to draw.
+
+    Raises:
+        ConfigError: options that this kind of model has no use for.
+    """
+    check_kind(
+        pipe,
+        model,
+        for_texts={"the prompt": settings.prompt, "--negative-prompt": settings.negative_prompt},
+        for_classes={"--class-label": settings.class_label},
+        example=f'ddim plot trajectory "a red heart" --model {model}',
+    )
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
     guidance = {"guidance_scale": scale, "guidance_rescale": rescale}
-    if draws_texts(pipe):
-        if settings.class_label is not None:
-            raise ConfigError(f"{model} knows no classes: leave out --class-label")
-        if settings.prompt is None:
-            raise ConfigError(f'{model} draws what a text says: ddim plot trajectory "a red heart" --model {model}')
+    if pipe.draws_texts:
         return {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt, **guidance}
-    if settings.prompt is not None or settings.negative_prompt is not None:
-        raise ConfigError(f"{model} draws no texts: leave out the prompt")
-    if settings.class_label is not None and pipe.unet.config.num_class_embeds is None:
-        raise ConfigError(f"{model} knows no classes: leave out --class-label")
     return {"class_labels": settings.class_label, **guidance}
 
 

@@ -7,12 +7,12 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from ddim._version import __version__
-from ddim.cli.opening import draws_texts, open_pipeline, suitable_guidance
+from ddim.cli.opening import check_kind, open_pipeline, suitable_guidance
 from ddim.cli.options import (
     Backend,
     Device,
@@ -22,6 +22,9 @@ from ddim.cli.options import (
     GuidanceScale,
     ModelOrBundled,
     NegativePrompt,
+    Order,
+    PictureOut,
+    Prompt,
     Spacing,
     Steps,
     ZeroSNR,
@@ -32,53 +35,67 @@ from ddim.errors import ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ddim.pipelines import DiffusionPipeline
+
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Draw images from a model: of a text, of a class, or of nothing in particular.
+    """Draw pictures with a model: of a text, of a class, or of nothing in particular.
 
-    One picture with all of them in a grid is written, or, if --out is a folder, one file for each. A PNG says how it
-    was made; --from makes it again.
+    All of them are written as a grid in one file or, if --out is a folder, as one file each. A PNG says how it was
+    made, and --from makes it again.
     """
 
-    prompt: tyro.conf.Positional[str | None] = None
-    """What to draw, for a text-to-image model."""
+    prompt: tyro.conf.Positional[Prompt] = None
     model: ModelOrBundled = None
     negative_prompt: NegativePrompt = None
     class_labels: tuple[int, ...] = ()
-    """Classes to draw, for a class-conditional model; repeated to fill the batch. All of them in turn if not given."""
+    """The classes to draw, in turn, with a class-conditional model. If not given, all of its classes."""
     guidance_scale: GuidanceScale = None
     guidance_rescale: GuidanceRescale = None
-    guidance_interval: tuple[int, int] | None = None
-    """Guide only at timesteps from LOW to HIGH, both included: the others take half the work. All if not given."""
+    guidance_interval: Annotated[
+        tuple[int, int] | None,
+        tyro.conf.arg(
+            help="Guide at the timesteps from the first number to the second alone, both included; the other "
+            "timesteps take half the work. If not given, all timesteps are guided.",
+        ),
+    ] = None
     steps: Steps = 50
     eta: Eta = 0.0
-    order: Literal[1, 2] = 1
-    """Of the steps: 2 comes nearer to what many steps give, with as many evaluations; for --eta 0."""
+    order: Order = 1
     spacing: Spacing = None
     zero_snr: ZeroSNR = None
     seed: int = 0
-    """Image k of a seed is the same whatever the batch size."""
-    batch: int | None = None
-    """How many images. If not given, the number of class labels, or all classes, or 1 for a text, or 16."""
+    """The seed of the noise. Picture k of a seed is the same whatever the batch size."""
+    batch: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="How many pictures to draw. If not given, one for each of --class-labels, or else for each class of "
+            "the model; 1 for a text; 16 for a model that knows neither.",
+        ),
+    ] = None
     height: int | None = None
-    """In pixels, for a text-to-image model. What it was trained on if not given."""
+    """The height of the pictures in pixels, for a text-to-image model. If not given, the one it was trained on."""
     width: int | None = None
-    """In pixels, for a text-to-image model."""
+    """The width of the pictures in pixels, for a text-to-image model. If not given, the one it was trained on."""
     image: str | None = None
-    """A picture to start from, for a text-to-image model."""
+    """The file of a picture to start from instead of noise, for a text-to-image model."""
     strength: float = 0.8
-    """In [0, 1]: how much of --image is lost."""
+    """How much of --image is lost, from 0 (nothing) to 1 (all)."""
     mask_image: str | None = None
-    """White where --image is to be painted anew."""
+    """The file of a picture that is white where --image is to be painted anew, and black where it is to be kept."""
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
-    from_image: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """A PNG that this command wrote: make it again with its settings, except for --out and --device. Or the noise that
-    `ddim invert` saved: sample the picture of it."""
-    out: str = "samples.png"
-    """A file for a grid of all images, or a folder (existing, or ending in /) for one file each."""
+    from_image: Annotated[
+        str | None,
+        tyro.conf.arg(
+            name="from",
+            help="A PNG that this command wrote, to make it again by its own settings, of which --out and --device "
+            "alone can be changed; or the noise that `ddim invert` saved, to draw the picture that it came from.",
+        ),
+    ] = None
+    out: PictureOut = "samples.png"
 
 
 def run_sample(settings: SampleSettings) -> None:
@@ -132,23 +149,28 @@ def _remake(settings: SampleSettings) -> tuple[SampleSettings, int | None]:
                 stored[name] = tuple(stored[name])
         only = made["image"]
     except (UnidentifiedImageError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{settings.from_image} is no PNG of `ddim sample` that says how ddim made it") from error
+        raise ConfigError(
+            f"{settings.from_image} is no PNG of `ddim sample` that says how ddim made it: give --from a picture that "
+            "`ddim sample` wrote and no other program has saved since"
+        ) from error
     if made.get("version") != __version__:
-        print(f"ddim: made by version {made.get('version')}, this is {__version__}", file=sys.stderr)
+        print(
+            f"ddim: {settings.from_image} was made by version {made.get('version')} of ddim, and this is version "
+            f"{__version__}: the picture may differ",
+            file=sys.stderr,
+        )
     return SampleSettings(**{**stored, "device": settings.device, "from_image": None, "out": settings.out}), only
 
 
-def _draw(pipe: Any, settings: SampleSettings, only: int | None) -> list[Image.Image]:
+def _draw(pipe: DiffusionPipeline, settings: SampleSettings, only: int | None) -> list[Image.Image]:
     """All images that the settings ask for, or the one with the number `only`."""
     import torch
 
     from ddim.noise import seeded_generators
 
-    by_class = not draws_texts(pipe)
-    _check_kind(settings, by_class)
-    classes = pipe.unet.config.num_class_embeds if by_class else None  # the last one stands for no class
-    labels = settings.class_labels or range((classes or 1) - 1)
-    count = settings.batch or (len(labels) if classes else 16 if by_class else 1)
+    _check_kind(pipe, settings)
+    labels = settings.class_labels or range(pipe.class_count or 0)
+    count = settings.batch or len(labels) or (1 if pipe.draws_texts else 16)
     numbers = range(count) if only is None else (only,)
     generators = seeded_generators(settings.seed, max(numbers) + 1)
     arguments: dict[str, Any] = {
@@ -160,11 +182,9 @@ def _draw(pipe: Any, settings: SampleSettings, only: int | None) -> list[Image.I
         "guidance_interval": settings.guidance_interval,
         "generator": [generators[number] for number in numbers],
     }
-    if classes is not None:
+    if labels:
         arguments["class_labels"] = [labels[number % len(labels)] for number in numbers]
-    elif settings.class_labels:
-        raise ConfigError(f"{settings.model} knows no classes: leave out --class-labels")
-    if by_class:
+    if not pipe.draws_texts:
         arguments["batch_size"] = len(numbers)
     else:
         arguments |= {
@@ -179,16 +199,18 @@ def _draw(pipe: Any, settings: SampleSettings, only: int | None) -> list[Image.I
     return images
 
 
-def _check_kind(settings: SampleSettings, by_class: bool) -> None:
-    """Options that the kind of model has no use for are errors, not silence."""
-    texts = ("prompt", "negative_prompt", "height", "width", "image", "mask_image")
-    if by_class:
-        given = [name for name in texts if getattr(settings, name) is not None]
-        if given:
-            raise ConfigError(f"{settings.model} draws no texts: leave out {', '.join(given)}")
-    elif settings.prompt is None:
-        raise ConfigError(
-            f'{settings.model} draws what a text says: ddim sample "a red heart" --model {settings.model}'
-        )
-    elif settings.class_labels:
-        raise ConfigError(f"{settings.model} knows no classes: leave out --class-labels")
+def _check_kind(pipe: DiffusionPipeline, settings: SampleSettings) -> None:
+    check_kind(
+        pipe,
+        str(settings.model),
+        for_texts={
+            "the prompt": settings.prompt,
+            "--negative-prompt": settings.negative_prompt,
+            "--height": settings.height,
+            "--width": settings.width,
+            "--image": settings.image,
+            "--mask-image": settings.mask_image,
+        },
+        for_classes={"--class-labels": settings.class_labels},
+        example=f'ddim sample "a red heart" --model {settings.model}',
+    )

@@ -1,10 +1,14 @@
-"""Training data: sources of images by number, with classes or texts, and the endless stream that training reads.
+"""Training data: sources of images, with classes or texts, and the endless stream that training reads.
 
-    source                what a source is
-    labelled, captioned   where sources come from: digits, folders, tables
-    folder, captions, tables, usable   how those are read, and what of them is left out
-    preparation           a picture to a tensor
-    stream                the shuffled, augmented repetition of a source
+    source        what a source is: images by number
+    labelled      makes sources of images with or without classes
+    captioned     makes sources of images with texts
+    folder        reads a folder of images with captions
+    captions      reads files of captions
+    tables        reads datasets of the `datasets` library
+    usable        finds out which pictures can be used, and reads them
+    preparation   turns a picture into a tensor
+    stream        repeats a source without end, shuffled and augmented
 """
 
 from ddim.data.captioned import captioned_source

@@ -1,4 +1,4 @@
-"""Images with texts, for text-to-image models."""
+"""Sources of images with texts, for text-to-image models."""
 
 from __future__ import annotations
 
@@ -28,27 +28,33 @@ def captioned_source(
 ) -> Source:
     """Images and the texts that describe them, from a folder or from the `datasets` library.
 
-    All is checked here, before training: a picture that cannot be used is left out together with its captions, and one
-    warning counts what is left out, by reason. `load(i)` gives the picture of `captions[i]` as it is in the file.
+    Everything is checked here, before training begins. A picture that cannot be used is left out together with its
+    captions, and one warning counts those left out by the reason.
 
     Args:
-        train_data_dir: a folder of images, with a `metadata.jsonl`, `.csv` or `.parquet` that has the columns
-            `file_name` and `caption_column`, in the folder or in several below it; or else with the captions of `a.png`
-            in `a.txt`, one a line. All images in it and below are one split.
-        dataset_name: a .parquet file, a pattern for some (`data/*.parquet`), a folder of them, a folder that
+        train_data_dir: a folder of images with captions. These are either in the columns `file_name` and
+            `caption_column` of a `metadata.jsonl`, `.csv` or `.parquet`, in the folder or in several folders below it;
+            or those of `a.png` are the lines of `a.txt`. All images in the folder and below are used as one split.
+        dataset_name: a .parquet file, a pattern for several (`data/*.parquet`), a folder of them, a folder that
             `Dataset.save_to_disk` wrote, or an id on the hub.
         dataset_config_name: which configuration of the dataset on the hub.
-        image_column: where a dataset keeps its images.
-        caption_column: where the captions are: a text, or a list of texts, any of which fits.
-        max_train_samples: use only the first so many that can be used.
-        split: of the dataset.
-        minimum: smaller images, by their shorter side in pixels, are left out. So are those of more than 89 megapixels.
+        image_column: the dataset's column of images.
+        caption_column: the column of captions: a text for each image, or a list of texts, any of which fits it.
+        max_train_samples: use only so many images, the first that can be used; None uses all.
+        split: the dataset's split.
+        minimum: images whose shorter side has fewer pixels are left out; so are images of more than 89 megapixels.
+
+    Returns:
+        A source whose `load(i)` gives the picture that `captions[i]` describes, as it is in the file.
 
     Raises:
-        ConfigError: not exactly one of `train_data_dir` and `dataset_name`, an option that is not for the one given,
-            or a number below 1.
+        ConfigError: neither or both of `train_data_dir` and `dataset_name` are given, an option does not apply to the
+            one that is given, or a number is below 1.
         DataError: there is no such data or column, a metadata file is broken, or no image can be used.
-        MissingExtraError: the library that reads it is not installed.
+        MissingExtraError: the library that reads the data is not installed.
+
+    Warns:
+        UserWarning: some images are left out, or listed more than once.
     """
     if (train_data_dir is None) == (dataset_name is None):
         raise ConfigError("give one of train_data_dir and dataset_name")
@@ -72,8 +78,9 @@ def captioned_source(
 def _from_folder(
     folder: Path, image_column: str, caption_column: str, minimum: int, most: int | None
 ) -> tuple[Source, str]:
+    """The source of a folder, and what to warn of."""
     contents = read_folder(folder, image_column, caption_column)
-    home = Path(os.path.abspath(folder))  # the process may change its folder
+    home = Path(os.path.abspath(folder))  # absolute, as the process may change its working directory before it reads
     entries = list(contents.entries.values())
 
     def find(index: int) -> Picture:
@@ -105,6 +112,7 @@ def _from_folder(
 def _from_table(
     name: str, config: str | None, split: str, image_column: str, caption_column: str, minimum: int, most: int | None
 ) -> tuple[Source, str]:
+    """The source of a dataset, and what to warn of."""
     table = open_table(name, config, split)
     pictures = table.pictures(image_column)
     table.check_column(caption_column, USUAL_CAPTIONS)
@@ -126,7 +134,7 @@ def _from_table(
 
 
 def _message(where: str, omissions: Omissions, kept: int, repeated: list[str]) -> str:
-    """What the user should know of, or nothing."""
+    """What to warn of: how many images are left out and why, and which are listed more than once; "" for nothing."""
     parts = []
     if omissions.count:
         parts.append(f"left out {omissions.count} of {omissions.count + kept} images: {omissions}")

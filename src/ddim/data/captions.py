@@ -1,7 +1,7 @@
-"""Captions in files: metadata.jsonl, .csv and .parquet, and a text beside each image.
+"""Captions in files: metadata.jsonl, metadata.csv and metadata.parquet, or a text file beside each image.
 
-A file that is not what it should be is one `DataError` with the file and the line: what could be guessed from a broken
-line might belong to another image.
+A broken file is a `DataError` that names the file and the line. Nothing is guessed from a broken line, because the guess
+might give an image another one's caption.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from ddim.errors import DataError, require
 from ddim.data.source import USUAL_CAPTIONS, missing_column
 
-Rows = list[tuple[str, dict[str, Any]]]  # where each is, "line 3", and its columns
+Rows = list[tuple[str, dict[str, Any]]]  # for each row: where it is, such as "line 3", and {column: value}
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class Caption:
     """One row of a metadata file.
 
     Attributes:
-        where: "metadata.csv, line 3".
-        file_name: of the image, relative to the metadata file's folder; whatever is in the file, perhaps no text.
-        texts: one or more captions; none if there is no usable one.
+        where: the file and the line, such as "metadata.csv, line 3".
+        file_name: the value in the file-name column. It should be the image's path, relative to the metadata file's
+            folder, but is whatever the file holds and may be no text.
+        texts: the captions that can be used; empty if there are none.
     """
 
     where: str
@@ -37,10 +38,10 @@ class Caption:
 
 
 def texts_of(value: object) -> tuple[str, ...]:
-    """The captions in a cell: a string, or a list of alternatives.
+    """The captions in one cell of a table, which is a text or a list of texts, any of which fits the image.
 
-    They are normalised to NFC and stripped. What is no text, has nothing visible in it or cannot be encoded in UTF-8
-    is left out; what is there twice is there once.
+    They are normalised to Unicode's composed form (NFC) and stripped of white space at both ends. Values that are no
+    text, show nothing or cannot be encoded in UTF-8 are left out, and repeated texts are kept once.
     """
     values = value if isinstance(value, list | tuple) else [value]
     texts = (unicodedata.normalize("NFC", text).strip() for text in values if isinstance(text, str))
@@ -51,14 +52,15 @@ def read_metadata(path: Path, name: str, image_column: str, caption_column: str)
     """The rows of a metadata file, in order.
 
     Args:
-        path: the file; its suffix says what it is.
-        name: what to call it.
-        image_column: as in the `datasets` library, the file's name is in `file_name` or in `<image_column>_file_name`.
-        caption_column: where the captions are.
+        path: the file, which ends in .jsonl, .csv or .parquet.
+        name: what errors call the file.
+        image_column: says the column of the images' file names: as in the `datasets` library, that is `file_name` or
+            else `<image_column>_file_name`.
+        caption_column: the column of the captions.
 
     Raises:
-        DataError: it is not UTF-8, has a broken line, or lacks a column.
-        MissingExtraError: it is parquet, and pyarrow is not installed.
+        DataError: the file is not UTF-8, has a broken line, or lacks a column.
+        MissingExtraError: it is a parquet file, and pyarrow is not installed.
     """
     prefixed = f"{image_column}_file_name"
     if path.suffix == ".parquet":
@@ -77,23 +79,25 @@ def read_metadata(path: Path, name: str, image_column: str, caption_column: str)
 
 
 def read_lines(path: Path, name: str) -> tuple[str, ...]:
-    """The captions of a text beside an image: each line is one.
+    """The captions in a text file beside an image: one on each line.
 
     Raises:
-        DataError: it is not UTF-8.
+        DataError: the file is not UTF-8, or cannot be read.
     """
     return texts_of(_text(path, name).split("\n"))
 
 
 def _says_something(text: str) -> bool:
+    """Whether a text can be encoded and has a character that is neither white space nor a control character."""
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+    except UnicodeEncodeError:  # JSON can hold half of a surrogate pair, which is no character
         return False
     return any(unicodedata.category(character)[0] not in "CZ" for character in text)
 
 
 def _text(path: Path, name: str) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -104,8 +108,10 @@ def _text(path: Path, name: str) -> str:
 
 
 def _jsonl(path: Path, name: str) -> tuple[Iterable[str], Rows]:
+    """The columns and the rows of a file with a JSON object on each line."""
     rows: Rows = []
-    for number, line in enumerate(_text(path, name).split("\n"), 1):  # not splitlines: U+2028 may be in a caption
+    # Not by splitlines, which also splits at characters such as U+2028 that may be in a caption.
+    for number, line in enumerate(_text(path, name).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -119,10 +125,11 @@ def _jsonl(path: Path, name: str) -> tuple[Iterable[str], Rows]:
 
 
 def _csv(path: Path, name: str) -> tuple[Iterable[str], Rows]:
+    """The columns and the rows of a CSV file, whose first row names the columns."""
     reader = csv.reader(io.StringIO(_text(path, name), newline=""), strict=True)
     rows: Rows = []
     columns: list[str] = []
-    first = 1  # the line where a row starts: quoted texts may go over several
+    first = 1  # the line on which the present row begins: a quoted text may go over several lines
     try:
         for fields in reader:
             where, first = f"line {first}", reader.line_num + 1
@@ -131,7 +138,7 @@ def _csv(path: Path, name: str) -> tuple[Iterable[str], Rows]:
             if not columns:
                 columns = fields
                 if len(set(columns)) < len(columns):
-                    raise DataError(f"{name}, {where}: two columns have the same name")
+                    raise DataError(f"{name}, {where}: two columns have the same name; rename one of them")
                 continue
             if len(fields) > len(columns):
                 raise DataError(
@@ -145,10 +152,11 @@ def _csv(path: Path, name: str) -> tuple[Iterable[str], Rows]:
 
 
 def _parquet(path: Path, name: str, wanted: set[str]) -> tuple[Iterable[str], Rows]:
+    """All columns' names, and the rows of those columns that are wanted."""
     parquet = require("pyarrow.parquet", "train")
     try:
         columns = parquet.read_schema(str(path)).names
         table = parquet.read_table(str(path), columns=[column for column in columns if column in wanted])
         return columns, [(f"row {number}", row) for number, row in enumerate(table.to_pylist())]
-    except Exception as error:  # pyarrow's own, OSError, UnicodeDecodeError
+    except Exception as error:  # pyarrow has errors of its own, and raises OSError and UnicodeDecodeError too
         raise DataError(f"{name} cannot be read as parquet: {str(error)[:300]}") from error

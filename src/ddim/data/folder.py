@@ -1,7 +1,7 @@
-"""A folder of images and captions, in the layout of `datasets`' imagefolder or with a text beside each image.
+"""A folder of images and captions: with metadata files, as `datasets`' imagefolder has them, or a text by each image.
 
-What belongs to what is decided by names as they are in the folder's listing, so it is the same on file systems that
-ignore case and on those that do not.
+Files are found by their names in the folder's listing. So a folder means the same on file systems that tell capital
+letters from small ones and on those that do not.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ NO_CAPTION = "without a caption"
 
 @dataclass
 class Entry:
-    """An image, or what should be one, and its captions.
+    """An image and its captions, or something that names an image and is of no use.
 
     Attributes:
-        name: relative to the folder.
-        captions: one or more texts that fit it.
-        problem: why there is no such image, if there is none.
+        name: the image's path relative to the folder, or what else to call the entry.
+        captions: texts, any of which fits the image; empty if it has none.
+        problem: why the entry has no image, in words that read on from a number; None if it has one.
     """
 
     name: str
@@ -39,13 +39,18 @@ class Entry:
 
 @dataclass
 class Contents:
-    """What there is in a captioned folder: its entries by file, and the names that are listed more than once."""
+    """What a captioned folder holds.
+
+    Attributes:
+        entries: by a key that is the same for two names of one file.
+        repeated: the names of images that were added more than once.
+    """
 
     entries: dict[str, Entry] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
 
     def add(self, key: str, entry: Entry) -> None:
-        """Another caption for a file that has one is an alternative to it."""
+        """Add an entry. Where its file has one already, its captions are added to that one's."""
         known = self.entries.setdefault(key, entry)
         if known is not entry:
             self.repeated.add(known.name)
@@ -53,14 +58,19 @@ class Contents:
 
 
 def read_folder(folder: Path, image_column: str, caption_column: str) -> Contents:
-    """Every image in a folder and below, and every caption.
+    """Every image in a folder and below it, and every caption.
 
-    If there is a metadata file anywhere, the metadata files say which images there are, each for the paths relative to
-    its own folder. Otherwise the captions of `a.png` are the lines of `a.txt`. Files and folders whose names start with
-    a dot are ignored.
+    If there is a metadata file anywhere, the captions are in the metadata files, whose file names are relative to their
+    own folders. Otherwise the captions of `a.png` are the lines of `a.txt`. Files and folders whose names begin with a
+    dot are ignored.
+
+    Args:
+        folder: the folder.
+        image_column, caption_column: see `captions.read_metadata`.
 
     Raises:
-        DataError: no folder, or a metadata file or text that cannot be read; names the line.
+        DataError: there is no such folder, or a file of captions is broken or cannot be read; names the line.
+        MissingExtraError: there is a parquet file, and pyarrow is not installed.
     """
     listing = Listing(folder)
     metadata = [name for name in listing.visible if posixpath.basename(name) in METADATA]
@@ -77,7 +87,7 @@ def read_folder(folder: Path, image_column: str, caption_column: str) -> Content
         try:
             path = listing.inside(name)
         except PictureError as reason:
-            raise DataError(f"{folder / name} is a link to a file {reason}") from reason
+            raise DataError(f"{folder / name} is a link to a file {reason}: put the file itself there") from reason
         for row in read_metadata(path, str(folder / name), image_column, caption_column):
             if not isinstance(row.file_name, str) or not row.file_name:
                 contents.add(row.where, Entry(row.where, problem="without a file name"))
@@ -97,7 +107,7 @@ def read_folder(folder: Path, image_column: str, caption_column: str) -> Content
 
 
 def _beside(listing: Listing, images: list[str], contents: Contents) -> None:
-    """The layout with `a.txt` beside `a.png`."""
+    """Add the images and captions of a folder with `a.txt` beside `a.png`."""
     stems = set()
     for name in images:
         stem = posixpath.splitext(name)[0]
@@ -115,8 +125,16 @@ def _beside(listing: Listing, images: list[str], contents: Contents) -> None:
 
 
 class Listing:
-    """The files in a folder and below, by their paths relative to it, with `/`, sorted. Links to folders count for
-    nothing, but what a path through one leads to may be a file of the folder.
+    """The files in a folder and below it, by their paths relative to it.
+
+    Links to folders are not followed here, but a path that a metadata file names may go through one, as long as it leads
+    to a file in the folder.
+
+    Attributes:
+        root: the folder.
+        real: the folder's path without links.
+        names: all files' paths, sorted, with `/` on every system.
+        visible: those of them that are not hidden.
     """
 
     def __init__(self, root: Path) -> None:
@@ -135,13 +153,13 @@ class Listing:
         for home, _, files in os.walk(self.root, onerror=fail):
             prefix = os.path.relpath(home, self.root).replace(os.sep, "/")
             for file in files:
-                if os.path.isfile(os.path.join(home, file)):  # neither a pipe nor a link to nothing
+                if os.path.isfile(os.path.join(home, file)):  # pipes and links that lead nowhere are left out
                     yield file if prefix == "." else f"{prefix}/{file}"
 
     def inside(self, name: str) -> Path:
-        """The path of a file; PictureError if it is a link that leads out of the folder.
+        """The path of a file. Raises `PictureError` if it is a link that leads out of the folder.
 
-        In the hub's cache, a file of a snapshot is a link to a blob; this is allowed.
+        If the folder is a snapshot in the hub's cache, its files are links to the folder "blobs", and are allowed.
         """
         path = self.root / name
         if path.is_symlink():
@@ -154,23 +172,23 @@ class Listing:
         return path
 
     def identity(self, name: str) -> str:
-        """The same for a file and the links to it in this folder; PictureError as `inside`."""
+        """A key that a file and all links to it in this folder have in common. Raises `PictureError` as `inside`."""
         path = self.inside(name)
         if path.is_symlink() and (target := Path(os.path.realpath(path))).is_relative_to(self.real):
             return target.relative_to(self.real).as_posix()
         return name
 
     def find(self, home: str, file_name: str) -> str:
-        """The file that a metadata file in `home` means; PictureError if it is missing or outside."""
+        """The file that a metadata file in the folder `home` names. Raises `PictureError` if it is missing or outside."""
         name = posixpath.normpath(posixpath.join(home, file_name))
         if PureWindowsPath(file_name).anchor or name == ".." or name.startswith(("../", "/")):
             raise PictureError("outside of the folder")
         if name in self.names:
             return name
         same = [other for other in self._like(name) if _composed(other) == _composed(name)]
-        if len(same) == 1:  # an archive made on a Mac spells é with two characters
+        if len(same) == 1:  # archives made on a Mac write é as two characters, e and an accent
             return same[0]
-        if "\0" not in name and os.path.isfile(self.root / name):  # through a link to a folder
+        if "\0" not in name and os.path.isfile(self.root / name):  # the path goes through a link to a folder
             target = Path(os.path.realpath(self.root / name))
             if not target.is_relative_to(self.real):
                 raise PictureError("outside of the folder")
@@ -179,10 +197,11 @@ class Listing:
         raise PictureError("whose file is missing")
 
     def similar(self, home: str, file_name: str) -> str | None:
-        """A file whose name differs in upper and lower case only."""
+        """A file whose name differs from the one given only in capital and small letters; None if there is none."""
         return next(iter(self._like(posixpath.normpath(posixpath.join(home, file_name)))), None)
 
     def _like(self, name: str) -> list[str]:
+        """All files whose names are the same if capitals and the way of writing accents do not count."""
         if self._similar is None:
             self._similar = {}
             for other in self.names:
@@ -191,8 +210,10 @@ class Listing:
 
 
 def _hidden(name: str) -> bool:
+    """Whether a file, or a folder that it is in, is hidden or was added by a Mac's archiver."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _composed(name: str) -> str:
+    """A name in Unicode's composed form, in which é is one character."""
     return unicodedata.normalize("NFC", name)

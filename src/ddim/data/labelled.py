@@ -1,4 +1,4 @@
-"""Images with or without classes: scikit-learn's digits, folders, tables of the `datasets` library."""
+"""Sources of images with or without classes: scikit-learn's digits, folders, datasets of the `datasets` library."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from ddim.data.tables import open_table
 
 
 def open_source(data: str, class_conditional: bool, image_column: str = "image", label_column: str = "label") -> Source:
-    """`digits`, a folder of images, a .parquet file or the id of a dataset on the hub.
+    """The source that a name stands for.
+
+    Args:
+        data: "digits", a folder of images, a .parquet file or the id of a dataset on the hub.
+        class_conditional: whether the images need classes; see `image_folder` and `hf_dataset`.
+        image_column, label_column: a dataset's columns of images and of classes.
 
     Raises:
         DataError: there is no such data, no readable image in it, or no classes where some are asked for.
-        MissingExtraError: the library that reads it is not installed.
+        MissingExtraError: the library that reads the data is not installed.
     """
     if data == "digits":
         return digits("train")
@@ -30,10 +35,15 @@ def open_source(data: str, class_conditional: bool, image_column: str = "image",
 
 
 def digits(split: str = "train") -> Source:
-    """Scikit-learn's 1,797 real handwritten digits, 8x8, 17 grey levels; every fifth, by a fixed shuffle, held out.
+    """Scikit-learn's 1,797 real handwritten digits, of 8x8 pixels in 17 shades of grey, with their classes 0 to 9.
+
+    A fifth of them, chosen by a fixed shuffle, is held out for evaluation.
 
     Args:
-        split: "train" (1,437), "held-out" (360) or "all".
+        split: "train" (1,437 digits), "held-out" (360) or "all".
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
     """
     bunch = require("sklearn.datasets", "train").load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.images))
@@ -43,7 +53,7 @@ def digits(split: str = "train") -> Source:
         "held-out": held_out,
         "all": np.sort(order),
     }[split]
-    images = torch.from_numpy(bunch.images[chosen]).float()[:, None] / 8 - 1  # (n 1 8 8), 0…16 to -1…1
+    images = torch.from_numpy(bunch.images[chosen]).float()[:, None] / 8 - 1  # (n 1 8 8) in [-1, 1], from 0…16
     return Source(
         count=len(chosen),
         load=images.__getitem__,
@@ -54,9 +64,17 @@ def digits(split: str = "train") -> Source:
 
 
 def image_folder(folder: str | os.PathLike[str], class_conditional: bool = False) -> Source:
-    """The images below a folder. With classes, each is named by the sub-folder that it is in.
+    """The images in a folder and below it.
 
-    Files that are no readable images are left out, with one warning that counts and names them.
+    Args:
+        folder: the folder.
+        class_conditional: give images the class that their sub-folder of `folder` is called by.
+
+    Raises:
+        DataError: no image can be read, or an image lies in no sub-folder although classes are asked for.
+
+    Warns:
+        UserWarning: some files are left out, as they are no readable images; it counts and names them.
     """
     root = Path(folder)
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
@@ -80,7 +98,18 @@ def image_folder(folder: str | os.PathLike[str], class_conditional: bool = False
 
 
 def hf_dataset(name: str, image_column: str, label_column: str | None) -> Source:
-    """A dataset of the `datasets` library: a .parquet file, a saved dataset, or an id on the hub (its train split)."""
+    """The images of a dataset that the `datasets` library reads.
+
+    Args:
+        name: a .parquet file, a folder that `Dataset.save_to_disk` wrote, or an id on the hub; of several splits,
+            "train" is used.
+        image_column: the column of images.
+        label_column: the column of classes, by number or by name; None leaves the classes out.
+
+    Raises:
+        DataError: there is no such data or column, or it cannot be read.
+        MissingExtraError: the `datasets` library is not installed.
+    """
     table = open_table(name)
     pictures = table.pictures(image_column)
     labels, names = None, ()

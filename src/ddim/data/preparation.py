@@ -1,4 +1,4 @@
-"""How a picture becomes a tensor: size, crop, mirroring, and what is behind its transparency."""
+"""How a picture becomes a tensor: its size, its crop, its mirroring, and the background behind what is transparent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 Color = tuple[int, int, int]
 
-# Plain backgrounds for pictures with transparency: half of the pictures are on white, an eighth on black.
+# Plain backgrounds for pictures with transparency, by the names that captions use for them.
 BACKGROUNDS: dict[str, Color] = {
     "white": (255, 255, 255),
     "black": (0, 0, 0),
@@ -34,12 +34,20 @@ BACKGROUND_NAMES = tuple(BACKGROUNDS)
 
 
 class Choice(NamedTuple):
-    """What is left to chance when a picture is prepared."""
+    """What chance decides when a picture is prepared.
 
-    crop: tuple[float, float] = (0.5, 0.5)  # of what is left over in width and height: how much goes on the near side
+    Attributes:
+        crop: of the pixels that are too many in width and in height, the share that is cut off at the left and at the
+            top, 0 to 1; the rest is cut off on the other side.
+        flip: whether the picture is mirrored.
+        background: the colour behind what is transparent.
+        named: the background's number in BACKGROUNDS; -1 if it has no name.
+    """
+
+    crop: tuple[float, float] = (0.5, 0.5)
     flip: bool = False
     background: Color = BACKGROUNDS["white"]
-    named: int = 0  # the background's number in BACKGROUNDS, or -1
+    named: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,13 @@ class Preparation:
     """How a picture becomes a tensor (c h w) in [-1, 1] of the resolution asked for.
 
     Attributes:
-        resolution: of the shorter side, before the longer one is cropped.
-        channels: 1 or 3.
-        center_crop: crop the middle, not at random.
+        resolution: height and width of the tensor, in pixels. The picture's shorter side is scaled to it, and the
+            longer one is cropped to it.
+        channels: 1 for grey, 3 for RGB.
+        center_crop: keep the middle of the picture; otherwise a part at random.
         random_flip: mirror half of the pictures.
-        background: behind transparency: "white"; "named", one of BACKGROUNDS; or "any" colour at random. Half of the
-            pictures get white, an eighth black.
+        background: what is put behind what is transparent: "white"; "named", one of BACKGROUNDS at random; or "any"
+            colour at random. With the last two, half of the pictures get white and an eighth black.
     """
 
     resolution: int
@@ -62,7 +71,7 @@ class Preparation:
     background: Literal["white", "named", "any"] = "white"
 
     def choose(self, rng: np.random.Generator) -> Choice:
-        """Throw the dice for one picture."""
+        """Draw at random what chance decides for one picture."""
         crop = (0.5, 0.5) if self.center_crop else (float(rng.random()), float(rng.random()))
         flip = self.random_flip and bool(rng.random() < 0.5)
         if self.background == "white":
@@ -75,18 +84,27 @@ class Preparation:
         return Choice(crop, flip, BACKGROUNDS[BACKGROUND_NAMES[named]], named)
 
     def variants(self) -> list[Choice]:
-        """All that can become of a picture, if that is not too much to count: each mirroring with each background.
+        """All choices that there are for a picture: each background, first as the picture is and then mirrored.
 
         Raises:
-            ValueError: crops or colours are random.
+            ValueError: crops or colours are random, so that there are too many.
         """
         if not self.center_crop or self.background == "any":
-            raise ValueError("random crops and colours have no end")
+            raise ValueError(
+                "random crops and colours have too many variants to list: use center_crop=True and a background that is "
+                "'white' or 'named'"
+            )
         names = BACKGROUND_NAMES if self.background == "named" else BACKGROUND_NAMES[:1]
         flips = (False, True) if self.random_flip else (False,)
         return [Choice((0.5, 0.5), flip, BACKGROUNDS[name], i) for flip in flips for i, name in enumerate(names)]
 
     def __call__(self, image: Image.Image | Tensor, choice: Choice | np.random.Generator) -> Tensor:
+        """The tensor that a picture becomes, (c h w) in [-1, 1].
+
+        Args:
+            image: a picture, or a tensor (c h w) in [-1, 1], which is at most mirrored.
+            choice: what chance has decided, or a generator to decide it by.
+        """
         if isinstance(choice, np.random.Generator):
             choice = self.choose(choice)
         if isinstance(image, Tensor):
@@ -108,7 +126,13 @@ class Preparation:
 
 
 def flatten(image: Image.Image, mode: str, background: Color = BACKGROUNDS["white"]) -> Image.Image:
-    """A picture without transparency, on a plain background, in "L" or "RGB"; palettes and 16-bit grey included."""
+    """A picture in PIL's mode "L" (grey) or "RGB", on a plain background where it is transparent.
+
+    Args:
+        image: a picture in any of PIL's modes, also one with a palette or with 16 or 32 bits of grey.
+        mode: "L" or "RGB".
+        background: red, green and blue, each 0 to 255.
+    """
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         array = np.asarray(image, dtype=np.float32)
         high = 65535.0 if array.max(initial=0) > 255 else 255.0
@@ -120,7 +144,7 @@ def flatten(image: Image.Image, mode: str, background: Color = BACKGROUNDS["whit
 
 
 def shows_background(image: Image.Image | Tensor) -> bool:
-    """Whether anything of a background shows through a picture."""
+    """Whether a picture is transparent anywhere, so that a background behind it can be seen."""
     if isinstance(image, Tensor) or not ("A" in image.mode or "transparency" in image.info):
         return False
     lowest: Any = image.convert("RGBA").getchannel("A").getextrema()[0]
@@ -128,7 +152,7 @@ def shows_background(image: Image.Image | Tensor) -> bool:
 
 
 def say_background(caption: str, color: str) -> str:
-    """A caption that says what the background is; a style, after a comma, stays last.
+    """A caption with the background's colour added, before the first comma, so that a style behind it stays last.
 
     >>> say_background("a red heart, noto style", "black")
     'a red heart on a black background, noto style'

@@ -1,4 +1,4 @@
-"""What a source of images is, and how it says what it leaves out."""
+"""What a source of images is, and in which words it tells what it leaves out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddim.errors import DataError
 
-# Names that image and caption columns usually have, to guess by.
+# Names that columns of images and of captions often have, by which an error guesses what was meant.
 USUAL_IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
 USUAL_CAPTIONS = ("text", "caption", "captions", "prompt", "description", "txt", "sentence")
 
@@ -21,12 +21,13 @@ class Source:
     """Images that can be loaded by number.
 
     Attributes:
-        count: how many there are.
-        load: number -> PIL image, or a tensor (c h w) in [-1, 1] that needs no more work.
-        channels: 1 or 3.
-        labels: the class of each image, or None.
-        class_names: their names, if there are labels.
-        captions: one or more texts for each image, any of which fits it, or None.
+        count: how many images there are.
+        load: from an image's number, 0 to count - 1, to a PIL image, or to a tensor (c h w) in [-1, 1] that needs no
+            more preparation.
+        channels: 1 for grey, 3 for RGB.
+        labels: the class of each image; None without classes.
+        class_names: the name of each class; empty without classes.
+        captions: one or more texts for each image, any of which fits it; None without captions.
     """
 
     count: int
@@ -38,17 +39,18 @@ class Source:
 
 
 class Omissions:
-    """What of some data is not used and why, told in one sentence, however much it is."""
+    """Which images of a source are left out and why, told in one sentence, however many they are."""
 
     def __init__(self) -> None:
-        self.names: dict[str, list[str]] = {}
+        self.names: dict[str, list[str]] = {}  # reason -> the images
 
     def add(self, reason: str, name: str) -> None:
-        """Note one image. `reason` reads on from a number: "2 unreadable"."""
+        """Note one image. The reason is in words that read on from a number, such as "unreadable" in "2 unreadable"."""
         self.names.setdefault(reason, []).append(name)
 
     @property
     def count(self) -> int:
+        """How many images are left out."""
         return sum(map(len, self.names.values()))
 
     def __str__(self) -> str:
@@ -56,19 +58,19 @@ class Omissions:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first five names; what no terminal should print is escaped."""
+    """The first five names and how many more there are. Characters that might upset a terminal are escaped."""
     shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def missing_column(where: str, column: str, columns: Iterable[str], likely: Iterable[str]) -> DataError:
-    """The error for data without a column: says which there are, and which of them may be meant.
+    """The error for data that lacks a column. It says which columns there are, and which of them may be meant.
 
     Args:
-        where: the data.
-        column: what was asked for.
-        columns: what there is.
-        likely: names to look for among the columns if none looks like the one asked for, best first.
+        where: what to call the data.
+        column: the column that was asked for.
+        columns: the columns that there are.
+        likely: names to look for among the columns if none resembles the one asked for, the best first.
     """
     columns = list(columns)
     by_name = {name.lower(): name for name in reversed(columns)}

@@ -1,7 +1,7 @@
 """The endless stream of prepared images, and of their captions, that training reads.
 
-It is a pure function of a source and a seed: item number `position` of it is the same in every run, so a run that is
-resumed reads on exactly where it was.
+Each item is a function of the source, the seed and the item's position, and of nothing that came before it. So the
+stream is the same in every run, and a run that is resumed goes on exactly where it was.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from ddim.data.preparation import BACKGROUND_NAMES, Choice, Preparation, say_bac
 from ddim.data.source import Source
 from ddim.errors import DataError
 
-_SAY_WHITE = 0.25  # how often a caption says that the background is white; any other it always says
+_SAY_WHITE = 0.25  # the share of captions that mention a white background; every other background is always mentioned
 
 
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray[Any, Any]:
+    """The order (count,) in which an epoch goes through a source."""
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
 class Stream(Dataset[dict[str, Any]]):
-    """The endless, shuffled, augmented repetition of a source: item `position` is a function of it and the seed.
+    """A source repeated without end, in a new order each time, with the changes that `prepare` makes at random.
+
+    An item is {"image": (c h w) in [-1, 1], "label": the class, -1 without classes}.
 
     Args:
         source: the images.
-        prepare: how they become tensors.
-        seed: of order and augmentation.
+        prepare: how images become tensors.
+        seed: decides the order and all that is random in the preparation.
     """
 
     def __init__(self, source: Source, prepare: Preparation, seed: int) -> None:
@@ -41,16 +44,16 @@ class Stream(Dataset[dict[str, Any]]):
         self.seed = seed
 
     def at(self, position: int) -> tuple[int, np.random.Generator]:
-        """Which image a position has, and the dice for it."""
+        """The number of the image at a position, and a generator for all that is random about the item."""
         epoch, offset = divmod(position, self.source.count)
         index = int(_order(self.seed, epoch, self.source.count)[offset])
         return index, np.random.default_rng([self.seed, 1, position])
 
     def image(self, index: int, choice: Choice) -> Tensor:
-        """An image as the tensor that a choice makes of it.
+        """An image as a tensor (c h w) in [-1, 1], prepared as a choice says.
 
         Raises:
-            DataError: it is a tensor of another resolution.
+            DataError: the source gives it as a tensor, which cannot be resized, and in another resolution.
         """
         return self._prepared(index, self.source.load(index), choice)
 
@@ -70,17 +73,21 @@ class Stream(Dataset[dict[str, Any]]):
 
 
 class CaptionedStream(Stream):
-    """A stream of captions with pictures, or with the numbers of pictures that are encoded already.
+    """A stream of captions with images or, for images that are encoded already, with their numbers.
 
-    An item has "caption", "index" (the image's) and "variant" (its place in `prepare.variants()`), or "image" instead.
+    An item is {"image": (c h w) in [-1, 1], "caption": text}. With `encoded` it is {"index": the image's number,
+    "variant": the number of its choice in `prepare.variants()`, "caption": text}.
 
     Args:
         source: images with captions.
         prepare, seed: as for `Stream`.
-        dropout: the share of captions that is replaced by the empty text.
-        encoded: leave the images out, and read none.
-        transparent: for each image, whether a background shows, so that its caption may tell of it. If None, each
-            image is asked when it is read; those that are not read are taken for transparent.
+        dropout: the share of captions that are replaced by the empty text, 0 to 1.
+        encoded: leave the images out, and do not read them.
+        transparent: for each image, whether it is transparent, so that its caption may mention the background. With
+            None, this is found out as an image is read; images that are not read are taken for transparent.
+
+    Raises:
+        DataError: the images have no captions.
     """
 
     def __init__(
@@ -94,7 +101,7 @@ class CaptionedStream(Stream):
     ) -> None:
         super().__init__(source, prepare, seed)
         if source.captions is None:
-            raise DataError("these images have no captions")
+            raise DataError("these images have no captions, which this training needs: see `captioned_source`")
         self.captions = source.captions
         self.dropout = dropout
         self.encoded = encoded
@@ -118,6 +125,7 @@ class CaptionedStream(Stream):
         return {"image": self._prepared(index, loaded, choice), "caption": caption}
 
     def _is_transparent(self, index: int, loaded: Image.Image | Tensor | None) -> bool:
+        """Whether a background can be seen behind an image."""
         if self.transparent is not None:
             return bool(self.transparent[index])
         return loaded is None or shows_background(loaded)

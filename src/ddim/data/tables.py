@@ -1,4 +1,4 @@
-"""What the `datasets` library reads: parquet files, saved datasets, datasets on the hub."""
+"""Datasets that the `datasets` library reads: parquet files, saved datasets, datasets on the hub."""
 
 from __future__ import annotations
 
@@ -21,14 +21,28 @@ SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 
 @dataclass(frozen=True)
 class Table:
-    """A dataset, and the folders in which files that it names may lie."""
+    """A dataset, and the folders in which files that it names may lie.
+
+    Attributes:
+        name: what errors call it.
+        data: a `datasets.Dataset`.
+        roots: the folders, without links. A file elsewhere that the dataset names is not read.
+    """
 
     name: str
-    data: Any  # a `datasets.Dataset`
+    data: Any
     roots: tuple[Path, ...]
 
     def check_column(self, column: str, usual: Sequence[str] = ()) -> None:
-        """Raise a DataError if there is no such column; it guesses which one is meant, the usual names first."""
+        """Check that there is a column.
+
+        Args:
+            column: its name.
+            usual: other names that such a column often has, by which the error guesses what was meant.
+
+        Raises:
+            DataError: there is no such column.
+        """
         columns = list(self.data.column_names)
         if column not in columns:
             raise missing_column(self.name, column, columns, usual)
@@ -37,7 +51,7 @@ class Table:
         """A column's values, one a row.
 
         Raises:
-            DataError: they cannot be read, for example texts that are not UTF-8.
+            DataError: the values cannot be read, for example because texts are not UTF-8.
         """
         try:
             return list(self.data.select_columns([column]).with_format(None)[:][column])
@@ -45,10 +59,10 @@ class Table:
             raise DataError(f"column {column!r} of {self.name} cannot be read: {_why(error)}") from error
 
     def pictures(self, column: str) -> TablePictures:
-        """A column's images, not yet decoded.
+        """A column's images, which are decoded only when they are loaded.
 
         Raises:
-            DataError: there is no such column (guesses which is meant), or it holds no images.
+            DataError: there is no such column, or it holds no images.
         """
         datasets = require("datasets", "train")
         typed = [name for name, feature in self.data.features.items() if isinstance(feature, datasets.Image)]
@@ -62,7 +76,15 @@ class Table:
 
 @dataclass(frozen=True)
 class TablePictures:
-    """A source's `load` for some rows of a table."""
+    """Loads the images in some rows of a table by their numbers; the `load` of a source.
+
+    Attributes:
+        name: what errors call the table.
+        cells: a `datasets.Dataset` with the column alone, not decoded.
+        column: the column of images.
+        roots: as in `Table`.
+        rows: the rows; image i is in row rows[i].
+    """
 
     name: str
     cells: Any
@@ -71,9 +93,10 @@ class TablePictures:
     rows: Sequence[int]
 
     def find(self, index: int) -> Picture:
-        """Where the image of a row is: in the table, or in a file that the table names.
+        """Where an image is: its bytes, if they are in the table, or the file that the table names.
 
-        A relative path starts at the first of the roots. Raises `PictureError` if there is none.
+        Relative paths begin at the first of the roots. Raises `PictureError` if there is no image, or none that may be
+        read.
         """
         cell = self.cells[self.rows[index]][self.column] or {}
         if cell.get("bytes") is not None:
@@ -102,13 +125,17 @@ class TablePictures:
 
 
 def open_table(name: str, config: str | None = None, split: str = "train") -> Table:
-    """Parquet files (one, a pattern with `*`, or a folder of them), a folder of `Dataset.save_to_disk`, or a hub id.
+    """Open a dataset.
 
-    All files of a pattern are one split, whatever it is called. A folder's are told apart by a word in their paths, as
-    in `test-00000.parquet`; a file without one is of the split "train".
+    Args:
+        name: a .parquet file, a pattern for several (`data/*.parquet`), a folder of them, a folder that
+            `Dataset.save_to_disk` wrote, or an id on the hub.
+        config: the configuration of a dataset on the hub.
+        split: the split. All files of a pattern are one split, whatever its name. In a folder of parquet files, a word
+            in a file's path says its split, as in `test-00000.parquet`; without such a word it is "train".
 
     Raises:
-        ConfigError: a `config` for what is not on the hub.
+        ConfigError: there is a `config` although the data is not on the hub.
         DataError: there is no such data or split, or it has no rows.
         MissingExtraError: the `datasets` library is not installed.
     """
@@ -133,7 +160,7 @@ def open_table(name: str, config: str | None = None, split: str = "train") -> Ta
             roots = (Path(datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE))
     except DataError:
         raise
-    except Exception as error:  # the library has many: files, network, formats
+    except Exception as error:  # the library raises many kinds: of files, of the network, of formats
         raise DataError(f"{name} cannot be read as a dataset: {_why(error)}") from error
     if len(data) == 0:
         raise DataError(f"{name} is empty")
@@ -141,15 +168,16 @@ def open_table(name: str, config: str | None = None, split: str = "train") -> Ta
 
 
 def _why(error: Exception) -> str:
-    """What the library says, and the reason behind it, which it leaves to the traceback."""
+    """What an error of the library says, and its cause, which the library itself shows in the traceback only."""
     causes = [str(cause) for cause in (error, error.__cause__) if cause is not None]
     return ": ".join(cause[:300] for cause in dict.fromkeys(causes))
 
 
 def _folder(datasets: Any, folder: Path, split: str) -> Any:
+    """The dataset in a folder of `Dataset.save_to_disk` or of parquet files."""
     if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
         saved = datasets.load_from_disk(str(folder))
-        if isinstance(saved, datasets.Dataset):  # saved without a split or after its choice
+        if isinstance(saved, datasets.Dataset):  # a single dataset was saved, which may be one split of several
             saved = {"train": saved, str(saved.split or "train"): saved}
         if split not in saved:
             raise DataError(f"{folder} has no split {split!r}; it has {', '.join(saved)}")
@@ -169,11 +197,12 @@ def _folder(datasets: Any, folder: Path, split: str) -> Any:
 
 
 def _split_of(name: str, asked: str) -> str:
-    """`asked`, if it is a word of a file's path, as in `data/test-00000.parquet`; else a usual one; else train."""
+    """The split of a file, by a word in its path: the one asked for, else one of `SPLITS`, else "train"."""
     words = re.split(r"[^a-z0-9]+", name.lower())
     return next((split for split in (asked.lower(), *SPLITS) if split in words), "train")
 
 
 def _parquet(datasets: Any, files: Sequence[str | Path], split: str) -> Any:
+    """The dataset in parquet files, all of one split."""
     paths = [glob.escape(str(file)) for file in files]
     return datasets.load_dataset("parquet", data_files={split.partition("[")[0]: paths}, split=split)

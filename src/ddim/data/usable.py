@@ -1,9 +1,9 @@
-"""One picture at a time: what can be used is found out before training, by the same code that reads it later.
+"""Reads one picture at a time, and finds out before training which pictures can be used.
 
-A picture is checked in three steps, each dearer than the last: its header says how large it is; `verify` finds what is
-damaged in a PNG; and it is decoded, which finds whatever is cut off. The last is done for the first
-`DECODED_AT_START` pixels only (some ten seconds), counted and not timed, so that every process of a run and every
-resumption of it chooses the same pictures.
+A picture is checked in three steps, each slower than the one before. Its header says how large it is, Pillow's `verify`
+finds damage in a PNG, and decoding finds whatever else is damaged or cut off. Pictures are decoded only until
+`DECODED_AT_START` pixels were, which takes some ten seconds. It is pixels that are counted and not seconds, so that
+every process of a run, and a run that is resumed, chooses the same pictures.
 """
 
 from __future__ import annotations
@@ -21,30 +21,33 @@ from ddim.errors import DataError
 from ddim.data.source import Omissions
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-# Pillow knows many more, one of which runs Ghostscript.
+# The only formats that are read. Pillow knows many more, and for one of them it runs another program, Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-MAX_PIXELS = 89_000_000  # a little below where Pillow warns of a decompression bomb
-DECODED_AT_START = 1_000_000_000
+MAX_PIXELS = 89_000_000  # a little less than the size at which Pillow warns of a decompression bomb
+DECODED_AT_START = 1_000_000_000  # pixels
 
-Picture = Path | bytes
-"""Where an image is: a file, or the bytes of one."""
+Picture = Path | bytes  # an image's file, or the bytes of one
 
 
 class PictureError(Exception):
-    """Why one picture cannot be used, in words that read on from a number: "2 unreadable"."""
+    """Why a picture cannot be used, in words that read on from a number, such as "unreadable" in "2 unreadable"."""
 
 
 def read_picture(picture: Picture, name: str) -> Image.Image:
-    """Decode a picture as it is: its mode, its transparency, its EXIF rotation; of several frames the first.
+    """Decode a picture. Mode, transparency and EXIF rotation stay as they are; of several frames it is the first.
+
+    Args:
+        picture: the picture.
+        name: what the error calls it.
 
     Raises:
-        DataError: it cannot be read; names it.
+        DataError: the picture cannot be read.
     """
     try:
         with _open(picture) as image:
             image.load()
             return image
-    except Exception as error:  # Pillow's decoders raise whatever the damage leads to
+    except Exception as error:  # a damaged file can make Pillow's decoders raise an error of any kind
         raise DataError(f"{name} cannot be read: {error or type(error).__name__}") from error
 
 
@@ -57,20 +60,20 @@ def usable(
     minimum: int,
     most: int | None = None,
 ) -> list[int]:
-    """The numbers of the pictures that can be used, in order. A bar shows how far it is, if it takes over a second.
+    """The numbers of the pictures that can be used, in order. A progress bar shows if it takes over a second.
 
     Args:
-        count: of the candidates.
-        find: number -> picture; may raise `PictureError`.
-        name: number -> what to call it.
-        omissions: gets those that cannot be used.
-        minimum: of both sides, in pixels.
-        most: stop at so many.
+        count: how many pictures there are.
+        find: from a picture's number to the picture; may raise `PictureError`.
+        name: from a picture's number to what warnings call it.
+        omissions: the pictures that cannot be used are added to these.
+        minimum: the fewest pixels of a side.
+        most: stop when so many were found; None goes through all.
     """
     found: list[int] = []
     budget = DECODED_AT_START
     with warnings.catch_warnings(), tqdm(total=min(count, most or count), leave=False, delay=1, unit="image") as bar:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_inspect` has a limit of its own
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_inspect` refuses such pictures anyway
         bar.set_description("checking images", refresh=False)
         for index in range(count):
             try:
@@ -92,13 +95,14 @@ def _open(picture: Picture) -> Image.Image:
 
 
 def _inspect(picture: Picture, minimum: int) -> int:
-    """How many pixels the header announces; PictureError if too many, too few, or what can be verified is damaged."""
+    """How many pixels a picture has by its header. Raises `PictureError` if they are too many or too few, or if
+    `verify` finds damage."""
     try:
         with _open(picture) as image:
             width, height = image.size
             if width * height <= MAX_PIXELS:
                 image.verify()
-    except Image.DecompressionBombError:  # twice Pillow's limit
+    except Image.DecompressionBombError:  # the picture is over twice as large as what Pillow warns of
         width = height = MAX_PIXELS
     except Exception as error:
         raise PictureError("unreadable") from error
@@ -110,6 +114,7 @@ def _inspect(picture: Picture, minimum: int) -> int:
 
 
 def _decode(picture: Picture) -> None:
+    """Raise `PictureError` if a picture cannot be decoded."""
     try:
         read_picture(picture, "")
     except DataError as error:
@@ -118,7 +123,10 @@ def _decode(picture: Picture) -> None:
 
 @dataclass(frozen=True)
 class PictureFiles:
-    """A source's `load` for files. No closure, so that it can be sent to a process that loads images."""
+    """Loads the images in files by their numbers; the `load` of a source.
+
+    It is a class and no closure, as only then it can be sent to other processes that load images.
+    """
 
     paths: Sequence[Path]
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ddim.errors import ConfigError
-from ddim.evaluation.drawing import Conditions, draw, make_plan
+from ddim.evaluation.drawing import Conditions, draw_numbered, make_plan
 from ddim.process import Eta
+from ddim.sampling import Pipeline
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Consistency:
 
 
 def consistency(
-    pipe: Any,
+    pipe: Pipeline,
     steps: Sequence[int],
     count: int,
     seed: int,
@@ -51,15 +52,15 @@ def consistency(
     """Draw from the same noises with each number of steps.
 
     Args:
-        pipe: a pipeline.
-        steps: two or more numbers S; the largest is what the others are compared with.
-        count: of noises, n ≥ 2.
-        seed: of the noises; the others are of seed + 1.
-        conditions: of each picture; those of `seed`, for the other noises too.
-        features: pictures to features, (n c h w) -> (n d).
-        eta: 0; with noise on the way, pictures of one x_T differ in any case.
-        clip_sample: see `EvaluateSettings`.
-        batch: pictures at a time.
+        pipe: what draws; a pipeline of any kind.
+        steps: two numbers of steps S or more; the pictures of the largest are what the others are compared with.
+        count: the number of noises n, 2 or more.
+        seed: the seed of the noises; the other noises are of seed + 1.
+        conditions: what each picture is drawn under; for the other noises, too, it is asked with `seed`.
+        features: gives the features of pictures, (n c h w) -> (n d).
+        eta: should be 0, as with noise on the way the pictures of one x_T differ in any case.
+        clip_sample: whether to clip the predicted x0; see `EvaluateSettings`.
+        batch: how many pictures to draw at a time.
 
     Raises:
         ConfigError: fewer than two numbers of steps or two noises.
@@ -70,11 +71,17 @@ def consistency(
     plans = {number: make_plan(pipe.scheduler, number, eta, clip_sample) for number in ordered}
     parts = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
     total = count * (sum(map(len, plans.values())) + len(plans[ordered[-1]]))
+
+    def same_conditions(noise: int, numbers: Sequence[int]) -> dict[str, Any]:
+        return conditions(seed, numbers)  # whatever the seed of the noise is
+
     with tqdm(total=total, desc="consistency", unit="call", unit_scale=True) as bar:
 
         def drawn(number: int, noise: int) -> Tensor:
-            same: Conditions = lambda _, numbers: conditions(seed, numbers)  # noqa: E731 - whatever the noise is
-            return torch.cat([draw(pipe, plans[number], noise, part, same, bar.update).cpu() for part in parts])
+            batches = (
+                draw_numbered(pipe, plans[number], noise, part, same_conditions, progress=bar.update) for part in parts
+            )
+            return torch.cat([batch.cpu() for batch in batches])
 
         pictures = {number: drawn(number, seed) for number in ordered}
         others = drawn(ordered[-1], seed + 1)

@@ -1,4 +1,4 @@
-"""What is drawn, of what, and how: pictures by their numbers, each with a seed and a condition of its own.
+"""What an evaluation draws: pictures by their numbers, each with a noise and a condition of its own.
 
 Picture k of a seed is the same however many are drawn at once, so a run that was interrupted goes on exactly.
 """
@@ -18,24 +18,22 @@ from torch import Tensor
 from ddim.data import IMAGE_SUFFIXES, Source, captioned_source, digits, open_source
 from ddim.data.preparation import Preparation
 from ddim.errors import ConfigError, DataError
-from ddim.noise import gaussian_noise, seeded_generators
-from ddim.pipelines import DDIMPipeline
+from ddim.noise import Generators, gaussian_noise, seeded_generators
 from ddim.plan import SamplingPlan
 from ddim.process import SIGMA_HAT, Eta
-from ddim.sampling import sample
-from ddim.scheduler import DDIMScheduler
+from ddim.sampling import Denoiser, Pipeline, Scheduler, sample
 
 Conditions = Callable[[int, Sequence[int]], dict[str, Any]]
 """(seed, numbers of pictures) -> arguments of the pipeline's `denoiser`."""
 
+DenoiserFor = Callable[[SamplingPlan], Denoiser]
+"""A plan -> the network, ready for the timesteps of that plan, under the conditions of the samples."""
 
-def picture_shape(pipe: Any) -> tuple[int, int, int]:
-    """What a pipeline draws: (channels, height, width) in pixels."""
-    _, channels, height, width = pipe.sample_shape(1)
-    if isinstance(pipe, DDIMPipeline):
-        return channels, height, width
-    factor = pipe.vae_scale_factor
-    return pipe.vae.config.out_channels, height * factor, width * factor
+Loop = Callable[[DenoiserFor, Tensor, SamplingPlan, Generators], Tensor]
+"""(the network, x_T, the plan that is asked for, a generator for each sample) -> x_0: what samplers differ in.
+
+x_T and x_0 are (n c h w). The loop of another sampler may use no more of the plan than its length, and ask for the
+network at timesteps of its own."""
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -89,7 +87,7 @@ def load_pictures(source: Source, shape: tuple[int, int, int], numbers: Sequence
 
 
 def _in_order(count: int, seed: int, numbers: Sequence[int]) -> list[int]:
-    """For each picture a number below `count`: a shuffle of the seed, and another when all were used."""
+    """For each picture a number below `count`: all of them in an order of the seed, and then in another order."""
     return [int(_shuffled(count, seed, number // count)[number % count]) for number in numbers]
 
 
@@ -98,13 +96,13 @@ def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def conditions(pipe: Any, source: Source | None, labels: str, guidance: tuple[float, float]) -> Conditions:
+def conditions(pipe: Pipeline, source: Source | None, labels: str, guidance: tuple[float, float]) -> Conditions:
     """What each picture is drawn under.
 
     Args:
-        source: for captions, and for labels by "data".
-        labels: "turn" or "data", for a class-conditional model.
-        guidance: scale and rescale.
+        source: the data, whose captions a text-to-image model draws, and whose classes are drawn by labels="data".
+        labels: "turn" or "data", for a class-conditional model; see `EvaluateSettings`.
+        guidance: the guidance scale and the guidance rescale.
 
     Raises:
         ConfigError: guidance for a model that has no conditions.
@@ -112,9 +110,11 @@ def conditions(pipe: Any, source: Source | None, labels: str, guidance: tuple[fl
     """
     scale, rescale = guidance
     arguments: dict[str, Any] = {"guidance_scale": scale, "guidance_rescale": rescale}
-    if not isinstance(pipe, DDIMPipeline):
+    if pipe.draws_texts:
         if source is None or source.captions is None:
-            raise DataError("a text-to-image model draws the data's captions: give data that has some")
+            raise DataError(
+                "a text-to-image model draws the captions of the data, which has none: give data with captions"
+            )
         captions = source.captions
 
         def texts(seed: int, numbers: Sequence[int]) -> dict[str, Any]:
@@ -123,18 +123,18 @@ def conditions(pipe: Any, source: Source | None, labels: str, guidance: tuple[fl
             return {**arguments, "prompt": [c[int(rng.integers(len(c)))] for c, rng in zip(chosen, dice, strict=True)]}
 
         return texts
-    classes = pipe.unet.config.num_class_embeds  # the last one stands for no class
-    if classes is None:
+    classes = pipe.class_count
+    if not classes:
         if scale != 1:
             raise ConfigError("this model knows no classes: guidance_scale must be 1")
         return lambda seed, numbers: {}
     if labels == "turn":
-        return lambda seed, numbers: {**arguments, "class_labels": [number % (classes - 1) for number in numbers]}
+        return lambda seed, numbers: {**arguments, "class_labels": [number % classes for number in numbers]}
     if source is None or source.labels is None:
         raise DataError("the data has no classes: leave out --labels data")
     known = source.labels
-    if max(known) >= classes - 1:
-        raise DataError(f"the data has {max(known) + 1} classes, the model {classes - 1}: leave out --labels data")
+    if max(known) >= classes:
+        raise DataError(f"the data has {max(known) + 1} classes, the model {classes}: leave out --labels data")
     return lambda seed, numbers: {
         **arguments,
         "class_labels": [known[index] for index in _in_order(len(known), seed, numbers)],
@@ -144,30 +144,53 @@ def conditions(pipe: Any, source: Source | None, labels: str, guidance: tuple[fl
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def make_plan(scheduler: DDIMScheduler, steps: int, eta: Eta, clip_sample: str = "model") -> SamplingPlan:
-    """A plan with x0 clipped as `EvaluateSettings.clip_sample` says."""
+def make_plan(scheduler: Scheduler, steps: int, eta: Eta, clip_sample: str = "model") -> SamplingPlan:
+    """A plan whose predicted x0 is clipped as `EvaluateSettings.clip_sample` says."""
     if clip_sample != "model":
         clips = clip_sample == "always" or (clip_sample == "sigma_hat" and eta == SIGMA_HAT)
         scheduler = scheduler.from_config(scheduler.config, clip_sample=clips)
     return scheduler.plan(steps, eta=eta)
 
 
+def run_plan(denoiser_for: DenoiserFor, x: Tensor, plan: SamplingPlan, generators: Generators) -> Tensor:
+    """The loop of this package: the plan, step by step.
+
+    With eta="sigma_hat" the last step adds no noise, as in the paper's code; elsewhere the last step's noise is zero or
+    as small as its σ.
+
+    Raises:
+        NonFiniteError: the network gave NaN; names the step.
+    """
+    denoiser = denoiser_for(plan)
+    has_quiet_end = plan.eta == SIGMA_HAT
+    for step in sample(denoiser, x, plan, generator=generators, return_x0=False):
+        if has_quiet_end and step.index == len(plan) - 1:
+            assert step.model_output is not None
+            silence = torch.zeros_like(x)
+            x = plan.step(step.model_output, step.timestep, x, variance_noise=silence, return_x0=False).prev_sample
+        else:
+            x = step.sample
+    return x
+
+
 @torch.inference_mode()
-def draw(
-    pipe: Any,
+def draw_numbered(
+    pipe: Pipeline,
     plan: SamplingPlan,
     seed: int,
     numbers: range,
     conditions: Conditions,
-    progress: Callable[[int], Any] = lambda count: None,
+    *,
+    loop: Loop = run_plan,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
     """Pictures of a seed by their numbers: (n c h w) in [-1, 1].
 
-    With eta="sigma_hat" the last step adds no noise, as in the paper's code; elsewhere the last step's noise is zero
-    or as small as its σ.
+    Whatever the loop, picture k of a seed starts from the same noise and is drawn under the same condition.
 
     Args:
-        progress: called with n after each step.
+        loop: what leads from the noise to the samples.
+        progress: called with n each time that the network was asked for n samples.
 
     Raises:
         NonFiniteError: the network gave NaN; names the step.
@@ -175,15 +198,17 @@ def draw(
     count = len(numbers)
     generators = seeded_generators(seed, count, first=numbers.start)
     x = gaussian_noise(pipe.sample_shape(count), generators, pipe.device, pipe.dtype)
-    denoiser = pipe.denoiser(plan, count, **conditions(seed, numbers))
-    quiet_end = plan.eta == SIGMA_HAT
-    for step in sample(denoiser, x, plan, generator=generators, return_x0=False):
-        if quiet_end and step.index == len(plan) - 1:
-            assert step.model_output is not None
-            silence = torch.zeros_like(x)
-            x = plan.step(step.model_output, step.timestep, x, variance_noise=silence, return_x0=False).prev_sample
-        else:
-            x = step.sample
-        progress(count)
-    pictures: Tensor = pipe.decode(x, "pt")
+    given = conditions(seed, numbers)
+
+    def denoiser_for(run: SamplingPlan) -> Denoiser:
+        network = pipe.denoiser(run, count, **given)
+
+        def counted(x: Tensor, timestep: Tensor) -> Tensor:
+            output = network(x, timestep)
+            progress(count)
+            return output
+
+        return counted
+
+    pictures: Tensor = pipe.decode(loop(denoiser_for, x, plan, generators), "pt")
     return pictures * 2 - 1

@@ -1,4 +1,4 @@
-"""What sees pictures as vectors of features. A new extractor is one entry in `EXTRACTORS`."""
+"""The feature extractors: networks that turn pictures into vectors. A new one is one entry in `EXTRACTORS`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Pictures (n c h w) in [-1, 1] to features (n, size), in float32 on the network's device.
+    """Turns pictures (n c h w) in [-1, 1] into features (n, size), in float32 on the network's device.
 
     Attributes:
         name: its key in `EXTRACTORS`.
-        network: what does it; in eval mode, without gradients.
-        size: of a feature vector.
+        network: what computes the features; it is in eval mode, and no gradients are kept.
+        size: the length of a feature vector.
         shape: the pictures' (channels, height, width); None if they may be of any size and of 1 or 3 channels.
     """
 
@@ -133,7 +133,9 @@ def _check_pickle(path: Path) -> None:
         raise CheckpointError(f"there is no file {path}; Inception's weights are at {INCEPTION_WEIGHTS}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a pickle by another protocol, which is refused anyway
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # it warns of a pickle by another protocol, which is refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} is no file of tensors alone: {str(error)[:200]}") from error

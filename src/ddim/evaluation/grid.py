@@ -1,4 +1,4 @@
-"""The table of distances over steps and etas: draw, measure, keep, go on."""
+"""The table of distances over steps and etas: its cells are drawn, measured and kept, so that a run can go on."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from tqdm.auto import tqdm
 
 from ddim.data import Source
 from ddim.errors import ConfigError
-from ddim.evaluation.drawing import Conditions, draw, load_pictures, make_plan, picture_shape
+from ddim.evaluation.drawing import Conditions, Loop, draw_numbered, load_pictures, make_plan, run_plan
 from ddim.evaluation.features import FeatureExtractor
 from ddim.evaluation.kernel import kernel_distance
 from ddim.evaluation.manifold import precision_recall
 from ddim.evaluation.state import Batch, Cell, Folder, joined
 from ddim.evaluation.statistics import FeatureStatistics, bootstrap_error, frechet_distance, ideal_distance
 from ddim.plan import SamplingPlan
+from ddim.sampling import Pipeline
 
-RESAMPLES = 50  # of the bootstrap behind `frechet_error`
+RESAMPLES = 50  # how many the bootstrap behind `frechet_error` makes
 
 
 class Grid:
-    """A run over cells.
+    """A run over the cells of a table, each of which is an eta, a number of steps and a seed.
 
     Args:
-        pipe: of any kind that `DiffusionPipeline.from_pretrained` gives.
-        source: the data.
-        extractor: what sees the pictures.
-        folder: what is kept.
-        conditions: of each picture.
-        samples: of a cell.
-        batch: samples at a time.
-        clip_sample: see `EvaluateSettings`.
-        sampler: draws instead of `drawing.draw`, with its arguments; another loop to compare with.
+        pipe: what draws; a pipeline of any kind.
+        source: the data to compare with.
+        extractor: gives the features of pictures, which are what is compared.
+        folder: where all that was drawn and measured is kept.
+        conditions: what each picture is drawn under.
+        samples: how many samples to draw for each cell.
+        batch: how many samples to draw at a time.
+        clip_sample: whether to clip the predicted x0; see `EvaluateSettings`.
+        loop: what leads from noise to samples; another sampler than this package's, to compare with.
 
     Raises:
         ConfigError: the extractor is not for the pictures that the model draws.
@@ -46,7 +47,7 @@ class Grid:
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: Pipeline,
         source: Source,
         extractor: FeatureExtractor,
         folder: Folder,
@@ -55,7 +56,7 @@ class Grid:
         samples: int,
         batch: int,
         clip_sample: str = "model",
-        sampler: Callable[..., Tensor] | None = None,
+        loop: Loop = run_plan,
     ) -> None:
         self.pipe = pipe
         self.source = source
@@ -65,8 +66,8 @@ class Grid:
         self.samples = samples
         self.parts = [range(first, min(first + batch, samples)) for first in range(0, samples, batch)]
         self.clip_sample = clip_sample
-        self.sampler = sampler
-        shape = picture_shape(pipe)
+        self.loop = loop
+        shape = pipe.picture_shape()
         if extractor.shape is not None and extractor.shape != shape:
             raise ConfigError(
                 f"{extractor.name} features are for pictures {extractor.shape} (c h w), the model draws {shape}"
@@ -74,10 +75,11 @@ class Grid:
         self.shape = shape
 
     def plan(self, cell: Cell) -> SamplingPlan:
+        """The table of a cell's run."""
         return make_plan(self.pipe.scheduler, cell.steps, cell.eta, self.clip_sample)
 
     def reference(self) -> Tensor:
-        """The data's features, (m, d); kept in the folder."""
+        """The features of the data, (m, d), computed once and kept in the folder."""
         found = self.folder.load_reference()
         if found is None:
             parts = []
@@ -92,13 +94,13 @@ class Grid:
         return found
 
     def ideal(self) -> float:
-        """The Fréchet distance of a perfect model: see `ideal_distance`."""
+        """The Fréchet distance that a perfect model would have; see `ideal_distance`."""
         by_class = "class_labels" in self.conditions(0, range(1))
         return ideal_distance(self.reference(), self.samples, self.source.labels if by_class else None)
 
     def run(self, cells: list[Cell]) -> Iterator[Mapping[str, Any]]:
-        """Draw and measure the cells that are not finished, cheap ones first; yields each one's figures when known."""
-        plans = {cell: self.plan(cell) for cell in cells}  # all settings are checked before anything is drawn
+        """Draw and measure the cells that are not finished, those of few steps first; yields the figures of each."""
+        plans = {cell: self.plan(cell) for cell in cells}  # so all settings are checked before anything is drawn
         reference = self.reference()
         statistics = FeatureStatistics.of(reference)
         open_cells = [cell for cell in sorted(cells, key=lambda c: len(plans[c])) if self.folder.figures(cell) is None]
@@ -106,9 +108,9 @@ class Grid:
         done = sum(len(plans[cell]) * len(batch.features) for cell in open_cells for batch in drawn[cell])
         total = sum(len(plans[cell]) * self.samples for cell in open_cells)
         estimate = _Estimate(plans, self.samples)
-        if open_cells:  # the first call is slower than all others, and not to be counted
+        if open_cells:  # the first call is slower than all others, so its time is not counted
             warm = make_plan(self.pipe.scheduler, 1, 0.0, self.clip_sample)
-            (self.sampler or draw)(self.pipe, warm, open_cells[0].seed, self.parts[0], self.conditions)
+            self._pictures(warm, open_cells[0].seed, self.parts[0])
         with tqdm(
             total=total, initial=done, unit="call", unit_scale=True, disable=not open_cells, smoothing=0.1
         ) as bar:
@@ -133,9 +135,14 @@ class Grid:
                 self.folder.finish(cell, whole, figures)
                 yield figures
 
+    def _pictures(
+        self, plan: SamplingPlan, seed: int, numbers: range, progress: Callable[[int], object] = lambda count: None
+    ) -> Tensor:
+        return draw_numbered(self.pipe, plan, seed, numbers, self.conditions, loop=self.loop, progress=progress)
+
     def _draw(self, plan: SamplingPlan, seed: int, numbers: range, bar: Any) -> Batch:
         with _stopwatch(self.pipe.device) as spent:
-            pictures = (self.sampler or draw)(self.pipe, plan, seed, numbers, self.conditions, bar.update)
+            pictures = self._pictures(plan, seed, numbers, bar.update)
         return Batch(self.extractor(pictures).cpu(), *spent)
 
     def _measure(self, batch: Batch, reference: Tensor, statistics: FeatureStatistics, seed: int) -> dict[str, Any]:

@@ -35,10 +35,10 @@ def kernel_distance(
     Args:
         samples: features (n, d).
         reference: features (m, d).
-        subsets: how many.
-        subset_size: of each, drawn without replacement from both sets; at most half the smaller set is used, as
-            else the subsets would be one and the same.
-        seed: of the drawing.
+        subsets: how many subsets to draw.
+        subset_size: how many vectors each subset takes from either set, without replacement; at most half the smaller
+            set is used, as else the subsets would be one and the same.
+        seed: the seed of the drawing.
 
     Raises:
         ValueError: fewer than four features on a side, not finite, or of different sizes.
@@ -60,7 +60,7 @@ def kernel_distance(
 
 
 def _discrepancy(x: Tensor, y: Tensor) -> float:
-    """Of two sets of one size (n, d): the U-statistic, which leaves out each vector's kernel with itself."""
+    """The U-statistic of two sets of one size (n, d), which leaves out each vector's kernel with itself."""
     n, d = x.shape
     within = 0.0
     for each in (x, y):

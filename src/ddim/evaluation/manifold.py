@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ddim.evaluation.statistics import checked
 
-_ROWS = 1024  # distances of so many vectors to all others are held at a time
+_ROWS = 1024  # of how many vectors the distances to all others are held in memory at a time
 
 
 class PrecisionRecall(NamedTuple):
-    """Both in [0, 1].
+    """Two shares, both in [0, 1].
 
     Attributes:
         precision: the share of the samples that lie where the data is.
@@ -34,8 +34,8 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3, seed: int =
     Args:
         samples: features (n, d).
         reference: features (m, d).
-        k: of the neighbour.
-        seed: of the cut.
+        k: which neighbour a ball reaches to; 1 is the nearest.
+        seed: the seed of the cut.
 
     Raises:
         ValueError: not more than k features on a side, not finite, or of different sizes.

@@ -28,7 +28,7 @@ class DigitsClassifier(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def features(self, images: Tensor) -> Tensor:
-        """(n 64), of 0 or more."""
+        """The features of digits, (n 64), none of them negative."""
         found: Tensor = self.body(images)
         return found
 
@@ -70,7 +70,7 @@ class EmojiEncoder(nn.Module):
     """
 
     scales: Tensor
-    depths = (0, 2, 4, 6)  # of the layers in `see` whose means are features: at 32, 16, 8 and 4 pixels
+    depths = (0, 2, 4, 6)  # the layers in `see` whose means are features: they have 32, 16, 8 and 4 pixels
 
     def __init__(self, widths: tuple[int, int, int, int] = (32, 64, 128, 192), size: int = 192) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from ddim.evaluation.grid import summarize
 
 
 def versions() -> dict[str, str]:
-    """What the figures were made with."""
+    """The versions of what the figures were made with, and the machine."""
     return {
         "ddim": __version__,
         "torch": str(torch.__version__),
@@ -35,11 +35,11 @@ def write_results(
     """Write results.json (all there is to know) and results.csv (one row for each eta, steps and seed).
 
     Args:
-        folder: where.
-        settings: of the run.
-        features: the extractor's name.
-        ideal: see `statistics.ideal_distance`.
-        figures: of the cells.
+        folder: the folder that both files go to.
+        settings: the settings of the run.
+        features: the name of the feature extractor.
+        ideal: the distance that a perfect model would have; see `statistics.ideal_distance`.
+        figures: what was measured of each cell.
 
     Returns:
         What is in results.json.

@@ -23,9 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddim.checkpoint import fingerprint
 from ddim.checkpoint.files import read_json, read_metadata, read_tensors, save_tensors, write_json
 from ddim.errors import CheckpointError, ConfigError
 from ddim.process import Eta
+from ddim.sampling import Pipeline
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Batch:
-    """The features of a batch (n, d), and what drawing it took.
+    """The features of a batch of pictures, and what drawing them took.
 
     Attributes:
-        seconds: of the clock.
-        cpu_seconds: of the processors, all threads together.
+        features: (n, d).
+        seconds: the time that passed.
+        cpu_seconds: the time that the processors spent, all threads together.
     """
 
     features: Tensor
@@ -61,11 +64,11 @@ class Batch:
 
 
 class Folder:
-    """The folder of a run.
+    """The folder in which a run keeps what it has drawn and measured.
 
     Args:
-        path: made if it is not there.
-        settings: all that the figures depend on, as JSON holds it.
+        path: the folder, which is made if it is not there.
+        settings: all that the figures depend on, as JSON can hold it.
 
     Raises:
         ConfigError: the folder is of a run with other settings; lists them.
@@ -109,12 +112,12 @@ class Folder:
         return self.path / "cells" / f"{cell.name}{suffix}"
 
     def figures(self, cell: Cell) -> dict[str, Any] | None:
-        """What was measured of a finished cell."""
+        """What was measured of a cell; None if it is not finished."""
         file = self._file(cell, ".json")
         return read_json(file) if file.exists() else None
 
     def all_figures(self) -> list[dict[str, Any]]:
-        """Of every finished cell of the folder, also those of earlier runs over other steps and etas."""
+        """The figures of every finished cell in the folder, also of earlier runs over other steps and etas."""
         found = [read_json(file) for file in sorted((self.path / "cells").glob("*.json"))]
         return sorted(found, key=lambda each: (isinstance(each["eta"], str), each["eta"], each["steps"], each["seed"]))
 
@@ -132,7 +135,7 @@ class Folder:
         _save(self._batches(cell) / f"{number:05d}.safetensors", batch)
 
     def load_features(self, cell: Cell) -> Tensor:
-        """Of a finished cell, (n, d)."""
+        """The features of all samples of a finished cell, (n, d)."""
         return _load(self._file(cell, ".safetensors")).features
 
     def finish(self, cell: Cell, batch: Batch, figures: Mapping[str, Any]) -> None:
@@ -165,13 +168,9 @@ def _load(path: Path) -> Batch:
         raise CheckpointError(f"{path} is no batch of an evaluation: {error}") from error
 
 
-def digest(pipe: Any) -> str:
-    """A hash of a pipeline's weights and scheduler: another model under the same name is another run."""
-    found = hashlib.blake2b(digest_size=12)
-    for name, part in sorted(pipe.components.items()):
-        if isinstance(part, nn.Module):
-            for key, tensor in part.state_dict().items():
-                found.update(f"{name}.{key}".encode())
-                found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    found.update(pipe.scheduler.to_json_string().encode())
-    return found.hexdigest()
+def digest(pipe: Pipeline) -> str:
+    """A hash of a pipeline's networks and scheduler, by which a run knows another model under the same name."""
+    networks = sorted(name for name, part in pipe.components.items() if isinstance(part, nn.Module))
+    told = [*((name, fingerprint(pipe.components[name])) for name in networks)]
+    told.append(("scheduler", pipe.components["scheduler"].to_json_string()))
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]

@@ -147,8 +147,8 @@ def bootstrap_error(
         reference: of features of the same size.
         strata: the class of each sample, if so many of each were asked for: each class is resampled by itself, as
             else the error would be that of samples of random classes.
-        resamples: 2 or more.
-        seed: of the drawing.
+        resamples: how many times to draw the samples anew, 2 or more.
+        seed: the seed of the drawing.
     """
     values = checked(features).numpy()
     centre = values.mean(0)
@@ -192,8 +192,8 @@ def ideal_distance(
         count: n ≥ 2.
         strata: the class of each reference vector, if the samples have the reference's classes in like numbers: then
             both parts have.
-        splits: to average over.
-        seed: of the splits.
+        splits: how many random splits to average over.
+        seed: the seed of the splits.
     """
     total = len(reference)
     if total < 4 or count < 2:

@@ -23,7 +23,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from ddim.checkpoint import Repository, Savable
+from ddim.checkpoint import Repository, Savable, Saving
 from ddim.checkpoint.files import MAX_DESCRIPTION, read_json, write_json, write_text
 from ddim.errors import CheckpointError, ConfigError
 
@@ -585,10 +585,10 @@ class CLIPTokenizer(Savable):
         tokenizer.name_or_path = repository.name
         return tokenizer
 
-    def write(self, folder: Path, variant: str | None = None) -> None:
+    def write(self, folder: Path, saving: Saving | None = None) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json, which transformers reads too.
 
-        `variant` has no effect, as it is for the names of weights.
+        `saving` has no effect, as it is for files of weights.
         """
         model = json.loads(self._tokenizer.to_str())["model"]
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import os
 import reprlib
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ddim.backends import accelerate, describe
-from ddim.checkpoint import Repository, Savable, choose_dtype, read_json, write_json
+from ddim.checkpoint import Repository, Savable, Saving, choose_dtype, read_json, write_json
 from ddim.checkpoint.config import DIFFUSERS_VERSION
 from ddim.errors import CheckpointError, ConfigError
 from ddim.noise import Generators, gaussian_noise, generators
 from ddim.pipelines.familiar import Familiar
+from ddim.pipelines.info import ModelInfo, model_info
 from ddim.pipelines.inputs import Pictures
 from ddim.pipelines.memory import SavesMemory
 from ddim.sampling import Denoiser, Pipeline
@@ -281,49 +281,16 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         own = {name: part for name, part in own.items() if name in (*cls.parts, *cls.left_out)}
         return cls(**{**own, **parts})
 
-    def save_pretrained(  # type: ignore[override]
-        self,
-        save_directory: str | os.PathLike[str],
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-        **options: Any,
-    ) -> None:
-        """Save into a folder, which is made if it is not there; diffusers loads it too.
-
-        Args:
-            save_directory: the folder.
-            safe_serialization: False asks for pickles. They are not written: the weights are .safetensors files then
-                too, which every reader of pickles reads.
-            variant: goes into the names of the weights: "fp16" makes `diffusion_pytorch_model.fp16.safetensors`.
-            max_shard_size: without effect on this package's own networks, which have one file each.
-            push_to_hub: whether the folder is also uploaded.
-            options: with `push_to_hub`, the options of the method `push_to_hub`, and `repo_id`, which is the folder's
-                name unless told.
-
-        Raises:
-            TypeError: there are options without `push_to_hub`.
-            CheckpointError: the file system or the hub refuses.
-
-        Warns:
-            UserWarning: pickles are asked for.
-        """
-        if not safe_serialization:
-            warnings.warn(
-                "safe_serialization=False asks for pickles: the weights are saved as .safetensors files all the same",
-                stacklevel=2,
-            )
-        super().save_pretrained(save_directory, push_to_hub, variant=variant, **options)
-
-    def write(self, folder: Path, variant: str | None) -> None:
+    def write(self, folder: Path, saving: Saving) -> None:
         """Write what `from_pretrained` reads, here and in diffusers; the index last."""
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
         for name, component in self.components.items():
             if hasattr(component, "save_pretrained") or hasattr(component, "_orig_mod"):
                 component = getattr(component, "_orig_mod", component)  # what torch.compile has wrapped
                 taken = inspect.signature(component.save_pretrained).parameters
-                component.save_pretrained(folder / name, **({"variant": variant} if "variant" in taken else {}))
+                takes_all = isinstance(component, Savable)
+                options = {n: value for n, value in saving.options().items() if takes_all or n in taken}
+                component.save_pretrained(folder / name, **options)
         write_json(folder / INDEX, {**index, **self._index()})
 
     def _index(self) -> dict[str, Any]:
@@ -422,6 +389,10 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
     def backend(self) -> str:
         """What runs the networks, in words: "eager" unless `accelerate` said otherwise."""
         return " | ".join(dict.fromkeys(describe(network) for network in self._networks))
+
+    def info(self) -> ModelInfo:
+        """What the pipeline is made of: its parts, their sizes, types and settings. A notebook shows it as a table."""
+        return model_info(self)
 
     # --- running -----------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from ddim.errors import ConfigError
 from ddim.guidance import guide
 from ddim.images import OUTPUT_TYPES, to_images
 from ddim.models import ClassTimeCache, TimeCache, UNet2DModel
+from ddim.models.replaced import is_replaced
 from ddim.noise import Generators
 from ddim.pipelines.base import DiffusionPipeline, same_shape
 from ddim.pipelines.inputs import Pictures, to_tensor
@@ -237,12 +238,14 @@ class DDIMPipeline(DiffusionPipeline):
             classes, rows = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         cache: TimeCache | ClassTimeCache | None = None
         count = len(plan) * (1 if classes is None else len(classes))
-        if hasattr(self.unet, "project_time") and count * sum(self.unet.time_widths) <= LARGEST_CACHE:
+        can_cache = hasattr(self.unet, "project_time") and not is_replaced(self.unet)
+        if can_cache and count * sum(self.unet.time_widths) <= LARGEST_CACHE:
             cache = self.unet.project_time(torch.tensor(plan.timesteps), classes)
             cache = cache if rows is None else ClassTimeCache(cache, rows)
 
         def predict(x: Tensor, timestep: Tensor) -> Tensor:
             is_known = cache is not None and timestep.ndim == 0 and timestep.is_cpu and int(timestep) in planned
+            is_known = is_known and not is_replaced(self.unet)  # a callback may have replaced a part of it
             out: Tensor = self.unet(x, timestep, *given, **({"time_cache": cache} if is_known else {})).sample
             return out.chunk(2, dim=1)[0] if out.shape[1] == 2 * x.shape[1] else out  # without a learned variance
 

@@ -11,14 +11,14 @@ from ddim.plots.style import COLOURS, MARKERS, check_name, plain, save_figure
 
 
 def plot_consistency(figures: Sequence[Mapping[str, float]], out: str) -> Path:
-    """How alike pictures of S steps are to those of the most steps, from one x_T and from another.
+    """Plot how alike pictures of S steps are to those of the most steps, from the same x_T and from another.
 
     Args:
-        figures: of `ddim.evaluation.consistency.Consistency`.
-        out: a .png, .svg or .pdf.
+        figures: the `figures` of a `ddim.evaluation.consistency.Consistency`.
+        out: the file to write, whose name ends in .png, .svg or .pdf.
 
     Raises:
-        ConfigError: another ending.
+        ConfigError: the name has another ending.
         MissingExtraError: matplotlib is not installed.
     """
     check_name(out)

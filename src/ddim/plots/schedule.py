@@ -14,16 +14,16 @@ from ddim.scheduler import DDIMScheduler
 
 
 def plot_schedule(out: str, model: str | None = None, steps: int = 10, zero_snr: bool = False) -> Path:
-    """ᾱ and log SNR over the timesteps, and which timesteps each spacing picks.
+    """Plot ᾱ and the log SNR over the timesteps, and which timesteps each spacing picks.
 
     Args:
-        out: a .png, .svg or .pdf.
+        out: the file to write, whose name ends in .png, .svg or .pdf.
         model: whose schedule to draw, a folder, a bundled model or a hub id; the three usual ones unless told.
         steps: how many timesteps each spacing picks.
-        zero_snr: rescale to zero terminal SNR.
+        zero_snr: whether to rescale the schedules to zero terminal SNR.
 
     Raises:
-        ConfigError: another ending, or timesteps that cannot be picked.
+        ConfigError: the name has another ending, or timesteps that cannot be picked.
         CheckpointError: no such model.
         MissingExtraError: matplotlib is not installed.
     """

@@ -9,7 +9,7 @@ from ddim.checkpoint.files import atomic_write
 from ddim.errors import ConfigError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"  # beside the colours, for print in grey
+MARKERS = "osD^vP"  # they tell lines apart where colours do not, as in grey print
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -38,6 +38,6 @@ def save_figure(figure: Any, out: str) -> Path:
 
 
 def plain(axes: Any) -> None:
-    """No frame above and to the right, and a faint grid."""
+    """Leave out the frame above and to the right, and draw a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

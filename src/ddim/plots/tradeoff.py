@@ -9,21 +9,22 @@ from typing import Any
 from ddim.errors import ConfigError, require
 from ddim.plots.style import COLOURS, MARKERS, check_name, plain, save_figure
 
-CLOCKS = {"seconds": "seconds", "cpu_seconds": "processor seconds"}  # a row's time -> in words
+# The name of a row's time, and what it is in words.
+CLOCKS = {"seconds": "seconds", "cpu_seconds": "processor seconds"}
 
 
 def plot_tradeoff(runs: Sequence[Mapping[str, Any]], out: str, *, clock: str = "seconds") -> Path:
-    """Distance against steps, and against seconds for all samples, with a line for each eta and a row for each run.
+    """Plot distance against steps, and against the seconds for all samples; a line for each eta, a row for each run.
 
     Args:
         runs: what the results.json of each holds: "summary", a list of rows with eta, steps, frechet, frechet_error
             and seconds (and timesteps, where they are fewer than the steps asked for); "distance", what is measured;
             and, where known, "ideal", what a perfect model would have, and "settings" with the model and the samples.
-        out: a .png, .svg or .pdf.
+        out: the file to write, whose name ends in .png, .svg or .pdf.
         clock: a key of CLOCKS: the time that passed, or the processors', which other work hardly changes.
 
     Raises:
-        ConfigError: another ending, another clock, no runs, or one without these rows.
+        ConfigError: the name has another ending, another clock, no runs, or one without these rows.
         MissingExtraError: matplotlib is not installed.
     """
     check_name(out)

@@ -51,7 +51,7 @@ def record(
     Args:
         denoiser, plan, generator: as for `sample`.
         x: one sample, (1 c h w).
-        moments: how many to keep; all, if there are fewer steps.
+        moments: how many of the steps to keep; all of them, if there are fewer.
         progress: called after each step.
 
     Raises:
@@ -80,15 +80,15 @@ def record(
 
 
 def plot_trajectory(trajectory: Trajectory, decode: Callable[[Tensor], list[Any]], title: str, out: str) -> Path:
-    """Two rows of pictures, x_t above and the predicted x0 below, a column for each moment, and the image at the end.
+    """Plot two rows of pictures, x_t above and the predicted x0 below, a column for each moment, the image at the end.
 
     Args:
         decode: samples (b c h w) to PIL images: `pipe.decode`.
-        title: above it all.
-        out: a .png, .svg or .pdf.
+        title: what stands above it all.
+        out: the file to write, whose name ends in .png, .svg or .pdf.
 
     Raises:
-        ConfigError: another ending.
+        ConfigError: the name has another ending.
         MissingExtraError: matplotlib is not installed.
     """
     figures = require("matplotlib.figure", "plot")

@@ -104,10 +104,6 @@ class Levels:
 
     __hash__ = object.__hash__
 
-    def writes(self) -> tuple[int, int]:
-        """How often somebody wrote into the tensors."""
-        return self.alphas_cumprod._version, self.end._version
-
     def table(self, device: torch.device) -> Tensor:
         """(√ᾱ, √(1-ᾱ)) of every timestep, (T 2), kept on the device after the first use."""
         numbers = self.numbers()

@@ -85,8 +85,10 @@ class PlanOfMethods(SamplingPlan):
         **options: Any,
     ) -> DDIMSchedulerOutput:
         """As `SamplingPlan.step`, by the scheduler; options that its `step` does not take must be at their defaults."""
-        accepted = inspect.signature(self.scheduler.step).parameters
+        parameters = inspect.signature(self.scheduler.step).parameters
         given = {"eta": self.eta, **options}
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        accepted = given if takes_all else parameters
         refused = sorted(name for name, value in given.items() if name not in accepted and value)
         if refused:
             raise TypeError(f"{type(self.scheduler).__name__}.step takes no {', '.join(refused)}")

@@ -24,13 +24,14 @@ from ddim.step import DDIMSchedulerOutput, threshold
 
 __all__ = ["DDIMInverseScheduler", "DDIMScheduler"]
 
-# Arguments of the schedulers whose configs a DDIMScheduler accepts; they are kept and saved again.
+# Settings of the other schedulers whose configs a DDIMScheduler accepts. They have no effect, but are kept and saved.
 _FOREIGN = """
 algorithm_type disable_corrector euler_at_final final_sigmas_type flow_shift interpolation_type lambda_min_clipped
 lower_order_final predict_x0 rho shift_terminal sigma_data sigma_max sigma_min sigma_schedule skip_prk_steps
 solver_order solver_p solver_type time_shift_type timestep_type use_beta_sigmas use_dynamic_shifting
 use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas variance_type noise_sampler_seed
 """.split()
+# The classes of diffusers whose configs a DDIMScheduler accepts.
 _COMPATIBLE = """
 DDIMScheduler DDPMScheduler PNDMScheduler LMSDiscreteScheduler EulerDiscreteScheduler HeunDiscreteScheduler
 EulerAncestralDiscreteScheduler DPMSolverMultistepScheduler DPMSolverSinglestepScheduler KDPM2DiscreteScheduler
@@ -78,6 +79,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         _check_betas(config, cls.__name__)
 
     def _set_up(self) -> None:
+        """Make the noise schedule that the config describes."""
         config = self.config
         betas = make_betas(
             config.num_train_timesteps,
@@ -109,16 +111,17 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         timesteps: Sequence[int] | Tensor | None = None,
         order: int = 1,
     ) -> SamplingPlan:
-        """The table of a run. Changes nothing here; reads `config` as it is now.
+        """The table of a run, made from `config` as it is now. The scheduler is not changed.
 
         Args:
-            num_inference_steps: N, from 1 to `num_train_timesteps`; spaced as `config.timestep_spacing` says.
-            eta: η of equation 16 in [0, 1], or "sigma_hat".
-            timesteps: the timesteps themselves, instead of N: distinct, in the order of the run.
-            order: 1 is DDIM; 2 is a multistep method of second order, for eta=0: as many evaluations, nearer the ODE.
+            num_inference_steps: N, from 1 to `num_train_timesteps`; `config.timestep_spacing` says which timesteps.
+            eta: η of equation 16, in [0, 1], or "sigma_hat".
+            timesteps: the timesteps themselves, instead of N: all different, in the order of the run.
+            order: 1 is DDIM. 2 is a multistep method of second order, for eta=0, which evaluates the network as often
+                and follows the ODE more closely.
 
         Raises:
-            ConfigError: N, the timesteps or the settings cannot work; names the setting that would.
+            ConfigError: N, the timesteps or the settings cannot work; the message names a setting that would.
         """
         if not self._replaced_of_a_run:
             return self._plan(num_inference_steps, eta, timesteps, order)
@@ -173,7 +176,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         )
 
     def _optimized(self, number: Any) -> tuple[int, ...]:
-        """The N timesteps that the config has, the largest first."""
+        """The N timesteps that the config's `optimized_timesteps` has for N, the largest first."""
         known = self.config.get("optimized_timesteps") or {}
         if not isinstance(known, Mapping) or str(number) not in known:
             numbers = sorted(map(str, known), key=lambda n: (len(n), n)) if isinstance(known, Mapping) else []
@@ -190,11 +193,11 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         device: str | torch.device | None = None,
         timesteps: list[int] | None = None,
     ) -> None:
-        """Make a plan for `step` and put its timesteps into `self.timesteps`.
+        """Make a plan for `step` to follow, and put its timesteps into `self.timesteps`.
 
         Args:
             num_inference_steps: N, from 1 to `num_train_timesteps`.
-            device: where `self.timesteps` goes; None is the host, which is fastest.
+            device: the device of `self.timesteps`; None is the host, with which steps are fastest.
             timesteps: the timesteps themselves, instead of N.
 
         Raises:
@@ -216,19 +219,33 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
 
     def _state(self) -> tuple[Any, ...]:
         """What plans are made of, besides N: they hold as long as it is the same."""
-        config = self.config
-        return config, config.writes, self._levels, self._levels.writes()
+        config, levels = self.config, self._levels
+        return config, config.writes, levels, levels.alphas_cumprod._version, levels.end._version
 
     def _is_current(self) -> bool:
-        config, writes, levels, tensors = self._planned_from
+        """Whether the plan still holds; a step that is being compiled takes it that it does."""
+        if torch.compiler.is_compiling():
+            return True
+        config, writes, levels, of_levels, of_end = self._planned_from
         now = self._internal_dict
-        return now is config and now.writes == writes and self._levels is levels and levels.writes() == tensors
+        return (
+            now is config
+            and now.writes == writes
+            and self._levels is levels
+            and levels.alphas_cumprod._version == of_levels
+            and levels.end._version == of_end
+        )
 
     def _current_plan(self) -> SamplingPlan:
+        """The plan of the run, made anew if anything that it was made of has changed.
+
+        Raises:
+            ConfigError: there is none yet, or none can be made any more.
+        """
         plan = self._planned
         if plan is None:
             raise ConfigError("num_inference_steps is not set: call set_timesteps first")
-        if not torch.compiler.is_compiling() and not self._is_current():
+        if not self._is_current():
             plan = self._plan(timesteps=plan.timesteps, stride=plan.legacy_stride)
             self._kept = {}
             self._follow(plan)
@@ -278,7 +295,15 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         self._follow(self._plan(timesteps=listed, stride=total // int(value)))
 
     def previous_timestep(self, timestep: int | Tensor) -> int | Tensor:
-        """Where a step from `timestep` leads; -1 is the image. Before `set_timesteps`, `timestep` - 1."""
+        """The timestep that a step from `timestep` leads to; -1 is the image. Before `set_timesteps`, `timestep` - 1.
+
+        Args:
+            timestep: an int, or a tensor of ints; the result is of the same kind.
+
+        Raises:
+            TypeError: the timesteps are no integers.
+            ConfigError: a timestep on the host is out of range.
+        """
         previous = self._current_plan()._previous if self._planned else np.arange(len(self._levels.numbers())) - 1
         wanted = self._as_indices(timestep)
         result = torch.from_numpy(previous).to(wanted.device)[wanted]
@@ -343,14 +368,31 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         """x_t = √ᾱ_t x0 + √(1-ᾱ_t) ε (equation 4). Half precision is computed in float32.
 
         Args:
-            original_samples: (batch, …).
-            noise: of the same shape.
-            timesteps: one, or one for each sample.
+            original_samples: x0, (batch, …).
+            noise: ε, of the same shape.
+            timesteps: t, one for all samples or one for each, (batch,).
+
+        Returns:
+            x_t, of the same shape.
+
+        Raises:
+            TypeError: samples or noise are no floating-point tensors, or the timesteps no integers.
+            ValueError: shapes differ, or the timesteps are not as many as the samples.
+            ConfigError: a timestep on the host is out of range.
         """
         return self._mix(original_samples, noise, timesteps, 1.0)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: int | Tensor) -> Tensor:
-        """v = √ᾱ ε - √(1-ᾱ) x0: what a v-prediction network is trained to give. Arguments as `add_noise`."""
+        """v = √ᾱ ε - √(1-ᾱ) x0, which a v-prediction network is trained to predict (Salimans and Ho 2022, appendix D).
+
+        Args:
+            sample: x0, (batch, …).
+            noise: ε, of the same shape.
+            timesteps: t, one for all samples or one for each, (batch,).
+
+        Raises:
+            TypeError, ValueError, ConfigError: as `add_noise`.
+        """
         return self._mix(noise, sample, timesteps, -1.0)
 
     def _mix(self, first: Tensor, second: Tensor, timesteps: int | Tensor, sign: float) -> Tensor:
@@ -361,11 +403,11 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         float64 values; and each sample's are looked up on its device, which has to wait for nothing.
         """
         if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
-            raise TypeError(f"needed are tensors, not {type(first).__name__} and {type(second).__name__}")
+            raise TypeError(f"sample and noise must be tensors, not {type(first).__name__} and {type(second).__name__}")
         if first.shape[1:] != second.shape[1:]:
             raise ValueError(f"sample and noise differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
         if not (first.dtype.is_floating_point and second.dtype.is_floating_point):
-            raise TypeError(f"needed are floating point tensors, not {first.dtype} and {second.dtype}")
+            raise TypeError(f"sample and noise must be floating point tensors, not {first.dtype} and {second.dtype}")
         dtype = torch.promote_types(first.dtype, second.dtype)
         timesteps = self._as_indices(timesteps)
         counts = {timesteps.numel(), *first.shape[:1], *second.shape[:1]} - {1}
@@ -380,7 +422,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         return torch.addcmul(first.to(wide) * signal, second.to(wide), sign * deviation).to(dtype)
 
     def _as_indices(self, timesteps: Any) -> Tensor:
-        """Timesteps as an int64 tensor; those on the host are checked."""
+        """Timesteps as an int64 tensor. Their range is checked on the host only, since a device would make us wait."""
         indices = timesteps if isinstance(timesteps, Tensor) else torch.from_numpy(np.asarray(timesteps))
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise TypeError(f"timesteps must be integers, not {indices.dtype}")
@@ -395,11 +437,11 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
 
     @property
     def compatibles(self) -> list[type]:
-        """The classes of this package whose configs fit; those of other packages are named in `_compatibles`."""
+        """The classes of this package whose configs this scheduler accepts; `_compatibles` names those of diffusers."""
         return [DDIMScheduler]
 
     def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
-        """The identity: a network of this family takes x_t as it is."""
+        """The sample unchanged, since these networks take x_t as it is; other schedulers of diffusers scale it here."""
         return sample
 
     def __len__(self) -> int:
@@ -436,27 +478,28 @@ class DDIMScheduler(_Scheduler):
     """Denoising diffusion implicit models (Song, Meng, Ermon 2020), with diffusers' interface.
 
     Args:
-        num_train_timesteps: T.
+        num_train_timesteps: T, the number of timesteps that the model was trained with.
         beta_start: the first β, in [0, 1].
-        beta_end: the last β.
-        beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2".
-        trained_betas: T betas to use instead.
-        clip_sample: clamp the predicted x0 to ± `clip_sample_range`. For pixels, not for latents.
-        set_alpha_to_one: end on ᾱ = 1, the image; else on ᾱ_0.
-        steps_offset: added to the timesteps of "leading" (Stable Diffusion has 1).
-        prediction_type: "epsilon", "sample" or "v_prediction".
-        thresholding: dynamic thresholding of the predicted x0, instead of clipping.
-        dynamic_thresholding_ratio: its quantile, in [0, 1].
+        beta_end: the last β, in [0, 1].
+        beta_schedule: how β grows: "linear", "scaled_linear" or "squaredcos_cap_v2"; see `ddim.schedule`.
+        trained_betas: T betas, used instead of the last three.
+        clip_sample: clamp the predicted x0 to ± `clip_sample_range`. This is for pixels, not for latents.
+        set_alpha_to_one: the last step leads to ᾱ = 1, which is the image itself; otherwise to ᾱ_0.
+        steps_offset: is added to the timesteps of "leading", 0 or more; Stable Diffusion has 1.
+        prediction_type: what the network predicts: "epsilon", "sample" or "v_prediction".
+        thresholding: use dynamic thresholding of the predicted x0 (Saharia et al. 2022) instead of clipping.
+        dynamic_thresholding_ratio: the quantile of |x0| that is the threshold, in [0, 1].
         clip_sample_range: the largest |x0| that `clip_sample` leaves.
-        sample_max_value: the largest threshold, 1 or more.
-        timestep_spacing: "leading", "trailing", "linspace", "quadratic" or "optimized".
-        rescale_betas_zero_snr: make the last timestep pure noise (Lin et al. 2024); needs a v or x0 model.
-        legacy_previous_timestep: step to t - T//N as diffusers does, even where that is not the next timestep.
-        optimized_timesteps: for "optimized": "N" -> the N timesteps that a search found, see `ddim.search`.
+        sample_max_value: the largest threshold of dynamic thresholding, 1 or more.
+        timestep_spacing: which timesteps a run uses: "leading", "trailing", "linspace", "quadratic" or "optimized".
+        rescale_betas_zero_snr: change the schedule so that the last timestep is pure noise (Lin et al. 2024). That
+            needs a network that predicts v or x0.
+        legacy_previous_timestep: step to t - T//N as diffusers does, even where that is not the run's next timestep.
+        optimized_timesteps: for "optimized", {"N": the N timesteps that a search found}; see `ddim.search`.
 
     Raises:
-        ConfigError: no noise schedule can be made of these. What cannot work for other reasons (zero terminal SNR with
-            epsilon, say) is refused by `plan`, so that it can still be loaded, changed and saved.
+        ConfigError: no noise schedule can be made of these settings. Those that cannot work for other reasons, such as
+            zero terminal SNR with "epsilon", are refused by `plan`, so that they can be loaded, changed and saved.
     """
 
     __module__ = Home(__name__)
@@ -505,20 +548,23 @@ class DDIMScheduler(_Scheduler):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
-        """One step from `timestep` to the one before it (equation 12); changes nothing in the scheduler.
+        """One step from `timestep` to the one before it (equation 12). The scheduler is not changed.
 
-        Under `torch.compile` give the timestep as a tensor; before the first step with an `eta` that is not 0, make one
-        step with it uncompiled (or compile the step of `plan(N, eta=eta)`).
+        Under `torch.compile`, give the timestep as a tensor. If `eta` is not 0, make one step with it before compiling,
+        or compile the step of `plan(N, eta=eta)` instead.
 
         Args:
             model_output: what the network predicted, (batch, …).
-            timestep: an int, a 0-dim tensor, or one for each sample.
+            timestep: t: an int, a tensor (), or one for each sample, (batch,).
             sample: x_t, of the same shape.
             eta: η in [0, 1], or "sigma_hat".
-            use_clipped_model_output: derive eps anew from the clipped x0.
-            generator: of the noise, if `eta` is not 0; one, or a list with one for each sample.
-            variance_noise: the noise itself, instead.
+            use_clipped_model_output: compute eps again from x_t and the clipped x0.
+            generator: draws the noise if `eta` is not 0: one generator, or a list with one for each sample.
+            variance_noise: the noise itself, of the same shape, instead.
             return_dict: False gives a plain tuple (prev_sample, pred_original_sample).
+
+        Returns:
+            x_prev and the predicted x0, both of the sample's shape.
 
         Raises:
             ValueError, TypeError, ConfigError: see `SamplingPlan.step`.
@@ -526,7 +572,7 @@ class DDIMScheduler(_Scheduler):
         plan = self._current_plan()
         if type(eta) is not float:
             eta = as_eta(eta)
-        if self._replaced:
+        if self._replaced:  # by a subclass, of whose methods one is part of a step
             arguments = (model_output, timestep, sample, eta, use_clipped_model_output, generator, variance_noise)
             result = step_by_methods(self, *arguments)
             return result if return_dict else tuple(result)
@@ -543,7 +589,7 @@ class DDIMScheduler(_Scheduler):
         return result if return_dict else tuple(result)
 
     def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
-        """σ²(1) of a step between any two timesteps; a negative `prev_timestep` is past the end."""
+        """σ² at η = 1 (equation 16) of a step between any two timesteps; a negative `prev_timestep` ends the run."""
         levels = self._levels.numbers()
         here, there = levels[timestep], levels[prev_timestep] if prev_timestep >= 0 else self._levels.final()
         return torch.tensor(0.0 if here == there else sigma(here, there) ** 2)
@@ -556,9 +602,12 @@ class DDIMScheduler(_Scheduler):
 
 
 class DDIMInverseScheduler(_Scheduler):
-    """The sampler run backwards, from an image to its noise: the same plan over the reversed pairs of ᾱ.
+    """The sampler run backwards, from an image to its noise: each step leads from ᾱ_prev to ᾱ of a sampling step.
 
-    The arguments are those of `DDIMScheduler`, without thresholding. `timesteps` rise.
+    The arguments are those of `DDIMScheduler`, except those of thresholding. `timesteps` rise.
+
+    Raises:
+        ConfigError: as `DDIMScheduler`.
     """
 
     foreign_keys: ClassVar[frozenset[str]] = frozenset(
@@ -604,10 +653,13 @@ class DDIMInverseScheduler(_Scheduler):
         """One step from the timestep before `timestep` up to it.
 
         Args:
-            model_output: what the network predicted for `sample` at `timestep`.
-            timestep: where the step leads.
-            sample: x at the timestep before it.
-            return_dict: False gives a plain tuple.
+            model_output: what the network predicted for `sample` at `timestep`, (batch, …).
+            timestep: the timestep that the step leads to: an int, a tensor (), or one for each sample, (batch,).
+            sample: x at the timestep before it, of the same shape.
+            return_dict: False gives a plain tuple (prev_sample, pred_original_sample).
+
+        Raises:
+            ValueError, TypeError, ConfigError: see `SamplingPlan.step`.
         """
         result = self._current_plan().step(model_output, timestep, sample)
         return result if return_dict else tuple(result)

@@ -24,8 +24,8 @@ from ddim.models.vae import DiagonalGaussianDistribution
 from ddim.training.objective import Losses, Objective
 from ddim.training.settings import VAESettings
 
-SHOWN = 8  # pictures of a preview
-MEASURED = 1024  # pictures that the scale of the latents is measured on
+SHOWN = 8  # how many pictures a preview shows
+MEASURED = 1024  # how many pictures the scale of the latents is measured on
 
 
 def load_vae(name: str) -> AutoencoderKL:
@@ -37,7 +37,7 @@ def load_vae(name: str) -> AutoencoderKL:
 
 
 def pictures(settings: VAESettings) -> Source:
-    """The images, whatever their captions."""
+    """The images to train on; their captions are not read."""
     if settings.train_data_dir is not None:
         source = image_folder(settings.train_data_dir)
     else:
@@ -47,7 +47,7 @@ def pictures(settings: VAESettings) -> Source:
 
 
 def build_vae(settings: VAESettings, resolution: int) -> AutoencoderKL:
-    """A new autoencoder."""
+    """A new autoencoder, of the settings' size, with random weights."""
     widths = settings.block_out_channels
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(widths),
@@ -128,7 +128,7 @@ class Autoencoder(Objective):
 
     @torch.no_grad()
     def preview(self, finished: AutoencoderKL) -> Image.Image:
-        """Pictures above what becomes of them."""
+        """A row of pictures, above what the autoencoder makes of them."""
         stream = self.dataset()
         images = torch.stack([stream[position]["image"] for position in range(SHOWN)])
         decoded = finished(images.to(finished.device)).sample.cpu()

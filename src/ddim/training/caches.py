@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ddim.checkpoint import read_tensors, save_tensors
+from ddim.checkpoint import fingerprint, read_tensors, save_tensors
 from ddim.data import Source
 from ddim.data.preparation import Preparation, shows_background
 from ddim.errors import CheckpointError, NonFiniteError
@@ -25,31 +25,24 @@ BATCH = 32  # fixed, so that what is encoded again after an interruption is the 
 LARGEST = 1 << 30  # bytes of text vectors that are kept
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A hash of a network's weights."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def content(image: Image.Image | Tensor) -> bytes:
-    """What a picture shows, for a hash: its pixels, and what else decides of its looks."""
+    """What a picture shows, as bytes for a hash: its pixels, and what else decides how it looks."""
     if isinstance(image, Tensor):
         return image.numpy().tobytes()
     turned = image.getexif().get(ExifTags.Base.Orientation, 1)
-    shown = image.convert("RGBA") if image.mode in ("P", "PA") else image  # else a palette's numbers
+    shown = (
+        image.convert("RGBA") if image.mode in ("P", "PA") else image
+    )  # as the numbers of a palette say nothing of colours
     return shown.tobytes() + (b"" if turned == 1 else str(turned).encode())
 
 
 class LatentCache:
-    """For each picture and each of its variants, what the autoencoder says of it, in float16 on disk.
+    """What the autoencoder says of each picture and each of its variants, in float16 on disk.
 
     Args:
-        folder: where the files go. Their name is a hash of the autoencoder, the preparation and the pictures.
+        folder: the folder of the files, whose names are hashes of the autoencoder, the preparation and the pictures.
         source: the pictures.
-        prepare: how they are prepared.
+        prepare: what makes the variants of a picture ready for the autoencoder.
     """
 
     def __init__(self, folder: Path, source: Source, prepare: Preparation) -> None:
@@ -60,7 +53,7 @@ class LatentCache:
         self.pictures = self.autoencoder = ""  # hashes
 
     def look(self, vae: AutoencoderKL) -> None:
-        """See what there is to encode, and by what: read each picture once."""
+        """Read each picture once, to know by hashes what is to be encoded and by which autoencoder."""
         digest = hashlib.sha256()
         transparent = np.zeros(self.source.count, dtype=bool)
         for index in tqdm(range(self.source.count), desc="reading pictures", unit="image", delay=1):
@@ -70,7 +63,7 @@ class LatentCache:
         self.transparent, self.pictures, self.autoencoder = transparent, digest.hexdigest(), fingerprint(vae)
 
     def fill(self, vae: AutoencoderKL) -> None:
-        """Read the table, or make and write it; after `look`.
+        """Read the table from disk, or make and write it; `look` must have been called before.
 
         A file that is broken, or does not hold what the autoencoder gives, is made again.
 
@@ -144,14 +137,14 @@ class CaptionCache:
 
     @classmethod
     def of(cls, source: Source, is_varied: bool) -> CaptionCache | None:
-        """For a source's captions and the empty one; None if captions are varied at random."""
+        """A cache of a source's captions and of the empty one; None if the captions are varied at random."""
         if is_varied or source.captions is None:
             return None
         return cls(["", *sorted({caption for options in source.captions for caption in options} - {""})])
 
     @torch.no_grad()
     def fill(self, tokenizer: CLIPTokenizer, encoder: nn.Module) -> None:
-        """Encode all captions; none, if that would take more than a gibibyte."""
+        """Encode all captions, or none of them, if they would take more than a gibibyte."""
         device = next(encoder.parameters()).device
         parts: list[Tensor] = []
         for first in tqdm(range(0, len(self.captions), BATCH), desc="encoding captions", unit="batch", delay=1):

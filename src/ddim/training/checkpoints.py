@@ -39,15 +39,15 @@ def write_checkpoint(output_dir: Path, step: int, files: dict[str, dict[str, Ten
 
 
 def drop_old(output_dir: Path, limit: int | None) -> None:
-    """Keep the newest checkpoints only."""
+    """Delete all checkpoints but the newest; a limit of None keeps all."""
     for old in checkpoints(output_dir)[: -limit if limit else 0]:
         discard(old)
-    for unfinished in output_dir.glob(".checkpoint-*"):  # of processes that were killed
+    for unfinished in output_dir.glob(".checkpoint-*"):  # left behind by processes that were killed
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def discard(checkpoint: Path) -> None:
-    """Delete a checkpoint, if it is there; one that is deleted in part is not taken for one."""
+    """Delete a checkpoint, if it is there. It is renamed first, so that what is half deleted is never taken for one."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     if checkpoint.exists():

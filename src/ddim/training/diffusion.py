@@ -15,7 +15,8 @@ from ddim.schedule import Array, snr
 from ddim.scheduler import DDIMScheduler
 from ddim.training.settings import BetaSchedule, DiffusionSettings
 
-# Stable Diffusion's betas, for what is new and works on latents; pixels have the paper's.
+# The first and the last beta of a new model's schedule: on latents those of Stable Diffusion. A new model on pixels
+# has the paper's, which are those of "linear".
 BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "squaredcos_cap_v2": (1e-4, 0.02)}
 
 
@@ -25,10 +26,10 @@ def train_scheduler(
     """The schedule that is trained, and that is saved with the model so that sampling uses it.
 
     Args:
-        settings: what it says goes before what the pretrained model has.
+        settings: the settings of the run, which go before what the pretrained model has.
         pretrained: the config of the pretrained model's scheduler, or None for a new model.
-        schedule: a new model's, unless told.
-        new: more of a new model's config.
+        schedule: the beta schedule of a new model, if the settings name none.
+        new: further settings of a new model's scheduler.
     """
     chosen = {
         name: getattr(settings, name)
@@ -41,7 +42,7 @@ def train_scheduler(
         if chosen.get("rescale_betas_zero_snr") and not pretrained.get("rescale_betas_zero_snr"):
             chosen.setdefault("timestep_spacing", "trailing")
         if "beta_schedule" in chosen or "num_train_timesteps" in chosen:
-            chosen["trained_betas"] = None  # which would count more
+            chosen["trained_betas"] = None  # else these would count, and not what was chosen
         scheduler: DDIMScheduler = DDIMScheduler.from_config(pretrained, **chosen)
         return scheduler
     name = chosen.setdefault("beta_schedule", schedule)
@@ -83,7 +84,9 @@ def min_snr_weights(alphas_cumprod: Array, prediction_type: str, gamma: float) -
 
 
 class DiffusionLoss(nn.Module):
-    """mean over a sample of weight(t) · (out - target)², with x_t = add_noise(x0, eps, t).
+    """The loss of a diffusion model: the mean over a sample of weight(t) · (out - target)².
+
+    The network is asked for x_t, which is x0 with so much of the noise eps as belongs to t (the paper's equation 4).
 
     Args:
         scheduler: gives ᾱ and the prediction type.

@@ -14,11 +14,11 @@ from ddim.errors import ConfigError
 
 
 class Losses(NamedTuple):
-    """What a batch of b gives."""
+    """What an objective gives for a batch of b examples."""
 
-    loss: Tensor  # (b,)
-    timesteps: Tensor | None = None  # (b,), if the loss is to be told by timestep
-    parts: dict[str, Tensor] | None = None  # what the loss is the sum of, each 0-dim, to be logged
+    loss: Tensor  # (b,), whose mean is trained
+    timesteps: Tensor | None = None  # (b,), given if the loss is to be logged by timestep
+    parts: dict[str, Tensor] | None = None  # further numbers to log, such as the loss's terms, each 0-dim
 
 
 class Objective(nn.Module, ABC):

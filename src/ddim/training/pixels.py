@@ -23,7 +23,7 @@ from ddim.training.settings import PixelSettings
 
 
 def build_unet(settings: PixelSettings, resolution: int, channels: int, classes: int | None) -> UNet2DModel:
-    """A new U-Net. One class more than there are stands for none."""
+    """A new U-Net with random weights. It has one class more than the data, which stands for no class."""
     widths = settings.block_out_channels
     levels = {level % len(widths) for level in settings.attention_levels}
     attention = [level in levels for level in range(len(widths))]
@@ -76,7 +76,7 @@ class Pixels(Objective):
         self.networks = nn.ModuleDict({"unet": unet})
         self.loss = DiffusionLoss(self.scheduler, settings.snr_gamma)
         self.num_train_timesteps = self.scheduler.config.num_train_timesteps
-        self.dataset().image(0, Choice())  # an error, if the images are not of this resolution
+        self.dataset().image(0, Choice())  # fails at once, if the images are not of this resolution
 
     def _check_fit(self, unet: UNet2DModel) -> None:
         config, channels = unet.config, self.source.channels

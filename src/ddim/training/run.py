@@ -1,4 +1,4 @@
-"""From settings to a run: which objective, on which devices."""
+"""From settings to a run: which objective is trained, and on which devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_objective(settings: TrainSettings) -> Objective:
     Raises:
         ConfigError, DataError: settings or data that cannot work together.
     """
-    torch.manual_seed(settings.seed)  # of the weights of what is new
+    torch.manual_seed(settings.seed)  # decides the weights of new networks
     if isinstance(settings, PixelSettings):
         from ddim.training.pixels import Pixels
 
@@ -40,7 +40,7 @@ def make_trainer(settings: TrainSettings) -> Trainer:
     accelerate = require("accelerate", "train")
     shared = accelerate.state.AcceleratorState
     if shared._shared_state and shared().mixed_precision != settings.mixed_precision:
-        shared._reset_state()  # of an earlier run in this process, which had another precision
+        shared._reset_state()  # an earlier run in this process had another precision
     accelerator = accelerate.Accelerator(
         mixed_precision=settings.mixed_precision,
         kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=ENCODING)],

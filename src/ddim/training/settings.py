@@ -29,7 +29,7 @@ Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosi
 
 
 def _switch(arguments: list[str]) -> bool | None:
-    """`--option` alone is True."""
+    """The value of a switch by what stands after its name; nothing there means True."""
     values: dict[str, bool | None] = {"": True, "True": True, "False": False, "None": None}
     given = "".join(arguments)
     if given not in values:
@@ -37,7 +37,7 @@ def _switch(arguments: list[str]) -> bool | None:
     return values[given]
 
 
-# True, False, or whatever a pretrained model has.
+# An option that is True, False, or None for whatever a pretrained model has.
 Switch = Annotated[
     bool | None,
     tyro.constructors.PrimitiveConstructorSpec(
@@ -50,201 +50,241 @@ Switch = Annotated[
 ]
 
 
+# Options that several kinds of training have, some of them with other defaults.
+TrainBatchSize = Annotated[int, tyro.conf.arg(help="How many images each process takes for a step.")]
+MaxTrainSteps = Annotated[int, tyro.conf.arg(help="How many optimizer steps to make in all.")]
+LearningRate = Annotated[float, tyro.conf.arg(help="The learning rate after the warm-up, where it is highest.")]
+WarmupSteps = Annotated[int, tyro.conf.arg(help="The number of steps in which the learning rate rises from zero.")]
+UseEMA = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="Average the weights over the run (EMA). The average is what is drawn with and saved in the end."
+    ),
+]
+ImageColumn = Annotated[str, tyro.conf.arg(help="The column of a dataset that holds the images.")]
+MaxTrainSamples = Annotated[
+    int | None, tyro.conf.arg(help="Use only so many images, the first ones. If not given, all of them.")
+]
+CenterCrop = Annotated[
+    bool, tyro.conf.arg(help="Crop the middle of each image; --no-center-crop crops anywhere, at random.")
+]
+RandomFlip = Annotated[bool, tyro.conf.arg(help="Mirror half of the images, chosen at random.")]
+Widths = Annotated[
+    tuple[int, ...],
+    tyro.conf.arg(help="The network's channels at each level. Each level after the first halves the resolution."),
+]
+
+
 @dataclass(frozen=True)
 class TrainSettings:
-    """What every run has.
+    """The settings that every run has.
 
-    Run the same command again after an interruption: it goes on from the last checkpoint, bit for bit. Several
-    processes or GPUs: `accelerate launch -m ddim train …`.
+    After an interruption, the same command goes on from the last checkpoint, bit for bit. On several GPUs, or in
+    several processes, it is started by `accelerate launch -m ddim train …`.
     """
 
     output_dir: str
-    """Where checkpoints, logs and at the end the model go."""
+    """The folder for checkpoints, logs and, at the end, the model."""
 
-    train_batch_size: int = 64
-    """Images a step and process."""
+    train_batch_size: TrainBatchSize = 64
     gradient_accumulation_steps: int = 1
-    """Batches before each optimizer step."""
-    max_train_steps: int = 10_000
-    """Optimizer steps in all."""
+    """How many batches to add up the gradients of, before each optimizer step."""
+    max_train_steps: MaxTrainSteps = 10_000
     num_train_epochs: int | None = None
-    """Instead of max_train_steps: passes over the data."""
-    learning_rate: float = 2e-4
-    """At its peak."""
+    """How many times to go through the data, instead of --max-train-steps."""
+    learning_rate: LearningRate = 2e-4
     scale_lr: bool = False
-    """Multiply the learning rate by batch size, accumulation and processes."""
+    """Multiply the learning rate by the batch size, the accumulated batches and the processes."""
     lr_scheduler: Schedule = "cosine"
-    """After the warm-up; all but the constant ones fall to zero at lr_decay_steps (polynomial: lr_power)."""
+    """How the learning rate goes on after the warm-up. All but the constant ones fall to zero at --lr-decay-steps."""
     lr_decay_steps: int | None = None
-    """Where the learning rate reaches zero: max_train_steps if not given. Give it to stop before that, or to go on."""
-    lr_warmup_steps: int = 500
-    """The learning rate rises from zero over so many steps."""
+    """The step at which the learning rate is zero. If not given, the last one; give it to train in several goes."""
+    lr_warmup_steps: WarmupSteps = 500
     lr_num_cycles: int = 1
-    """Of cosine_with_restarts."""
+    """How many times the learning rate falls to zero, for --lr-scheduler cosine_with_restarts."""
     lr_power: float = 1.0
-    """Of polynomial."""
+    """The power with which the learning rate falls to zero, for --lr-scheduler polynomial."""
     adam_beta1: float = 0.9
-    """AdamW."""
+    """The decay of the optimizer's (AdamW's) mean of the gradients, per step."""
     adam_beta2: float = 0.999
-    """AdamW."""
+    """The decay of the optimizer's (AdamW's) mean of the squared gradients, per step."""
     adam_weight_decay: float = 0.0
-    """AdamW."""
+    """How strongly the optimizer (AdamW) draws the weights to zero."""
     adam_epsilon: float = 1e-8
-    """AdamW."""
+    """What the optimizer (AdamW) adds to its divisor, so that it is never zero."""
     max_grad_norm: float = 1.0
-    """Clip the gradient to this norm."""
-    use_ema: bool = True
-    """Average the weights over the run; the average is what is sampled and saved."""
+    """Shorten the gradient to this norm where it is longer."""
+    use_ema: UseEMA = True
     ema_decay: float = 0.999
-    """Of that average."""
+    """The decay of the moving average of the weights, per step."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast."""
+    """The type of number that the network computes in, while its weights stay in float32; no is float32 for both."""
     gradient_checkpointing: bool = False
-    """Less memory, more time."""
+    """Compute parts of the network a second time in the backward pass: less memory, more time."""
     dataloader_num_workers: int = 0
-    """Processes that load images."""
+    """How many processes load images; with 0, the training process itself does."""
     seed: int = 0
-    """Of everything: the weights, the order, the noise."""
+    """The seed of all that is random: new weights, the order of the images, noise and timesteps."""
 
     checkpointing_steps: int = 500
-    """Write a checkpoint every so many steps."""
+    """Write a checkpoint each time that so many steps were made."""
     checkpoints_total_limit: int | None = 2
-    """Keep so many checkpoints."""
+    """How many checkpoints to keep, the newest ones. None keeps all of them."""
     resume_from_checkpoint: str = "latest"
-    """`latest`, a checkpoint's folder or its name in output_dir, or `none`."""
+    """The checkpoint to go on from: `latest`, its folder, its name in --output-dir, or `none` to begin anew."""
     validation_steps: int | None = None
-    """Draw samples every so many steps; with each checkpoint if not given, never if 0."""
+    """Draw samples each time that so many steps were made. If not given, with each checkpoint; if 0, never."""
     validation_epochs: int | None = None
-    """Instead of validation_steps: every so many passes over the data."""
+    """Draw samples each time that the data was gone through so many times, instead of --validation-steps."""
     logging_steps: int = 20
-    """Log the loss every so many steps."""
+    """Log the loss each time that so many steps were made."""
     report_to: Literal["tensorboard", "none"] = "tensorboard"
-    """Where losses and samples are shown."""
+    """Where losses and samples are shown. Samples are also written into --output-dir."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """The type of the finished model's weights."""
+    """The type of number that the finished model's weights are saved in."""
     push_to_hub: bool = False
-    """Upload the finished model, and nothing else of output_dir; it is called like that."""
+    """Upload the finished model to the hub, named like --output-dir, and nothing else of that folder."""
 
     def __post_init__(self) -> None:
         counts = (
             "train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs checkpointing_steps "
             "checkpoints_total_limit logging_steps lr_decay_steps lr_num_cycles validation_epochs"
         )
-        require(self, counts, "must be 1 or more", lambda value: value >= 1)
+        check_options(self, counts, "must be 1 or more", lambda value: value >= 1)
         sizes = "lr_warmup_steps validation_steps dataloader_num_workers seed adam_weight_decay"
-        require(self, sizes, "must be 0 or more", lambda value: 0 <= value < math.inf)
+        check_options(self, sizes, "must be 0 or more", lambda value: 0 <= value < math.inf)
         positive = "learning_rate lr_power max_grad_norm adam_epsilon"
-        require(self, positive, "must be positive", lambda value: 0 < value < math.inf)
-        require(self, "ema_decay adam_beta1 adam_beta2", "must be in [0, 1)", lambda value: 0 <= value < 1)
+        check_options(self, positive, "must be positive", lambda value: 0 < value < math.inf)
+        check_options(self, "ema_decay adam_beta1 adam_beta2", "must be in [0, 1)", lambda value: 0 <= value < 1)
 
 
 @dataclass(frozen=True)
 class DiffusionSettings(TrainSettings):
-    """What every run that trains a diffusion model has."""
+    """The settings that every run that trains a diffusion model has."""
 
     prediction_type: PredictionType | None = None
-    """What the network predicts: that of the pretrained model if not given; epsilon for a new one."""
+    """What the network predicts. If not given, what the pretrained model does; epsilon for a new one."""
     num_train_timesteps: int | None = None
-    """T: that of the pretrained model if not given; 1000 for a new one."""
-    beta_schedule: BetaSchedule | None = None
-    """The noise schedule: that of the pretrained model if not given; linear for a new one on pixels, scaled_linear for
-    a new one on latents."""
-    rescale_betas_zero_snr: Switch = None
-    """Let the last timestep be pure noise; needs v_prediction or sample. As the pretrained model, else not."""
-    timestep_spacing: Spacing | None = None
-    """Saved with the model: how to sample it. As the pretrained model; trailing if zero SNR is new, leading for another
-    new model."""
+    """The number of timesteps, T. If not given, that of the pretrained model; 1000 for a new one."""
+    beta_schedule: Annotated[
+        BetaSchedule | None,
+        tyro.conf.arg(
+            help="The noise schedule. If not given, that of the pretrained model; a new model has linear on pixels "
+            "and scaled_linear on latents.",
+        ),
+    ] = None
+    rescale_betas_zero_snr: Annotated[
+        Switch,
+        tyro.conf.arg(
+            help="Rescale the noise schedule so that the last timestep is pure noise; this needs v_prediction or "
+            "sample. If not given, as the pretrained model; a new model is not rescaled.",
+        ),
+    ] = None
+    timestep_spacing: Annotated[
+        Spacing | None,
+        tyro.conf.arg(
+            help="How to choose among the timesteps when sampling, which is saved with the model. If not given, as "
+            "the pretrained model; trailing if zero SNR is new; leading for any other new model.",
+        ),
+    ] = None
     snr_gamma: float | None = None
-    """Weigh the loss by min-SNR with this gamma; 5 is usual."""
+    """Weigh each timestep's loss by min-SNR with this gamma; 5 is usual. If not given, all weigh the same."""
     noise_offset: float = 0.0
-    """Add so much noise that is the same for all pixels of a channel."""
+    """Add so much noise that is the same for all pixels of a channel, to learn very dark and bright pictures."""
     input_perturbation: float = 0.0
-    """Perturb the network's input by so much more noise; 0.1 is usual."""
+    """Add so much more noise to what the network is given, but not to what it is to predict; 0.1 is usual."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "num_train_timesteps", "must be 1 or more", lambda value: value >= 1)
-        require(self, "noise_offset input_perturbation", "must be 0 or more", lambda value: 0 <= value < math.inf)
-        require(self, "snr_gamma", "must be positive", lambda value: 0 < value < math.inf)
+        check_options(self, "num_train_timesteps", "must be 1 or more", lambda value: value >= 1)
+        check_options(self, "noise_offset input_perturbation", "must be 0 or more", lambda value: 0 <= value < math.inf)
+        check_options(self, "snr_gamma", "must be positive", lambda value: 0 < value < math.inf)
 
 
 @dataclass(frozen=True)
 class PixelSettings(DiffusionSettings):
-    """Train a U-Net on pixels, unconditional or by class, and save it as a pipeline.
+    """Train a U-Net on pixels, with classes or without, and save it as a pipeline.
 
-    Run the same command again after an interruption: it goes on from the last checkpoint, bit for bit. Several
-    processes or GPUs: `accelerate launch -m ddim train pixels …`.
+    After an interruption, the same command goes on from the last checkpoint, bit for bit. On several GPUs, or in
+    several processes, it is started by `accelerate launch -m ddim train pixels …`.
     """
 
-    data: str = "digits"
-    """`digits` (scikit-learn's 8x8 digits), a folder of images (a folder for each class, or all in one), a .parquet
-    file, or the id of a dataset on the hub."""
+    data: Annotated[
+        str,
+        tyro.conf.arg(
+            help="The images: `digits` (scikit-learn's 8x8 digits), a folder (with a folder for each class, or all in "
+            "one), a .parquet file, or the id of a dataset on the hub.",
+        ),
+    ] = "digits"
     class_conditional: bool = False
-    """Learn classes: from the sub-folders' names, or from label_column."""
-    image_column: str = "image"
-    """Where a dataset keeps its images."""
+    """Learn to draw classes, which the names of the sub-folders or --label-column give."""
+    image_column: ImageColumn = "image"
     label_column: str = "label"
-    """Where a dataset keeps its labels, if class_conditional."""
-    max_train_samples: int | None = None
-    """Use only so many images."""
+    """The column of a dataset that holds the classes, for --class-conditional."""
+    max_train_samples: MaxTrainSamples = None
     pretrained_model_name_or_path: str | None = None
-    """Go on from this pipeline's U-Net instead of from nothing."""
+    """The pipeline whose U-Net to train further. If not given, a new U-Net is trained."""
     resolution: int | None = None
-    """Images are resized (shorter side) and cropped to this. 8 for digits, else 32 if not given."""
-    center_crop: bool = True
-    """Crop the middle; --no-center-crop crops at random."""
-    random_flip: bool = False
-    """Mirror half of the images."""
-    block_out_channels: tuple[int, ...] = (64, 128, 128)
-    """The network's width at each level; each level after the first halves the resolution."""
+    """Resize (the shorter side) and crop images to so many pixels. If not given, 8 for digits, else 32."""
+    center_crop: CenterCrop = True
+    random_flip: RandomFlip = False
+    block_out_channels: Widths = (64, 128, 128)
     layers_per_block: int = 2
-    """Residual blocks at each level."""
+    """The number of residual blocks at each level."""
     attention_levels: tuple[int, ...] = (-1,)
-    """The levels with self-attention; -1 is the lowest."""
+    """The levels that have self-attention, counted from 0; -1 is the last one, which has the lowest resolution."""
     attention_head_dim: int = 32
-    """Channels of each attention head."""
+    """The number of channels of each attention head."""
     dropout: float = 0.0
-    """Of the residual blocks."""
+    """The share of activations that the residual blocks drop at random in training."""
     class_dropout: float = 0.1
-    """Train this share without the class, for classifier-free guidance."""
+    """The share of images that are trained without their class, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = "layers_per_block attention_head_dim resolution max_train_samples"
-        require(self, counts, "must be 1 or more", lambda value: value >= 1)
-        require(self, "dropout class_dropout", "must be in [0, 1]", lambda value: 0 <= value <= 1)
-        require(self, "block_out_channels", "must be positive widths", lambda value: bool(value) and min(value) >= 1)
-        require_levels(self.attention_levels, len(self.block_out_channels))
+        check_options(self, counts, "must be 1 or more", lambda value: value >= 1)
+        check_options(self, "dropout class_dropout", "must be in [0, 1]", lambda value: 0 <= value <= 1)
+        check_widths(self, "block_out_channels")
+        check_levels(self.attention_levels, len(self.block_out_channels))
 
 
 @dataclass(frozen=True)
 class PictureSettings(TrainSettings):
-    """What every run on captioned pictures, or their latents, has."""
+    """The settings that every run on captioned pictures, or on their latents, has."""
 
-    dataset_name: str | None = None
-    """A .parquet file (or a folder of them), a saved dataset, or the id of one on the hub. This or train_data_dir."""
+    dataset_name: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The captioned pictures: a .parquet file or a folder of them, a saved dataset, or the id of a "
+            "dataset on the hub. Give this or --train-data-dir.",
+        ),
+    ] = None
     dataset_config_name: str | None = None
-    """Which configuration of a dataset on the hub."""
-    train_data_dir: str | None = None
-    """A folder of pictures with their captions in metadata.jsonl (file_name and caption_column) or in .txt files."""
-    image_column: str = "image"
-    """Where a dataset keeps its images."""
-    max_train_samples: int | None = None
-    """Use only so many images."""
+    """Which configuration of a dataset on the hub to use. If not given, its default."""
+    train_data_dir: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="A folder of pictures with their captions in metadata.jsonl (entries file_name and the one that "
+            "--caption-column says) or in .txt files beside them.",
+        ),
+    ] = None
+    image_column: ImageColumn = "image"
+    max_train_samples: MaxTrainSamples = None
     resolution: int | None = None
-    """Images are resized (shorter side) and cropped to this: what the model was made for, if not given."""
-    center_crop: bool = True
-    """Crop the middle; --no-center-crop crops at random."""
-    random_flip: bool = False
-    """Mirror half of the images."""
+    """Resize (the shorter side) and crop images to so many pixels. If not given, what the model is made for."""
+    center_crop: CenterCrop = True
+    random_flip: RandomFlip = False
     random_background: bool = False
-    """Put pictures with transparency on plain backgrounds: half of them white, an eighth black, the others colours."""
+    """Put transparent pictures on backgrounds: half on white, an eighth on black, the others on colours."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "resolution max_train_samples", "must be 1 or more", lambda value: value >= 1)
+        check_options(self, "resolution max_train_samples", "must be 1 or more", lambda value: value >= 1)
         if (self.dataset_name is None) == (self.train_data_dir is None):
-            raise ConfigError("give dataset_name or train_data_dir, one of the two: where the pictures are")
+            raise ConfigError(
+                "give dataset_name or train_data_dir, but not both: one of them says where the pictures are"
+            )
 
 
 @dataclass(frozen=True)
@@ -256,97 +296,102 @@ class VAESettings(PictureSettings):
     """
 
     pretrained_model_name_or_path: str | None = None
-    """Go on from this autoencoder, or from the one of this pipeline, instead of from nothing."""
-    block_out_channels: tuple[int, ...] = (32, 64, 64)
-    """The network's width at each level; each level after the first halves the resolution."""
+    """The autoencoder to train further, or the pipeline that has it. If not given, a new one is trained."""
+    block_out_channels: Widths = (32, 64, 64)
     layers_per_block: int = 1
-    """Residual blocks at each level."""
+    """The number of residual blocks at each level."""
     latent_channels: int = 4
-    """Channels of the latents."""
+    """The number of channels of the latents."""
     mid_block_add_attention: bool = False
-    """Attention among all positions of the latents."""
+    """Let all positions of the latents attend to each other, in the middle of the network."""
     kl_weight: float = 1e-4
-    """For each latent number."""
+    """The weight in the loss of each latent number's divergence from the standard normal distribution."""
     mse_weight: float = 1.0
-    """Beside the mean absolute error."""
+    """The weight in the loss of the mean squared error, beside the mean absolute error, whose weight is 1."""
     gradient_weight: float = 1.0
-    """Sharp edges."""
+    """The weight in the loss of the error of differences between neighbouring pixels, which keeps edges sharp."""
     permute_colors: bool = False
-    """Exchange red, green and blue at random in half of the pictures: every colour becomes equally frequent."""
+    """Exchange red, green and blue at random in half of the pictures, so that every colour becomes equally frequent."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "layers_per_block latent_channels", "must be 1 or more", lambda value: value >= 1)
+        check_options(self, "layers_per_block latent_channels", "must be 1 or more", lambda value: value >= 1)
         weights = "kl_weight mse_weight gradient_weight"
-        require(self, weights, "must be 0 or more", lambda value: 0 <= value < math.inf)
-        require(self, "block_out_channels", "must be positive widths", lambda value: bool(value) and min(value) >= 1)
+        check_options(self, weights, "must be 0 or more", lambda value: 0 <= value < math.inf)
+        check_widths(self, "block_out_channels")
 
 
 @dataclass(frozen=True)
 class LatentSettings(DiffusionSettings, PictureSettings):
-    """What text to image and its low-rank adaptation have in common."""
+    """The settings that training text to image and training its adapters have in common."""
 
     caption_column: str = "text"
-    """Where a dataset keeps its captions: a text, or several of which one is taken at random each time."""
+    """The column of a dataset that holds the captions; of several for a picture, one is taken at random."""
     caption_dropout: float = 0.1
-    """Train this share without the caption, for classifier-free guidance."""
+    """The share of pictures that are trained without their caption, for classifier-free guidance."""
     cache_latents: bool = True
     """Encode each picture once, where nothing random changes it but mirroring and the background."""
     cache_text_embeddings: bool = True
-    """Encode each caption once, where the text encoder is not trained."""
+    """Encode each caption once and keep its embedding, where the text encoder is not trained."""
     train_text_encoder: bool = False
     """Train the text encoder, too. A new one is trained in any case."""
     validation_prompts: tuple[str, ...] = ()
-    """Drawn at each validation. The first captions of the data if not given."""
+    """The texts that are drawn at each validation. If not given, some captions of the data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "caption_dropout", "must be in [0, 1]", lambda value: 0 <= value <= 1)
+        check_options(self, "caption_dropout", "must be in [0, 1]", lambda value: 0 <= value <= 1)
 
 
 @dataclass(frozen=True)
 class TextToImageSettings(LatentSettings):
     """Train text to image on latents, from nothing or from a pipeline, and save the pipeline.
 
-    Without pretrained_model_name_or_path the U-Net, the text encoder and its tokenizer are new and learn from the data
-    alone; only the autoencoder must be there.
+    Without --pretrained-model-name-or-path the U-Net, the text encoder and its tokenizer are new and learn from the
+    data alone; only the autoencoder must have been trained before.
     """
 
     pretrained_model_name_or_path: str | None = None
-    """The pipeline to fine-tune. If not given, everything but the autoencoder is made anew."""
-    pretrained_vae_model_name_or_path: str | None = None
-    """The autoencoder, if it is not the pipeline's: a folder, or a pipeline with a vae. The bundled emoji model's for a
-    new model."""
+    """The pipeline to train further. If not given, everything but the autoencoder is made anew."""
+    pretrained_vae_model_name_or_path: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The autoencoder to use: its folder, or a pipeline that has it. If not given, the one of the "
+            "pipeline; for a new model that of the bundled emoji model.",
+        ),
+    ] = None
     block_out_channels: tuple[int, ...] = (64, 128, 192)
-    """A new U-Net's width at each level; each level after the first halves the latents' resolution."""
+    """The channels of a new U-Net at each level. Each level after the first halves the resolution of the latents."""
     layers_per_block: int = 1
-    """A new U-Net's residual blocks at each level."""
+    """The number of residual blocks at each level of a new U-Net."""
     attention_levels: tuple[int, ...] = (-2, -1)
-    """A new U-Net's levels with attention to the text; -1 is the lowest."""
+    """The levels of a new U-Net that attend to the text, counted from 0; -1 has the lowest resolution."""
     attention_heads: int = 4
-    """A new U-Net's attention heads."""
+    """The number of attention heads of a new U-Net."""
     dropout: float = 0.0
-    """A new U-Net's."""
+    """The share of activations that the residual blocks of a new U-Net drop at random in training."""
     text_dim: int = 192
-    """A new text encoder's width."""
+    """The number of channels of a new text encoder."""
     text_layers: int = 2
-    """A new text encoder's depth."""
+    """The number of layers of a new text encoder."""
     text_heads: int = 6
-    """A new text encoder's attention heads."""
+    """The number of attention heads of a new text encoder."""
     vocab_size: int = 4096
-    """A new tokenizer's tokens, at most."""
+    """How many tokens a new tokenizer has, at most."""
     max_tokens: int = 24
-    """A new text encoder's longest text, with its start and its end."""
+    """The longest text in tokens that a new text encoder takes, with the tokens of its start and its end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = "layers_per_block attention_heads text_dim text_layers text_heads"
-        require(self, counts, "must be 1 or more", lambda value: value >= 1)
-        require(self, "vocab_size", "must be 514 or more: all bytes, twice, and two tokens", lambda value: value >= 514)
-        require(self, "max_tokens", "must be 3 or more", lambda value: value >= 3)
-        require(self, "dropout", "must be in [0, 1]", lambda value: 0 <= value <= 1)
-        require(self, "block_out_channels", "must be positive widths", lambda value: bool(value) and min(value) >= 1)
-        require_levels(self.attention_levels, len(self.block_out_channels))
+        check_options(self, counts, "must be 1 or more", lambda value: value >= 1)
+        check_options(
+            self, "vocab_size", "must be 514 or more: all bytes, twice, and two tokens", lambda value: value >= 514
+        )
+        check_options(self, "max_tokens", "must be 3 or more", lambda value: value >= 3)
+        check_options(self, "dropout", "must be in [0, 1]", lambda value: 0 <= value <= 1)
+        check_widths(self, "block_out_channels")
+        check_levels(self.attention_levels, len(self.block_out_channels))
 
 
 @dataclass(frozen=True)
@@ -357,26 +402,21 @@ class LoraSettings(LatentSettings):
     """
 
     pretrained_model_name_or_path: str = "emoji"
-    """The pipeline to fine-tune."""
+    """The pipeline to train adapters for."""
     rank: int = 4
-    """Of the adapters' matrices; alpha is the same."""
-    train_batch_size: int = 16
-    """Images a step and process."""
-    max_train_steps: int = 500
-    """Optimizer steps in all."""
-    learning_rate: float = 1e-3
-    """At its peak."""
-    lr_warmup_steps: int = 20
-    """The learning rate rises from zero over so many steps."""
-    use_ema: bool = False
-    """Average the weights over the run; the average is what is sampled and saved."""
+    """The rank of the adapters' matrices, which is also their alpha: more learns more, in a larger file."""
+    train_batch_size: TrainBatchSize = 16
+    max_train_steps: MaxTrainSteps = 500
+    learning_rate: LearningRate = 1e-3
+    lr_warmup_steps: WarmupSteps = 20
+    use_ema: UseEMA = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "rank", "must be 1 or more", lambda value: value >= 1)
+        check_options(self, "rank", "must be 1 or more", lambda value: value >= 1)
 
 
-def require(settings: object, names: str, what: str, holds: Callable[[Any], bool]) -> None:
+def check_options(settings: object, names: str, what: str, holds: Callable[[Any], bool]) -> None:
     """Raise a ConfigError for the first of these options that is given and wrong."""
     for name in names.split():
         value = getattr(settings, name)
@@ -384,7 +424,12 @@ def require(settings: object, names: str, what: str, holds: Callable[[Any], bool
             raise ConfigError(f"{name} {what}, not {value}")
 
 
-def require_levels(levels: tuple[int, ...], count: int) -> None:
+def check_widths(settings: object, name: str) -> None:
+    """Raise a ConfigError unless an option is one positive number of channels or more."""
+    check_options(settings, name, "must be positive widths", lambda value: bool(value) and min(value) >= 1)
+
+
+def check_levels(levels: tuple[int, ...], count: int) -> None:
     """Raise a ConfigError if there are no such levels among `count`."""
     for level in levels:
         if not -count <= level < count:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddim.checkpoint import Savable
+from ddim.checkpoint import Savable, Saving
 from ddim.data import Source, captioned_source
 from ddim.data.preparation import Preparation, say_background
 from ddim.data.stream import CaptionedStream
@@ -33,8 +33,8 @@ from ddim.training.objective import Losses, Objective
 from ddim.training.settings import LatentSettings, LoraSettings, TextToImageSettings
 from ddim.training.vocabulary import learn_tokenizer
 
-GUIDANCE, STEPS = 3.0, 25  # of a preview; and rescale 0.7 with zero SNR
-SHOWN = 16  # captions that a preview draws if no prompts are given
+GUIDANCE, STEPS = 3.0, 25  # of a preview, whose guidance rescale is 0.7 where the terminal SNR is zero
+SHOWN = 16  # how many captions a preview draws, if no prompts are given
 
 
 class Parts(NamedTuple):
@@ -188,7 +188,10 @@ class TextToImage(Objective):
         self._warn_of_long_captions()
 
     def _warn_of_long_captions(self) -> None:
-        """With a background, the longest is as long as most."""
+        """Warn of captions that the tokenizer cuts.
+
+        Where backgrounds are named at random, each caption is measured with a background whose name is long.
+        """
         captions = {caption for options in self.source.captions or () for caption in options}
         if self.settings.random_background:
             captions = {say_background(caption, "light green") for caption in captions}
@@ -295,7 +298,7 @@ class _Adapters(Savable):
     def __init__(self, pipe: StableDiffusionPipeline, states: dict[str, dict[str, Tensor]], rank: int) -> None:
         self.pipe, self.states, self.rank = pipe, states, rank
 
-    def write(self, folder: Path, variant: str | None) -> None:
+    def write(self, folder: Path, saving: Saving) -> None:
         save_lora(folder, self.states, self.rank, self.rank)
 
 

@@ -45,11 +45,11 @@ FREE = frozenset(
     "validation_steps validation_epochs validation_prompts logging_steps report_to save_dtype push_to_hub "
     "dataloader_num_workers".split()
 )
-BINS = 10  # of the timesteps, for the loss by timestep
+BINS = 10  # how many equal parts of the timesteps the loss is told of, one by one
 
 
 def learning_rate_factor(settings: TrainSettings, step: int, total: int) -> float:
-    """What the learning rate is multiplied by at a step (from 0)."""
+    """What the peak learning rate is multiplied by at a step, of which the first is 0."""
     warm = settings.lr_warmup_steps
     if step < warm:
         return (step + 1) / (warm + 1)
@@ -67,7 +67,7 @@ def learning_rate_factor(settings: TrainSettings, step: int, total: int) -> floa
 
 
 class _Positions(Sampler[int]):
-    """Where one process of several reads in the stream, from a step on, to the end of the run."""
+    """The positions in the stream that one process of several reads, from a step on to the end of the run."""
 
     def __init__(self, first: int, last: int, process: int, processes: int) -> None:
         self.range = range(first + process, last, processes)
@@ -80,7 +80,7 @@ class _Positions(Sampler[int]):
 
 
 class _Log:
-    """Sums of what the steps since the last report gave; on the device, so that nothing waits for it."""
+    """What the steps since the last report gave, kept on the device, so that training never waits for it."""
 
     def __init__(self, bins: int) -> None:
         self.losses: list[Tensor] = []

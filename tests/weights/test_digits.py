@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 import torch
+from program import script
 
 from ddim import DDIMPipeline, DiffusionPipeline
 from ddim.checkpoint import bundled_models, read_tensors
+from ddim.checkpoint.hub import BUNDLED
 from ddim.data import digits
 from ddim.evaluation import nearest_distances
 from ddim.evaluation.features import load_digits_classifier
 
-ROOT = Path(__file__).parent.parent.parent
-WEIGHTS = ROOT / "src" / "ddim" / "weights" / "digits"
+WEIGHTS = BUNDLED / "digits"
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +23,6 @@ def pipe() -> DDIMPipeline:
     assert isinstance(pipe, DDIMPipeline)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def judge_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("judge_digits", ROOT / "scripts" / "digits" / "judge.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_it_is_bundled_in_float16_under_2_megabytes() -> None:
@@ -86,12 +74,12 @@ def test_diffusers_loads_the_folder() -> None:
 
 @pytest.mark.slow
 def test_its_samples_are_digits_spread_like_the_real_ones_and_no_copies() -> None:
-    script = judge_script()
+    judge = script("digits/judge")
     classifier = load_digits_classifier()
-    images, labels = script.tensors(digits("held-out"))
+    images, labels = judge.tensors(digits("held-out"))
     with torch.no_grad():
         assert (classifier(images).argmax(1) == labels).float().mean() > 0.97
-    figures = script.judge("digits", classifier, steps=50, count=1000)
+    figures = judge.judge("digits", classifier, steps=50, count=1000)
     assert figures["recognised_of_1000"] >= 0.95
     assert figures["frechet_ratio"] <= 1.5
     assert figures["nearest_training_digit_samples"] >= figures["nearest_training_digit_held_out"]

@@ -18,7 +18,7 @@ from ddim.cli import main
 from ddim.data.preparation import BACKGROUNDS, Choice, Preparation
 
 FOLDER = BUNDLED / "emoji"
-DATA = Path(__file__).parent.parent / "data" / "emoji.parquet"
+DATA = Path(__file__).parent.parent.parent / "data" / "emoji.parquet"
 ASKED: dict[str, Any] = {"guidance_scale": 3.0, "guidance_rescale": 0.7, "num_inference_steps": 10}
 
 

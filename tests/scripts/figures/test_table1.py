@@ -1,28 +1,14 @@
-"""The scripts of Table 1 and of the agreement with diffusers: what they conclude from figures, and small runs."""
+"""The script of Table 1: what it concludes from figures, and a small run."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
+from program import script
 
-SCRIPTS = Path(__file__).parent.parent.parent / "scripts" / "figures"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-table1 = script("table1")
+table1 = script("figures/table1")
 
 
 def published(error: float = 0.01) -> dict[tuple[Any, int], dict[str, Any]]:
@@ -87,19 +73,3 @@ def test_a_small_run_of_table_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "FID of CIFAR-10" in text
     assert page.with_suffix(".png").stat().st_size > 5000
     assert page.with_suffix(".svg").exists()
-
-
-def test_diffusers_loop_gives_the_same_distance(tmp_path: Path) -> None:
-    pytest.importorskip("diffusers")
-    found = script("agreement_distance").compare(tmp_path, samples=60, steps=[4], seeds=[0, 1, 2], batch=60)
-    ours, theirs = found["ddim"][4], found["diffusers"][4]
-    assert ours == pytest.approx(theirs, abs=0.05 * np.std(ours, ddof=1))
-
-
-@pytest.mark.slow
-def test_diffusers_loop_gives_the_same_distance_for_many_samples(tmp_path: Path) -> None:
-    pytest.importorskip("diffusers")
-    found = script("agreement_distance").compare(tmp_path, samples=1000, steps=[10, 50], seeds=[0, 1, 2])
-    for steps in (10, 50):
-        ours, theirs = found["ddim"][steps], found["diffusers"][steps]
-        assert ours == pytest.approx(theirs, abs=0.05 * np.std(ours, ddof=1))

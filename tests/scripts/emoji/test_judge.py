@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from program import SCRIPTS
 
 pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("accelerate")  # train.py imports the trainer
 
 from ddim.data.preparation import BACKGROUNDS
 
-SCRIPTS = Path(__file__).parent.parent.parent / "scripts" / "emoji"
 Rows = list[dict[str, Any]]
 
 
 def load(name: str) -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
+        patch.syspath_prepend(str(SCRIPTS / "emoji"))
         return importlib.import_module(name)
 
 

@@ -1,0 +1,115 @@
+"""What a pipeline is made of: its parts, their sizes and settings, as a text and as a table for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from torch import nn
+
+from ddim.sampling import Pipeline
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """One part of a pipeline: a network, the scheduler or the tokenizer.
+
+    Attributes:
+        name: what the pipeline calls it, such as "unet".
+        kind: the name of its class; "none" if the pipeline was saved without it.
+        parameters: how many numbers it has learnt; None for a part that learns nothing, such as the scheduler.
+        size: of these numbers, in bytes.
+        dtype: their type, as PyTorch prints it.
+        settings: its config, sorted by name, without private entries and without what is None.
+    """
+
+    name: str
+    kind: str
+    parameters: int | None
+    size: int | None
+    dtype: str | None
+    settings: Mapping[str, Any]
+
+    @property
+    def weight(self) -> str:
+        """How large it is, in words; empty for a part that learns nothing."""
+        if self.parameters is None or self.size is None:
+            return ""
+        return f"{self.parameters:,} parameters, {self.size / 2**20:.1f} MiB as {self.dtype}"
+
+
+@dataclass(frozen=True, repr=False)
+class ModelInfo:
+    """What a pipeline is made of. It prints as a text, and shows itself as a table in a notebook.
+
+    Attributes:
+        pipeline: the name of the pipeline's class.
+        parts: in the order of the pipeline's components.
+    """
+
+    pipeline: str
+    parts: tuple[PartInfo, ...]
+
+    def __repr__(self) -> str:
+        lines = [self.pipeline, ""]
+        for part in self.parts:
+            lines.append(f"{_printable(part.name)}: {part.kind}")
+            lines += [f"  {part.weight}"] * bool(part.weight)
+            lines += [f"  {_setting(name, value)}" for name, value in part.settings.items()]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """A table with a row for each part. A config may come from anywhere, so all text in it is escaped."""
+        columns = ("part", "class", "parameters", "size", "dtype", "settings")
+        head = "".join(f"<th>{column}</th>" for column in columns)
+        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(part))}</tr>" for part in self.parts)
+        caption = f"<caption>{escape(self.pipeline)}</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def model_info(pipe: Pipeline) -> ModelInfo:
+    """The parts of a pipeline, with their classes, sizes and settings."""
+    return ModelInfo(type(pipe).__name__, tuple(_part(name, part) for name, part in pipe.components.items()))
+
+
+def _part(name: str, part: Any) -> PartInfo:
+    part = getattr(part, "_orig_mod", part)  # the network itself, where torch.compile has wrapped it
+    weights = list(part.parameters()) if isinstance(part, nn.Module) else []
+    config: Mapping[str, Any] = getattr(part, "config", {})
+    return PartInfo(
+        name=name,
+        kind="none" if part is None else type(part).__name__,
+        parameters=sum(weight.numel() for weight in weights) if weights else None,
+        size=sum(weight.numel() * weight.element_size() for weight in weights) if weights else None,
+        dtype=str(weights[0].dtype) if weights else None,
+        settings={key: config[key] for key in sorted(config) if key[:1] != "_" and config[key] is not None},
+    )
+
+
+def _cells(part: PartInfo) -> tuple[str, ...]:
+    """A row of the table, as HTML."""
+    lines = "\n".join(_setting(name, value) for name, value in part.settings.items())
+    settings = f"<details><summary>{len(part.settings)}</summary><pre>{escape(lines)}</pre></details>"
+    return (
+        escape(part.name),
+        escape(part.kind),
+        "" if part.parameters is None else f"{part.parameters:,}",
+        "" if part.size is None else f"{part.size / 2**20:.1f} MiB",
+        escape(part.dtype or ""),
+        settings if part.settings else "",
+    )
+
+
+def _setting(name: str, value: Any) -> str:
+    return f"{_printable(name)} = {_printable(str(value))}"
+
+
+def _printable(text: str) -> str:
+    r"""A text in which characters that would move or colour a terminal's cursor are spelt out.
+
+    >>> print(_printable("a\x1b[31m\nb"))
+    a\x1b[31m\nb
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
