@@ -60,7 +60,12 @@ class KnownToDiffusers:
         if (own, theirs) not in _kin:
             is_plain = isinstance(own.__dict__.get("__module__"), Home)  # one of ours, and not a user's subclass of it
             module = theirs.__module__ if is_plain else own.__module__
-            body = {"__module__": module, "__qualname__": own.__qualname__, "__doc__": own.__doc__, "__new__": _made_of(own)}
+            body = {
+                "__module__": module,
+                "__qualname__": own.__qualname__,
+                "__doc__": own.__doc__,
+                "__new__": _made_of(own),
+            }
             _kin[own, theirs] = type(own.__name__, (own, theirs), body)
         return _kin[own, theirs]
 
@@ -75,10 +80,10 @@ def _made_of(own: type[Any]) -> Any:
     A class that somebody derives from it is made as any other.
     """
 
-    def __new__(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
+    def new(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
         return own(*args, **kwargs) if cls in _kin.values() else object.__new__(cls)
 
-    return __new__
+    return new
 
 
 def classes_of_diffusers(names: list[str]) -> list[type]:
