@@ -58,7 +58,7 @@ sample: .venv/.core  ## draw a picture: make sample PROMPT="a grinning face" OUT
 test: .venv/.all  ## run the fast tests, in minutes, by two processes: WORKERS=8 on a larger machine
 	@$(PYTEST) $(call why,$(failed))
 
-test-all: .venv/.all  ## run the slow tests too, in about an hour
+test-all: .venv/.all  ## run the slow tests too, in tens of minutes
 	@$(PYTEST) -m "slow or not slow" $(call why,$(failed))
 
 lint: .venv/.all  ## check formatting, lint and types

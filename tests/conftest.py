@@ -1,8 +1,10 @@
-"""What every test shares: reproducible Hypothesis runs, a fixed seed, few threads."""
+"""What every test shares: reproducible Hypothesis runs, a fixed seed, and no waiting for the disk or the collector."""
 
 from __future__ import annotations
 
 import gc
+import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -33,3 +35,14 @@ def pytest_collection_finish() -> None:
 def _seeded() -> None:
     """Each test starts from the same random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _disk_not_waited_for() -> Iterator[None]:
+    """What is written need not outlive a power cut here, and waiting for the disk takes a slow machine minutes.
+
+    That files are flushed is seen where the flush fails: in checkpoint/test_pretrained.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield

@@ -34,18 +34,23 @@ PROMPT = "a photo of a red cat on stars"
 FILE = "pytorch_lora_weights.safetensors"
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["SD 1", "SD 2"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp(f"sd{request.param}")
-    tiny_reference(path, request.param)
-    return path
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Tiny checkpoints of both versions of Stable Diffusion; nothing writes there."""
+    made = {version: tmp_path_factory.mktemp(f"sd{version}") for version in (1, 2)}
+    for version, path in made.items():
+        tiny_reference(path, version)
+    return made
+
+
+@pytest.fixture(params=[1, 2], ids=["SD 1", "SD 2"])
+def folder(request: pytest.FixtureRequest, folders: dict[int, Path]) -> Path:
+    return folders[request.param]
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("first")
-    tiny_reference(path, 1)
-    return path
+def first(folders: dict[int, Path]) -> Path:
+    return folders[1]
 
 
 def ours(folder: Path, **options: Any) -> StableDiffusionPipeline:
@@ -602,14 +607,17 @@ def both_load(folder: Path, *sources: Any, **options: Any) -> tuple[Any, StableD
 ALL_TEXT = (*TEXT, "fc1", "fc2")
 
 
-def on_both(cases: dict[str, tuple[Any, ...]], widest: str) -> list[Any]:
-    """All cases on Stable Diffusion 1; on 2 the one that has most in it, and the others among the slow tests."""
+def on_both(cases: dict[str, tuple[Any, ...]], widest: str, parts: tuple[str, ...] = ()) -> list[Any]:
+    """All cases on Stable Diffusion 1; on 2 the one that has most in it, and the others among the slow tests.
+
+    So are those on 1 that are named as parts of others.
+    """
     return [
         pytest.param(
             version,
             *values,
             id=f"SD {version}-{name}",
-            marks=[pytest.mark.slow] if version == 2 and name != widest else [],
+            marks=[pytest.mark.slow] if (version == 2 and name != widest) or name in parts else [],
         )
         for version in (1, 2)
         for name, values in cases.items()
@@ -626,7 +634,11 @@ LAYERS: dict[str, tuple[Any, ...]] = {
 }
 
 
-@pytest.mark.parametrize(("folder", "unet", "text"), on_both(LAYERS, "every layer-all text"), indirect=["folder"])
+@pytest.mark.parametrize(
+    ("folder", "unet", "text"),
+    on_both(LAYERS, "every layer-all text", ("attention-text", "attention-all text", "every layer-U-Net")),
+    indirect=["folder"],
+)
 def test_images_are_those_of_diffusers(
     unet: tuple[str, ...], text: tuple[str, ...], folder: Path, tmp_path: Path
 ) -> None:

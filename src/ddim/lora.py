@@ -213,6 +213,7 @@ def change(states: Sequence[tuple[nn.Module, State]], *, for_good: bool = False)
             network.get_parameter(name).data = weight
         known = _Adapted(State(), {}, next(_versions)) if for_good else _Adapted(state, originals, next(_versions))
         setattr(network, _ATTRIBUTE, known)
+        network.has_adapters = bool(known.state.stored)
 
 
 def _merge(network: nn.Module, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

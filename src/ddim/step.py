@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -24,13 +24,22 @@ __all__ = ["DDIMSchedulerOutput", "Output", "Row", "take_step", "threshold"]
 LARGE = 2**18
 
 
-class Output:
+if TYPE_CHECKING:  # for a type checker it is no dict, as iterating it gives values
+
+    class _Dict: ...
+else:
+    _Dict = dict
+
+
+class Output(_Dict):
     """What a network, a pipeline or a scheduler returns; its subclasses are dataclasses.
 
     It reads as diffusers' outputs do: by attribute, by key (`out["sample"]`, `out.get("sample")`, `"sample" in out`,
     `keys()`, `values()`, `items()`, `{**out}`) and by index, and what is assigned to it is what it holds from then on.
     As there, a field that is None is not among the keys. Unlike there, it unpacks into its values,
     `prev, x0 = step(…)`, with None where there is nothing.
+
+    It is a dict so that code which asks `isinstance(out, dict)` takes it for one. What it holds are its attributes.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -60,6 +69,25 @@ class Output:
 
     def __len__(self) -> int:
         return len(self.keys())
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    __hash__ = object.__hash__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(self)
+
+    def copy(self) -> Any:
+        return type(self)(*self)
+
+    def _fixed(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} has fixed keys: assign to them, out[key] = value")
+
+    __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _fixed
 
     def __contains__(self, key: object) -> bool:
         return key in self.keys()

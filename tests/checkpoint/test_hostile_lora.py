@@ -353,7 +353,7 @@ def test_settings_that_are_not_implemented(
 )
 def test_metadata_that_is_no_settings(said: str, pipe: StableDiffusionPipeline, good: State, tmp_path: Path) -> None:
     save_file(good, tmp_path / FILE, metadata={"lora_adapter_metadata": said})
-    is_refused(pipe, tmp_path, CheckpointError, (FILE, "says of itself"))
+    is_refused(pipe, tmp_path, CheckpointError, (FILE, "the lora_adapter_metadata in"))
 
 
 def test_settings_that_contradict_the_file(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:

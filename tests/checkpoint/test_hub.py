@@ -38,6 +38,8 @@ NAME = "owner/name"
 @pytest.fixture(autouse=True)
 def _no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "default-cache"))
+    # For its user agent the library asks the hub which agents there are, even where only the cache may be used.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a test went to the network"))
     monkeypatch.chdir(tmp_path)
 

@@ -126,6 +126,7 @@ def test_an_interrupted_run_goes_on_to_the_same_figures(
     assert not drawn
 
 
+@pytest.mark.slow  # repeats the interruption above, and that what a killed process was writing is whole
 def test_a_killed_process_goes_on_to_the_same_figures(model: str, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code = "import sys, torch; torch.set_num_threads(1); from ddim.cli import main; sys.exit(main(sys.argv[1:]))"

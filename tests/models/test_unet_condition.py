@@ -97,6 +97,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "class table": {"num_class_embeds": 7},
     "class timestep": {"class_embed_type": "timestep", "act_fn": "mish"},
     "class identity": {"class_embed_type": "identity"},
+    "class beside the timestep": {"num_class_embeds": 7, "class_embeddings_concat": True},
     "class projection": {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 10},
     "class simple_projection": {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 10},
 }

@@ -62,9 +62,14 @@ class Pair:
         return results[0], results[1]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["SD 1", "SD 2"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return Pair(tmp_path_factory.mktemp(f"sd{request.param}"), request.param)
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Pair]:
+    return {version: Pair(tmp_path_factory.mktemp(f"sd{version}"), version) for version in (1, 2)}
+
+
+@pytest.fixture(params=[1, 2], ids=["SD 1", "SD 2"])
+def pair(request: pytest.FixtureRequest, pairs: dict[int, Pair]) -> Pair:
+    return pairs[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +108,19 @@ SPACINGS = {
 }
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(("scale", "rescale"), [(1.0, 0.0), (7.5, 0.0), (7.5, 0.7)])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("pair", "spacing"),
+    [  # what the scheduler does depends on no network: on SD 2 one spacing, and the others among the slow tests
+        pytest.param(version, spacing, id=f"SD {version}-{spacing}", marks=[pytest.mark.slow] if again else [])
+        for version in (1, 2)
+        for spacing in SPACINGS
+        for again in [version == 2 and spacing != "trailing"]
+    ],
+    indirect=["pair"],
+)
 def test_images_are_those_of_diffusers(
     spacing: str, kind: str, scale: float, rescale: float, eta: float, pair: Pair
 ) -> None:
@@ -435,10 +449,12 @@ def test_the_constructor_sets_what_diffusers_sets_and_assigning_does_not(first: 
     assert pipe.scheduler is given
     right = DDIMScheduler(**BASE)
     assert StableDiffusionPipeline(**{**first.ours.components, "scheduler": right}).scheduler is right
+    with pytest.raises(ConfigError, match=r"has no scheduler: assign pipe\.scheduler"):
+        StableDiffusionPipeline(**{**first.ours.components, "scheduler": None})(PROMPT)
     with pytest.raises(TypeError, match="a scheduler is needed"):
-        StableDiffusionPipeline(**{**first.ours.components, "scheduler": None})
+        pipe.scheduler = None
     with pytest.raises(TypeError, match=r"ddim\.CLIPTokenizer"):
-        StableDiffusionPipeline(**{**first.ours.components, "tokenizer": first.theirs.tokenizer})
+        StableDiffusionPipeline(**{**first.ours.components, "tokenizer": object()})
 
 
 def test_public_names() -> None:
@@ -520,7 +536,7 @@ def test_text_and_time_are_projected_once(ours: StableDiffusionPipeline, monkeyp
     texts = count_calls(monkeypatch, ours.unet, "project_text")
     times = count_calls(monkeypatch, ours.unet, "project_time")
     encoded = count_calls(monkeypatch, ours.text_encoder, "forward")
-    forwards = count_calls(monkeypatch, ours.unet, "forward")
+    forwards = count_calls(monkeypatch, ours.unet, "body")  # a `forward` of ours would be given no projections
     pixels(ours, prompt=["a", "b", "c"], num_inference_steps=4)
     assert (len(texts), len(times), len(forwards)) == (1, 1, 4)
     assert [len(args[0]) for args in forwards] == [6] * 4  # one batch for both halves of guidance
@@ -528,7 +544,7 @@ def test_text_and_time_are_projected_once(ours: StableDiffusionPipeline, monkeyp
 
 
 def test_guidance_is_only_run_in_its_interval(ours: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    forwards = count_calls(monkeypatch, ours.unet, "forward")
+    forwards = count_calls(monkeypatch, ours.unet, "body")  # a `forward` of ours would be given no projections
     pixels(ours, num_inference_steps=4, guidance_interval=(200, 600))  # of 751, 501, 251, 1
     assert [len(args[0]) for args in forwards] == [1, 2, 2, 1]
     whole = pixels(ours, num_inference_steps=4, guidance_interval=(0, 999))
@@ -588,7 +604,10 @@ def test_a_callback_sees_what_it_asks_for(first: Pair) -> None:
         assert list(theirs[2]) == list(mine[2]) == wanted
         for key in wanted:
             torch.testing.assert_close(mine[2][key], theirs[2][key], rtol=1e-4, atol=1e-4)
-    assert first.ours.num_timesteps is first.ours.guidance_scale is None
+    assert (first.ours.num_timesteps, first.ours.guidance_scale) == (3, 7.5)  # of the last call, as in diffusers
+    assert (first.theirs.num_timesteps, first.theirs.guidance_scale) == (3, 7.5)
+    fresh = StableDiffusionPipeline(**first.ours.components)
+    assert fresh.num_timesteps is fresh.guidance_scale is None
 
 
 def test_a_callback_may_change_things(first: Pair) -> None:
@@ -871,7 +890,9 @@ ERRORS: list[tuple[dict[str, Any], Any, str]] = [
     ({"clip_skip": -1}, ConfigError, "clip_skip"),
     ({"sigmas": [1.0]}, ValueError, "sigmas is not implemented"),
     ({"ip_adapter_image": 1}, ValueError, "ip_adapter_image is not implemented"),
-    ({"cross_attention_kwargs": {}}, ValueError, "cross_attention_kwargs is not implemented"),
+    ({"cross_attention_kwargs": []}, TypeError, "cross_attention_kwargs must be a dict"),
+    ({"callback_steps": 0}, ValueError, "callback_steps must be a positive int"),
+    ({"callback": print, "callback_on_step_end": print}, ValueError, "its older kind, not both"),
     ({"strength": 0.5, "mask_image": torch.zeros(16, 16)}, ValueError, "mask_image needs the image"),
 ]
 

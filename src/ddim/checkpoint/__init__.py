@@ -5,6 +5,7 @@ files             reads and writes one file: JSON or tensors
 hub               finds a checkpoint's files: in a folder, among the bundled models, on the Hugging Face hub
 limits            refuses configs that ask for too much
 loading           puts tensors into a network by their names
+saving            writes a network's weights, in one file or in several
 pretrained        gives classes `from_pretrained` and `save_pretrained`, by all of these
 original_layout   converts the names in Stable Diffusion's original single files
 lora_layout       reads low-rank adapters in all layouts that are in use
@@ -32,6 +33,7 @@ from ddim.checkpoint.pretrained import (
     fingerprint,
     load_weights,
 )
+from ddim.checkpoint.saving import Saving
 
 __all__ = [
     "Config",
@@ -40,6 +42,7 @@ __all__ = [
     "PretrainedModel",
     "Repository",
     "Savable",
+    "Saving",
     "atomic_write",
     "bundled_models",
     "check_state",

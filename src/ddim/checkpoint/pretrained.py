@@ -10,18 +10,20 @@ import hashlib
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, overload
+from typing import Any, ClassVar, Literal, Self, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from ddim.checkpoint.config import ConfigMixin
-from ddim.checkpoint.files import atomic_write, outline, read_json, read_tensors, save_tensors, write_text
+from ddim.checkpoint.files import atomic_write, outline, read_json, read_tensors, write_text
 from ddim.checkpoint.hub import Repository, upload
 from ddim.checkpoint.limits import check_kinds, check_size
 from ddim.checkpoint.loading import check_state, fill, skeleton
+from ddim.checkpoint.saving import Saving, bin_name, save_weights, size_in_bytes, with_variant
 from ddim.errors import CheckpointError, ConfigError, WeightsError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -30,16 +32,20 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 class Savable:
     """Gives a class that has `write` the methods `save_pretrained` and `push_to_hub`."""
 
-    def write(self, folder: Path, variant: str | None) -> None:
-        """Write the object's files into a folder; `variant` goes into the names of weights."""
+    def write(self, folder: Path, saving: Saving) -> None:
+        """Write the object's files into a folder; `saving` says how, of files of weights."""
         raise NotImplementedError
 
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
-        push_to_hub: bool = False,
         *,
+        push_to_hub: bool = False,
         variant: str | None = None,
+        safe_serialization: bool = True,
+        max_shard_size: int | str = "10GB",
+        is_main_process: bool = True,
+        save_function: Any = None,
         **options: Any,
     ) -> None:
         """Save into a folder, which is made if it is not there.
@@ -48,25 +54,42 @@ class Savable:
             save_directory: the folder.
             push_to_hub: whether the folder is also uploaded.
             variant: goes into the names of the weights: "fp16" makes `diffusion_pytorch_model.fp16.safetensors`.
+            safe_serialization: write weights as `.safetensors`; False writes `.bin`, which other programs must trust.
+            max_shard_size: a network whose weights are larger is divided into several files: a number of bytes, or a
+                text such as "500MB".
+            is_main_process: False saves nothing, for those processes of a distributed training that shall not.
+            save_function: not used; a warning says so.
             options: with `push_to_hub`, the options of the method `push_to_hub`, and `repo_id`, which is the folder's
                 name unless told.
 
         Raises:
             TypeError: there are options without `push_to_hub`.
+            ValueError: `max_shard_size` is no size.
             CheckpointError: the file system or the hub refuses.
         """
         if options and not push_to_hub:
             raise TypeError(f"without push_to_hub=True, save_pretrained has no argument {', '.join(sorted(options))}")
-        self.write(Path(save_directory), variant)
+        if save_function is not None:
+            warnings.warn(
+                "save_function is not used: every file is written under a temporary name and then renamed. "
+                "In a distributed training, give is_main_process=accelerator.is_main_process",
+                stacklevel=2,
+            )
+        saving = Saving(variant, safe_serialization, size_in_bytes(max_shard_size))
+        if not is_main_process:
+            return
+        self.write(Path(save_directory), saving)
         if push_to_hub:
             upload(save_directory, **options)
 
-    def push_to_hub(self, repo_id: str, *, variant: str | None = None, **options: Any) -> str:
+    def push_to_hub(
+        self, repo_id: str, *, variant: str | None = None, safe_serialization: bool = True, **options: Any
+    ) -> str:
         """Save and upload to a repository of the hub, which is made if it is not there.
 
         Args:
             repo_id: "name" or "owner/name".
-            variant: as in `save_pretrained`.
+            variant, safe_serialization: as in `save_pretrained`.
             options: `commit_message`, `private`, `token`, `revision`, `create_pr`, `subfolder`: see `hub.upload`.
 
         Returns:
@@ -76,14 +99,14 @@ class Savable:
             CheckpointError: the hub refuses, or cannot be reached.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.write(Path(folder), variant)
+            self.write(Path(folder), Saving(variant, safe_serialization))
             return upload(folder, repo_id, **options)
 
 
 class Stored(ConfigMixin, Savable):
     """A class whose objects are made from a config in a JSON file."""
 
-    def write(self, folder: Path, variant: str | None) -> None:
+    def write(self, folder: Path, saving: Saving) -> None:
         self.save_config(folder)
 
     def save_config(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
@@ -244,6 +267,7 @@ class PretrainedModel(Stored, nn.Module):
     """
 
     weights_name: ClassVar[str] = WEIGHTS
+    _keep_in_fp32_modules: ClassVar[None] = None  # diffusers asks for it: all parameters have one type here
 
     @property
     def dtype(self) -> torch.dtype:
@@ -266,19 +290,29 @@ class PretrainedModel(Stored, nn.Module):
         pretrained_model_name_or_path: str | os.PathLike[str],
         subfolder: str | None = None,
         *,
-        torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
         variant: str | None = None,
+        use_safetensors: bool | None = None,
+        device_map: DeviceMap = None,
+        low_cpu_mem_usage: bool = True,
+        output_loading_info: bool = False,
         **options: Any,
-    ) -> Self:
-        """Load config and weights. The network is in eval mode, on the CPU.
+    ) -> Self | Any:
+        """Load config and weights. The network is in eval mode.
 
         Args:
             pretrained_model_name_or_path: a folder, a bundled model or a hub id.
             subfolder: the folder in it that the network's files are in, for example "unet".
             torch_dtype: the older name of `dtype`.
-            dtype: the parameters' type; float32 unless told.
+            dtype: the parameters' type; float32 unless told. "auto" takes the type that they are stored in.
             variant: "fp16" reads `diffusion_pytorch_model.fp16.safetensors`.
+            use_safetensors: True reads `.safetensors` alone, False `.bin` alone; otherwise the first if there is one.
+            device_map: the device that the network is put on, the CPU unless told. "auto", "balanced" and the like put
+                it on the first GPU if there is one, as a network is not divided here.
+            low_cpu_mem_usage: has no effect: weights are never in memory twice.
+            output_loading_info: return `(network, info)`, where info lists what was missing or unexpected: nothing, as
+                that would be an error here.
             options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub. Any other is a
                 setting and replaces that of the config.
 
@@ -286,15 +320,42 @@ class PretrainedModel(Stored, nn.Module):
             CheckpointError: a file is missing, is broken or belongs to another class.
             WeightsError: names, shapes or types of the weights are not this network's; the message lists all.
             ConfigError: no network of this class can be made from the config.
+            ValueError: the `device_map` divides the network, or an option is not implemented.
+
+        Warns:
+            UserWarning: an option for what is not done here has no effect.
         """
+        device = chosen_device(device_map)
+        leave_out_unimplemented(options)
         repository = Repository.open(pretrained_model_name_or_path, options)
-        return cls.load(repository, subfolder, dtype=choose_dtype(dtype, torch_dtype), variant=variant, **options)
+        model = cls.load(
+            repository,
+            subfolder,
+            dtype=choose_dtype(dtype, torch_dtype, auto=None),
+            variant=variant,
+            use_safetensors=use_safetensors,
+            **options,
+        )
+        if device is not None:
+            model.to(device)
+        nothing = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+        return (model, {name: [] for name in nothing}) if output_loading_info else model
 
     @classmethod
     def load(
-        cls, repository: Repository, subfolder: str | None, *, dtype: torch.dtype, variant: str | None, **overrides: Any
+        cls,
+        repository: Repository,
+        subfolder: str | None,
+        *,
+        dtype: torch.dtype | None,
+        variant: str | None,
+        use_safetensors: bool | None = None,
+        **overrides: Any,
     ) -> Self:
-        """`from_pretrained` for a repository that is already open; `overrides` replace settings of the config."""
+        """`from_pretrained` for a repository that is already open.
+
+        A `dtype` of None is the type that the weights are stored in; `overrides` replace settings of the config.
+        """
         if os.path.isfile(repository.name):
             raise CheckpointError(f"{repository.name} is a file: give the folder that it is in")
         config, path = cls.read_config(repository, subfolder)
@@ -303,18 +364,51 @@ class PretrainedModel(Stored, nn.Module):
             raise CheckpointError(f"{path} describes a {stored!r:.100}, not a {cls.__name__}: load it with that class")
         with skeleton():
             model: Self = cls.construct(config, path, **overrides)
-        load_weights(model, find_weights(repository, cls.weights_name, subfolder, variant), dtype)
+        load_weights(model, find_weights(repository, cls.weights_name, subfolder, variant, use_safetensors), dtype)
         return model.eval()
 
-    def write(self, folder: Path, variant: str | None) -> None:
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the parameters hold.
+
+        Args:
+            only_trainable: count only parameters that want a gradient.
+            exclude_embeddings: leave out the weights of embedding layers.
+        """
+        left_out = {
+            id(layer.weight) for layer in self.modules() if exclude_embeddings and isinstance(layer, nn.Embedding)
+        }
+        return sum(
+            parameter.numel()
+            for parameter in self.parameters()
+            if id(parameter) not in left_out and (parameter.requires_grad or not only_trainable)
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        """A part of the network; or, as older code asks for it, a setting of the config."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            config = self.__dict__.get("_internal_dict", {})
+            if name.startswith("_") or name not in config:
+                raise
+        warnings.warn(f"{name} is a setting: ask for {type(self).__name__}.config.{name}", FutureWarning, stacklevel=2)
+        return config[name]
+
+    def write(self, folder: Path, saving: Saving) -> None:
         """Write config and weights, in the parameters' type. If one of the two cannot be written, neither is."""
         with atomic_write(folder / self.config_name) as config:
             config.write_text(self.to_json_string(), encoding="utf-8")
-            save_tensors(folder / _with_variant(self.weights_name, variant), self.state_dict())
+            save_weights(folder, self.weights_name, self.state_dict(), saving)
 
 
-def choose_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype:
+def choose_dtype(
+    dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None, auto: torch.dtype | None = torch.float32
+) -> torch.dtype | Any:
     """The type that `dtype=` or its older name `torch_dtype=` asks for; float32 if neither is given.
+
+    Args:
+        dtype, torch_dtype: what was given.
+        auto: what "auto" stands for.
 
     Raises:
         ValueError: both are given and differ.
@@ -323,8 +417,10 @@ def choose_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> 
     if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
         raise ValueError(f"dtype={dtype} and its older name torch_dtype={torch_dtype} contradict each other")
     chosen = dtype or torch_dtype or torch.float32
+    if chosen == "auto":
+        return auto
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point type such as torch.float16, not {chosen!r}")
+        raise TypeError(f"dtype must be a floating-point type such as torch.float16, or 'auto', not {chosen!r}")
     return chosen
 
 
@@ -341,6 +437,56 @@ def fingerprint(network: nn.Module) -> str:
     return sha.hexdigest()
 
 
+DeviceMap = str | int | torch.device | Mapping[str, Any] | None
+
+
+def chosen_device(device_map: DeviceMap) -> torch.device | None:
+    """The one device that a `device_map` stands for; None if there is no map.
+
+    Raises:
+        ValueError: it divides the network among several devices.
+    """
+    if device_map is None:
+        return None
+    if isinstance(device_map, Mapping):
+        devices = set(device_map.values())
+        if len(devices) != 1:
+            raise ValueError(
+                f"device_map={dict(device_map)!r:.100} divides the network, which is not implemented: name one device"
+            )
+        (device_map,) = devices
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        device_map = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(cast(str, device_map))
+
+
+# Options of diffusers' `from_pretrained`: those that can be left out without a word, as nothing is lost; those that
+# cannot work here, with what to do instead; the rest has no effect, of which a warning tells.
+_WITHOUT_EFFECT = ("max_memory", "offload_folder", "offload_state_dict", "disable_mmap", "proxies", "mirror")
+_NOT_IMPLEMENTED = {
+    "quantization_config": "load the network as it is, and choose a smaller type by dtype=",
+    "ignore_mismatched_sizes": "load the weights that fit by load_state_dict(…, strict=False)",
+    "from_flax": "convert the weights to safetensors first",
+}
+
+
+def leave_out_unimplemented(options: dict[str, Any]) -> None:
+    """Remove options of diffusers' `from_pretrained` that are not implemented from `options`.
+
+    Raises:
+        ValueError: one of them would change the result.
+
+    Warns:
+        UserWarning: one of them has no effect.
+    """
+    for name, instead in _NOT_IMPLEMENTED.items():
+        if options.pop(name, None):
+            raise ValueError(f"{name} is not implemented: {instead}")
+    found = [name for name in _WITHOUT_EFFECT if options.pop(name, None) is not None]
+    if found:
+        warnings.warn(f"{', '.join(found)} of from_pretrained have no effect: leave them out", stacklevel=3)
+
+
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
@@ -349,13 +495,13 @@ def _path(filename: str, subfolder: str | None) -> str:
     return "/".join(part for part in (subfolder, filename) if part)
 
 
-def _with_variant(filename: str, variant: str | None) -> str:
-    """A file's name with the variant before its last dot: model.fp16.safetensors, model.safetensors.index.fp16.json."""
-    stem, _, suffix = filename.rpartition(".")
-    return f"{stem}.{variant}.{suffix}" if variant else filename
-
-
-def find_weights(repository: Repository, name: str, subfolder: str | None, variant: str | None) -> list[Path]:
+def find_weights(
+    repository: Repository,
+    name: str,
+    subfolder: str | None,
+    variant: str | None,
+    use_safetensors: bool | None = None,
+) -> list[Path]:
     """The weight files of one network: a .safetensors file or its parts ("shards"), or else a .bin file or its parts.
 
     Args:
@@ -363,16 +509,15 @@ def find_weights(repository: Repository, name: str, subfolder: str | None, varia
         name: the name of the .safetensors file.
         subfolder: the network's folder in the repository.
         variant: as in `PretrainedModel.from_pretrained`.
+        use_safetensors: True looks for .safetensors alone, False for .bin alone.
 
     Raises:
         CheckpointError: there are none; the message lists the files that were looked for.
     """
-    bin_name = name.replace(".safetensors", ".bin")
-    if name.startswith("model."):  # a text encoder, whose .bin transformers names otherwise
-        bin_name = "pytorch_" + bin_name
+    kinds = {True: (name,), False: (bin_name(name),), None: (name, bin_name(name))}[use_safetensors]
     looked_for = []
-    for candidate in (name, bin_name):
-        whole, index = _with_variant(candidate, variant), _with_variant(f"{candidate}.index.json", variant)
+    for candidate in kinds:
+        whole, index = with_variant(candidate, variant), with_variant(f"{candidate}.index.json", variant)
         looked_for += [_path(whole, subfolder), _path(index, subfolder)]
         path = repository.find(whole, subfolder)
         if path is not None:
@@ -403,13 +548,13 @@ def _shard(repository: Repository, shard: str, subfolder: str | None, index: Pat
     return path
 
 
-def load_weights(model: PretrainedModel, files: list[Path], dtype: torch.dtype) -> None:
+def load_weights(model: PretrainedModel, files: list[Path], dtype: torch.dtype | None) -> None:
     """Put the tensors of files into a network that was made in `skeleton`. Those of the right type are not copied.
 
     Args:
         model: the network.
         files: what `find_weights` found.
-        dtype: the type that the network's parameters get.
+        dtype: the type that the network's parameters get; None is that of the first floating-point tensor stored.
 
     Raises:
         WeightsError: names are missing or unexpected, or shapes or types are wrong, of which one message lists all; or
@@ -427,6 +572,8 @@ def load_weights(model: PretrainedModel, files: list[Path], dtype: torch.dtype) 
                 raise WeightsError(f"{what}: {stored[:200]} is there twice, maybe under an older name or in two files")
             places[key], state[key] = (file, stored), tensor
     check_state(model.state_dict(), state, what)
+    if dtype is None:
+        dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
 
     def read(keys: Collection[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

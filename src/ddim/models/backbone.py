@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import zip_longest
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,24 @@ from torch import Tensor, nn
 from ddim.checkpoint import PretrainedModel
 from ddim.models.activations import activation
 from ddim.models.attention import convert_attention_key
-from ddim.models.blocks import AttentionFactory, Block, DownBlock2D, MidBlock2D, Style, UpBlock2D
+from ddim.models.blocks import (
+    AttentionFactory,
+    AttnDownBlock2D,
+    AttnUpBlock2D,
+    Block,
+    CrossAttnDownBlock2D,
+    CrossAttnUpBlock2D,
+    DownBlock2D,
+    Projected,
+    Style,
+    Times,
+    UNetMidBlock2D,
+    UpBlock2D,
+)
 from ddim.models.core import HasCore
 from ddim.models.embeddings import TimestepEmbedding, embed_labels
-from ddim.models.recompute import set_gradient_checkpointing
-from ddim.models.transformer import Text
+from ddim.models.processors import HasAttention
+from ddim.models.recompute import CanRecompute
 from ddim.step import Output
 
 
@@ -33,7 +47,12 @@ class Level(NamedTuple):
     channels: int
     layers: int  # residual blocks
     attention: AttentionFactory | None  # makes the layer that follows each residual block, if one does
+    kind: str  # of attention: "" for none, "Attn" or "CrossAttn"; the block's class is named by it
     resampler: str | None  # "conv" or "resnet" leads to the next resolution; None at the last one
+
+
+DOWN_BLOCKS = {"": DownBlock2D, "Attn": AttnDownBlock2D, "CrossAttn": CrossAttnDownBlock2D}
+UP_BLOCKS = {"": UpBlock2D, "Attn": AttnUpBlock2D, "CrossAttn": CrossAttnUpBlock2D}
 
 
 class TimeCache(NamedTuple):
@@ -73,7 +92,21 @@ class ClassTimeCache(NamedTuple):
         return self.cache.at(timestep).index_select(0, self.rows)
 
 
-class Backbone(HasCore, PretrainedModel):
+class Residuals(NamedTuple):
+    """What another network, such as a ControlNet (Zhang et al. 2023) or a T2I-Adapter (Mou et al. 2023), adds.
+
+    Attributes:
+        down: for each output of the way down, in the order in which they are made, `conv_in`'s first; (b c h w) each.
+        middle: for the output of the middle, (b c h w).
+        inside: for each block on the way down, before it changes the resolution, (b c h w) each.
+    """
+
+    down: Sequence[Tensor] | None = None
+    middle: Tensor | None = None
+    inside: Sequence[Tensor] = ()
+
+
+class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
     """A U-Net (Ronneberger et al. 2015), with the timestep added in every residual block (Ho et al. 2020, appendix B).
 
     `UNet2DModel` and `UNet2DConditionModel` choose its parts.
@@ -83,27 +116,22 @@ class Backbone(HasCore, PretrainedModel):
     time_embedding: TimestepEmbedding
     class_embedding: nn.Module | None
     class_embed_type: str | None
+    class_embeddings_concat = False  # whether the classes' vector is put beside the timestep's, or added to it
     conv_in: nn.Conv2d
     conv_norm_out: nn.Module
     conv_act: nn.Module
     conv_out: nn.Conv2d
+    has_adapters = False  # `ddim.lora` says it here, which this module knows nothing of
     down_blocks: nn.ModuleList
-    mid_block: MidBlock2D | None
+    mid_block: UNetMidBlock2D | None
     up_blocks: nn.ModuleList
 
     @classmethod
     def convert_key(cls, key: str) -> str:
         return convert_attention_key(key)
 
-    def enable_gradient_checkpointing(self, on: bool = True) -> None:
-        """Save memory in training by computing activations a second time in the backward pass."""
-        set_gradient_checkpointing(self, on)
-
-    def disable_gradient_checkpointing(self) -> None:
-        set_gradient_checkpointing(self, False)
-
     def build(
-        self, style: Style, down: Sequence[Level], middle: MidBlock2D | None, up: Sequence[Level], padding: int
+        self, style: Style, down: Sequence[Level], middle: UNetMidBlock2D | None, up: Sequence[Level], padding: int
     ) -> None:
         """Make the blocks.
 
@@ -116,16 +144,20 @@ class Backbone(HasCore, PretrainedModel):
         """
         self.time_act = activation(style.act_fn)
         self.down_blocks = nn.ModuleList(
-            DownBlock2D(before.channels, level.channels, level.layers, style, level.attention, level.resampler, padding)
+            DOWN_BLOCKS[level.kind](
+                before.channels, level.channels, level.layers, style, level.attention, level.resampler, padding
+            )
             for before, level in zip([down[0], *down], down, strict=False)
         )
         self.mid_block = middle
         self.up_blocks = nn.ModuleList(
-            UpBlock2D(
+            UP_BLOCKS[level.kind](
                 before.channels, level.channels, after.channels, level.layers, style, level.attention, level.resampler
             )
             for before, level, after in zip([up[0], *up], up, [*up[1:], up[-1]], strict=False)
         )
+        for i, up_block in enumerate(self.up_blocks):
+            cast(UpBlock2D, up_block).resolution_idx = i
         self.time_widths = [each.out_features for block in self.blocks() for each in block.time_projections()]
 
     def blocks(self) -> list[Block]:
@@ -157,7 +189,7 @@ class Backbone(HasCore, PretrainedModel):
             shape, batch = tuple(class_labels.shape), timesteps.shape[0]
             raise ValueError(f"class_labels must have one entry for each of {batch} samples; their shape is {shape}")
         if isinstance(self.class_embedding, nn.Embedding):
-            return emb + embed_labels(self.class_embedding, class_labels)
+            return self._joined(emb, embed_labels(self.class_embedding, class_labels))
         if self.class_embed_type == "timestep":
             class_labels = self.time_proj(class_labels)
         vectors: Tensor = self.class_embedding(class_labels.to(self.dtype))
@@ -166,7 +198,11 @@ class Backbone(HasCore, PretrainedModel):
                 f"class_labels make {tuple(vectors.shape)} where {tuple(emb.shape)} is needed: give labels of the "
                 f"shape that class_embed_type={self.class_embed_type!r} takes"
             )
-        return emb + vectors
+        return self._joined(emb, vectors)
+
+    def _joined(self, emb: Tensor, vectors: Tensor) -> Tensor:
+        """The timestep's and the classes' vectors, (b e) each, as one vector for each sample."""
+        return torch.cat([emb, vectors], dim=1) if self.class_embeddings_concat else emb + vectors
 
     def project(self, emb: Tensor) -> Tensor:
         """What every residual block makes of the embedding (b e), side by side in the blocks' order: (b K)."""
@@ -207,17 +243,56 @@ class Backbone(HasCore, PretrainedModel):
                 values of one cross-attention after the other, (b|1 heads s d) each.
         """
         x, times, *text = inputs
-        return self.body(x, times, Text(zip(text[::2], text[1::2], strict=True)) if text else None)
+        pairs = zip(text[::2], text[1::2], strict=True)
+        return self.body(x, self.projected(times), {"encoder_hidden_states": pairs} if text else {})
 
-    def body(self, x: Tensor, projected_times: Tensor, text: Text | None = None) -> Tensor:
-        """The network from `conv_in` to `conv_out`: x (b c h w) and projected timesteps (b|1 K) -> (b c h w)."""
-        times = iter(torch.split(projected_times, self.time_widths, dim=1))  # (b|1 k) for each residual block
+    def projected(self, times: Tensor) -> Iterator[Projected]:
+        """What `project` made (b|1 K), for one residual block after the other."""
+        return map(Projected, torch.split(times, self.time_widths, dim=1))
+
+    def body(
+        self, x: Tensor, temb: Times, text: Mapping[str, Any] | None = None, added: Residuals | None = None
+    ) -> Tensor:
+        """The network from `conv_in` to `conv_out`: (b c h w) -> (b c h w).
+
+        Args:
+            x: the samples.
+            temb: the embedding of the timestep, or what the blocks make of it.
+            text: what the blocks that look at a text are told about it, see `blocks.Block`.
+            added: what another network adds.
+        """
+        added = added or Residuals()
         x = self.conv_in(x)
         skips = [x]
-        for block in self.down_blocks:
-            skips += block(skips[-1], times, text)
-        x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], times, text)
+        for block, inside in zip_longest(self.down_blocks, added.inside):
+            more = self._text_for(block, text)
+            if inside is not None:
+                more = {**more, "additional_residuals": inside}
+            x, outputs = block(hidden_states=x, temb=temb, **more)
+            skips += outputs
+        if added.down is not None:
+            if len(added.down) != len(skips):
+                raise ValueError(
+                    f"{len(added.down)} down_block_additional_residuals were given for {len(skips)} outputs of the way "
+                    "down: give one for each"
+                )
+            skips = [skip + more for skip, more in zip(skips, added.down, strict=True)]
+        if self.mid_block is not None:
+            x = self.mid_block(x, temb, **self._text_for(self.mid_block, text))
+        if added.middle is not None:
+            x = x + added.middle
         for block in self.up_blocks:
-            x = block(x, skips, times, text)
+            count = len(cast(Block, block).resnets)
+            own, skips = skips[-count:], skips[:-count]
+            x = block(
+                hidden_states=x,
+                temb=temb,
+                res_hidden_states_tuple=tuple(own),
+                upsample_size=skips[-1].shape[2:] if skips else None,
+                **self._text_for(block, text),
+            )
         out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return out
+
+    def _text_for(self, block: nn.Module, text: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        return text if text and getattr(block, "has_cross_attention", False) else {}

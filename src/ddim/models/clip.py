@@ -14,7 +14,7 @@ from ddim.errors import ConfigError
 from ddim.models.activations import activation
 from ddim.models.attention import attention
 from ddim.models.core import HasCore
-from ddim.models.recompute import Recomputing, set_gradient_checkpointing
+from ddim.models.recompute import CanRecompute, Recomputing
 from ddim.step import Output
 
 _OLD_EOS = 2  # what configs say for `eos_token_id` if transformers before 4.31 wrote them, whatever the true id is
@@ -137,7 +137,7 @@ class CLIPTextTransformer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(dim, eps)
 
 
-class CLIPTextModel(HasCore, PretrainedModel):
+class CLIPTextModel(HasCore, CanRecompute, PretrainedModel):
     """CLIP's text encoder in transformers' layout; weights may be named with or without `text_model.` in front.
 
     Args:
@@ -226,13 +226,6 @@ class CLIPTextModel(HasCore, PretrainedModel):
         # Without "float32", transformers 5 would load half-precision weights in half precision, beside a float32 U-Net.
         values |= {"architectures": ["CLIPTextModel"], "dtype": "float32", "model_type": "clip_text_model"}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-    def enable_gradient_checkpointing(self, on: bool = True) -> None:
-        """Save memory in training by computing activations a second time in the backward pass."""
-        set_gradient_checkpointing(self, on)
-
-    def disable_gradient_checkpointing(self) -> None:
-        set_gradient_checkpointing(self, False)
 
     def core(self, *inputs: Tensor) -> Tensor:
         """The last hidden state (b s d) of tokens (b s), after the final norm."""

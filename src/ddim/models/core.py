@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from torch import Tensor, nn
+
+from ddim.models.replaced import is_replaced
+
+T = TypeVar("T")
+
+Runner = Callable[..., Tensor]
 
 
 class HasCore(nn.Module):
     """A network whose work is done by `core`, or in its place by a `runner`, if a backend has set one.
 
-    In training mode, and where the inputs want a gradient, `core` itself runs, as a runner has no backward pass.
+    In training mode, and where the inputs want a gradient, `core` itself runs, as a runner has no backward pass. So it
+    does where a part of the network was replaced, as a runner knows nothing of that.
     """
 
-    runner: Callable[..., Tensor] | None = None
+    runner: Runner | None = None
 
     def core(self, *inputs: Tensor) -> Tensor:
         """The network's work as a function of tensors alone, whose first dimension is the batch or 1."""
         raise NotImplementedError
 
+    def is_altered(self) -> bool:
+        """Whether the network computes something else than it was built to, see `replaced.is_replaced`."""
+        return any(is_replaced(child) for child in self.children())
+
+    def active_runner(self) -> Runner | None:
+        """The runner, if there is one that may run the network as it is now."""
+        return None if self.runner is None or self.training or self.is_altered() else self.runner
+
     def run_core(self, *inputs: Tensor) -> Tensor:
         """What `core` returns, computed by the runner where there is one that may."""
-        if self.runner is None or self.training or any(x.requires_grad for x in inputs):
+        return self.run_by(self.active_runner(), *inputs)
+
+    def run_by(self, runner: Runner | None, *inputs: Tensor) -> Tensor:
+        """What `core` returns, computed by `runner` unless that is None or an input wants a gradient."""
+        if runner is None or any(x.requires_grad for x in inputs):
             return self.core(*inputs)
-        return self.runner(*inputs)
+        return runner(*inputs)
+
+
+def in_turn(given: Tensor | Iterator[T] | None) -> Tensor | T | None:
+    """What the next of several layers is given: the same tensor as each of them, or what was made for it beforehand.
+
+    Args:
+        given: a tensor or None, which all layers share; or one value for each layer, in the order in which they run.
+    """
+    return given if given is None or isinstance(given, Tensor) else next(given)

@@ -4,6 +4,9 @@ A text is normalised: Unicode is composed (NFC), white space becomes single blan
 cut into words, single digits and runs of signs. Last, the UTF-8 bytes of each piece are merged, pair by pair, in the
 order of a table that was learnt from data (byte pair encoding, Sennrich et al. 2016). The `tokenizers` library does the
 work. A call changes no state, so threads may share a tokenizer.
+
+`ids` is what this package's own code calls: texts to one tensor of ids. Everything else has the names, arguments and
+results of transformers' CLIPTokenizer, for code that was written for that one.
 """
 
 from __future__ import annotations
@@ -11,15 +14,16 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from ddim.checkpoint import Repository, Savable
+from ddim.checkpoint import Repository, Savable, Saving
 from ddim.checkpoint.files import MAX_DESCRIPTION, read_json, write_json, write_text
 from ddim.errors import CheckpointError, ConfigError
 
@@ -34,6 +38,69 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _VERSION = "#version: 0.2"  # the first line of a merges.txt
 _SHOWN = 500  # how many characters a warning shows of what was cut from a text
+
+
+class TextEncoding(dict[str, Any]):
+    """What a call of the tokenizer gives: `input_ids`, `attention_mask` and what else was asked for.
+
+    All of it can be read by key and by attribute. Each is a list (of lists, if several texts were given), or a tensor
+    or array (b s).
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the encoding has no {name!r}; it has {', '.join(self)}") from None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The same as a plain dict."""
+        return dict(self)
+
+    def to(self, device: str | torch.device | int, *, non_blocking: bool = False) -> Self:
+        """Move the tensors to a device, in this object.
+
+        Raises:
+            TypeError: `device` is a type, and ids have to stay integers.
+        """
+        if isinstance(device, torch.dtype):
+            raise TypeError(f"an encoding can be moved to a device, but not converted to {device}")
+        for name, value in self.items():
+            if isinstance(value, Tensor):
+                self[name] = value.to(device, non_blocking=non_blocking)
+        return self
+
+    def __reduce__(self) -> tuple[type[TextEncoding], tuple[dict[str, Any]]]:
+        return TextEncoding, (dict(self),)
+
+
+def _special(name: str) -> Any:
+    """A property of the tokenizer: one of its special tokens, a str."""
+
+    def get(self: CLIPTokenizer) -> str:
+        return self.special_tokens[name]
+
+    def put(self: CLIPTokenizer, token: str | AddedToken) -> None:
+        if name == "unk_token" or self._tokenizer.token_to_id(str(token)) is None:
+            why = "it is fixed" if name == "unk_token" else "add_tokens makes it one"
+            raise ValueError(f"{str(token)!r:.50} cannot become the {name}, as it is no token of the vocabulary: {why}")
+        self.special_tokens[name] = str(token)
+
+    return property(get, put)
+
+
+def _special_id(name: str) -> Any:
+    """A property of the tokenizer: the id of one of its special tokens."""
+
+    def get(self: CLIPTokenizer) -> int | None:
+        index: int | None = self._tokenizer.token_to_id(self.special_tokens[name])
+        return index
+
+    def put(self: CLIPTokenizer, index: int) -> None:
+        setattr(self, name, self.convert_ids_to_tokens(index))
+
+    return property(get, put)
 
 
 class CLIPTokenizer(Savable):
@@ -55,6 +122,15 @@ class CLIPTokenizer(Savable):
     """
 
     config_name: ClassVar[str] = "tokenizer_config.json"
+    model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
+    padding_side: ClassVar[str] = "right"
+    truncation_side: ClassVar[str] = "right"
+    is_fast: ClassVar[bool] = True
+
+    bos_token, bos_token_id = _special("bos_token"), _special_id("bos_token")
+    eos_token, eos_token_id = _special("eos_token"), _special_id("eos_token")
+    unk_token, unk_token_id = _special("unk_token"), _special_id("unk_token")
+    pad_token, pad_token_id = _special("pad_token"), _special_id("pad_token")
 
     def __init__(
         self,
@@ -76,13 +152,12 @@ class CLIPTokenizer(Savable):
         self.special_tokens = {name: str(token) for name, token in named.items()}
         self._tokenizer = _byte_pairs(vocab, merges, str(unk_token))
         _add(self._tokenizer, added_tokens or {}, list(named.values()), extra_special_tokens)
-        self.bos_token_id, self.eos_token_id, self.unk_token_id, self.pad_token_id = (
-            self._tokenizer.token_to_id(str(token)) for token in named.values()
-        )
+        self.extra_special_tokens = [str(token) for token in extra_special_tokens]
+        self.name_or_path = ""
 
     # --- texts to tokens and back ------------------------------------------------------------------------------------
 
-    def __call__(self, prompts: str | Sequence[str], max_length: int | None = None, *, warn: bool = True) -> Tensor:
+    def ids(self, prompts: str | Sequence[str], max_length: int | None = None, *, warn: bool = True) -> Tensor:
         """The token ids of texts, each between a start and an end token and filled up with padding.
 
         A text that is too long loses its end, and one warning shows everything that was cut.
@@ -121,29 +196,328 @@ class CLIPTokenizer(Savable):
             )
         return torch.tensor(rows, dtype=torch.int64).view(len(rows), length)
 
-    def encode(self, prompt: str) -> list[int]:
-        """The token ids of a text of any length, with start and end token and without padding.
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        text_pair: None = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        **refused: Any,
+    ) -> TextEncoding:
+        """Encode texts as transformers' tokenizer does, with the same arguments and results.
+
+        Args:
+            text: a text, or a list of b texts.
+            text_pair: must be None: CLIP reads one text.
+            add_special_tokens: put the start token before each text and the end token after it.
+            padding: True or "longest" fills texts up to the longest one, "max_length" up to `max_length` or, without
+                it, to `model_max_length`; False or "do_not_pad" leaves them as they are.
+            truncation: True, "longest_first" or "only_first" cuts texts to `max_length` or, without it, to
+                `model_max_length`; False or "do_not_truncate" leaves them as they are. None does so too, unless
+                `max_length` is given and there is no padding.
+            max_length: a number of tokens, the special ones among them.
+            pad_to_multiple_of: fill texts up to a multiple of so many tokens.
+            padding_side: "right" or "left".
+            return_tensors: "pt" for tensors (b s) int64, "np" for arrays, None for lists.
+            return_token_type_ids: also give `token_type_ids`, which are zeros.
+            return_attention_mask: False leaves out `attention_mask`, which is 1 for a text's tokens and 0 for padding.
+            return_special_tokens_mask: also give `special_tokens_mask`, which is 1 for what is no part of the text.
+            return_offsets_mapping: also give `offset_mapping`, the first letter of each token and the one after it.
+            return_length: also give `length`, the number of tokens of each text with all padding.
+            verbose: without effect.
+            refused: arguments of transformers that are not implemented: `text_target`, `text_pair_target`, `stride`,
+                `is_split_into_words` and `return_overflowing_tokens`. They may have the values that ask for nothing.
+
+        Raises:
+            TypeError: a text is no str, or an argument is unknown or not implemented.
+            ValueError: a text is no valid Unicode, an argument has a value that is not known, or tensors are asked for
+                though the texts differ in length.
+        """
+        if isinstance(text_pair, int):
+            raise TypeError(
+                "a length is given as max_length=; for a padded tensor of ids, call tokenizer.ids(texts, n)"
+            )
+        _refuse(text_pair=text_pair, **refused)
+        is_one = isinstance(text, str)
+        texts = [text] if isinstance(text, str) else list(text)
+        if truncation is None and max_length is not None and padding is False:
+            truncation = True
+        cuts = _choice(
+            truncation or False, "truncation", {True: True, "longest_first": True, "only_first": True}, _KEEP
+        )
+        pads = _choice(padding, "padding", {True: "longest", "longest": "longest", "max_length": "max_length"}, _KEEP)
+        limit = (self.model_max_length if max_length is None else max_length) if cuts else None
+        if cuts and pads and pad_to_multiple_of and limit is not None and limit % pad_to_multiple_of:
+            raise ValueError(
+                f"texts cut to max_length={limit} are no multiple of pad_to_multiple_of={pad_to_multiple_of}"
+            )
+        rows: dict[str, list[Any]] = {
+            name: []
+            for name in ("input_ids", "token_type_ids", "attention_mask", "special_tokens_mask", "offset_mapping")
+        }
+        for each in texts:
+            for name, row in self._row(each, add_special_tokens, limit).items():
+                rows[name].append(row)
+        wanted = {
+            "token_type_ids": return_token_type_ids,
+            "attention_mask": return_attention_mask in (None, True),
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+        }
+        encoding = TextEncoding({name: row for name, row in rows.items() if wanted.get(name, True)})
+        width = _width(rows["input_ids"], pads, self.model_max_length if max_length is None else max_length)
+        self._fill(encoding, width, pad_to_multiple_of if pads else None, padding_side)
+        if return_length:
+            encoding["length"] = [len(row) for row in encoding.input_ids]
+        if return_tensors is None and is_one:
+            return TextEncoding({name: rows if name == "length" else rows[0] for name, rows in encoding.items()})
+        return _as_tensors(encoding, return_tensors)
+
+    encode_plus = batch_encode_plus = __call__  # their older names
+
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> TextEncoding:
+        """Fill texts that have been encoded up to one length.
+
+        Args:
+            encoded_inputs: a dict with the lists of ids of several texts under "input_ids", or of one text; or a list
+                of such dicts, of one text each. It may have an "attention_mask".
+
+        The rest is as in a call.
+
+        Raises:
+            ValueError: there are no "input_ids", or an argument has a value that is not known.
+        """
+        if not isinstance(encoded_inputs, Mapping):
+            names = encoded_inputs[0].keys() if encoded_inputs else ["input_ids"]
+            encoded_inputs = {name: [each[name] for each in encoded_inputs] for name in names}
+        if "input_ids" not in encoded_inputs:
+            raise ValueError(f"there are no input_ids to fill up, but {', '.join(map(str, encoded_inputs))}")
+        lists = {name: _listed(value) for name, value in encoded_inputs.items()}
+        is_one = not (lists["input_ids"] and isinstance(lists["input_ids"][0], list))
+        encoding = TextEncoding({name: [value] if is_one else value for name, value in lists.items()})
+        if return_attention_mask in (None, True) and "attention_mask" not in encoding:
+            encoding["attention_mask"] = [[1] * len(row) for row in encoding.input_ids]
+        if return_attention_mask is False:
+            encoding.pop("attention_mask", None)
+        pads = _choice(padding, "padding", {True: "longest", "longest": "longest", "max_length": "max_length"}, _KEEP)
+        width = _width(encoding.input_ids, pads, self.model_max_length if max_length is None else max_length)
+        self._fill(encoding, width, pad_to_multiple_of if pads else None, padding_side)
+        if is_one and return_tensors is None:
+            return TextEncoding({name: rows[0] for name, rows in encoding.items()})
+        return _as_tensors(encoding, return_tensors)
+
+    def encode(self, text: str, text_pair: None = None, *, add_special_tokens: bool = True, **options: Any) -> Any:
+        """The token ids of one text, with start and end token and without padding.
+
+        Args:
+            options: as in a call; with `return_tensors` the result is a tensor or an array (1 s).
 
         Raises:
             TypeError, ValueError: as in a call.
         """
-        return [self.bos_token_id, *self._encode(prompt).ids, self.eos_token_id]
+        if not isinstance(text, str):
+            raise TypeError(f"a prompt must be a str, not {type(text).__name__}")
+        return self(text, text_pair, add_special_tokens=add_special_tokens, **options).input_ids
 
-    def decode(self, ids: Sequence[int] | Tensor, skip_special_tokens: bool = True) -> str:
+    def decode(
+        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> Any:
         """The text of token ids, as it was normalised: in small letters, with a blank between pieces.
 
         Args:
-            ids: a list, or a tensor (s,).
+            token_ids: one id, or a list, array or tensor (s,). Of several texts, (b s), the result is a list.
             skip_special_tokens: leave out start, end and padding tokens.
+            clean_up_tokenization_spaces: without effect.
         """
-        listed: list[int] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        listed = _listed(token_ids)
+        if listed and isinstance(listed[0], list):
+            return [self.decode(row, skip_special_tokens) for row in listed]
         text: str = self._tokenizer.decode(listed, skip_special_tokens=skip_special_tokens)
         return text.replace(WORD_END, " ").strip()
+
+    def batch_decode(
+        self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> list[str]:
+        """The texts of several lists of token ids; see `decode`."""
+        return [self.decode(row, skip_special_tokens) for row in _listed(sequences)]
+
+    def tokenize(self, text: str, pair: None = None, add_special_tokens: bool = False) -> list[str]:
+        """The tokens of a text, as words."""
+        _refuse(pair=pair)
+        tokens: list[str] = self._encode(text).tokens
+        return [self.bos_token, *tokens, self.eos_token] if add_special_tokens else tokens
+
+    # --- the vocabulary ----------------------------------------------------------------------------------------------
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """The id of a token, or those of a list of them; that of the `unk_token` for what is no token."""
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        index: int | None = self._tokenizer.token_to_id(tokens)
+        return self.unk_token_id if index is None else index
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The token of an id, or those of a list of them; None for what is no id."""
+        if np.ndim(ids) == 0:
+            return self._tokenizer.id_to_token(int(ids))
+        left = set(self.all_special_ids) if skip_special_tokens else ()
+        return [self._tokenizer.id_to_token(int(index)) for index in ids if int(index) not in left]
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """The text of tokens."""
+        text: str = self.decode(self.convert_tokens_to_ids(tokens))
+        return text
+
+    def get_vocab(self) -> dict[str, int]:
+        """The id of every token, with the added ones."""
+        vocab: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return vocab
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """The id of every token, with the added ones."""
+        return self.get_vocab()
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """The ids of the tokens that are found in a text before it is cut into pieces."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: index for index, token in sorted(added.items())}
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        return self.get_added_vocab()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The tokens that are found in a text before it is cut into pieces, by their ids."""
+        return dict(sorted(self._tokenizer.get_added_tokens_decoder().items()))
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are without the added ones; `len` counts all."""
+        size: int = self._tokenizer.get_vocab_size(with_added_tokens=False)
+        return size
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """The special tokens by what they are for."""
+        return dict(self.special_tokens)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The special tokens, each once."""
+        return list(dict.fromkeys([*self.special_tokens.values(), *self.extra_special_tokens]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The ids of the special tokens."""
+        return [self.convert_tokens_to_ids(token) for token in self.all_special_tokens]
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the library `tokenizers`. It knows no start token, end token or padding."""
+        return self._tokenizer
+
+    @property
+    def max_len_single_sentence(self) -> int:
+        """How many tokens a text may have beside the start and the end token."""
+        return self.model_max_length - 2
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many special tokens a text gets."""
+        _refuse(pair=pair)
+        return 2
+
+    def build_inputs_with_special_tokens(self, token_ids_0: Sequence[int], token_ids_1: None = None) -> list[int]:
+        """The ids of a text between a start and an end token."""
+        _refuse(token_ids_1=token_ids_1)
+        return [self.bos_token_id, *token_ids_0, self.eos_token_id]
+
+    def add_tokens(
+        self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
+    ) -> int:
+        """Add tokens, as textual inversion does. They get the next free ids, and are found in texts whole.
+
+        The text encoder needs a vector for each of them. No other thread may use the tokenizer at that time.
+
+        Args:
+            new_tokens: one, or several. Those that are there already are left as they are.
+            special_tokens: whether decoding may leave them out.
+
+        Returns:
+            How many were new.
+        """
+        given = [new_tokens] if isinstance(new_tokens, (str, AddedToken)) else list(new_tokens)
+        known = self.get_vocab()
+        tokens = [
+            AddedToken(token, normalized=not special_tokens, special=special_tokens)
+            if isinstance(token, str)
+            else token
+            for token in given
+        ]
+        new = list({token.content: token for token in tokens if token.content not in known}.values())
+        self._tokenizer.add_tokens(new)
+        if special_tokens:
+            self.extra_special_tokens += [token.content for token in new]
+        return len(new)
 
     def __len__(self) -> int:
         """How many tokens there are."""
         size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         return size
+
+    def _row(self, text: str, add_special_tokens: bool, limit: int | None) -> dict[str, list[Any]]:
+        """All that a call may be asked for of one text, cut to `limit` tokens."""
+        frame = int(add_special_tokens)
+        if limit is not None and limit < max(2 * frame, 1):
+            raise ValueError(f"max_length must be {max(2 * frame, 1)} or more, not {limit}")
+        encoding = self._encode(text)
+        end = None if limit is None else limit - 2 * frame
+        ids, offsets = encoding.ids[:end], encoding.offsets[:end]
+        return {
+            "input_ids": [self.bos_token_id] * frame + ids + [self.eos_token_id] * frame,
+            "token_type_ids": [0] * (len(ids) + 2 * frame),
+            "attention_mask": [1] * (len(ids) + 2 * frame),
+            "special_tokens_mask": [1] * frame + [0] * len(ids) + [1] * frame,
+            "offset_mapping": [(0, 0)] * frame + offsets + [(0, 0)] * frame,
+        }
+
+    def _fill(self, encoding: TextEncoding, width: int | None, multiple: int | None, side: str | None) -> None:
+        """Fill the rows of an encoding up to a width; None leaves them as they are."""
+        if side not in (None, "right", "left"):
+            raise ValueError(f"padding_side={side!r:.50} is neither 'right' nor 'left'")
+        if width is None:
+            return
+        if multiple:
+            width = -(-width // multiple) * multiple
+        filling = {"input_ids": self.pad_token_id, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
+        for name, rows in encoding.items():
+            value = filling.get(name, 0)
+            for number, row in enumerate(rows):
+                missing = [value] * (width - len(row))
+                rows[number] = [*missing, *row] if side == "left" else [*row, *missing]
 
     def _encode(self, text: str) -> Any:
         """What the library makes of a text: `ids` without start and end token, and where each is in the text."""
@@ -202,17 +576,19 @@ class CLIPTokenizer(Savable):
             vocab, merges = read_json(path), _read_merges(merges_path)
         try:
             settings = _settings(repository, subfolder, listed)
-            return cls(vocab, merges, **{**settings, **overrides})
+            tokenizer = cls(vocab, merges, **{**settings, **overrides})
         except CheckpointError:
             raise
         except (ConfigError, TypeError, ValueError, AttributeError, KeyError) as error:
             why = f"they have no {error}" if isinstance(error, KeyError) else error
             raise CheckpointError(f"{path} and the files beside it make no CLIP tokenizer: {why}") from error
+        tokenizer.name_or_path = repository.name
+        return tokenizer
 
-    def write(self, folder: Path, variant: str | None = None) -> None:
+    def write(self, folder: Path, saving: Saving | None = None) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json, which transformers reads too.
 
-        `variant` has no effect, as it is for the names of weights.
+        `saving` has no effect, as it is for files of weights.
         """
         model = json.loads(self._tokenizer.to_str())["model"]
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
@@ -225,6 +601,83 @@ class CLIPTokenizer(Savable):
             "tokenizer_class": "CLIPTokenizer",
         }
         write_json(folder / self.config_name, {**config, **self.special_tokens})
+
+
+# --- a call's arguments and results ----------------------------------------------------------------------------------
+
+# What asks for texts to be left as they are.
+_KEEP = (False, "do_not_pad", "do_not_truncate")
+# Arguments of transformers' tokenizer that are not implemented, with the values that ask for nothing.
+_NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
+    "is_split_into_words": (False,),
+    "pair": (None, False),
+    "return_overflowing_tokens": (False,),
+    "split_special_tokens": (False, None),
+    "stride": (0,),
+    "text_pair": (None,),
+    "text_pair_target": (None,),
+    "text_target": (None,),
+    "token_ids_1": (None,),
+    "tokenizer_kwargs": (None,),
+}
+
+
+def _refuse(**given: Any) -> None:
+    """Raise a TypeError if one of these arguments is unknown, or asks for what is not implemented."""
+    for name, value in given.items():
+        if name not in _NOT_IMPLEMENTED:
+            raise TypeError(f"CLIPTokenizer has no argument {name!r:.50}")
+        if value not in _NOT_IMPLEMENTED[name]:
+            raise TypeError(
+                f"{name} is not implemented: CLIP reads one text at a time, and its end is cut off for good"
+            )
+
+
+def _choice(value: Any, name: str, known: Mapping[Any, Any], nothing: Sequence[Any]) -> Any:
+    """What an argument stands for, and False for what asks for nothing; a ValueError if it is not known."""
+    value = getattr(value, "value", value)  # transformers' enumerations
+    if isinstance(value, (bool, str)) and value in nothing:
+        return False
+    if not isinstance(value, (bool, str)) or value not in known:
+        words = ", ".join(repr(each) for each in [*known, False])
+        raise ValueError(f"{name}={value!r:.50} is none of {words}")
+    return known[value]
+
+
+def _width(rows: Sequence[Sequence[Any]], pads: Any, length: int) -> int | None:
+    """How many tokens rows are filled up to; None if they are left as they are."""
+    if not pads:
+        return None
+    return length if pads == "max_length" else max(map(len, rows), default=0)
+
+
+def _listed(value: Any) -> list[Any]:
+    """Ids as lists: of one id, of a list, array or tensor of them, or of a list of those."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, int):
+        return [value]
+    return [_listed(each) if np.ndim(each) else int(each) for each in value]
+
+
+def _as_tensors(encoding: TextEncoding, kind: str | None) -> TextEncoding:
+    """The lists of an encoding as tensors ("pt") or arrays ("np"); a ValueError if their lengths differ."""
+    kind = getattr(kind, "value", kind)
+    if kind is None:
+        return encoding
+    makers: dict[str, Callable[[Any], Any]] = {
+        "pt": lambda rows: torch.tensor(rows, dtype=torch.int64),
+        "np": lambda rows: np.array(rows, dtype=np.int64),
+    }
+    if kind not in makers:
+        raise ValueError(f"return_tensors={kind!r:.50} is none of 'pt', 'np' and None")
+    lengths = {len(row) for row in encoding.input_ids}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"the texts have from {min(lengths)} to {max(lengths)} tokens, which make no tensor: give padding=True, or "
+            "padding='max_length' and truncation=True"
+        )
+    return TextEncoding({name: makers[kind](rows) for name, rows in encoding.items()})
 
 
 # --- making one ------------------------------------------------------------------------------------------------------

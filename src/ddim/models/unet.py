@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
-from ddim.models.attention import SpatialAttention
+from ddim.models.attention import spatial_attention
 from ddim.models.backbone import Backbone, ClassTimeCache, Level, TimeCache, UNet2DOutput
-from ddim.models.blocks import MidBlock2D, Style
+from ddim.models.blocks import Style, UNetMidBlock2D
 from ddim.models.embeddings import (
     GaussianFourierProjection,
     LearnedTimesteps,
@@ -128,17 +129,19 @@ class UNet2DModel(Backbone):
         style = Style(emb_dim, norm_num_groups, norm_eps, act_fn, resnet_time_scale_shift, dropout)
 
         def attention(channels: int) -> nn.Module:
-            return SpatialAttention(channels, attention_head_dim, groups=norm_num_groups, eps=norm_eps)
+            return spatial_attention(channels, attention_head_dim, groups=norm_num_groups, eps=norm_eps)
 
         def middle_attention(channels: int) -> nn.Module:
             groups = attn_norm_num_groups
             if groups is None and resnet_time_scale_shift == "default":
                 groups = norm_num_groups
             scale = mid_block_scale_factor
-            return SpatialAttention(channels, attention_head_dim, groups=groups, eps=norm_eps, output_scale=scale)
+            return spatial_attention(channels, attention_head_dim, groups=groups, eps=norm_eps, output_scale=scale)
 
         def level(channels: int, layers: int, has_attention: bool, resampler: str | None) -> Level:
-            return Level(channels, layers, attention if has_attention else None, resampler)
+            return Level(
+                channels, layers, attention if has_attention else None, "Attn" if has_attention else "", resampler
+            )
 
         down, up = [], []
         for i, (channels, name) in enumerate(zip(block_out_channels, down_block_types, strict=True)):
@@ -156,7 +159,7 @@ class UNet2DModel(Backbone):
         middle = None
         if mid_block_type is not None:
             scaled = style._replace(output_scale=mid_block_scale_factor)
-            middle = MidBlock2D(block_out_channels[-1], scaled, middle_attention if add_attention else None)
+            middle = UNetMidBlock2D(block_out_channels[-1], scaled, middle_attention if add_attention else None)
         self.build(style, down, middle, up, downsample_padding)
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, norm_eps)
@@ -171,14 +174,14 @@ class UNet2DModel(Backbone):
         return_dict: bool = True,
         *,
         time_cache: TimeCache | ClassTimeCache | None = None,
-    ) -> UNet2DOutput:
+    ) -> UNet2DOutput | Any:
         """Predict from noisy samples.
 
         Args:
             sample: (b c h w), with h and w multiples of 2^(n-1) for a network of n resolutions.
             timestep: one for all samples, or one for each, (b,).
             class_labels: the class of each sample, (b,); with `class_embed_type="identity"`, vectors (b e).
-            return_dict: without effect: the result is a tuple of one either way, and has `.sample`.
+            return_dict: False gives a plain tuple.
             time_cache: what `project_time` made of the run's timesteps and the class labels; `class_labels` is not
                 looked at then.
 
@@ -195,11 +198,16 @@ class UNet2DModel(Backbone):
         if self.center_input_sample:
             sample = 2 * sample - 1
         timesteps = as_timesteps(timestep, sample.shape[0], sample.device)  # (b)
-        times = time_cache.at(timestep) if time_cache else self.project(self.embed(timesteps, class_labels))
-        out = self.run_core(sample, times)
+        runner = self.active_runner()
+        if time_cache is not None:
+            out = self.run_by(runner, sample, time_cache.at(timestep))
+        elif runner is not None:
+            out = self.run_by(runner, sample, self.project(self.embed(timesteps, class_labels)))
+        else:
+            out = self.body(sample, self.embed(timesteps, class_labels))
         if self.divides_by_timestep:
             out = out / timesteps[:, None, None, None].to(out.dtype)
-        return UNet2DOutput(out)
+        return UNet2DOutput(out) if return_dict else (out,)
 
 
 def _time_features(kind: str, dim: int, flip_sin_to_cos: bool, freq_shift: int, timesteps: int | None) -> nn.Module:

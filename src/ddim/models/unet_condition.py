@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -12,11 +12,11 @@ from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
 from ddim.models.activations import activation
 from ddim.models.attention import KeyValue
-from ddim.models.backbone import Backbone, Level, TimeCache, UNet2DOutput
-from ddim.models.blocks import AttentionFactory, MidBlock2D, Style
+from ddim.models.backbone import Backbone, Level, Residuals, TimeCache, UNet2DOutput
+from ddim.models.blocks import AttentionFactory, Style, Times, UNetMidBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D
 from ddim.models.embeddings import TimestepEmbedding, Timesteps, as_timesteps
 from ddim.models.settings import check_levels, look_up
-from ddim.models.transformer import Text, Transformer2DModel
+from ddim.models.transformer import Transformer2DModel
 
 # What a block's name in a config says: whether a transformer follows each residual block.
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
@@ -38,7 +38,6 @@ NOT_IMPLEMENTED: dict[str, object] = {
     "time_embedding_act_fn": None,
     "timestep_post_act": None,
     "attention_type": "default",
-    "class_embeddings_concat": False,
     "cross_attention_norm": None,
 }
 
@@ -74,7 +73,9 @@ class UNet2DConditionModel(Backbone):
             embedding's size), "projection" or "simple_projection" (labels are vectors of
             `projection_class_embeddings_input_dim` channels, through two linear layers or one).
         num_class_embeds: the number of classes.
-        upcast_attention: without effect, as attention scores are computed in float32 in any case.
+        class_embeddings_concat: the class's vector stands beside the timestep's, instead of being added to it.
+        upcast_attention: for attention processors that look at it; without one, attention scores are computed in
+            float32 in any case.
         resnet_time_scale_shift: "default" (the timestep is added) or "scale_shift" (it also scales).
         time_embedding_dim: channels of the timestep's embedding; 4 times the first of `block_out_channels` unless told.
         time_cond_proj_dim: channels of `timestep_cond`, which is added to the timestep's features; None for none.
@@ -188,7 +189,9 @@ class UNet2DConditionModel(Backbone):
             class_embed_type, num_class_embeds, width, emb_dim, act_fn, projection_class_embeddings_input_dim
         )
 
-        style = Style(emb_dim, norm_num_groups, norm_eps, act_fn, resnet_time_scale_shift, dropout)
+        self.class_embeddings_concat = class_embeddings_concat and self.class_embedding is not None
+        time_dim = 2 * emb_dim if self.class_embeddings_concat else emb_dim
+        style = Style(time_dim, norm_num_groups, norm_eps, act_fn, resnet_time_scale_shift, dropout)
 
         def transformer(i: int, only_cross: bool) -> AttentionFactory:
             return lambda channels: Transformer2DModel(
@@ -199,11 +202,14 @@ class UNet2DConditionModel(Backbone):
                 groups=norm_num_groups,
                 use_linear_projection=use_linear_projection,
                 only_cross_attention=only_cross,
+                upcast_attention=upcast_attention,
             )
 
         def level(i: int, has_attention: bool, extra: int, resampler: str | None) -> Level:
             attention = transformer(i, crosses[i]) if has_attention else None
-            return Level(block_out_channels[i], layers[i] + extra, attention, resampler)
+            return Level(
+                block_out_channels[i], layers[i] + extra, attention, "CrossAttn" if has_attention else "", resampler
+            )
 
         down = [
             level(i, look_up("down block type", name, DOWN_BLOCKS), 0, "conv" if i < n - 1 else None)
@@ -218,7 +224,8 @@ class UNet2DConditionModel(Backbone):
             has_attention = look_up("mid_block_type", mid_block_type, MID_BLOCKS)
             scaled = style._replace(output_scale=mid_block_scale_factor)
             attention = transformer(n - 1, only_cross=False) if has_attention else None
-            middle = MidBlock2D(block_out_channels[-1], scaled, attention, layers=1 if has_attention else 0)
+            kind = UNetMidBlock2DCrossAttn if has_attention else UNetMidBlock2D
+            middle = kind(block_out_channels[-1], scaled, attention, layers=1 if has_attention else 0)
         self.build(style, down, middle, up, downsample_padding)
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, norm_eps)
@@ -236,14 +243,62 @@ class UNet2DConditionModel(Backbone):
         Raises:
             ValueError: the text has another shape.
         """
-        pairs = self._keys_and_values(encoder_hidden_states)
+        pairs = self._keys_and_values(self._text(encoder_hidden_states))
         return tuple((key.contiguous(), value.contiguous()) for key, value in pairs)
 
     def _keys_and_values(self, text: Tensor) -> TextCache:
+        return tuple(pair for block in self.blocks() for pair in block.project_text(text))
+
+    def _text(self, text: Tensor | None, batch: int | None = None) -> Tensor:
+        """A text in the network's type; a ValueError if there is none, or none of the right shape for the batch."""
+        if text is None:
+            raise ValueError("the text is missing: give encoder_hidden_states or text_cache")
         if text.ndim != 3 or text.shape[2] != self.text_dim:
             raise ValueError(f"encoder_hidden_states must have shape (b, s, {self.text_dim}), not {tuple(text.shape)}")
-        text = text.to(self.dtype)
-        return tuple(pair for block in self.blocks() for pair in block.project_text(text))
+        if batch is not None and text.shape[0] != batch:
+            raise ValueError(f"{len(text)} texts were given for {batch} samples: give one for each sample")
+        return text.to(self.dtype)
+
+    def _for_processors(self, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """`cross_attention_kwargs` without "scale", which is not for processors; None if nothing is left.
+
+        Raises:
+            ValueError: the scale is to change the strength of adapters.
+        """
+        more = dict(given or {})
+        scale = more.pop("scale", None)
+        if scale is not None and scale != 1:
+            in_training = any(hasattr(module, "scale_layer") for module in self.modules())  # peft's layers
+            if in_training or self.has_adapters:
+                raise ValueError(
+                    f"cross_attention_kwargs={{'scale': {scale!r:.50}}} is not implemented, as adapters are part of "
+                    "the weights here: say how strong they are by set_adapters(names, weights) before the call"
+                )
+        return more or None
+
+    def is_altered(self) -> bool:
+        return super().is_altered() or any(block.freeu() for block in self.up_blocks if isinstance(block, UpBlock2D))
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Scale what the first two blocks of the way up are given (FreeU, Si et al. 2023), until `disable_freeu`.
+
+        No backend runs the network then. The paper's authors propose s1=0.9, s2=0.2, b1=1.5, b2=1.6 for Stable
+        Diffusion 1, and b1=1.4 with b2=1.6 for Stable Diffusion 2.
+
+        Args:
+            s1, s2: what the low frequencies of the skip connections are multiplied by, in the first and second block.
+            b1, b2: what the first half of the features is multiplied by, in the first and second block.
+        """
+        self._set_freeu(s1=s1, s2=s2, b1=b1, b2=b2)
+
+    def disable_freeu(self) -> None:
+        """Undo `enable_freeu`."""
+        self._set_freeu(s1=None, s2=None, b1=None, b2=None)
+
+    def _set_freeu(self, **factors: float | None) -> None:
+        for block in self.up_blocks:
+            for name, value in factors.items():
+                setattr(block, name, value)
 
     def forward(
         self,
@@ -253,12 +308,17 @@ class UNet2DConditionModel(Backbone):
         class_labels: Tensor | None = None,
         timestep_cond: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        added_cond_kwargs: Mapping[str, Any] | None = None,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
+        *,
         text_cache: TextCache | None = None,
         time_cache: TimeCache | None = None,
-    ) -> UNet2DOutput:
+    ) -> UNet2DOutput | Any:
         """Predict from noisy latents.
 
         Args:
@@ -269,8 +329,14 @@ class UNet2DConditionModel(Backbone):
             timestep_cond: a further condition, (b time_cond_proj_dim).
             attention_mask: (b n), 1 where the first attention of the transformer blocks may look and 0 elsewhere; n is
                 h·w, so this is for models of one resolution, or, with `only_cross_attention`, the text's length.
+            cross_attention_kwargs: more arguments for attention processors. "scale", which in diffusers is the strength
+                of an adapter (LoRA), must be 1 if there are adapters, as those are part of the weights here.
+            added_cond_kwargs: must be None or empty: no model with further conditions is implemented.
+            down_block_additional_residuals, mid_block_additional_residual: what a ControlNet adds to the outputs of
+                the way down, as many as those, and to the output of the middle.
+            down_intrablock_additional_residuals: what a T2I-Adapter adds within the blocks of the way down.
             encoder_attention_mask: (b s), 1 where cross-attention may look and 0 elsewhere.
-            return_dict: without effect: the result is a tuple of one either way, and has `.sample`.
+            return_dict: False gives a plain tuple.
             text_cache: what `project_text` made of the text; it is used instead of `encoder_hidden_states`.
             time_cache: what `project_time` made of the run's timesteps, the labels and `timestep_cond`; these two are
                 not looked at then.
@@ -283,25 +349,34 @@ class UNet2DConditionModel(Backbone):
         """
         if sample.ndim != 4 or sample.shape[1] != self.in_channels:
             raise ValueError(f"sample must have shape (b, {self.in_channels}, h, w), not {tuple(sample.shape)}")
-        if text_cache is None:
-            if encoder_hidden_states is None:
-                raise ValueError("the text is missing: give encoder_hidden_states or text_cache")
-            if encoder_hidden_states.shape[0] != sample.shape[0]:
-                raise ValueError(
-                    f"{len(encoder_hidden_states)} texts were given for {len(sample)} samples: give one for each sample"
-                )
-            text_cache = self._keys_and_values(encoder_hidden_states)
+        if added_cond_kwargs:
+            raise ValueError(f"added_cond_kwargs are not implemented: leave out {', '.join(added_cond_kwargs)}")
+        text = self._text(encoder_hidden_states, len(sample)) if text_cache is None else None
         if self.center_input_sample:
             sample = 2 * sample - 1
-        if time_cache is None:
-            timesteps = as_timesteps(timestep, sample.shape[0], sample.device)
-            times = self.project(self.embed(timesteps, class_labels, timestep_cond))
+        more = {
+            "attention_mask": _as_bias(attention_mask, sample),
+            "encoder_attention_mask": _as_bias(encoder_attention_mask, sample),
+            "cross_attention_kwargs": self._for_processors(cross_attention_kwargs),
+        }
+        added = Residuals(
+            down_block_additional_residuals, mid_block_additional_residual, down_intrablock_additional_residuals or ()
+        )
+        is_plain = all(value is None for value in (*more.values(), added.down, added.middle)) and not added.inside
+        runner = self.active_runner() if is_plain else None
+
+        times = None if time_cache is None else time_cache.at(timestep)
+        temb: Times = None if times is None else self.projected(times)
+        if times is None:
+            emb = self.embed(as_timesteps(timestep, sample.shape[0], sample.device), class_labels, timestep_cond)
+            times, temb = None if runner is None else self.project(emb), emb
+        if runner is not None and times is not None:
+            pairs = text_cache if text is None else self._keys_and_values(text)
+            out = self.run_by(runner, sample, times, *chain(*(pairs or ())))
         else:
-            times = time_cache.at(timestep)
-        if encoder_attention_mask is attention_mask is None:
-            return UNet2DOutput(self.run_core(sample, times, *chain(*text_cache)))
-        masks = (_as_bias(mask, sample) for mask in (encoder_attention_mask, attention_mask))
-        return UNet2DOutput(self.body(sample, times, Text(iter(text_cache), *masks)))
+            states = text if text_cache is None else iter(text_cache)
+            out = self.body(sample, temb, {"encoder_hidden_states": states, **more}, added)
+        return UNet2DOutput(out) if return_dict else (out,)
 
 
 def _for_each(value: Any, n: int) -> tuple[Any, ...]:
@@ -310,8 +385,8 @@ def _for_each(value: Any, n: int) -> tuple[Any, ...]:
 
 
 def _as_bias(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """A mask (b s) of ones and zeros as numbers to add to attention scores, 0 and -10,000: (b 1 1 s)."""
-    return None if mask is None else ((1 - mask.to(like.dtype)) * -10000.0)[:, None, None, :]
+    """A mask (b s) of ones and zeros as numbers to add to attention scores, 0 and -10,000: (b 1 s)."""
+    return None if mask is None else ((1 - mask.to(like.dtype)) * -10000.0)[:, None, :]
 
 
 def _class_embedding(

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddim.checkpoint import PretrainedModel
 from ddim.checkpoint.config import register_to_config
-from ddim.models.attention import SpatialAttention, convert_attention_key
-from ddim.models.blocks import Downsample2D, MidBlock2D, ResnetBlock2D, Style, Upsample2D
+from ddim.models.attention import convert_attention_key, spatial_attention
+from ddim.models.blocks import Downsample2D, ResnetBlock2D, Style, UNetMidBlock2D, Upsample2D
 from ddim.models.core import HasCore
-from ddim.models.recompute import Recomputing, set_gradient_checkpointing
+from ddim.models.processors import HasAttention
+from ddim.models.recompute import CanRecompute, Recomputing
 from ddim.models.settings import check_levels, look_up
 from ddim.models.tiling import Tiles, in_tiles
+from ddim.noise import Generators
 from ddim.step import Output
 
 
@@ -55,7 +57,7 @@ class DiagonalGaussianDistribution:
         """The most likely latents, which are the mean: (b z h w)."""
         return self.mean
 
-    def sample(self, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
+    def sample(self, generator: Generators = None) -> Tensor:
         """Latents drawn at random from the distribution: (b z h w).
 
         Args:
@@ -157,17 +159,17 @@ class Coder(nn.Module):
         super().__init__()
 
         def attention(channels: int) -> nn.Module:
-            return SpatialAttention(channels, None, groups=style.groups, eps=style.eps)
+            return spatial_attention(channels, None, groups=style.groups, eps=style.eps)
 
         self.conv_in = nn.Conv2d(ends[0], widths[0], 3, padding=1)
-        self.mid_block = MidBlock2D(deepest, style, attention if attend else None)
+        self.mid_block = UNetMidBlock2D(deepest, style, attention if attend else None)
         self.conv_norm_out = nn.GroupNorm(style.groups, widths[1], style.eps)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(widths[1], ends[1], 3, padding=1)
 
     def middle(self, x: Tensor) -> Tensor:
         """The blocks at the lowest resolution: (b deepest h w) -> (b deepest h w)."""
-        out: Tensor = self.mid_block(x, repeat(None))  # an autoencoder's residual blocks are told no timestep
+        out: Tensor = self.mid_block(x)
         return out
 
     def finish(self, x: Tensor) -> Tensor:
@@ -229,7 +231,7 @@ class Decoder(Coder):
         return self.finish(x)
 
 
-class AutoencoderKL(HasCore, PretrainedModel):
+class AutoencoderKL(HasAttention, HasCore, CanRecompute, PretrainedModel):
     """Stable Diffusion's autoencoder; the constructor's arguments are diffusers'.
 
     Args:
@@ -299,13 +301,6 @@ class AutoencoderKL(HasCore, PretrainedModel):
     def convert_key(cls, key: str) -> str:
         return convert_attention_key(key)
 
-    def enable_gradient_checkpointing(self, on: bool = True) -> None:
-        """Save memory in training by computing activations a second time in the backward pass."""
-        set_gradient_checkpointing(self, on)
-
-    def disable_gradient_checkpointing(self) -> None:
-        set_gradient_checkpointing(self, False)
-
     def enable_slicing(self) -> None:
         """Save memory by taking one image of a batch after another. The result is the same."""
         self.use_slicing = True
@@ -323,12 +318,12 @@ class AutoencoderKL(HasCore, PretrainedModel):
     def disable_tiling(self) -> None:
         self.use_tiling = False
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | Any:
         """The distribution of images' latents, `.latent_dist`.
 
         Args:
             x: images in [-1, 1], (b c H W).
-            return_dict: without effect: the result is a tuple of one either way.
+            return_dict: False gives a plain tuple.
 
         Raises:
             ValueError: the images have another shape.
@@ -336,14 +331,16 @@ class AutoencoderKL(HasCore, PretrainedModel):
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"images must have shape (b, {self.in_channels}, h, w), not {tuple(x.shape)}")
         parts = torch.split(x, 1) if self.use_slicing else (x,)
-        return AutoencoderKLOutput(DiagonalGaussianDistribution(torch.cat([self._encode(part) for part in parts])))
+        posterior = DiagonalGaussianDistribution(torch.cat([self._encode(part) for part in parts]))
+        return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
-    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput:
+    def decode(self, z: Tensor, return_dict: bool = True, generator: Generators = None) -> DecoderOutput | Any:
         """The images `.sample` of latents, (b c H W), in about [-1, 1].
 
         Args:
             z: latents as `encode` gives them, without `scaling_factor` and `shift_factor`, (b z h w).
-            return_dict: without effect: the result is a tuple of one either way.
+            return_dict: False gives a plain tuple.
+            generator: not looked at, as nothing is drawn at random.
 
         Raises:
             ValueError: the latents have another shape.
@@ -351,7 +348,8 @@ class AutoencoderKL(HasCore, PretrainedModel):
         if z.ndim != 4 or z.shape[1] != self.latent_channels:
             raise ValueError(f"latents must have shape (b, {self.latent_channels}, h, w), not {tuple(z.shape)}")
         parts = torch.split(z, 1) if self.use_slicing else (z,)
-        return DecoderOutput(torch.cat([self._decode(part) for part in parts]))
+        images = torch.cat([self._decode(part) for part in parts])
+        return DecoderOutput(images) if return_dict else (images,)
 
     def core(self, *inputs: Tensor) -> Tensor:
         """The decoder: latents (b z h w) to images (b c H W)."""
@@ -366,18 +364,18 @@ class AutoencoderKL(HasCore, PretrainedModel):
         sample: Tensor,
         sample_posterior: bool = False,
         return_dict: bool = True,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> DecoderOutput:
+        generator: Generators = None,
+    ) -> DecoderOutput | Any:
         """Encode images and decode their latents again.
 
         Args:
             sample: images in [-1, 1], (b c H W).
             sample_posterior: draw the latents at random; otherwise take the most likely ones.
-            return_dict: without effect: the result is a tuple of one either way.
+            return_dict: False gives a plain tuple.
             generator: of the random latents, see `DiagonalGaussianDistribution.sample`.
         """
         latents = self.encode(sample).latent_dist
-        return self.decode(latents.sample(generator) if sample_posterior else latents.mode())
+        return self.decode(latents.sample(generator) if sample_posterior else latents.mode(), return_dict)
 
     def _encode(self, x: Tensor) -> Tensor:
         def encode(tile: Tensor) -> Tensor:

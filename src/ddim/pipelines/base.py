@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ddim.backends import accelerate, describe
-from ddim.checkpoint import Repository, Savable, choose_dtype, read_json, write_json
+from ddim.checkpoint import Repository, Savable, Saving, choose_dtype, read_json, write_json
 from ddim.checkpoint.config import DIFFUSERS_VERSION
-from ddim.errors import CheckpointError
+from ddim.errors import CheckpointError, ConfigError
 from ddim.noise import Generators, gaussian_noise, generators
+from ddim.pipelines.familiar import Familiar
 from ddim.pipelines.info import ModelInfo, model_info
 from ddim.pipelines.inputs import Pictures
+from ddim.pipelines.memory import SavesMemory
 from ddim.sampling import Denoiser, Pipeline
 from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
 
@@ -47,10 +50,33 @@ LIBRARIES = ("diffusers", "transformers")
 # The classes that are written into an index as transformers'; the others are diffusers'.
 OF_TRANSFORMERS = ("CLIPTextModel", "CLIPTokenizer")
 # Options that diffusers' users pass. They are taken and change nothing: what they ask for is done in any case.
-WITHOUT_EFFECT = ("low_cpu_mem_usage", "use_safetensors")
+WITHOUT_EFFECT = (
+    "disable_mmap",
+    "load_connected_pipeline",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "mirror",
+    "offload_folder",
+    "offload_state_dict",
+    "resume_download",
+    "use_safetensors",
+)
+# Options of diffusers' from_pretrained that ask for what is not done here; None and False ask for nothing.
+REFUSED = {
+    "custom_pipeline": "code of other places is never run: write a class with your loop, or use ddim.sample",
+    "dduf_file": "give the folder that the file was made of",
+    "from_flax": "convert the weights to safetensors first",
+    "output_loading_info": "weights that are missing or unexpected raise a WeightsError that lists them",
+    "provider": "see pipe.accelerate for what can run the networks",
+    "proxies": "set the environment variables HTTP_PROXY and HTTPS_PROXY",
+    "quantization_config": "weights are not quantised: give dtype=torch.float16 or torch.bfloat16",
+    "trust_remote_code": "code of other places is never run",
+    "use_flashpack": "weights are .safetensors files",
+    "use_onnx": "see pipe.accelerate for what can run the networks",
+}
 
 
-class DiffusionPipeline(Savable):
+class DiffusionPipeline(Familiar, SavesMemory, Savable):
     """Networks and a scheduler that together make images; this class loads any of its subclasses."""
 
     # The names of the parts in the constructor's order; the classes that an index may name for each; and the parts that
@@ -58,20 +84,35 @@ class DiffusionPipeline(Savable):
     parts: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     nullable: ClassVar[tuple[str, ...]] = ()
-    # Entries that diffusers' index and constructor have for what this package does not do, with the only values that
-    # they may have here.
+    # Entries that diffusers' index and constructor have for what this package does not load, with the values that they
+    # are saved with.
     left_out: ClassVar[Mapping[str, Any]] = {}
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        pipe = super().__new__(cls)
+        object.__setattr__(pipe, "components", {})  # here, as a subclass may assign parts before it calls __init__
+        object.__setattr__(pipe, "_progress", {})
+        return pipe
+
     def __init__(self, **components: Any) -> None:
-        self.components: dict[str, Any] = {}
-        self._progress: dict[str, Any] = {}
         for name, component in components.items():
-            setattr(self, name, component)
+            if name == "scheduler" and component is None:  # a pipeline that only encodes texts, say, needs none
+                self.components[name] = None
+                object.__setattr__(self, name, None)
+            else:
+                setattr(self, name, component)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A class that says nothing of its parts, as none of diffusers does, has what its constructor takes."""
+        super().__init_subclass__(**options)
+        if not cls.parts and "__init__" in vars(cls):
+            named = list(inspect.signature(cls.__init__).parameters.values())[1:]
+            cls.parts = tuple(each.name for each in named if each.kind is each.POSITIONAL_OR_KEYWORD)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "scheduler":
             value = as_ddim(value)
-        if name in self.parts:
+        if name in self.parts or name in self.components:
             self.components[name] = value
         super().__setattr__(name, value)
 
@@ -128,37 +169,41 @@ class DiffusionPipeline(Savable):
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+        dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
         variant: str | None = None,
+        device_map: str | torch.device | None = None,
         **options: Any,
     ) -> Self:
         """Load a pipeline from a folder in diffusers' layout, a bundled model or a repository of the hub.
 
+        The class that it is called on wins over the one that the index names, if the parts are the same;
+        `DiffusionPipeline` itself takes the index's.
+
         Args:
             pretrained_model_name_or_path: for example "./my-model", "digits" or "google/ddpm-cifar10-32".
-            dtype: the networks' type, float32 unless told; `torch_dtype` is its older name.
+            dtype: the networks' type, float32 unless told; or a dict with one for each part, and one for the others
+                under "default". `torch_dtype` is its older name.
             variant: "fp16" reads the `.fp16.safetensors` files.
+            device_map: a device, such as "cuda", that all networks go to.
             options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub; a part by its
-                name (`unet=…`, `scheduler=…`) is used instead of the stored one. `use_safetensors` and
-                `low_cpu_mem_usage` are without effect: safetensors come first, and are mapped into memory.
+                name (`unet=…`, `scheduler=…`) is used instead of the stored one. Those in `WITHOUT_EFFECT` are without
+                effect: safetensors come first, and are mapped into memory.
 
         Raises:
             CheckpointError: a file is missing, broken, or names a class that this package does not have.
             WeightsError: weights do not fit their config.
+            TypeError, ValueError: an option is unknown, or asks for what is not done here.
         """
-        dtype = choose_dtype(dtype, torch_dtype)
+        types = _types(dtype, torch_dtype)
+        device = _device(device_map)
+        options = _options(options)
         repository = Repository.open(pretrained_model_name_or_path, options)
         path = repository.find(INDEX)
         if path is None:
             raise CheckpointError(f"{repository.name} has no {INDEX}: it is no pipeline")
         index = read_json(path)
-        pipeline = _look_up(index.get("_class_name"), PIPELINES, "pipeline", path)
-        if cls.classes and cls.classes is pipeline.classes:  # inherited: another use of the same networks
-            pipeline = cls
-        if not issubclass(pipeline, cls):
-            raise CheckpointError(f"{path} is a {pipeline.__name__}, not a {cls.__name__}: use DiffusionPipeline")
-        options = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
+        pipeline = cls._choose(index, path)
         unknown = sorted(set(options) - {*pipeline.parts, *pipeline.left_out})
         if unknown:
             raise TypeError(
@@ -178,9 +223,45 @@ class DiffusionPipeline(Savable):
                 known = {kind: NETWORKS[kind] for kind in pipeline.classes.get(name, NETWORKS)}
                 part = _look_up(_check_entry(index, name, path), known, name, path)
                 components[name] = part.load(
-                    repository, _subfolder(repository, name, part.config_name), dtype=dtype, variant=variant
+                    repository, _subfolder(repository, name, part.config_name), dtype=types(name), variant=variant
                 )
-        return cast(Self, pipeline(**components))
+        made = cast(Self, pipeline(**components))
+        made.name_or_path = repository.name
+        return made if device is None else made.to(device)
+
+    @classmethod
+    def _choose(cls, index: Mapping[str, Any], path: Path) -> type[DiffusionPipeline]:
+        """The class to load an index as: this one, if it has the index's parts, or for the base class the index's own.
+
+        Raises:
+            CheckpointError: the parts are not this class's, or the base class does not know the index's class.
+        """
+        named = index.get("_class_name")
+        if not cls.parts:
+            try:
+                return cast(type[DiffusionPipeline], _look_up(named, PIPELINES, "pipeline", path))
+            except CheckpointError as error:
+                fitting = [
+                    name for name in PIPELINES if ":" not in PIPELINES[name] and not _misfits(_class(name), index)
+                ]
+                if not fitting:
+                    raise
+                raise CheckpointError(
+                    f"{error}. Its parts are those of {' and of '.join(fitting)}: if one of these does with them what "
+                    f"the other does, call from_pretrained on that class, as in {fitting[0]}.from_pretrained"
+                ) from None
+        if isinstance(named, str) and named in PIPELINES:
+            pipeline = _class(named)
+            if cls.classes is not pipeline.classes and not issubclass(pipeline, cls) and _misfits(cls, index):
+                raise CheckpointError(f"{path} is a {pipeline.__name__}, not a {cls.__name__}: use DiffusionPipeline")
+            return cls
+        misfits = _misfits(cls, index)
+        if misfits:
+            raise CheckpointError(
+                f"{path} names the pipeline {named!r:.100}, which has other parts than a {cls.__name__}: "
+                + ", ".join(misfits)
+            )
+        return cls
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **parts: Any) -> Self:
@@ -193,44 +274,96 @@ class DiffusionPipeline(Savable):
         Raises:
             TypeError: the parts are not this pipeline's.
         """
-        if set(pipeline.parts) != set(cls.parts):
+        own = dict(pipeline.components)
+        extra = {name for name in own if name not in (*cls.parts, *cls.left_out) and own[name] is not None}
+        if not set(cls.parts) <= set(own) or extra:
             raise TypeError(f"the parts of a {type(pipeline).__name__} make no {cls.__name__}")
-        return cls(**{**pipeline.components, **parts})
+        own = {name: part for name, part in own.items() if name in (*cls.parts, *cls.left_out)}
+        return cls(**{**own, **parts})
 
-    def write(self, folder: Path, variant: str | None) -> None:
+    def write(self, folder: Path, saving: Saving) -> None:
         """Write what `from_pretrained` reads, here and in diffusers; the index last."""
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
-        index |= self.left_out
         for name, component in self.components.items():
-            if component is None:
-                index[name] = [None, None]
-                continue
-            component = getattr(component, "_orig_mod", component)  # what torch.compile has wrapped
-            component.save_pretrained(folder / name, variant=variant)
-            kind = type(component).__name__
-            index[name] = ["transformers" if kind in OF_TRANSFORMERS else "diffusers", kind]
-        write_json(folder / INDEX, index)
+            if hasattr(component, "save_pretrained") or hasattr(component, "_orig_mod"):
+                component = getattr(component, "_orig_mod", component)  # what torch.compile has wrapped
+                taken = inspect.signature(component.save_pretrained).parameters
+                takes_all = isinstance(component, Savable)
+                options = {n: value for n, value in saving.options().items() if takes_all or n in taken}
+                component.save_pretrained(folder / name, **options)
+        write_json(folder / INDEX, {**index, **self._index()})
+
+    def _index(self) -> dict[str, Any]:
+        """The entries of the index: (library, class) of each part, and what is left out."""
+        entries = {name: [None, None] for name in self.left_out if self.left_out[name] == [None, None]}
+        return {**self.left_out, **entries, **{name: _entry(part) for name, part in self.components.items()}}
 
     # --- where it runs -----------------------------------------------------------------------------------------------
 
     @property
-    def _networks(self) -> list[nn.Module]:
-        return [component for component in self.components.values() if isinstance(component, nn.Module)]
-
-    @property
     def device(self) -> torch.device:
-        """The device that the networks are on."""
-        return next(self._networks[0].parameters()).device
+        """The device that the networks run on."""
+        if self._offload is not None:
+            return self._offload
+        return next(self._main_network().parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the networks' parameters."""
-        return next(self._networks[0].parameters()).dtype
+        """The type of the U-Net's parameters, and so of the samples."""
+        return next(self._main_network().parameters()).dtype
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or convert the networks, as `torch.nn.Module.to`."""
-        for network in self._networks:
-            network.to(*args, **kwargs)
+    def _main_network(self) -> nn.Module:
+        """The U-Net; in a pipeline without one, the first network."""
+        unet = self.components.get("unet")
+        if isinstance(unet, nn.Module):
+            return unet
+        if not self._networks:
+            raise ConfigError(f"this {type(self).__name__} has no networks")
+        return self._networks[0]
+
+    def require_parts(self, *names: str) -> None:
+        """Raise a ConfigError that names the parts that this pipeline is without, if there are such."""
+        missing = [name for name in names if self.components.get(name) is None]
+        if missing:
+            raise ConfigError(f"this {type(self).__name__} has no {' and no '.join(missing)}: assign pipe.{missing[0]}")
+
+    def to(
+        self,
+        *args: Any,
+        device: str | torch.device | int | None = None,
+        dtype: torch.dtype | None = None,
+        torch_device: str | torch.device | int | None = None,
+        torch_dtype: torch.dtype | None = None,
+        silence_dtype_warnings: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Move or convert the networks: `to(device)`, `to(dtype)`, `to(device, dtype)`, or by the arguments' names.
+
+        Args:
+            device: where to; `torch_device` is its older name. An offloaded pipeline that is moved to an accelerator
+                stays there.
+            dtype: the parameters' type; `torch_dtype` is its older name.
+            silence_dtype_warnings: without effect.
+            options: as `torch.nn.Module.to` takes them, such as `non_blocking`.
+
+        Raises:
+            TypeError: a device or a type is given twice.
+        """
+        where = [each for each in (device, torch_device) if each is not None]
+        kinds = [each for each in (dtype, torch_dtype) if each is not None]
+        for value in args:
+            if value is not None:
+                (kinds if isinstance(value, torch.dtype) else where).append(value)
+        if len(where) > 1 or len(kinds) > 1:
+            raise TypeError("to takes one device and one type")
+        if where:
+            options["device"] = torch.device(where[0])
+            if options["device"].type != "cpu":
+                self._offload = None
+        if kinds:
+            options["dtype"] = kinds[0]
+        for network in self._networks if options else ():
+            network.to(**options)
         return self
 
     def accelerate(self, backend: str = "auto", dtype: torch.dtype | None = None) -> Self:
@@ -267,9 +400,21 @@ class DiffusionPipeline(Savable):
         """Arguments for tqdm; `disable=True` turns the bar off."""
         self._progress = kwargs
 
-    def progress_bar(self, total: int) -> tqdm[Any]:
-        """A bar of so many steps, as `set_progress_bar_config` wants it."""
-        return tqdm(total=total, **self._progress)
+    def progress_bar(self, iterable: Iterable[Any] | int | None = None, total: int | None = None) -> tqdm[Any]:
+        """A bar over what is looped over, or of so many steps, as `set_progress_bar_config` wants it.
+
+        Args:
+            iterable: what is looped over. A number is taken for `total`.
+            total: how many steps there are.
+
+        Raises:
+            ValueError: neither is given.
+        """
+        if isinstance(iterable, int):
+            iterable, total = None, iterable
+        if iterable is None and total is None:
+            raise ValueError("give what is looped over, or total=, the number of steps")
+        return tqdm(iterable, total=total, **self._progress)
 
     def _initial_noise(
         self, shape: tuple[int, ...], generator: Generators, seed: int | Sequence[int] | None, latents: Tensor | None
@@ -309,13 +454,53 @@ def as_ddim(scheduler: Any) -> DDIMScheduler:
         return scheduler
     config = getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
-        raise TypeError(f"a scheduler is needed, such as DDIMScheduler(), not {type(scheduler).__name__}")
+        what = "None" if scheduler is None else type(scheduler).__name__
+        raise TypeError(f"a scheduler is needed, such as DDIMScheduler(), not {what}")
     if isinstance(scheduler, DDIMInverseScheduler):
         raise TypeError(
             "a pipeline makes images of noise; to make noise of images, run "
             "ddim.sample(denoiser, images, inverse_scheduler.plan(steps))"
         )
-    return DDIMScheduler.from_config(config)
+    return cast(DDIMScheduler, DDIMScheduler.from_config({"_class_name": type(scheduler).__name__, **config}))
+
+
+# --- the options of from_pretrained -----------------------------------------------------------------------------------
+
+
+def _options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are left to be used; a ValueError if one asks for what is not done here."""
+    for name, instead in REFUSED.items():
+        if options.get(name) not in (None, False):
+            raise ValueError(f"{name}={reprlib.repr(options[name])} is not possible: {instead}")
+    left = {name: value for name, value in options.items() if name not in (*WITHOUT_EFFECT, *REFUSED)}
+    if "use_auth_token" in left:  # the older name
+        left.setdefault("token", left.pop("use_auth_token"))
+    return left
+
+
+def _types(
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None, torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None
+) -> Callable[[str], torch.dtype]:
+    """What gives the type of a part by its name, from one type for all or a dict; errors as in `choose_dtype`."""
+
+    def of(given: torch.dtype | Mapping[str, torch.dtype] | None, name: str) -> torch.dtype | None:
+        return given.get(name, given.get("default")) if isinstance(given, Mapping) else given
+
+    choose_dtype(of(dtype, "default"), of(torch_dtype, "default"))
+    return lambda name: choose_dtype(of(dtype, name), of(torch_dtype, name))
+
+
+def _device(device_map: Any) -> torch.device | None:
+    """The device that a `device_map` names; a ValueError if it asks for the parts to be divided among several."""
+    if device_map is None:
+        return None
+    try:
+        return torch.device(device_map)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device_map={reprlib.repr(device_map)} is no device: networks are not divided among several. Give one, "
+            "such as 'cuda', or call enable_model_cpu_offload after loading"
+        ) from error
 
 
 # --- reading model_index.json ----------------------------------------------------------------------------------------
@@ -323,9 +508,37 @@ def as_ddim(scheduler: Any) -> DDIMScheduler:
 
 def _look_up(name: Any, table: Mapping[str, str], what: str, index: Path) -> Any:
     if not isinstance(name, str) or name not in table:
-        raise CheckpointError(f"{index} names the {what} {reprlib.repr(name)}; known are {', '.join(table)}")
+        raise CheckpointError(f"{index} names the {what} {name!r:.100}; known are {', '.join(table)}")
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute or name)
+
+
+def _class(name: str) -> type[DiffusionPipeline]:
+    """The class of ours that a name in `PIPELINES` stands for."""
+    module, _, attribute = PIPELINES[name].partition(":")
+    return cast(type[DiffusionPipeline], getattr(importlib.import_module(module), attribute or name))
+
+
+def _misfits(cls: type[DiffusionPipeline], index: Mapping[str, Any]) -> list[str]:
+    """In words, the differences between the parts of a class and those that an index names."""
+    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and not name.startswith("_")}
+    missing = [f"no {name}" for name in cls.parts if name not in entries and name not in cls.nullable]
+    known = {*cls.parts, *cls.left_out}
+    return missing + [
+        f"also {reprlib.repr(name)}" for name, entry in entries.items() if name not in known and any(entry)
+    ]
+
+
+def _entry(part: Any) -> list[str | None]:
+    """[library, class] of a part, as an index names it; of what cannot be saved, [None, None]."""
+    part = getattr(part, "_orig_mod", part)
+    if not hasattr(part, "save_pretrained"):
+        return [None, None]
+    kind = type(part).__name__
+    library = type(part).__module__.partition(".")[0]
+    if library in LIBRARIES:
+        return [library, kind]
+    return ["transformers" if kind in OF_TRANSFORMERS else "diffusers", kind]
 
 
 def _check_entry(index: Mapping[str, Any], name: str, path: Path) -> str:
@@ -352,7 +565,4 @@ def _subfolder(repository: Repository, name: str, config_name: str) -> str | Non
 def _load_scheduler(repository: Repository) -> DDIMScheduler:
     subfolder = _subfolder(repository, "scheduler", DDIMScheduler.config_name)
     config, path = DDIMScheduler.read_config(repository, subfolder)
-    named = config.get("_class_name", "DDIMScheduler")
-    if named != "DDIMScheduler" and not {"beta_start", "beta_schedule", "trained_betas"} & set(config):
-        raise CheckpointError(f"{path} describes a {reprlib.repr(named)}, which has no betas that DDIM could use")
     return cast(DDIMScheduler, DDIMScheduler.construct(config, path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ddim.guidance import guide
 from ddim.lora import version_of
 from ddim.models.embeddings import sinusoids
+from ddim.models.replaced import is_replaced
 from ddim.plan import SamplingPlan
 from ddim.sampling import Denoiser
 
@@ -17,9 +19,10 @@ from ddim.sampling import Denoiser
 class TextDenoiser:
     """A denoiser for one run.
 
-    The keys and values of every cross-attention and every timestep's embedding are made here and not at each step; a
-    U-Net that cannot do so (one of another library, or one that is exported) is given the text and the timestep. They
-    are made anew when the U-Net's adapters change on the way, in a callback.
+    The keys and values of every cross-attention and every timestep's embedding are made here and not at each step. A
+    U-Net that cannot do so (one of another library, or one that is exported) is given the text and the timestep, and so
+    is one of which a part is replaced (`models.replaced`): what was put there is to be called at each step, with the
+    text. If adapters or parts of the U-Net change on the way, in a callback, this is decided anew.
 
     Args:
         unet: a `UNet2DConditionModel`, or a network of another library that is called as one is; so it has no type.
@@ -28,6 +31,7 @@ class TextDenoiser:
         negative: the text to keep away from, (b s d); None is no guidance.
         scale, rescale, interval: see `guidance.guide`.
         channels: what the U-Net is given beside the sample, (b c h w).
+        cross_attention_kwargs: more arguments for the U-Net's attention processors.
     """
 
     def __init__(
@@ -41,19 +45,20 @@ class TextDenoiser:
         rescale: float = 0.0,
         interval: tuple[int, int] | None = None,
         channels: Tensor | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.unet = unet
         self.channels = channels
+        self._attention = {"cross_attention_kwargs": cross_attention_kwargs} if cross_attention_kwargs else {}
         self._batch = len(embeds)
         self._guidance = (scale, rescale, interval)
-        self._caches = hasattr(unet, "project_text")
         self._timesteps = torch.tensor(plan.timesteps)
         width = unet.config.get("time_cond_proj_dim")
         self._cond: Tensor | None = None
         if width is not None:  # a U-Net distilled under guidance (Meng et al. 2023) takes the scale as an input
             steps = torch.tensor([(scale - 1) * 1000.0])
             self._cond = sinusoids(steps, width, flip_sin_to_cos=False, freq_shift=1).to(embeds)  # (1 width)
-        self._adapters = version_of(unet)
+        self._made_for = self._state_of_unet()
         self._time = self._project_time()
         self.negative: Tensor | None = None
         self.look_at(embeds if negative is None else torch.cat([negative, embeds]))
@@ -88,13 +93,33 @@ class TextDenoiser:
             interval=interval,
         )
 
+    def weigh(self, scale: float) -> None:
+        """Take another guidance scale from now on; 1 is no guidance.
+
+        Raises:
+            ValueError: it asks for guidance of a run that began without.
+        """
+        if scale != 1 and self.negative is None:
+            raise ValueError(f"guidance_scale={scale} cannot be set in a run without negative embeddings")
+        self._guidance = (scale, *self._guidance[1:])
+        self.look_at(self.embeds)
+
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
-        version = version_of(self.unet)
-        if version != self._adapters:
-            self._adapters = version
+        state = self._state_of_unet()
+        if state != self._made_for:
+            self._made_for = state
             self._time = self._project_time()
             self.look_at(self.embeds)
         return self._denoise(x, timestep)
+
+    def _state_of_unet(self) -> tuple[int, bool]:
+        """What the arguments are made for: the adapters' version, and whether they may be made beforehand."""
+        has_caches = hasattr(self.unet, "project_text")
+        return version_of(self.unet), has_caches and not self._attention and not is_replaced(self.unet)
+
+    @property
+    def _caches(self) -> bool:
+        return self._made_for[1]
 
     def _project_time(self) -> dict[str, Any]:
         """The U-Net's arguments that say the timestep, but for the timestep itself."""
@@ -110,5 +135,5 @@ class TextDenoiser:
         if self.channels is not None:
             beside = self.channels if len(x) == len(self.channels) else torch.cat([self.channels, self.channels])
             x = torch.cat([x, beside], dim=1)
-        out: Tensor = self.unet(x, timestep, **text, **self._time).sample
+        out: Tensor = self.unet(x, timestep, **text, **self._time, **self._attention).sample
         return out

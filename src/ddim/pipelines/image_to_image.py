@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from ddim.pipelines.familiar import FamiliarImageToImage, FamiliarInpaint
 from ddim.pipelines.text_to_image import StableDiffusionPipeline, StableDiffusionPipelineOutput
 
 # Arguments in the order of diffusers' calls: the last ones of both, and the first ones of each.
@@ -37,16 +38,18 @@ def _signature(order: Sequence[str], **defaults: Any) -> inspect.Signature:
     first = [own[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *order)]
     rest = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items()]
     rest = [parameter for parameter in rest if parameter.name not in ("self", *order)]
-    return inspect.Signature([*first, *rest], return_annotation=StableDiffusionPipelineOutput | tuple[Any, None])
+    return inspect.Signature(
+        [*first, *rest], return_annotation=StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]
+    )
 
 
-class StableDiffusionImg2ImgPipeline(StableDiffusionPipeline):
+class StableDiffusionImg2ImgPipeline(FamiliarImageToImage, StableDiffusionPipeline):  # type: ignore[misc]
     """A picture made anew from its noised self.
 
     The arguments of a call are those of `StableDiffusionPipeline`; in order: prompt, image, strength, …
     """
 
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput | tuple[Any, None]:
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
         if given.get("image") is None:
             raise ValueError("image is missing")
@@ -55,14 +58,14 @@ class StableDiffusionImg2ImgPipeline(StableDiffusionPipeline):
     __call__.__signature__ = _signature([*_FROM_PICTURE, *_ENDING])  # type: ignore[attr-defined]
 
 
-class StableDiffusionInpaintPipeline(StableDiffusionPipeline):
+class StableDiffusionInpaintPipeline(FamiliarInpaint, StableDiffusionPipeline):  # type: ignore[misc]
     """A part of a picture made anew, where a mask is white.
 
     The arguments of a call are those of `StableDiffusionPipeline`; in order: prompt, image, mask_image, …; `strength`
     is 1 unless told.
     """
 
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput | tuple[Any, None]:
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
         if given.get("image") is None or given.get("mask_image") is None:
             raise ValueError("image or mask_image is missing")

@@ -14,8 +14,11 @@ from torch.nn import functional as F
 # A picture or a list of them: PIL images; arrays (h w c) or (b h w c); tensors (c h w) or (b c h w).
 Pictures: TypeAlias = Any
 
-# How strong an adapter is, diffusers says by these arguments, and this package by a method.
-_OF_ADAPTERS = ("cross_attention_kwargs", "lora_scale")
+# Arguments that diffusers has and this package has not, and what to use instead.
+_INSTEAD = {
+    "lora_scale": "how strong an adapter is, set_adapters says",
+    "sigmas": "DDIM's steps are timesteps, which timesteps= takes, and no custom sigmas",
+}
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -89,7 +92,7 @@ def refuse_unsupported(**given: Any) -> None:
     """Raise a ValueError if one of these arguments, which diffusers has and this package has not, is not None."""
     for name, value in given.items():
         if value is not None:
-            instead = "; how strong an adapter is, set_adapters says" if name in _OF_ADAPTERS else ""
+            instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
             raise ValueError(f"{name} is not implemented: leave it at None{instead}")
 
 

@@ -5,76 +5,28 @@ It also knows how large its pictures are, and has the methods by which it needs 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddim.errors import ConfigError, NonFiniteError
-from ddim.images import to_images
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.pipelines.base import DiffusionPipeline
 from ddim.pipelines.denoiser import TextDenoiser
+from ddim.pipelines.familiar import FamiliarLatents
 from ddim.pipelines.inputs import Pictures, positive, refuse_unsupported, to_tensor
 from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_prompts, for_each_image
 from ddim.plan import SamplingPlan
 from ddim.scheduler import DDIMScheduler
 
-N = TypeVar("N")  # a network, or None where a pipeline is without one
 
-
-class SavesMemory:
-    """The methods of diffusers by which a pipeline, whose networks are used one after another, needs less memory."""
+class SavesMemoryOfPictures:
+    """The methods of diffusers by which an autoencoder needs less memory."""
 
     vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    _offload: torch.device | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the networks run."""
-        return self.unet.device if self._offload is None else self._offload
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the U-Net's parameters, and so of the latents."""
-        return self.unet.dtype
-
-    @contextmanager
-    def in_use(self, network: N) -> Iterator[N]:
-        """The network on the device where it runs; if the pipeline is offloaded, it is brought there and back."""
-        if self._offload is None or not isinstance(network, nn.Module):
-            yield network
-            return
-        network.to(self._offload)
-        try:
-            yield network
-        finally:
-            network.to("cpu")
-
-    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: str | torch.device | None = None) -> None:
-        """Keep the networks in the host's memory, each on the accelerator only while it is used.
-
-        Only one thread at a time may use a pipeline whose networks come and go.
-
-        Args:
-            gpu_id: which accelerator; the current one unless told.
-            device: the accelerator itself, such as "cuda:1".
-
-        Raises:
-            RuntimeError: there is no accelerator.
-        """
-        here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        chosen = here if device is None else torch.device(device)
-        if here is None or chosen is None or chosen.type == "cpu":
-            raise RuntimeError("model offload moves networks between the host and an accelerator: there is none here")
-        self._offload = chosen if gpu_id is None else torch.device(chosen.type, gpu_id)
-        for part in vars(self).values():
-            if isinstance(part, nn.Module):
-                part.to("cpu")
 
     def enable_vae_slicing(self) -> None:
         """Encode and decode one image of a batch after another; the result is the same."""
@@ -92,20 +44,8 @@ class SavesMemory:
         """Encode and decode every image as a whole, as a new pipeline does."""
         self.vae.disable_tiling()
 
-    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """This has no effect: PyTorch's attention never holds all scores in memory, so there is nothing to slice."""
 
-    def disable_attention_slicing(self) -> None:
-        """This has no effect, as `enable_attention_slicing` has none."""
-
-    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
-        """This has no effect: PyTorch's attention does the same."""
-
-    def disable_xformers_memory_efficient_attention(self) -> None:
-        """This has no effect, as `enable_xformers_memory_efficient_attention` has none."""
-
-
-class LatentPipeline(SavesMemory, DiffusionPipeline):
+class LatentPipeline(FamiliarLatents, SavesMemoryOfPictures, DiffusionPipeline):
     """A pipeline with an autoencoder, a text encoder and a U-Net between latents."""
 
     vae: AutoencoderKL
@@ -124,7 +64,7 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         negative_prompt: Prompt = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        lora_scale: None = None,
+        lora_scale: float | None = None,
         clip_skip: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The embeddings that the U-Net is to look at, and those to keep away from: (b·n tokens channels) each.
@@ -133,16 +73,18 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
             device: where the result goes; to the U-Net's device unless told.
             num_images_per_prompt: n, how often each prompt's embeddings are repeated.
             do_classifier_free_guidance: False leaves out those to keep away from, and None takes their place.
-            lora_scale: must be None.
+            lora_scale: must be None or 1: `set_adapters` says how strong adapters are.
 
         The rest is as in a call.
         """
-        refuse_unsupported(lora_scale=lora_scale)
+        refuse_unsupported(lora_scale=None if lora_scale == 1 else lora_scale)
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         images = positive(num_images_per_prompt, "num_images_per_prompt")
-        embeds, negative = self._encode_prompts(request, do_classifier_free_guidance, clip_skip)
-        embeds = for_each_image(embeds, images).to(device or self.device)
-        return embeds, None if negative is None else for_each_image(negative, images).to(device or self.device)
+        prompt_embeds, negative_prompt_embeds = self._encode_prompts(request, do_classifier_free_guidance, clip_skip)
+        prompt_embeds = for_each_image(prompt_embeds, images).to(device or self.device)
+        if negative_prompt_embeds is not None:
+            negative_prompt_embeds = for_each_image(negative_prompt_embeds, images).to(device or self.device)
+        return prompt_embeds, negative_prompt_embeds
 
     def _encode_prompts(self, request: Request, is_guided: bool, clip_skip: int | None) -> tuple[Tensor, Tensor | None]:
         """What `prompts.encode_prompts` gives, on the U-Net's device and of its type: (b s d) each."""
@@ -201,6 +143,7 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         guidance_interval: tuple[int, int] | None = None,
         clip_skip: int | None = None,
         channels: Tensor | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
     ) -> TextDenoiser:
         """The U-Net as a denoiser of `count` samples under texts; without any, under the empty text.
 
@@ -232,6 +175,7 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
             rescale=guidance_rescale,
             interval=guidance_interval,
             channels=channels,
+            cross_attention_kwargs=cross_attention_kwargs,
         )
 
     def decode(self, x: Tensor, output_type: str = "pil") -> Any:
@@ -240,16 +184,26 @@ class LatentPipeline(SavesMemory, DiffusionPipeline):
         Raises:
             NonFiniteError: the autoencoder gave NaN or infinity.
         """
-        if output_type == "latent":
-            return x
+        return x if output_type == "latent" else self.image_processor.postprocess(self._decoded(x), output_type)
+
+    def _decoded(self, x: Tensor) -> Tensor:
+        """Latents (b z h w) as pictures (b c H W) in about [-1, 1]."""
         config = self.vae.config
         with self.in_use(self.vae) as vae:
-            latents = x / config.scaling_factor + (config.shift_factor or 0.0)
-            decoded = vae.decode(latents.to(vae.device, vae.dtype)).sample
+            latents = x / config.scaling_factor + (config.get("shift_factor") or 0.0)
+            decoded: Tensor = vae.decode(latents.to(vae.device, vae.dtype)).sample
         if not decoded.isfinite().all():
             half = "; in half precision, some need pipe.vae.to(torch.float32)" * (decoded.dtype == torch.float16)
             raise NonFiniteError(f"the autoencoder gave NaN or infinity{half}")
-        return to_images(decoded, output_type)
+        return decoded
+
+    def _drawn(self, x: Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
+        """Latents as pictures, after the safety checker, if one was given; and what it says of each, else None."""
+        if self.safety_checker is None or output_type == "latent":
+            return self.decode(x, output_type), None
+        decoded, found = self.run_safety_checker(self._decoded(x), self.device, self.dtype)
+        harmless = None if found is None else [not each for each in found]
+        return self.image_processor.postprocess(decoded, output_type, harmless), found
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

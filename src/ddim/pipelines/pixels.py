@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from ddim.errors import ConfigError
 from ddim.guidance import guide
 from ddim.images import OUTPUT_TYPES, to_images
 from ddim.models import ClassTimeCache, TimeCache, UNet2DModel
+from ddim.models.replaced import is_replaced
 from ddim.noise import Generators
 from ddim.pipelines.base import DiffusionPipeline, same_shape
 from ddim.pipelines.inputs import Pictures, to_tensor
@@ -102,6 +104,7 @@ class DDIMPipeline(DiffusionPipeline):
             ConfigError, ValueError, TypeError: settings, shapes or types that cannot work, before anything is run.
             NonFiniteError: the network gave NaN; names the step.
         """
+        self.require_parts("unet", "scheduler")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
         if batch_size == 1:
@@ -120,7 +123,7 @@ class DDIMPipeline(DiffusionPipeline):
             guidance_interval=guidance_interval,
         )
         x, generator = self._initial_noise(self._shape(batch_size, latents), generator, seed, latents)
-        with self.progress_bar(len(plan)) as bar:
+        with self.in_use(self.unet), self.progress_bar(len(plan)) as bar:
             for step in sample(
                 denoiser, x, plan, generator=generator, use_clipped_model_output=bool(use_clipped_model_output)
             ):
@@ -209,8 +212,10 @@ class DDIMPipeline(DiffusionPipeline):
             )
         classes = config.num_class_embeds
         if classes is None:
-            if class_labels is not None or guidance_scale != 1:
-                raise ConfigError("this model knows no classes: class_labels and guidance_scale are not for it")
+            if class_labels is not None:
+                raise ConfigError("this model knows no classes: class_labels are not for it")
+            if guidance_scale != 1:
+                warnings.warn("this model knows no classes: guidance_scale has no effect", stacklevel=3)
             return self._predictor(plan, None)
         none = torch.full((count,), classes - 1, device=self.device)
         labels = none if class_labels is None else _as_labels(class_labels, count, classes).to(self.device)
@@ -233,12 +238,14 @@ class DDIMPipeline(DiffusionPipeline):
             classes, rows = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         cache: TimeCache | ClassTimeCache | None = None
         count = len(plan) * (1 if classes is None else len(classes))
-        if hasattr(self.unet, "project_time") and count * sum(self.unet.time_widths) <= LARGEST_CACHE:
+        can_cache = hasattr(self.unet, "project_time") and not is_replaced(self.unet)
+        if can_cache and count * sum(self.unet.time_widths) <= LARGEST_CACHE:
             cache = self.unet.project_time(torch.tensor(plan.timesteps), classes)
             cache = cache if rows is None else ClassTimeCache(cache, rows)
 
         def predict(x: Tensor, timestep: Tensor) -> Tensor:
             is_known = cache is not None and timestep.ndim == 0 and timestep.is_cpu and int(timestep) in planned
+            is_known = is_known and not is_replaced(self.unet)  # a callback may have replaced a part of it
             out: Tensor = self.unet(x, timestep, *given, **({"time_cache": cache} if is_known else {})).sample
             return out.chunk(2, dim=1)[0] if out.shape[1] == 2 * x.shape[1] else out  # without a learned variance
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -111,16 +112,30 @@ def encode_texts(
     if len(different) < len(texts):  # most often the same negative prompt for all
         encoded = encode_texts(tokenizer, text_encoder, different, clip_skip, length)
         return encoded[[different.index(text) for text in texts]]
-    ids = tokenizer(texts, length).to(text_encoder.device)
+    ids = token_ids(tokenizer, texts, length).to(text_encoder.device)
     if clip_skip is None:
-        last: Tensor = text_encoder(ids).last_hidden_state
+        last: Tensor = text_encoder(ids)[0]
         return last
     layers = text_encoder.config.num_hidden_layers
     if isinstance(clip_skip, bool) or not isinstance(clip_skip, int) or not 0 <= clip_skip <= layers:
         raise ConfigError(f"clip_skip must be an int in 0…{layers}, the text encoder's layers, not {clip_skip!r:.50}")
     state = text_encoder(ids, output_hidden_states=True).hidden_states[-1 - clip_skip]
-    normed: Tensor = text_encoder.text_model.final_layer_norm(state)
+    inner: Any = getattr(text_encoder, "text_model", text_encoder)  # transformers 5 has no such part
+    normed: Tensor = inner.final_layer_norm(state)
     return normed
+
+
+def token_ids(tokenizer: Any, texts: list[str], length: int | None) -> Tensor:
+    """The ids (b s) of texts by our tokenizer, or by one of transformers that the user gave."""
+    if isinstance(tokenizer, CLIPTokenizer):
+        return tokenizer.ids(texts, length)
+    length = int(tokenizer.model_max_length) if length is None else length
+    how = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    long = [text for text, row in zip(texts, tokenizer(texts).input_ids, strict=True) if len(row) > length]
+    if long:
+        warnings.warn(f"the text encoder reads {length} tokens; the end of {long!r:.500} was cut", stacklevel=2)
+    ids: Tensor = tokenizer(texts, **how).input_ids
+    return ids
 
 
 def for_each_image(embeds: Tensor, images_per_prompt: int) -> Tensor:

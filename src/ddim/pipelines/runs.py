@@ -1,69 +1,111 @@
-"""What is known of a call while it runs, and how it is stopped, in a pipeline that several threads share."""
+"""What is known of a call while it runs, and how it is changed and stopped, in a pipeline that threads share."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 
+@dataclass
 class Run:
     """One call, of the thread that makes this.
 
     Attributes:
         num_timesteps: how many steps it makes.
-        guidance_scale: as it was given.
+        guidance_scale: as it was given; set this to change it from the next step on.
         do_classifier_free_guidance: whether it is guided.
+        guidance_rescale, clip_skip, cross_attention_kwargs: as they were given.
         interrupted: set this to end the call after the step that is being made.
     """
 
-    def __init__(self, num_timesteps: int, guidance_scale: float, do_classifier_free_guidance: bool) -> None:
-        self.thread = threading.get_ident()
-        self.num_timesteps = num_timesteps
-        self.guidance_scale = guidance_scale
-        self.do_classifier_free_guidance = do_classifier_free_guidance
-        self.interrupted = False
+    num_timesteps: int
+    guidance_scale: float
+    do_classifier_free_guidance: bool
+    guidance_rescale: float = 0.0
+    clip_skip: int | None = None
+    cross_attention_kwargs: Mapping[str, Any] | None = None
+    interrupted: bool = False
+    thread: int = field(default_factory=threading.get_ident)
 
 
 class Runs:
     """Gives a pipeline the properties that diffusers' callbacks read and set. Each thread sees those of its own call.
 
-    `pipe._interrupt = True` in a callback ends that call; from a thread that makes no call, it ends all that run.
+    Outside of calls they are those of the last one that ended, and None before the first. `pipe._interrupt = True` in a
+    callback ends that call; from a thread that makes no call, it ends all that run.
     """
 
     _running: list[Run]
+    _ended: Run | None = None
 
     @contextmanager
-    def _run(self, num_timesteps: int, guidance_scale: float, do_classifier_free_guidance: bool) -> Iterator[Run]:
-        run = Run(num_timesteps, guidance_scale, do_classifier_free_guidance)
+    def _run(self, run: Run) -> Iterator[Run]:
         self._running.append(run)
         try:
             yield run
         finally:
             self._running.remove(run)
+            self._ended = run
 
     def _own(self) -> Run | None:
         """The call that this thread makes, and of several within one another the innermost; None if it makes none."""
         thread = threading.get_ident()
         return next((run for run in reversed(self._running) if run.thread == thread), None)
 
+    def _of_a_call(self, name: str) -> Any:
+        """What is known of this thread's call or, outside of one, of the last call."""
+        run = self._own() or self._ended
+        return None if run is None else getattr(run, name)
+
     @property
     def num_timesteps(self) -> int | None:
-        """How many steps this thread's call makes; None outside of one."""
-        run = self._own()
-        return None if run is None else run.num_timesteps
+        """How many steps the call makes."""
+        steps: int | None = self._of_a_call("num_timesteps")
+        return steps
 
     @property
     def guidance_scale(self) -> float | None:
-        """The guidance scale of this thread's call; None outside of one."""
-        run = self._own()
-        return None if run is None else run.guidance_scale
+        """The guidance scale of the call."""
+        scale: float | None = self._of_a_call("guidance_scale")
+        return scale
+
+    @property
+    def guidance_rescale(self) -> float | None:
+        """How much of the standard deviation guidance brings back in the call."""
+        rescale: float | None = self._of_a_call("guidance_rescale")
+        return rescale
 
     @property
     def do_classifier_free_guidance(self) -> bool | None:
-        """Whether this thread's call is guided; None outside of one."""
+        """Whether the call is guided."""
+        is_guided: bool | None = self._of_a_call("do_classifier_free_guidance")
+        return is_guided
+
+    @property
+    def clip_skip(self) -> int | None:
+        """How many of the text encoder's last layers the call leaves out."""
+        skip: int | None = self._of_a_call("clip_skip")
+        return skip
+
+    @property
+    def cross_attention_kwargs(self) -> Mapping[str, Any] | None:
+        """What the call hands on to the U-Net's attention processors."""
+        given: Mapping[str, Any] | None = self._of_a_call("cross_attention_kwargs")
+        return given
+
+    @property
+    def _guidance_scale(self) -> float | None:
+        return self.guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, value: float) -> None:
         run = self._own()
-        return None if run is None else run.do_classifier_free_guidance
+        if run is None:
+            raise AttributeError("no call is running in this thread: give guidance_scale to a call")
+        run.guidance_scale = value
 
     @property
     def interrupt(self) -> bool:

@@ -17,6 +17,7 @@ from ddim.noise import Generators
 from ddim.pipelines.adapters import TakesAdapters
 from ddim.pipelines.base import as_ddim, same_shape
 from ddim.pipelines.denoiser import TextDenoiser
+from ddim.pipelines.image_processor import ImageProcessor
 from ddim.pipelines.inputs import Pictures, refuse_unsupported
 from ddim.pipelines.prompts import Prompt, check_prompts
 from ddim.pipelines.runs import Run, Runs
@@ -28,7 +29,8 @@ from ddim.scheduler import DDIMScheduler
 from ddim.step import Output
 
 _OUTPUT_TYPES = (*OUTPUT_TYPES, "latent")
-_CALLBACK_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds", "pred_original_sample")
+
+_LOADED_NEVER = ("safety_checker", "feature_extractor", "image_encoder")
 
 # (pipeline, index of the step, timestep, what was asked for by its names) -> what to change, by the same names; or
 # False to stop.
@@ -41,11 +43,11 @@ class StableDiffusionPipelineOutput(Output):
 
     Attributes:
         images: a list of PIL images, an array (b h w c), a tensor (b c h w), or latents, as `output_type` asked.
-        nsfw_content_detected: None, as nothing looks for it.
+        nsfw_content_detected: what the safety checker that was given says of each; None without one.
     """
 
     images: Any
-    nsfw_content_detected: None = None
+    nsfw_content_detected: list[bool] | None = None
 
 
 class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
@@ -59,8 +61,14 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         vae, text_encoder, tokenizer, unet: the networks. Without a text encoder and its tokenizer, calls need
             `prompt_embeds`.
         scheduler: any scheduler with a config that `DDIMScheduler.from_config` accepts.
-        safety_checker, feature_extractor, image_encoder: must be None: what these do is not done here.
+        safety_checker: None, or what is called with pictures after each run, as diffusers' safety checker is. None is
+            ever loaded.
+        feature_extractor: what makes of pictures what the safety checker looks at.
+        image_encoder: must be None.
         requires_safety_checker: without effect.
+
+    Of the networks, the tokenizer and the scheduler, those that are not used may be None. A tokenizer and a text
+    encoder may also be transformers', and the networks diffusers'.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
@@ -80,26 +88,44 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | None,
         text_encoder: CLIPTextModel | None,
         tokenizer: CLIPTokenizer | None,
-        unet: UNet2DConditionModel,
+        unet: UNet2DConditionModel | None,
         scheduler: Any,
-        safety_checker: None = None,
-        feature_extractor: None = None,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
         image_encoder: None = None,
         requires_safety_checker: bool = False,
     ) -> None:
-        if not (safety_checker is feature_extractor is image_encoder is None):
-            raise TypeError("safety_checker, feature_extractor and image_encoder must be None: they are not used here")
-        if not isinstance(tokenizer, (CLIPTokenizer, type(None))):
-            raise TypeError(f"the tokenizer must be a ddim.CLIPTokenizer, not a {type(tokenizer).__name__}")
-        scheduler = as_ddim(scheduler)
-        if scheduler.config.steps_offset != 1 or scheduler.config.clip_sample:
-            scheduler = DDIMScheduler.from_config(scheduler.config, steps_offset=1, clip_sample=False)
-        super().__init__(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        if scheduler is not None:
+            scheduler = as_ddim(scheduler)
+            if scheduler.config.steps_offset != 1 or scheduler.config.clip_sample:
+                scheduler = DDIMScheduler.from_config(scheduler.config, steps_offset=1, clip_sample=False)
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )
+        self.vae_scale_factor = 8 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        self.image_processor = ImageProcessor(self.vae_scale_factor)
         self._running = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "image_encoder" and value is not None:
+            raise TypeError("image_encoder must be None: IP-Adapters are not implemented")
+        if name == "safety_checker" and value is not None and not callable(value):
+            raise TypeError(f"safety_checker must be None, or called with images=, not a {type(value).__name__}")
+        if name == "tokenizer" and value is not None and not (callable(value) and hasattr(value, "model_max_length")):
+            raise TypeError(f"a tokenizer is needed, such as ddim.CLIPTokenizer, not a {type(value).__name__}")
+        if name in self.left_out and name in _LOADED_NEVER:
+            self.components[name] = value
+        super().__setattr__(name, value)
 
     @classmethod
     def from_single_file(
@@ -154,7 +180,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         width: int | None = None,
         num_inference_steps: int = 50,
         timesteps: Sequence[int] | None = None,
-        sigmas: None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float = 7.5,
         negative_prompt: Prompt = None,
         num_images_per_prompt: int | None = 1,
@@ -167,7 +193,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         ip_adapter_image_embeds: None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        cross_attention_kwargs: None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
@@ -181,7 +207,9 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         mask_image: Pictures | None = None,
         masked_image_latents: Tensor | None = None,
         padding_mask_crop: int | None = None,
-    ) -> StableDiffusionPipelineOutput | tuple[Any, None]:
+        callback: Callable[[int, Tensor, Tensor], Any] | None = None,
+        callback_steps: int | None = None,
+    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Make images of texts; with `image` of a picture, and with `mask_image` of a part of it.
 
         Args:
@@ -198,12 +226,15 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
             latents: x_T, (b·n channels height/f width/f), instead of noise.
             prompt_embeds, negative_prompt_embeds: what the text encoder would give, (b tokens channels), instead.
             output_type: "pil", "np" (b h w c) or "pt" (b c h w), both in [0, 1], or "latent".
-            return_dict: False gives a plain tuple (images, None).
+            return_dict: False gives a plain tuple (images, nsfw_content_detected).
+            cross_attention_kwargs: what the U-Net hands on to its attention processors. A "scale" in it, by which
+                diffusers weakens adapters, is refused if adapters are in use: `set_adapters` does so here.
             guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`; 0.7 suits zero terminal SNR.
             clip_skip: how many of the text encoder's last layers to leave out, for the prompt alone.
             callback_on_step_end: called as (pipe, index, timestep, a dict of what the next argument names) after each
                 step. The run goes on with what it returns in a dict; False stops it here, as `pipe._interrupt = True`
-                does.
+                does. `pipe._guidance_scale = …` changes the scale. One that has `tensor_inputs` says itself what it is
+                to be shown, as diffusers' do.
             callback_on_step_end_tensor_inputs: of "latents", "prompt_embeds" (under guidance the negative ones come
                 first), "negative_prompt_embeds" and "pred_original_sample".
             guidance_interval: guide only at timesteps from the first to the second.
@@ -218,19 +249,28 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
             masked_image_latents: of the picture without what the mask covers, for a U-Net that looks at them.
             padding_mask_crop: paint what the mask covers and so many pixels around it in the full size, then put it
                 back. For one PIL image and PIL output.
-            sigmas, ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs: must be None.
+            callback, callback_steps: the older way: every `callback_steps` steps, each unless told, `callback` is
+                called as (index, timestep, latents). What it returns is ignored.
+            sigmas, ip_adapter_image, ip_adapter_image_embeds: must be None.
 
         Raises:
             ConfigError, ValueError, TypeError: settings, shapes or types that cannot work, before anything is run.
             NonFiniteError: the network gave NaN; names the step.
         """
+        self.require_parts("unet", "vae", "scheduler")
         refuse_unsupported(
-            sigmas=sigmas,
-            ip_adapter_image=ip_adapter_image,
-            ip_adapter_image_embeds=ip_adapter_image_embeds,
-            cross_attention_kwargs=cross_attention_kwargs,
+            sigmas=sigmas, ip_adapter_image=ip_adapter_image, ip_adapter_image_embeds=ip_adapter_image_embeds
         )
-        wanted = check_outputs(output_type, callback_on_step_end_tensor_inputs)
+        self._check_common(None, None, callback_steps, None, None)
+        attention_kwargs = self._attention_kwargs(cross_attention_kwargs)
+        wanted = tuple(getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs) or ())
+        if output_type not in _OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} is none of {', '.join(_OUTPUT_TYPES)}")
+        self._check_callback_inputs(wanted)
+        if callback is not None:
+            if callback_on_step_end is not None:
+                raise ValueError("give callback_on_step_end or callback, which is its older kind, not both")
+            callback_on_step_end, wanted = _old_callback(callback, callback_steps), ("latents",)
         origin = Origin(
             size=(height, width),
             latents=latents,
@@ -261,11 +301,28 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
                 guidance_rescale=guidance_rescale,
                 guidance_interval=guidance_interval,
                 channels=start.channels,
+                cross_attention_kwargs=attention_kwargs,
             )
-            with self._run(len(plan), guidance_scale, is_guided) as run:
+            about = Run(len(plan), guidance_scale, is_guided, guidance_rescale, clip_skip, cross_attention_kwargs)
+            with self._run(about) as run:
                 x = self._sample(run, task, start, denoiser, callback_on_step_end, wanted)
-        images = task.canvas.put_back(self.decode(x, output_type))
-        return StableDiffusionPipelineOutput(images) if return_dict else (images, None)
+        drawn, found = self._drawn(x, output_type)
+        images = task.canvas.put_back(drawn)
+        return StableDiffusionPipelineOutput(images, found) if return_dict else (images, found)
+
+    def _attention_kwargs(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What is handed on to attention processors: what is given, without the strength of adapters.
+
+        Raises:
+            TypeError: it is no dict.
+            ValueError: it weakens adapters that are in use.
+        """
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"cross_attention_kwargs must be a dict, not {type(given).__name__}")
+        given = dict(given or {})
+        if given.pop("scale", 1) != 1 and self.get_active_adapters():
+            raise ValueError("cross_attention_kwargs has a scale: how strong an adapter is, set_adapters says")
+        return given
 
     def _sample(
         self,
@@ -284,7 +341,10 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
                 if start.keep is not None:
                     step.sample = start.keep(step.sample, step.index)
                 bar.update()
+                scale = run.guidance_scale
                 going_on = callback is None or self._call_back(callback, step, denoiser, wanted)
+                if run.guidance_scale != scale:
+                    denoiser.weigh(run.guidance_scale if self.is_guided(run.guidance_scale) else 1.0)
                 x = step.sample
                 if not going_on or run.interrupted:
                     break
@@ -311,11 +371,11 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         return answer is not False
 
 
-def check_outputs(output_type: str, callback_inputs: Sequence[str] | None) -> tuple[str, ...]:
-    """What the callback is to be shown, by its names; a ValueError unless these and the output type are known."""
-    if output_type not in _OUTPUT_TYPES:
-        raise ValueError(f"output_type={output_type!r} is none of {', '.join(_OUTPUT_TYPES)}")
-    wanted = tuple(callback_inputs or ())
-    if not set(wanted) <= set(_CALLBACK_INPUTS):
-        raise ValueError(f"callback_on_step_end_tensor_inputs={wanted!r} are not all of {_CALLBACK_INPUTS}")
-    return wanted
+def _old_callback(callback: Callable[[int, Tensor, Tensor], Any], every: int | None) -> Callback:
+    """A callback of diffusers' older kind, (index, timestep, latents), as one of the newer kind."""
+
+    def adapted(pipe: Any, index: int, timestep: Tensor, values: dict[str, Any]) -> None:
+        if index % (every or 1) == 0:
+            callback(index, timestep, values["latents"])
+
+    return adapted

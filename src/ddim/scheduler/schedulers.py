@@ -42,6 +42,8 @@ _FIXED = dict.fromkeys(
     "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr".split(),
     "make another scheduler with from_config(scheduler.config, …), or assign scheduler.alphas_cumprod",
 )
+# Settings by which the config of a scheduler without betas is known, if it does not name its class.
+_OF_OTHER_NOISE = ("rho", "shift", "sigma_data", "sigma_max", "sigma_min")
 _KEPT_PLANS = 16  # of different numbers of steps, by `set_timesteps`
 
 
@@ -72,6 +74,17 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
     def make_config(cls, values: Mapping[str, Any]) -> Config:
         named = {"_class_name": cls.__name__, "_diffusers_version": DIFFUSERS_VERSION}
         return LiveConfig({**values, **named}, fixed=_FIXED)
+
+    @classmethod
+    def from_config(cls, config: Any, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """Build a scheduler from the config of any scheduler that has betas; see `ConfigMixin.from_config`.
+
+        Raises:
+            ConfigError: also if the config is of a scheduler without betas, which no DDIM can be made of.
+        """
+        if isinstance(config, Mapping):
+            _check_betas({**config, **overrides}, cls.__name__)
+        return super().from_config(config, return_unused_kwargs, **overrides)
 
     def _set_up(self) -> None:
         """Make the noise schedule that the config describes."""
@@ -451,6 +464,22 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         warnings.warn(f"read {name} from the config: scheduler.config.{name}", FutureWarning, stacklevel=2)
         return config[name]
+
+
+def _check_betas(config: Mapping[str, Any], own_name: str) -> None:
+    """Raise a ConfigError if a config is of a scheduler whose noise is not that of betas, or of a flow.
+
+    Such a config (of EDM, Stable Audio, UnCLIP, flow matching) would otherwise be filled up with default betas, on
+    which its network was not trained.
+    """
+    named = config.get("_class_name", own_name)
+    if "_class_name" not in config and any(config.get(key) is not None for key in _OF_OTHER_NOISE):
+        named = "scheduler of another kind"  # diffusers' objects do not say it in their configs
+    if config.get("prediction_type") == "flow_prediction" or config.get("use_flow_sigmas") or "FlowMatch" in str(named):
+        raise ConfigError(f"the config is of a {named!s:.100} for flow matching, which DDIM does not sample")
+    has_betas = {"beta_start", "beta_schedule"} & set(config) or config.get("trained_betas") is not None
+    if not has_betas and named not in ("DDIMScheduler", "DDIMInverseScheduler", own_name):
+        raise ConfigError(f"the config is of a {named!s:.100}, which has no betas that DDIM could use")
 
 
 class DDIMScheduler(_Scheduler):

@@ -148,7 +148,7 @@ class CaptionCache:
         device = next(encoder.parameters()).device
         parts: list[Tensor] = []
         for first in tqdm(range(0, len(self.captions), BATCH), desc="encoding captions", unit="batch", delay=1):
-            vectors: Tensor = encoder(tokenizer(self.captions[first : first + BATCH], warn=False).to(device))[0]
+            vectors: Tensor = encoder(tokenizer.ids(self.captions[first : first + BATCH], warn=False).to(device))[0]
             if vectors[0].numel() * vectors.element_size() * len(self.captions) > LARGEST:
                 return
             parts.append(vectors.float().cpu())

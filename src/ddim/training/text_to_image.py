@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddim.checkpoint import Savable
+from ddim.checkpoint import Savable, Saving
 from ddim.data import Source, captioned_source
 from ddim.data.preparation import Preparation, say_background
 from ddim.data.stream import CaptionedStream
@@ -233,7 +233,7 @@ class TextToImage(Objective):
             return self.texts.embeddings(captions, self.loss.weight.device)
         trains = "text_encoder" in self.networks
         encoder = self.networks["text_encoder"] if trains else self.frozen["text_encoder"]
-        ids = self.tokenizer(captions, warn=False).to(self.loss.weight.device)
+        ids = self.tokenizer.ids(captions, warn=False).to(self.loss.weight.device)
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             text: Tensor = encoder(ids)[0]
         return text
@@ -298,7 +298,7 @@ class _Adapters(Savable):
     def __init__(self, pipe: StableDiffusionPipeline, states: dict[str, dict[str, Tensor]], rank: int) -> None:
         self.pipe, self.states, self.rank = pipe, states, rank
 
-    def write(self, folder: Path, variant: str | None) -> None:
+    def write(self, folder: Path, saving: Saving) -> None:
         save_lora(folder, self.states, self.rank, self.rank)
 
 
