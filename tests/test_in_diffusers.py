@@ -2,7 +2,7 @@
 
 The checks are in `tests/support/in_diffusers.py`. The newest diffusers is the one that is installed. The oldest ones
 are fetched by pip: 0.35.2, since those before it ask transformers 5 for what it no longer has; and 0.29.0 where
-transformers cannot be imported, since those before it ask huggingface_hub for `cached_download`, which it no longer has.
+transformers cannot be imported, since those before it ask huggingface_hub for `cached_download`, which is gone.
 """
 
 from __future__ import annotations
