@@ -6,8 +6,10 @@
     python scripts/diffusers_tests.py ../diffusers schedulers # one kind: a minute
 
 Nothing in the checkout is changed, and what is tested is the diffusers that is installed. Each file of tests runs
-twice, in a process of its own and without a network (a tiny tokenizer, which they load from the hub, is made on the spot): once as it is, and once with `diffusers.DDIMScheduler` and others
-being ours while the test modules are imported, so that these get our classes and diffusers' own code keeps its own.
+twice, in a process of its own and without a network: once as it is, and once with `diffusers.DDIMScheduler` and others
+being ours while the test modules are imported, so that these get our classes and diffusers' own code keeps its own. A
+tiny tokenizer that most tests of pipelines load from the hub is made on the spot, for both.
+
 `runs/diffusers-tests` keeps what each run found, and what is there is not run again; with `--again` the tests of our
 classes are, for after a change.
 

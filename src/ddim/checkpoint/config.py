@@ -274,6 +274,6 @@ class ConfigMixin:
     @classmethod
     def _default(cls, name: str) -> Any:
         """The default of one of the constructor's arguments, which a subclass may have left to ours."""
-        signatures = (inspect.signature(base.__init__) for base in cls.__mro__ if "__init__" in vars(base))
+        signatures = (inspect.signature(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base))
         found = (signature.parameters[name].default for signature in signatures if name in signature.parameters)
         return next(found, inspect.Parameter.empty)

@@ -248,7 +248,8 @@ def _scheduler(file: Path, notes: Notes, prediction_type: str) -> DDIMScheduler:
         )
     elif notes.zero_snr:
         config |= ZERO_SNR
-    return DDIMScheduler.from_config(config)
+    scheduler: DDIMScheduler = DDIMScheduler.from_config(config)
+    return scheduler
 
 
 def _hint(names: Mapping[str, Any]) -> str:

@@ -80,10 +80,10 @@ def _made_of(own: type[Any]) -> Any:
     A class that somebody derives from it is made as any other.
     """
 
-    def __new__(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
+    def new(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
         return own(*args, **kwargs) if cls in _kin.values() else object.__new__(cls)
 
-    return __new__
+    return new
 
 
 def classes_of_diffusers(names: list[str]) -> list[type]:
