@@ -560,3 +560,31 @@ def test_a_runner_does_not_run_what_was_replaced(text: Pair, way: str) -> None:
     WAYS[way](text.ours)
     torch.testing.assert_close(text.run(text.ours), own, rtol=0, atol=1e-5)
     assert len(calls) == 1
+
+
+def test_a_runner_does_not_run_a_network_of_other_modules_than_it_has_seen(text: Pair) -> None:
+    calls = []
+
+    def make_runner() -> Callable[..., Tensor]:
+        def runner(*inputs: Tensor) -> Tensor:
+            calls.append(len(inputs))
+            return text.ours.core(*inputs)
+
+        return runner
+
+    attention = text.ours.mid_block.attentions[0].transformer_blocks[0].attn1
+    attention.to_k = nn.Linear(32, 32, bias=False)  # before the runner's first run, it may be another one
+    text.ours.runner = make_runner()
+    own = text.run(text.ours)
+    assert len(calls) == 1
+    before, attention.to_k = attention.to_k, nn.Linear(32, 32, bias=False)
+    assert not is_replaced(text.ours)
+    assert not torch.allclose(text.run(text.ours), own, atol=1e-4)
+    assert len(calls) == 1
+    attention.to_k = before
+    torch.testing.assert_close(text.run(text.ours), own, rtol=0, atol=1e-5)
+    assert len(calls) == 2
+    attention.to_k = nn.Linear(32, 32, bias=False)
+    text.ours.runner = make_runner()
+    text.run(text.ours)
+    assert len(calls) == 3
