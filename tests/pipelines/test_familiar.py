@@ -532,9 +532,9 @@ def test_a_whole_pipeline_of_diffusers_becomes_ours(pair: Pair) -> None:
 
 
 def test_options_of_saving_and_loading(pair: Pair, tmp_path: Path) -> None:
-    pair.ours.save_pretrained(tmp_path, safe_serialization=True, variant="fp16", max_shard_size="5GB")
+    pair.ours.save_pretrained(tmp_path, True, "fp16", "5GB")
     assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
-    pair.ours.save_pretrained(tmp_path / "pickles", safe_serialization=False)
+    pair.ours.save_pretrained(tmp_path / "pickles", safe_serialization=False, max_shard_size=None)
     assert (tmp_path / "pickles" / "unet" / "diffusion_pytorch_model.bin").is_file()
     assert torch.equal(pixels(silent(StableDiffusionPipeline.from_pretrained(tmp_path / "pickles"))), pixels(pair.ours))
     with pytest.raises(CheckpointError, match="no weights"):

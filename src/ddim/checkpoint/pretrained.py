@@ -43,7 +43,7 @@ class Savable:
         push_to_hub: bool = False,
         variant: str | None = None,
         safe_serialization: bool = True,
-        max_shard_size: int | str | None = None,
+        max_shard_size: int | str = "10GB",
         is_main_process: bool = True,
         save_function: Any = None,
         **options: Any,
@@ -56,7 +56,7 @@ class Savable:
             variant: goes into the names of the weights: "fp16" makes `diffusion_pytorch_model.fp16.safetensors`.
             safe_serialization: write weights as `.safetensors`; False writes `.bin`, which other programs must trust.
             max_shard_size: a network whose weights are larger is divided into several files: a number of bytes, or a
-                text such as "500MB"; 10 GB unless told.
+                text such as "500MB".
             is_main_process: False saves nothing, for those processes of a distributed training that shall not.
             save_function: not used; a warning says so.
             options: with `push_to_hub`, the options of the method `push_to_hub`, and `repo_id`, which is the folder's
@@ -75,7 +75,7 @@ class Savable:
                 "In a distributed training, give is_main_process=accelerator.is_main_process",
                 stacklevel=2,
             )
-        saving = Saving(variant, safe_serialization, size_in_bytes(max_shard_size or "10GB"))
+        saving = Saving(variant, safe_serialization, size_in_bytes(max_shard_size))
         if not is_main_process:
             return
         self.write(Path(save_directory), saving)

@@ -286,6 +286,25 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         own = {name: part for name, part in own.items() if name in (*cls.parts, *cls.left_out)}
         return cls(**{**own, **parts})
 
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> None:
+        """`Savable.save_pretrained` with its arguments in the order that they have for diffusers' pipelines.
+
+        Args:
+            max_shard_size: as there; None is the usual size.
+        """
+        if max_shard_size is not None:
+            options["max_shard_size"] = max_shard_size
+        how: dict[str, Any] = {"safe_serialization": safe_serialization, "variant": variant, "push_to_hub": push_to_hub}
+        super().save_pretrained(save_directory, **how, **options)
+
     def write(self, folder: Path, saving: Saving) -> None:
         """Write what `from_pretrained` reads, here and in diffusers; the index last."""
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
