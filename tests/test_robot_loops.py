@@ -196,6 +196,6 @@ def time_ratio(train_steps: int, is_first: bool, rounds: int = 31) -> tuple[floa
 @pytest.mark.parametrize("is_first", [True, False], ids=["first call", "later calls"])
 @pytest.mark.parametrize("train_steps", [100, 1000])
 def test_a_tick_is_faster_than_with_diffusers(train_steps: int, is_first: bool) -> None:
-    """It takes a quarter to six tenths of the time; the bound leaves room for a busy machine."""
+    """It takes a quarter to six tenths of the time; the bound leaves room for a machine that is busy."""
     ratio, own, other = time_ratio(train_steps, is_first)
     assert ratio < 1, f"{own:.0f} µs against {other:.0f} µs"

@@ -1,16 +1,30 @@
-"""What a step does to tensors beside its sums: dynamic thresholding. The steps themselves are in test_plan.py."""
+"""What is beside the sums of a step: dynamic thresholding, and outputs. The steps themselves are in test_plan.py."""
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+from typing import Any
 
+import diffusers
 import numpy as np
+import pytest
 import torch
+from accelerate.utils import convert_outputs_to_fp32
+from diffusers.models.autoencoders import vae
+from diffusers.models.unets import unet_2d
+from diffusers.schedulers import scheduling_ddim
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from ddim.step import threshold
+from ddim.models.backbone import UNet2DOutput
+from ddim.models.clip import CLIPTextOutput
+from ddim.models.vae import DecoderOutput
+from ddim.pipelines import ImagePipelineOutput
+from ddim.step import DDIMSchedulerOutput, threshold
 
 
 def generator(seed: int) -> torch.Generator:
@@ -63,3 +77,68 @@ def test_threshold_of_nan_is_nan_and_only_there() -> None:
     found = threshold(x0, 0.5, 2.0)
     assert found.isnan().sum() == 1
     assert torch.equal(found[1], x0[1])
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+OUTPUTS = [
+    (DDIMSchedulerOutput, scheduling_ddim.DDIMSchedulerOutput, ("prev_sample", "pred_original_sample")),
+    (UNet2DOutput, unet_2d.UNet2DOutput, ("sample",)),
+    (DecoderOutput, vae.DecoderOutput, ("sample",)),
+    (ImagePipelineOutput, diffusers.ImagePipelineOutput, ("images",)),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "names"), OUTPUTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_outputs_read_as_those_of_diffusers(ours: Any, theirs: Any, names: tuple[str, ...]) -> None:
+    values = [torch.full((2,), float(k)) for k in range(len(names))]
+    mine, other = ours(*values), theirs(*values)
+    assert isinstance(mine, dict)
+    for name, value in zip(names, values, strict=True):
+        for out in (mine, other):
+            assert getattr(out, name) is value
+            assert out[name] is value
+            assert out.get(name) is value
+            assert name in out
+            assert dict(out)[name] is {**out}[name] is value
+    for read in (lambda out: [*out.keys()], lambda out: [*out.items()], lambda out: out.to_tuple(), len):
+        assert read(mine) == read(other)
+    assert mine[0] is other[0]
+    assert mine[:1] == other[:1]
+    assert "colour" not in mine
+    assert mine.get("colour", 5) == 5
+    with pytest.raises(KeyError, match="colour"):
+        mine["colour"]
+    assert [*mine] == values  # unlike there, where the names come: `prev, x0 = scheduler.step(…)`
+    new = torch.zeros(2)
+    for out in (mine, other):
+        setattr(out, names[0], new)
+        assert out[names[0]] is out[0] is new
+        out[names[0]] = values[0]
+        assert getattr(out, names[0]) is values[0]
+
+
+def test_a_field_that_is_none_is_no_key() -> None:
+    out = DDIMSchedulerOutput(torch.ones(1))
+    assert out.keys() == ("prev_sample",)
+    assert len(out) == 1
+    assert out.to_tuple() == (out.prev_sample,)
+    prev, x0 = out
+    assert prev is out.prev_sample
+    assert x0 is None
+
+
+@pytest.mark.parametrize("kind", [UNet2DOutput, CLIPTextOutput, DDIMSchedulerOutput])
+def test_what_goes_over_nested_tensors_goes_over_outputs(kind: Any) -> None:
+    out = kind(*[torch.ones(2, dtype=torch.float16)] * len(kind.__dataclass_fields__))
+    for made in (
+        convert_outputs_to_fp32(lambda: out)(),  # accelerate, around a network in mixed precision
+        tree_map(lambda x: x.float(), out),
+    ):
+        assert type(made) is kind
+        assert all(value.dtype == torch.float32 for value in made)
+    for made in (copy.copy(out), copy.deepcopy(out), pickle.loads(pickle.dumps(out))):
+        assert type(made) is kind
+        assert all(torch.equal(one, other) for one, other in zip(made, out, strict=True))
+    assert out == out
+    assert out != copy.copy(out)

@@ -43,10 +43,19 @@ class Output(_Dict):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    _first: ClassVar[str]  # the name of the first field
 
     def __init_subclass__(cls) -> None:
         """Let torch look into it, as it looks into tuples: for `torch.func`, `torch.export` and the like."""
         register_pytree_node(cls, lambda output: ([*output], None), lambda values, _: cls(*values))
+        cls._first = next(iter(cls.__annotations__))
+
+    def __post_init__(self) -> None:
+        """Take a dict of the fields for the first one, as accelerate makes an output of a changed copy of its items."""
+        given = self.__dict__[self._first]
+        if type(given) is dict:
+            for name in self.__dataclass_fields__:
+                setattr(self, name, given.get(name))
 
     def keys(self) -> tuple[str, ...]:
         return tuple(name for name in self.__dataclass_fields__ if getattr(self, name) is not None)

@@ -20,7 +20,10 @@ from ddim import DDIMInverseScheduler, DDIMScheduler
 from ddim.checkpoint.config import DIFFUSERS_VERSION, Config, ConfigMixin, register_to_config
 from ddim.errors import CheckpointError, ConfigError
 
-COMPATIBLES = sorted(diffusers.DDIMScheduler().compatibles, key=lambda cls: cls.__name__)
+# All but one, which has no betas and is refused.
+COMPATIBLES = sorted(
+    {*diffusers.DDIMScheduler().compatibles} - {diffusers.EDMEulerScheduler}, key=lambda cls: cls.__name__
+)
 # What diffusers does not know, and where it is.
 OWN = {"legacy_previous_timestep": False, "optimized_timesteps": None}
 UNUSUAL = {

@@ -464,6 +464,46 @@ def test_a_replaced_forward_of_a_block_works_as_in_diffusers(text: Pair) -> None
     assert not torch.allclose(text.agree(), before, atol=1e-3)
 
 
+def network_forward(self: Any) -> Callable[..., Any]:
+    """In the manner of code that caches features between steps, which replaces the network's whole `forward`."""
+
+    def forward(
+        sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, attention_mask: Any = None, **_: Any
+    ) -> Any:
+        timesteps = timestep.expand(sample.shape[0])
+        t_emb = self.time_proj(timesteps).to(dtype=sample.dtype)
+        emb = self.time_embedding(t_emb, None)
+        assert self.class_embedding is None
+        assert self.encoder_hid_proj is None
+        assert self.time_embed_act is None
+        assert not self.config.center_input_sample
+        assert all(side % 2**self.num_upsamplers == 0 for side in sample.shape[-2:])
+        sample = self.conv_in(sample)
+        skips: tuple[Tensor, ...] = (sample,)
+        about = {"encoder_hidden_states": encoder_hidden_states, "cross_attention_kwargs": None}
+        for block in self.down_blocks:
+            is_cross = hasattr(block, "has_cross_attention") and block.has_cross_attention
+            sample, outputs = block(hidden_states=sample, temb=emb, **(about if is_cross else {}))
+            skips += outputs
+        sample = self.mid_block(sample, emb, **about)
+        for block in self.up_blocks:
+            own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            sample = block(
+                hidden_states=sample * 1.1, temb=emb, res_hidden_states_tuple=own, upsample_size=None, **about
+            )
+        sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
+        return diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput(sample=sample)
+
+    return forward
+
+
+def test_a_replaced_forward_of_the_network_works_as_in_diffusers(text: Pair) -> None:
+    before = text.agree()
+    for network in (text.ours, text.theirs):
+        network.forward = network_forward(network)
+    assert not torch.allclose(text.agree(), before, atol=1e-3)
+
+
 # --- what is noticed -------------------------------------------------------------------------------------------------
 
 
@@ -520,3 +560,31 @@ def test_a_runner_does_not_run_what_was_replaced(text: Pair, way: str) -> None:
     WAYS[way](text.ours)
     torch.testing.assert_close(text.run(text.ours), own, rtol=0, atol=1e-5)
     assert len(calls) == 1
+
+
+def test_a_runner_does_not_run_a_network_of_other_modules_than_it_has_seen(text: Pair) -> None:
+    calls = []
+
+    def make_runner() -> Callable[..., Tensor]:
+        def runner(*inputs: Tensor) -> Tensor:
+            calls.append(len(inputs))
+            return text.ours.core(*inputs)
+
+        return runner
+
+    attention = text.ours.mid_block.attentions[0].transformer_blocks[0].attn1
+    attention.to_k = nn.Linear(32, 32, bias=False)  # before the runner's first run, it may be another one
+    text.ours.runner = make_runner()
+    own = text.run(text.ours)
+    assert len(calls) == 1
+    before, attention.to_k = attention.to_k, nn.Linear(32, 32, bias=False)
+    assert not is_replaced(text.ours)
+    assert not torch.allclose(text.run(text.ours), own, atol=1e-4)
+    assert len(calls) == 1
+    attention.to_k = before
+    torch.testing.assert_close(text.run(text.ours), own, rtol=0, atol=1e-5)
+    assert len(calls) == 2
+    attention.to_k = nn.Linear(32, 32, bias=False)
+    text.ours.runner = make_runner()
+    text.run(text.ours)
+    assert len(calls) == 3

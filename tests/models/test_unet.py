@@ -482,3 +482,10 @@ def test_samples_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
 def test_timesteps_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"shape \(\) or \(2,\), not \(3,\)"):
         UNet2DModel(**SMALL)(inputs(SMALL)[0], torch.tensor([1, 2, 3]))
+
+
+@pytest.mark.parametrize("groups", [None, 0, -1, 2.0])
+def test_a_number_of_groups_that_cannot_be_is_named(groups: Any) -> None:
+    blocks: dict[str, Any] = {"down_block_types": ("SkipDownBlock2D",) * 2, "up_block_types": ("SkipUpBlock2D",) * 2}
+    with pytest.raises(ConfigError, match=f"norm_num_groups must be a whole number of 1 or more, not {groups}"):
+        UNet2DModel(block_out_channels=(32, 64), norm_num_groups=groups, **blocks)

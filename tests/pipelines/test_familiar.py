@@ -411,6 +411,18 @@ def test_a_callback_changes_the_guidance_scale(pair: Pair) -> None:
         assert pipe.guidance_scale == 7.0
         assert pipe.num_timesteps == 5
     close(*images, tolerance=1e-4)
+
+    def stop(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> None:
+        pipe._guidance_scale = 1.0
+
+    def stop_as_diffusers_can(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        stop(pipe, index, timestep, values)
+        return {"prompt_embeds": values["prompt_embeds"][-1:]}
+
+    halves = [pixels(pair.ours, callback_on_step_end=stop)]
+    inputs = ["latents", "prompt_embeds"]
+    halving = {"callback_on_step_end": stop_as_diffusers_can, "callback_on_step_end_tensor_inputs": inputs}
+    assert torch.equal(halves[0], pixels(pair.ours, **halving))
     with pytest.raises(ValueError, match="without negative embeddings"):
         pair.ours(PROMPT, num_inference_steps=2, guidance_scale=1.0, callback_on_step_end=rise)
     with pytest.raises(AttributeError, match="no call is running"):
@@ -522,9 +534,13 @@ def test_a_whole_pipeline_of_diffusers_becomes_ours(pair: Pair) -> None:
 def test_options_of_saving_and_loading(pair: Pair, tmp_path: Path) -> None:
     pair.ours.save_pretrained(tmp_path, True, "fp16", "5GB")
     assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
-    with pytest.warns(UserWarning, match="pickles"):
-        pair.ours.save_pretrained(tmp_path / "all", safe_serialization=False)
-    assert not list((tmp_path / "all").rglob("*.bin"))
+    pair.ours.save_pretrained(tmp_path / "pickles", safe_serialization=False, max_shard_size=None)
+    assert (tmp_path / "pickles" / "unet" / "diffusion_pytorch_model.bin").is_file()
+    assert torch.equal(pixels(silent(StableDiffusionPipeline.from_pretrained(tmp_path / "pickles"))), pixels(pair.ours))
+    with pytest.raises(CheckpointError, match="no weights"):
+        StableDiffusionPipeline.from_pretrained(tmp_path / "pickles", use_safetensors=True)
+    pair.ours.save_pretrained(tmp_path / "all", max_shard_size="50KB")
+    assert len(list((tmp_path / "all" / "unet").glob("*.safetensors"))) > 1
     pipe = StableDiffusionPipeline.from_pretrained(
         tmp_path / "all",
         torch_dtype={"unet": torch.bfloat16, "default": torch.float16},
@@ -545,8 +561,7 @@ def test_options_of_saving_and_loading(pair: Pair, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"device_map": "balanced"}, "is no device"),
-        ({"device_map": {"unet": 0}}, "is no device"),
+        ({"device_map": {"unet": "cpu", "vae": "meta"}}, "name one device"),
         ({"custom_pipeline": "lpw_stable_diffusion"}, "never run"),
         ({"trust_remote_code": True}, "never run"),
         ({"quantization_config": object()}, "not quantised"),
@@ -554,7 +569,8 @@ def test_options_of_saving_and_loading(pair: Pair, tmp_path: Path) -> None:
     ],
 )
 def test_options_that_cannot_be_followed(options: dict[str, Any], says: str, pair: Pair) -> None:
-    with pytest.raises(ValueError, match=says):
+    error = ValueError if "device_map" in options else TypeError
+    with pytest.raises(error, match=says):
         StableDiffusionPipeline.from_pretrained(pair.folder, **options)
 
 

@@ -167,6 +167,10 @@ class ConfigMixin:
         """The kind of config that objects of this class have."""
         return Config(values)
 
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        """Raise a ConfigError if no object of this class should be built from a config, whatever its values are."""
+
     @overload
     @classmethod
     def from_config(
@@ -206,6 +210,7 @@ class ConfigMixin:
         class_name = config.get("_class_name", cls.__name__)
         if not isinstance(class_name, (str, list, tuple)):
             raise ConfigError(f"_class_name in the config must be a string, not {class_name!r}")
+        cls.check_config({**config, **overrides})
         arguments, overrides, rest = cls._sort_settings(config, overrides)
         unused = rest if return_unused_kwargs else {**rest, **overrides}
         unknown = sorted(k for k in unused if not k.startswith("_") and k not in cls.foreign_keys)

@@ -32,7 +32,7 @@ class CLIPTextOutput(Output):
     """
 
     last_hidden_state: Tensor
-    pooler_output: Tensor
+    pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from torch import Tensor, nn
 
-from ddim.models.replaced import is_replaced
+from ddim.models.replaced import parts
 
 T = TypeVar("T")
 
@@ -22,18 +22,32 @@ class HasCore(nn.Module):
     """
 
     runner: Runner | None = None
+    _known_parts: tuple[Runner | None, Sequence[nn.Module]] = (
+        None,
+        (),
+    )  # a runner, and what it has seen
 
     def core(self, *inputs: Tensor) -> Tensor:
         """The network's work as a function of tensors alone, whose first dimension is the batch or 1."""
         raise NotImplementedError
 
     def is_altered(self) -> bool:
-        """Whether the network computes something else than it was built to, see `replaced.is_replaced`."""
-        return any(is_replaced(child) for child in self.children())
+        """Whether the network is set to compute something that a runner knows nothing of; a subclass says so."""
+        return False
 
     def active_runner(self) -> Runner | None:
         """The runner, if there is one that may run the network as it is now."""
-        return None if self.runner is None or self.training or self.is_altered() else self.runner
+        if self.runner is None or self.training or self.is_altered():
+            return None
+        found = parts(*self.children())
+        known_to, known = self._known_parts
+        if found is None:
+            return None
+        if known_to is not self.runner:  # it is new, and will see these parts
+            self._known_parts = (self.runner, found)
+        elif found != known:
+            return None
+        return self.runner
 
     def run_core(self, *inputs: Tensor) -> Tensor:
         """What `core` returns, computed by the runner where there is one that may."""

@@ -34,8 +34,14 @@ def check_levels(groups: int, **settings: Sequence[object]) -> None:
         settings: the lists by their names in the config; `block_out_channels` must be among them.
 
     Raises:
-        ConfigError: the lists differ in length, or a number of channels is no positive multiple of `groups`.
+        ConfigError: `groups` is no positive whole number, the lists differ in length, or a number of channels is no
+            positive multiple of `groups`.
     """
+    if not isinstance(groups, int) or groups < 1:
+        raise ConfigError(
+            f"norm_num_groups must be a whole number of 1 or more, not {groups!r:.50}: networks without it "
+            "(NCSN++, which no DDIM scheduler draws with) are not implemented"
+        )
     if len({len(values) for values in settings.values()}) != 1:
         lengths = ", ".join(f"{name} has {len(values)}" for name, values in settings.items())
         raise ConfigError(f"these must have one entry for each resolution: {lengths}")

@@ -90,6 +90,9 @@ class UNet2DConditionModel(Backbone):
         ConfigError: arguments that are unknown, not implemented or do not fit together.
     """
 
+    # Parts of other models, which code that replaces the network's `forward` asks for.
+    encoder_hid_proj = add_embedding = time_embed_act = position_net = None
+
     @register_to_config
     def __init__(
         self,
@@ -227,6 +230,7 @@ class UNet2DConditionModel(Backbone):
             kind = UNetMidBlock2DCrossAttn if has_attention else UNetMidBlock2D
             middle = kind(block_out_channels[-1], scaled, attention, layers=1 if has_attention else 0)
         self.build(style, down, middle, up, downsample_padding)
+        self.num_upsamplers = n - 1
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, norm_eps)
         self.conv_act = activation(act_fn)

@@ -308,12 +308,12 @@ class AutoencoderKL(HasAttention, HasCore, CanRecompute, PretrainedModel):
     def disable_slicing(self) -> None:
         self.use_slicing = False
 
-    def enable_tiling(self) -> None:
+    def enable_tiling(self, use_tiling: bool = True) -> None:
         """Save memory by taking images larger than `tile_sample_min_size` in tiles, which overlap and are blended.
 
-        The result differs a little, as each tile is normalised by itself.
+        The result differs a little, as each tile is normalised by itself. False is the same as `disable_tiling`.
         """
-        self.use_tiling = True
+        self.use_tiling = use_tiling
 
     def disable_tiling(self) -> None:
         self.use_tiling = False

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ddim.backends import accelerate, describe
 from ddim.checkpoint import Repository, Savable, Saving, choose_dtype, read_json, write_json
 from ddim.checkpoint.config import DIFFUSERS_VERSION
+from ddim.checkpoint.pretrained import DeviceMap, PretrainedModel, chosen_device
 from ddim.errors import CheckpointError, ConfigError
 from ddim.noise import Generators, gaussian_noise, generators
 from ddim.pipelines.familiar import Familiar
@@ -27,6 +28,7 @@ from ddim.sampling import Denoiser, Pipeline
 from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
 
 INDEX = "model_index.json"
+Type = torch.dtype | str  # the parameters' type; "auto" is the one that they are stored in
 
 # The classes that a model_index.json may name, each with the module that has it, and with ":" and the name of our class
 # where that is another one. Schedulers are not listed, as every one becomes a DDIMScheduler.
@@ -169,10 +171,11 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
-        dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+        torch_dtype: Type | Mapping[str, Type] | None = None,
+        dtype: Type | Mapping[str, Type] | None = None,
         variant: str | None = None,
-        device_map: str | torch.device | None = None,
+        use_safetensors: bool | None = None,
+        device_map: DeviceMap = None,
         **options: Any,
     ) -> Self:
         """Load a pipeline from a folder in diffusers' layout, a bundled model or a repository of the hub.
@@ -182,13 +185,15 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
 
         Args:
             pretrained_model_name_or_path: for example "./my-model", "digits" or "google/ddpm-cifar10-32".
-            dtype: the networks' type, float32 unless told; or a dict with one for each part, and one for the others
-                under "default". `torch_dtype` is its older name.
+            dtype: the networks' type, float32 unless told; "auto" for those that are stored; or a dict with one for
+                each part, and one for the others under "default". `torch_dtype` is its older name.
             variant: "fp16" reads the `.fp16.safetensors` files.
-            device_map: a device, such as "cuda", that all networks go to.
+            use_safetensors: True reads `.safetensors` alone, False `.bin` alone; otherwise the first if there is one.
+            device_map: a device, such as "cuda", that all networks go to. "auto", "balanced" and the like put them on
+                the first GPU if there is one, as they are not divided here.
             options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub; a part by its
                 name (`unet=…`, `scheduler=…`) is used instead of the stored one. Those in `WITHOUT_EFFECT` are without
-                effect: safetensors come first, and are mapped into memory.
+                effect.
 
         Raises:
             CheckpointError: a file is missing, broken, or names a class that this package does not have.
@@ -196,7 +201,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             TypeError, ValueError: an option is unknown, or asks for what is not done here.
         """
         types = _types(dtype, torch_dtype)
-        device = _device(device_map)
+        device = chosen_device(device_map)
         options = _options(options)
         repository = Repository.open(pretrained_model_name_or_path, options)
         path = repository.find(INDEX)
@@ -222,9 +227,9 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             else:
                 known = {kind: NETWORKS[kind] for kind in pipeline.classes.get(name, NETWORKS)}
                 part = _look_up(_check_entry(index, name, path), known, name, path)
-                components[name] = part.load(
-                    repository, _subfolder(repository, name, part.config_name), dtype=types(name), variant=variant
-                )
+                how = {"use_safetensors": use_safetensors} if issubclass(part, PretrainedModel) else {}
+                subfolder = _subfolder(repository, name, part.config_name)
+                components[name] = part.load(repository, subfolder, dtype=types(name), variant=variant, **how)
         made = cast(Self, pipeline(**components))
         made.name_or_path = repository.name
         return made if device is None else made.to(device)
@@ -280,6 +285,25 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             raise TypeError(f"the parts of a {type(pipeline).__name__} make no {cls.__name__}")
         own = {name: part for name, part in own.items() if name in (*cls.parts, *cls.left_out)}
         return cls(**{**own, **parts})
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> None:
+        """`Savable.save_pretrained` with its arguments in the order that they have for diffusers' pipelines.
+
+        Args:
+            max_shard_size: as there; None is the usual size.
+        """
+        if max_shard_size is not None:
+            options["max_shard_size"] = max_shard_size
+        how: dict[str, Any] = {"safe_serialization": safe_serialization, "variant": variant, "push_to_hub": push_to_hub}
+        super().save_pretrained(save_directory, **how, **options)
 
     def write(self, folder: Path, saving: Saving) -> None:
         """Write what `from_pretrained` reads, here and in diffusers; the index last."""
@@ -461,17 +485,17 @@ def as_ddim(scheduler: Any) -> DDIMScheduler:
             "a pipeline makes images of noise; to make noise of images, run "
             "ddim.sample(denoiser, images, inverse_scheduler.plan(steps))"
         )
-    return cast(DDIMScheduler, DDIMScheduler.from_config({"_class_name": type(scheduler).__name__, **config}))
+    return DDIMScheduler.from_config({"_class_name": type(scheduler).__name__, **config})
 
 
 # --- the options of from_pretrained -----------------------------------------------------------------------------------
 
 
 def _options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are left to be used; a ValueError if one asks for what is not done here."""
+    """The options that are left to be used; a TypeError if one asks for what is not done here."""
     for name, instead in REFUSED.items():
         if options.get(name) not in (None, False):
-            raise ValueError(f"{name}={reprlib.repr(options[name])} is not possible: {instead}")
+            raise TypeError(f"{name}={reprlib.repr(options[name])} is not possible: {instead}")
     left = {name: value for name, value in options.items() if name not in (*WITHOUT_EFFECT, *REFUSED)}
     if "use_auth_token" in left:  # the older name
         left.setdefault("token", left.pop("use_auth_token"))
@@ -479,28 +503,15 @@ def _options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _types(
-    dtype: torch.dtype | Mapping[str, torch.dtype] | None, torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None
-) -> Callable[[str], torch.dtype]:
+    dtype: Type | Mapping[str, Type] | None, torch_dtype: Type | Mapping[str, Type] | None
+) -> Callable[[str], torch.dtype | None]:
     """What gives the type of a part by its name, from one type for all or a dict; errors as in `choose_dtype`."""
 
-    def of(given: torch.dtype | Mapping[str, torch.dtype] | None, name: str) -> torch.dtype | None:
+    def of(given: Type | Mapping[str, Type] | None, name: str) -> Type | None:
         return given.get(name, given.get("default")) if isinstance(given, Mapping) else given
 
     choose_dtype(of(dtype, "default"), of(torch_dtype, "default"))
-    return lambda name: choose_dtype(of(dtype, name), of(torch_dtype, name))
-
-
-def _device(device_map: Any) -> torch.device | None:
-    """The device that a `device_map` names; a ValueError if it asks for the parts to be divided among several."""
-    if device_map is None:
-        return None
-    try:
-        return torch.device(device_map)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"device_map={reprlib.repr(device_map)} is no device: networks are not divided among several. Give one, "
-            "such as 'cuda', or call enable_model_cpu_offload after loading"
-        ) from error
+    return lambda name: choose_dtype(of(dtype, name), of(torch_dtype, name), auto=None)
 
 
 # --- reading model_index.json ----------------------------------------------------------------------------------------

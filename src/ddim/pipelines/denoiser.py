@@ -82,7 +82,8 @@ class TextDenoiser:
         scale, rescale, interval = self._guidance
         is_guided = len(embeds) == 2 * self._batch
         every = self._text(embeds)
-        within = self._text(embeds[self._batch :]) if is_guided and interval is not None else every
+        is_halved = is_guided and (interval is not None or scale == 1)
+        within = self._text(embeds[self._batch :]) if is_halved else every
         self.embeds = embeds
         self.negative = embeds[: self._batch] if is_guided else None
         self._denoise: Denoiser = guide(

@@ -76,15 +76,8 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         return LiveConfig({**values, **named}, fixed=_FIXED)
 
     @classmethod
-    def from_config(cls, config: Any, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
-        """Build a scheduler from the config of any scheduler that has betas; see `ConfigMixin.from_config`.
-
-        Raises:
-            ConfigError: also if the config is of a scheduler without betas, which no DDIM can be made of.
-        """
-        if isinstance(config, Mapping):
-            _check_betas({**config, **overrides}, cls.__name__)
-        return super().from_config(config, return_unused_kwargs, **overrides)
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        _check_betas(config, cls.__name__)
 
     def _set_up(self) -> None:
         """Make the noise schedule that the config describes."""
