@@ -159,7 +159,7 @@ def test_info_says_what_a_model_is(model: str, capsys: pytest.CaptureFixture[str
         assert expected in out
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("suffix", ["png", "svg", pytest.param("pdf", marks=pytest.mark.slow)])
 def test_the_schedule_is_plotted(tmp_path: Path, suffix: str, model: str) -> None:
     for extra in ([], ["--zero-snr"], ["--model", model, "--steps", "300"]):
         out = tmp_path / f"{len(extra)}.{suffix}"

@@ -54,7 +54,7 @@ def latents_of(vae: AutoencoderKL, stream: Stream, count: int) -> torch.Tensor:
         return vae.encode(images).latent_dist.sample() * vae.config.scaling_factor
 
 
-@pytest.mark.parametrize("kl_weight", [1e-4, 3.0])
+@pytest.mark.parametrize("kl_weight", [pytest.param(1e-4, marks=pytest.mark.slow), 3.0])
 def test_the_loss_falls_and_the_latents_have_a_deviation_of_one(kl_weight: float, tmp_path: Path, place: Place) -> None:
     chosen = vae_settings(
         tmp_path, place, max_train_steps=80, learning_rate=1e-2, checkpointing_steps=1000, kl_weight=kl_weight
