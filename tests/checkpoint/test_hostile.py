@@ -226,7 +226,7 @@ for what, entry in {
 }.items():
     case(f"{SCHEDULER}: {what}", ConfigError, SCHEDULER)(edit(SCHEDULER, **entry))
 
-case(f"{SCHEDULER}: not of this kind", CheckpointError, SCHEDULER)(
+case(f"{SCHEDULER}: not of this kind", ConfigError, SCHEDULER)(
     raw(SCHEDULER, b'{"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}')
 )
 
