@@ -276,20 +276,28 @@ def as_markdown(judged: dict[tuple[str, str], list[tuple[str, str, str]]]) -> st
             if own == kind:
                 counts = Counter(how for _, how, _ in tests)
                 total += counts
-                rows.append(f"| `{file}` | {' | '.join(str(counts[how]) for how in COUNTED)} |")
+                rows.append(f"| `{file.removesuffix('.py')}` | {' | '.join(str(counts[how]) for how in COUNTED)} |")
         lines += [f"| **{KINDS[kind].title}** | {' | '.join(f'**{total[how]}**' for how in COUNTED)} |", *rows]
     for how, title in (("not meant", "Not meant"), ("wrong", "Wrong")):
         found: dict[str, list[str]] = {}
-        for (kind, _), tests in judged.items():
+        for tests in judged.values():
             for test, mine, why in tests:
                 if mine == how:
-                    found.setdefault(why, []).append(f"{kind}: {test.partition('::')[2].replace('::', '.')}")
+                    found.setdefault(why, []).append(test.partition("::")[2])
         if found:
             lines += ["", f"{title}:", ""]
-            lines += [
-                f"- {why or 'no reason'}: {', '.join(f'`{test}`' for test in tests)}" for why, tests in found.items()
-            ]
+            lines += [f"- {why}: {', '.join(shortened(tests))}" for why, tests in found.items()]
     return "\n".join(lines) + "\n"
+
+
+def shortened(tests: Sequence[str]) -> list[str]:
+    """The names of tests as code; of more than three of a class, the class and their number."""
+    classes: dict[str, list[str]] = {}
+    for test in tests:
+        classes.setdefault(test.partition("::")[0], []).append(f"`{test.replace('::', '.')}`")
+    return [
+        text for name, own in classes.items() for text in (own if len(own) <= 3 else [f"`{name}` ({len(own)} tests)"])
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

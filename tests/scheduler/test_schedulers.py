@@ -193,7 +193,7 @@ def test_small_parts_of_the_interface() -> None:
     x = torch.randn(2, 3)
     assert scheduler.scale_model_input(x, 5) is x
     assert scheduler.scale_model_input(x) is x
-    theirs = diffusers.DDIMScheduler().compatibles
+    theirs = [cls for cls in diffusers.DDIMScheduler().compatibles if not isinstance(cls, diffusers.utils.DummyObject)]
     assert {cls.__name__ for cls in theirs} <= set(scheduler._compatibles)
     assert {*theirs, DDIMScheduler} == set(scheduler.compatibles)
     assert python("import ddim; print(ddim.DDIMScheduler().compatibles == [ddim.DDIMScheduler])") == "True"

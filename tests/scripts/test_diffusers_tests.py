@@ -61,12 +61,17 @@ def test_each_test_is_counted_once(
     table = (out / "table.md").read_text()
     assert table in capsys.readouterr().out
     # test_either and test_others_stay_theirs; test_ours_alone; the two that fail with ours.
-    assert "| `test_file.py` | 2 | 1 | 1 | 1 |" in table
-    assert "- it is so: `kind: test_theirs_alone_with_a_reason`" in table
-    assert "`kind: test_theirs_alone`" in table.partition("Wrong:")[2]
+    assert "| `test_file` | 2 | 1 | 1 | 1 |" in table
+    assert "- it is so: `test_theirs_alone_with_a_reason`" in table
+    assert "`test_theirs_alone`" in table.partition("Wrong:")[2]
     monkeypatch.setattr(script.subprocess, "run", None)  # what was found is not looked for again
     script.main([str(tmp_path), "kind", "--out", str(out)])
     assert (out / "table.md").read_text() == table
+
+
+def test_many_tests_of_a_class_are_one_entry(script: ModuleType) -> None:
+    assert script.shortened(["A::x", "B::x", "A::y"]) == ["`A.x`", "`A.y`", "`B.x`"]
+    assert script.shortened([f"A::{letter}" for letter in "wxyz"]) == ["`A` (4 tests)"]
 
 
 def test_what_cannot_be_run_is_said(script: ModuleType, tmp_path: Path) -> None:

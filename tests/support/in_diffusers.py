@@ -133,8 +133,11 @@ def check_what_it_is(folder: Path) -> None:
         assert scheduler.__module__ == theirs.__module__
         assert not isinstance(theirs(), own)
     assert not isinstance(ddim.DDIMScheduler(), diffusers.DDIMInverseScheduler)
-    assert set(diffusers.DDIMScheduler().compatibles) <= set(ddim.DDIMScheduler().compatibles)
-    assert ddim.DDIMScheduler in ddim.DDIMScheduler().compatibles
+    found = ddim.DDIMScheduler().compatibles
+    usable = {cls for cls in diffusers.DDIMScheduler().compatibles if not isinstance(cls, diffusers.utils.DummyObject)}
+    assert {diffusers.DDIMScheduler, diffusers.EulerDiscreteScheduler} < usable <= set(found)
+    assert ddim.DDIMScheduler in found
+    assert all(cls.from_config(ddim.DDIMScheduler(beta_end=0.012).config).config.beta_end == 0.012 for cls in found)
 
 
 def check_one_of_its_class_is_one_of_ours(folder: Path) -> None:

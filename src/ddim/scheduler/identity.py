@@ -87,10 +87,13 @@ def _made_of(own: type[Any]) -> Any:
 
 
 def classes_of_diffusers(names: list[str]) -> list[type]:
-    """Those classes of diffusers that have these names; none while diffusers has not been imported."""
+    """Those classes of diffusers that have these names; none while diffusers has not been imported.
+
+    Left out are those that stand in the place of a class whose library is not installed, and only raise an error.
+    """
     module = sys.modules.get("diffusers")
     found = [] if module is None else [getattr(module, name, None) for name in names]
-    return [cls for cls in found if isinstance(cls, type)]
+    return [cls for cls in found if isinstance(cls, type) and type(cls).__name__ != "DummyObject"]
 
 
 def _empty(own: type[object]) -> object:
