@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tiny_clip import ODD_WORDS, odd_prompts
 
 from ddim.errors import DataError
-from ddim.models.tokenizer import END, START, CLIPTokenizer, byte_alphabet
+from ddim.models.byte_pairs import END, START, byte_alphabet
+from ddim.models.tokenizer import CLIPTokenizer
 from ddim.training.vocabulary import learn_tokenizer, merges_of
 
 WORDS = "red blue square circle grinning face with big eyes heart flag apple noto fluent style 🙂 naïve 日本".split()

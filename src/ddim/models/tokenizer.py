@@ -14,65 +14,24 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from ddim.checkpoint import Repository, Savable, Saving
-from ddim.checkpoint.files import MAX_DESCRIPTION, read_json, write_json, write_text
+from ddim.checkpoint.files import read_json, write_json, write_text
 from ddim.errors import CheckpointError, ConfigError
+from ddim.models.byte_pairs import END, START, WORD_END, add_tokens, byte_pairs
+from ddim.models.text_encoding import KEEP, TextEncoding, as_tensors, choice, id_lists, refuse_arguments, width_of
+from ddim.models.tokenizer_files import CONFIG, VERSION, as_dict, read_merges, read_model, read_settings
 
 LENGTH = 77  # tokens of a text: CLIP has a vector for each of 77 positions
-START, END = "<|startoftext|>", "<|endoftext|>"
-WORD_END = "</w>"  # what a token ends in that ends a word
-# The special tokens that a configuration file may name.
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-# The pieces that a text is cut into: a start or end token, an English ending, a word, a digit, or a run of signs. What
-# lies in different pieces is never merged into one token.
-_PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_VERSION = "#version: 0.2"  # the first line of a merges.txt
 _SHOWN = 500  # how many characters a warning shows of what was cut from a text
-
-
-class TextEncoding(dict[str, Any]):
-    """What a call of the tokenizer gives: `input_ids`, `attention_mask` and what else was asked for.
-
-    All of it can be read by key and by attribute. Each is a list (of lists, if several texts were given), or a tensor
-    or array (b s).
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the encoding has no {name!r}; it has {', '.join(self)}") from None
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The same as a plain dict."""
-        return dict(self)
-
-    def to(self, device: str | torch.device | int, *, non_blocking: bool = False) -> Self:
-        """Move the tensors to a device, in this object.
-
-        Raises:
-            TypeError: `device` is a type, and ids have to stay integers.
-        """
-        if isinstance(device, torch.dtype):
-            raise TypeError(f"an encoding can be moved to a device, but not converted to {device}")
-        for name, value in self.items():
-            if isinstance(value, Tensor):
-                self[name] = value.to(device, non_blocking=non_blocking)
-        return self
-
-    def __reduce__(self) -> tuple[type[TextEncoding], tuple[dict[str, Any]]]:
-        return TextEncoding, (dict(self),)
 
 
 def _special(name: str) -> Any:
@@ -121,7 +80,7 @@ class CLIPTokenizer(Savable):
             vocabulary, or `model_max_length` is below 2.
     """
 
-    config_name: ClassVar[str] = "tokenizer_config.json"
+    config_name: ClassVar[str] = CONFIG
     model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
     padding_side: ClassVar[str] = "right"
     truncation_side: ClassVar[str] = "right"
@@ -150,8 +109,8 @@ class CLIPTokenizer(Savable):
         self.model_max_length = model_max_length
         named = {"bos_token": bos_token, "eos_token": eos_token, "unk_token": unk_token, "pad_token": pad_token}
         self.special_tokens = {name: str(token) for name, token in named.items()}
-        self._tokenizer = _byte_pairs(vocab, merges, str(unk_token))
-        _add(self._tokenizer, added_tokens or {}, list(named.values()), extra_special_tokens)
+        self._tokenizer = byte_pairs(vocab, merges, str(unk_token))
+        add_tokens(self._tokenizer, added_tokens or {}, list(named.values()), extra_special_tokens)
         self.extra_special_tokens = [str(token) for token in extra_special_tokens]
         self.name_or_path = ""
 
@@ -249,15 +208,13 @@ class CLIPTokenizer(Savable):
             raise TypeError(
                 "a length is given as max_length=; for a padded tensor of ids, call tokenizer.ids(texts, n)"
             )
-        _refuse(text_pair=text_pair, **refused)
+        refuse_arguments(text_pair=text_pair, **refused)
         is_one = isinstance(text, str)
         texts = [text] if isinstance(text, str) else list(text)
         if truncation is None and max_length is not None and padding is False:
             truncation = True
-        cuts = _choice(
-            truncation or False, "truncation", {True: True, "longest_first": True, "only_first": True}, _KEEP
-        )
-        pads = _choice(padding, "padding", {True: "longest", "longest": "longest", "max_length": "max_length"}, _KEEP)
+        cuts = choice(truncation or False, "truncation", {True: True, "longest_first": True, "only_first": True}, KEEP)
+        pads = choice(padding, "padding", {True: "longest", "longest": "longest", "max_length": "max_length"}, KEEP)
         limit = (self.model_max_length if max_length is None else max_length) if cuts else None
         if cuts and pads and pad_to_multiple_of and limit is not None and limit % pad_to_multiple_of:
             raise ValueError(
@@ -277,13 +234,13 @@ class CLIPTokenizer(Savable):
             "offset_mapping": return_offsets_mapping,
         }
         encoding = TextEncoding({name: row for name, row in rows.items() if wanted.get(name, True)})
-        width = _width(rows["input_ids"], pads, self.model_max_length if max_length is None else max_length)
+        width = width_of(rows["input_ids"], pads, self.model_max_length if max_length is None else max_length)
         self._fill(encoding, width, pad_to_multiple_of if pads else None, padding_side)
         if return_length:
             encoding["length"] = [len(row) for row in encoding.input_ids]
         if return_tensors is None and is_one:
             return TextEncoding({name: rows if name == "length" else rows[0] for name, rows in encoding.items()})
-        return _as_tensors(encoding, return_tensors)
+        return as_tensors(encoding, return_tensors)
 
     encode_plus = batch_encode_plus = __call__  # their older names
 
@@ -314,19 +271,19 @@ class CLIPTokenizer(Savable):
             encoded_inputs = {name: [each[name] for each in encoded_inputs] for name in names}
         if "input_ids" not in encoded_inputs:
             raise ValueError(f"there are no input_ids to fill up, but {', '.join(map(str, encoded_inputs))}")
-        lists = {name: _listed(value) for name, value in encoded_inputs.items()}
+        lists = {name: id_lists(value) for name, value in encoded_inputs.items()}
         is_one = not (lists["input_ids"] and isinstance(lists["input_ids"][0], list))
         encoding = TextEncoding({name: [value] if is_one else value for name, value in lists.items()})
         if return_attention_mask in (None, True) and "attention_mask" not in encoding:
             encoding["attention_mask"] = [[1] * len(row) for row in encoding.input_ids]
         if return_attention_mask is False:
             encoding.pop("attention_mask", None)
-        pads = _choice(padding, "padding", {True: "longest", "longest": "longest", "max_length": "max_length"}, _KEEP)
-        width = _width(encoding.input_ids, pads, self.model_max_length if max_length is None else max_length)
+        pads = choice(padding, "padding", {True: "longest", "longest": "longest", "max_length": "max_length"}, KEEP)
+        width = width_of(encoding.input_ids, pads, self.model_max_length if max_length is None else max_length)
         self._fill(encoding, width, pad_to_multiple_of if pads else None, padding_side)
         if is_one and return_tensors is None:
             return TextEncoding({name: rows[0] for name, rows in encoding.items()})
-        return _as_tensors(encoding, return_tensors)
+        return as_tensors(encoding, return_tensors)
 
     def encode(self, text: str, text_pair: None = None, *, add_special_tokens: bool = True, **options: Any) -> Any:
         """The token ids of one text, with start and end token and without padding.
@@ -351,7 +308,7 @@ class CLIPTokenizer(Savable):
             skip_special_tokens: leave out start, end and padding tokens.
             clean_up_tokenization_spaces: without effect.
         """
-        listed = _listed(token_ids)
+        listed = id_lists(token_ids)
         if listed and isinstance(listed[0], list):
             return [self.decode(row, skip_special_tokens) for row in listed]
         text: str = self._tokenizer.decode(listed, skip_special_tokens=skip_special_tokens)
@@ -361,11 +318,11 @@ class CLIPTokenizer(Savable):
         self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
         """The texts of several lists of token ids; see `decode`."""
-        return [self.decode(row, skip_special_tokens) for row in _listed(sequences)]
+        return [self.decode(row, skip_special_tokens) for row in id_lists(sequences)]
 
     def tokenize(self, text: str, pair: None = None, add_special_tokens: bool = False) -> list[str]:
         """The tokens of a text, as words."""
-        _refuse(pair=pair)
+        refuse_arguments(pair=pair)
         tokens: list[str] = self._encode(text).tokens
         return [self.bos_token, *tokens, self.eos_token] if add_special_tokens else tokens
 
@@ -447,12 +404,12 @@ class CLIPTokenizer(Savable):
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """How many special tokens a text gets."""
-        _refuse(pair=pair)
+        refuse_arguments(pair=pair)
         return 2
 
     def build_inputs_with_special_tokens(self, token_ids_0: Sequence[int], token_ids_1: None = None) -> list[int]:
         """The ids of a text between a start and an end token."""
-        _refuse(token_ids_1=token_ids_1)
+        refuse_arguments(token_ids_1=token_ids_1)
         return [self.bos_token_id, *token_ids_0, self.eos_token_id]
 
     def add_tokens(
@@ -567,15 +524,15 @@ class CLIPTokenizer(Savable):
         listed: dict[str, Any] = {}
         if path is not None:
             listed = read_json(path)
-            vocab, merges = _model(listed, path)
+            vocab, merges = read_model(listed, path)
         else:
             path, merges_path = (repository.find(name, subfolder) for name in ("vocab.json", "merges.txt"))
             if path is None or merges_path is None:
                 where = "/".join(part for part in (str(repository), subfolder) if part)
                 raise CheckpointError(f"{where} has neither tokenizer.json nor vocab.json and merges.txt")
-            vocab, merges = read_json(path), _read_merges(merges_path)
+            vocab, merges = read_json(path), read_merges(merges_path)
         try:
-            settings = _settings(repository, subfolder, listed)
+            settings = read_settings(repository, subfolder, listed)
             tokenizer = cls(vocab, merges, **{**settings, **overrides})
         except CheckpointError:
             raise
@@ -593,265 +550,11 @@ class CLIPTokenizer(Savable):
         model = json.loads(self._tokenizer.to_str())["model"]
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False) + "\n")
-        write_text(folder / "merges.txt", "\n".join([_VERSION, *merges]) + "\n")
+        write_text(folder / "merges.txt", "\n".join([VERSION, *merges]) + "\n")
         added = self._tokenizer.get_added_tokens_decoder()
         config: dict[str, Any] = {
-            "added_tokens_decoder": {str(index): _as_dict(token) for index, token in sorted(added.items())},
+            "added_tokens_decoder": {str(index): as_dict(token) for index, token in sorted(added.items())},
             "model_max_length": self.model_max_length,
             "tokenizer_class": "CLIPTokenizer",
         }
         write_json(folder / self.config_name, {**config, **self.special_tokens})
-
-
-# --- a call's arguments and results ----------------------------------------------------------------------------------
-
-# What asks for texts to be left as they are.
-_KEEP = (False, "do_not_pad", "do_not_truncate")
-# Arguments of transformers' tokenizer that are not implemented, with the values that ask for nothing.
-_NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "is_split_into_words": (False,),
-    "pair": (None, False),
-    "return_overflowing_tokens": (False,),
-    "split_special_tokens": (False, None),
-    "stride": (0,),
-    "text_pair": (None,),
-    "text_pair_target": (None,),
-    "text_target": (None,),
-    "token_ids_1": (None,),
-    "tokenizer_kwargs": (None,),
-}
-
-
-def _refuse(**given: Any) -> None:
-    """Raise a TypeError if one of these arguments is unknown, or asks for what is not implemented."""
-    for name, value in given.items():
-        if name not in _NOT_IMPLEMENTED:
-            raise TypeError(f"CLIPTokenizer has no argument {name!r:.50}")
-        if value not in _NOT_IMPLEMENTED[name]:
-            raise TypeError(
-                f"{name} is not implemented: CLIP reads one text at a time, and its end is cut off for good"
-            )
-
-
-def _choice(value: Any, name: str, known: Mapping[Any, Any], nothing: Sequence[Any]) -> Any:
-    """What an argument stands for, and False for what asks for nothing; a ValueError if it is not known."""
-    value = getattr(value, "value", value)  # transformers' enumerations
-    if isinstance(value, (bool, str)) and value in nothing:
-        return False
-    if not isinstance(value, (bool, str)) or value not in known:
-        words = ", ".join(repr(each) for each in [*known, False])
-        raise ValueError(f"{name}={value!r:.50} is none of {words}")
-    return known[value]
-
-
-def _width(rows: Sequence[Sequence[Any]], pads: Any, length: int) -> int | None:
-    """How many tokens rows are filled up to; None if they are left as they are."""
-    if not pads:
-        return None
-    return length if pads == "max_length" else max(map(len, rows), default=0)
-
-
-def _listed(value: Any) -> list[Any]:
-    """Ids as lists: of one id, of a list, array or tensor of them, or of a list of those."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, int):
-        return [value]
-    return [_listed(each) if np.ndim(each) else int(each) for each in value]
-
-
-def _as_tensors(encoding: TextEncoding, kind: str | None) -> TextEncoding:
-    """The lists of an encoding as tensors ("pt") or arrays ("np"); a ValueError if their lengths differ."""
-    kind = getattr(kind, "value", kind)
-    if kind is None:
-        return encoding
-    makers: dict[str, Callable[[Any], Any]] = {
-        "pt": lambda rows: torch.tensor(rows, dtype=torch.int64),
-        "np": lambda rows: np.array(rows, dtype=np.int64),
-    }
-    if kind not in makers:
-        raise ValueError(f"return_tensors={kind!r:.50} is none of 'pt', 'np' and None")
-    lengths = {len(row) for row in encoding.input_ids}
-    if len(lengths) > 1:
-        raise ValueError(
-            f"the texts have from {min(lengths)} to {max(lengths)} tokens, which make no tensor: give padding=True, or "
-            "padding='max_length' and truncation=True"
-        )
-    return TextEncoding({name: makers[kind](rows) for name, rows in encoding.items()})
-
-
-# --- making one ------------------------------------------------------------------------------------------------------
-
-
-def byte_alphabet() -> list[str]:
-    """The 256 letters that stand for the 256 bytes, in a fixed order."""
-    return sorted(pre_tokenizers.ByteLevel.alphabet())
-
-
-def cut_texts(tokenizer: Tokenizer) -> None:
-    """Make a tokenizer normalise texts and cut them into pieces as CLIP's does."""
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-
-
-def _byte_pairs(vocab: Mapping[str, int], merges: Iterable[str | Sequence[str]], unk_token: str) -> Tokenizer:
-    """A tokenizer that normalises, cuts and merges as CLIP's does, without the added tokens."""
-    for token, index in vocab.items():
-        if type(token) is not str or type(index) is not int or not 0 <= index < 2**31:
-            raise ConfigError(
-                f"the vocabulary gives {token!r:.50} the id {index!r:.50}: a token must be a str, and an id an int "
-                "from 0 to 2^31 - 1"
-            )
-    if unk_token not in vocab:
-        raise ConfigError(f"the unk_token {unk_token!r:.50} is not in the vocabulary")
-    pairs: list[Any] = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in merges]
-    for pair in pairs:
-        if len(pair) != 2 or not all(isinstance(part, str) and part and " " not in part for part in pair):
-            raise ConfigError(f"a merge is two tokens, not {pair!r:.100}")
-        if not {*pair, "".join(pair)} <= vocab.keys():
-            raise ConfigError(f"the merge {pair!r:.100} is of tokens, or makes a token, that the vocabulary lacks")
-    tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs, unk_token=unk_token, end_of_word_suffix=WORD_END))
-    cut_texts(tokenizer)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _add(
-    tokenizer: Tokenizer,
-    added: Mapping[int, AddedToken],
-    named: Sequence[str | AddedToken],
-    extra: Sequence[str | AddedToken],
-) -> None:
-    """Add the tokens that are found in a text before it is cut into pieces.
-
-    Whether such a token is also found in capital letters depends on the order in which tokens are added and on which of
-    them are taken for known; both are as in transformers, so that a text gives the same ids.
-    """
-    listed: list[str | AddedToken] = [added[index] for index in sorted(added)]
-    known = {str(token) for token in listed}
-    for token in (*named, *extra):
-        if str(token) not in known and token not in listed:
-            listed.append(token)
-    names = {str(token) for token in named}
-    tokens = []
-    for token in listed:
-        tokens.append(AddedToken(token, special=True) if isinstance(token, str) else token)
-        if str(token) in names:
-            tokens[-1].special = True
-    tokenizer.add_tokens(tokens)
-    for index, token in added.items():
-        if tokenizer.token_to_id(str(token)) != index:
-            found = tokenizer.token_to_id(str(token))
-            raise ConfigError(f"the added token {str(token)!r:.50} is said to have the id {index}, but gets {found}")
-
-
-# --- reading files ---------------------------------------------------------------------------------------------------
-
-
-def _model(listed: Mapping[str, Any], path: Path) -> tuple[dict[str, int], list[Any]]:
-    """The vocabulary and the merges in a tokenizer.json."""
-    model = listed.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        kind = model.get("type") if isinstance(model, dict) else model
-        raise CheckpointError(
-            f"{path} is not CLIP's tokenizer: its model is {kind!r:.50}, and CLIP's is a byte pair encoding, 'BPE'"
-        )
-    vocab, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocab, dict) or not isinstance(merges, list):
-        raise CheckpointError(f"{path} lacks the vocabulary or the merges of its model")
-    if not all(isinstance(pair, (str, list)) for pair in merges):
-        raise CheckpointError(f"{path} has merges that are no pairs of tokens")
-    return vocab, merges
-
-
-def _read_merges(path: Path) -> list[str]:
-    """The pairs in a merges.txt, each "left right"."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_DESCRIPTION + 1)
-        if len(raw) > MAX_DESCRIPTION:
-            raise CheckpointError(
-                f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB, which no list of merges is: give CLIP's merges.txt"
-            )
-        lines = raw.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8: {error.reason}") from error
-    except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    lines = [line.removesuffix("\r") for line in lines]
-    pairs = [line for line in lines if line and not line.startswith("#version")]
-    for pair in pairs:
-        if len(pair.split(" ")) != 2:
-            raise CheckpointError(f"{path} has a line that is no pair of tokens: {pair!r:.100}")
-    return pairs
-
-
-def _settings(repository: Repository, subfolder: str | None, listed: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's keyword arguments, as the files say them.
-
-    They are in tokenizer_config.json. Where that does not list the added tokens, they are in the older files
-    special_tokens_map.json and added_tokens.json, and in tokenizer.json.
-    """
-
-    def read(name: str) -> dict[str, Any]:
-        path = repository.find(name, subfolder)
-        return {} if path is None else read_json(path)
-
-    values = read(CLIPTokenizer.config_name)
-    for side in ("padding_side", "truncation_side"):
-        if values.get(side, "right") != "right":
-            raise ConfigError(f"{side}={values[side]!r:.50} in tokenizer_config.json is not implemented, only 'right'")
-    added: dict[int, AddedToken] = {}
-    if "added_tokens_decoder" in values:
-        added = {int(index): _as_token(token) for index, token in values["added_tokens_decoder"].items()}
-    else:
-        special = read("special_tokens_map.json")
-        values |= {k: _as_token(v, special=True) if isinstance(v, dict) else v for k, v in special.items()}
-        names = {str(_as_token(values[name])) for name in NAMED if values.get(name)}
-        for text, index in read("added_tokens.json").items():
-            added[index] = AddedToken(text, normalized=text not in names, special=text in names)
-        for token in listed.get("added_tokens", ()):
-            added[token["id"]] = _as_token(token)
-    by_text = {str(token): token for token in added.values()}
-    settings: dict[str, Any] = {"added_tokens": added}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        if values.get(name) is not None:
-            token = values[name]
-            token = _as_token(token) if isinstance(token, dict) else token
-            settings[name] = by_text.get(str(token), token)
-    extra = values.get("extra_special_tokens") or values.get("additional_special_tokens") or ()
-    if not isinstance(extra, dict):
-        settings["extra_special_tokens"] = [_as_token(one) if isinstance(one, dict) else one for one in extra]
-    length = values.get("model_max_length", values.get("max_len"))
-    if isinstance(length, int) and length < 10**6:  # transformers writes 10^30 for a length that is not known
-        settings["model_max_length"] = length
-    return settings
-
-
-_TRAITS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-
-
-def _as_token(value: Any, **traits: bool) -> AddedToken:
-    """A token as a configuration file says it: a str, or a dict with its content and its traits."""
-    if isinstance(value, AddedToken):
-        return value
-    if isinstance(value, str):
-        return AddedToken(value)
-    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise ConfigError(f"a token is a str, or a dict with its content, not {value!r:.100}")
-    given = {trait: bool(value[trait]) for trait in _TRAITS if trait in value}
-    return AddedToken(value["content"], **{**given, **traits})
-
-
-def _as_dict(token: AddedToken) -> dict[str, Any]:
-    """The dict that stands for a token in a configuration file."""
-    return {"content": token.content, **{trait: getattr(token, trait) for trait in _TRAITS}}

@@ -22,7 +22,8 @@ from ddim.checkpoint.original_layout import PREFIXES, Part, State, convert
 from ddim.checkpoint.predicted import Notes, read_notes
 from ddim.errors import CheckpointError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from ddim.models.tokenizer import END, CLIPTokenizer
+from ddim.models.byte_pairs import END
+from ddim.models.tokenizer import CLIPTokenizer
 from ddim.process import prediction
 from ddim.scheduler import DDIMScheduler
 

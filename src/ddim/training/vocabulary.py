@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, models, trainers
 
 from ddim.errors import DataError
-from ddim.models.tokenizer import END, START, WORD_END, CLIPTokenizer, byte_alphabet, cut_texts
+from ddim.models.byte_pairs import END, START, WORD_END, byte_alphabet, cut_texts
+from ddim.models.tokenizer import CLIPTokenizer
 
 
 def learn_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -> CLIPTokenizer:
