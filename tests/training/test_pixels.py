@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny_training import interrupt
 
 from ddim import DDIMPipeline, DiffusionPipeline
 from ddim.checkpoint import read_json, read_tensors
@@ -118,16 +119,7 @@ def test_a_run_in_two_parts_ends_with_the_same_weights(tmp_path: Path, accumulat
     chosen = settings(tmp_path / "whole", use_ema=use_ema, gradient_accumulation_steps=accumulation, random_flip=True)
     whole = weights(train(chosen))
     stopped = dataclasses.replace(chosen, output_dir=str(tmp_path / "parts"))
-    trainer = make_trainer(stopped)
-    save = trainer.save
-
-    def save_and_die() -> None:
-        save()
-        raise KeyboardInterrupt
-
-    trainer.save = save_and_die  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+    interrupt(stopped)
     assert [path.name for path in checkpoints(tmp_path / "parts")] == ["checkpoint-4"]
     assert_same(whole, weights(train(stopped)))
     for name in ("model", "optimizer", *(["average"] if use_ema else [])):

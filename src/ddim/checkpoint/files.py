@@ -107,7 +107,28 @@ def save_tensors(
             raise OSError(str(error)) from error
 
 
-# --- reading JSON ----------------------------------------------------------------------------------------------------
+# --- reading descriptions --------------------------------------------------------------------------------------------
+
+
+def read_description(path: Path, too_large: str) -> bytes:
+    """The bytes of a file that describes, and holds no weights.
+
+    Args:
+        too_large: what the error says of one that is over 4 MiB, after its size.
+
+    Raises:
+        CheckpointError: there is no such file, it cannot be read, or it is over 4 MiB.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_DESCRIPTION + 1)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(raw) > MAX_DESCRIPTION:
+        raise CheckpointError(f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB, {too_large}")
+    return raw
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -118,22 +139,11 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
             object.
     """
     path = Path(path)
+    raw = read_description(path, "which no config is: give the config's own file")
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_DESCRIPTION + 1)
-        if len(raw) > MAX_DESCRIPTION:
-            raise CheckpointError(
-                f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB, which no config is: give the config's own file"
-            )
         value = json.loads(raw.decode("utf-8"), parse_constant=_constant, parse_float=_finite)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {path}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {str(error)[:200]}") from error
-    except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__} where an object is needed")
     return value

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from ddim.checkpoint import Repository
-from ddim.checkpoint.files import MAX_DESCRIPTION, read_json
+from ddim.checkpoint.files import read_description, read_json
 from ddim.errors import CheckpointError, ConfigError
 
 CONFIG = "tokenizer_config.json"
@@ -37,20 +37,11 @@ def read_model(listed: Mapping[str, Any], path: Path) -> tuple[dict[str, int], l
 
 def read_merges(path: Path) -> list[str]:
     """The pairs in a merges.txt, each "left right"."""
+    raw = read_description(path, "which no list of merges is: give CLIP's merges.txt")
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_DESCRIPTION + 1)
-        if len(raw) > MAX_DESCRIPTION:
-            raise CheckpointError(
-                f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB, which no list of merges is: give CLIP's merges.txt"
-            )
         lines = raw.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8: {error.reason}") from error
-    except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     lines = [line.removesuffix("\r") for line in lines]
     pairs = [line for line in lines if line and not line.startswith("#version")]
     for pair in pairs:

@@ -20,7 +20,7 @@ from ddim.models import AutoencoderKL, UNet2DConditionModel
 from ddim.models.embeddings import sinusoids
 from ddim.noise import Generators, check_generator, gaussian_noise
 from ddim.pipelines.image_processor import ImageProcessor
-from ddim.pipelines.inputs import refuse_unsupported
+from ddim.pipelines.inputs import check_callback, check_sides, refuse_unsupported
 from ddim.pipelines.prompts import Prompt, check_prompts
 from ddim.scheduler import DDIMScheduler
 
@@ -215,8 +215,8 @@ class FamiliarLatents:
     def check_inputs(
         self,
         prompt: Prompt,
-        height: int,
-        width: int,
+        height: int | None,
+        width: int | None,
         callback_steps: int | None = None,
         negative_prompt: Prompt = None,
         prompt_embeds: Tensor | None = None,
@@ -230,24 +230,10 @@ class FamiliarLatents:
         Raises:
             ValueError, TypeError: they do not.
         """
-        self._check_common(height, width, callback_steps, ip_adapter_image, ip_adapter_image_embeds)
+        check_sides(height, width, self.vae_scale_factor)
+        check_callback(callback_steps, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        refuse_unsupported(ip_adapter_image=ip_adapter_image, ip_adapter_image_embeds=ip_adapter_image_embeds)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        self._check_callback_inputs(callback_on_step_end_tensor_inputs)
-
-    def _check_common(self, height: Any, width: Any, callback_steps: Any, *ip_adapter: Any) -> None:
-        for name, side in (("height", height), ("width", width)):
-            if side is not None and side % self.vae_scale_factor:
-                raise ValueError(f"{name} must be a multiple of {self.vae_scale_factor}, not {side}")
-        if callback_steps is not None and (not isinstance(callback_steps, int) or callback_steps < 1):
-            raise ValueError(f"callback_steps must be a positive int, not {callback_steps!r:.50}")
-        refuse_unsupported(**dict(zip(("ip_adapter_image", "ip_adapter_image_embeds"), ip_adapter, strict=True)))
-
-    def _check_callback_inputs(self, wanted: Any) -> None:
-        unknown = [name for name in wanted or () if name not in (*self._callback_tensor_inputs, "pred_original_sample")]
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs={wanted!r} are not all of {self._callback_tensor_inputs}"
-            )
 
     def get_guidance_scale_embedding(
         self, w: Tensor, embedding_dim: int = 512, dtype: torch.dtype = torch.float32
@@ -283,12 +269,8 @@ class FamiliarLatents:
                 getattr(network, name)()
 
 
-class FamiliarPictures:
+class FamiliarPictures(FamiliarLatents):
     """For pipelines that start from a picture."""
-
-    vae: AutoencoderKL
-    scheduler: DDIMScheduler
-    vae_scale_factor: int
 
     def get_timesteps(
         self, num_inference_steps: int, strength: float, device: str | torch.device | None = None
@@ -322,7 +304,7 @@ class FamiliarPictures:
 class FamiliarImageToImage(FamiliarPictures):
     """With the arguments of diffusers' StableDiffusionImg2ImgPipeline."""
 
-    def prepare_latents(
+    def prepare_latents(  # type: ignore[override]
         self,
         image: Tensor,
         timestep: Tensor,
@@ -344,7 +326,7 @@ class FamiliarImageToImage(FamiliarPictures):
         noise = gaussian_noise(latents.shape, generator, torch.device(device), dtype)
         return self.scheduler.add_noise(latents, noise, timestep)
 
-    def check_inputs(
+    def check_inputs(  # type: ignore[override]
         self,
         prompt: Prompt,
         strength: float,
@@ -362,15 +344,24 @@ class FamiliarImageToImage(FamiliarPictures):
             ValueError, TypeError: they do not.
         """
         _check_strength(strength)
-        self._check_common(None, None, callback_steps, ip_adapter_image, ip_adapter_image_embeds)  # type: ignore[attr-defined]
-        check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        self._check_callback_inputs(callback_on_step_end_tensor_inputs)  # type: ignore[attr-defined]
+        super().check_inputs(
+            prompt,
+            None,
+            None,
+            callback_steps,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            ip_adapter_image,
+            ip_adapter_image_embeds,
+            callback_on_step_end_tensor_inputs,
+        )
 
 
 class FamiliarInpaint(FamiliarPictures):
     """With the arguments of diffusers' StableDiffusionInpaintPipeline."""
 
-    def prepare_latents(
+    def prepare_latents(  # type: ignore[override]
         self,
         batch_size: int,
         num_channels_latents: int,
@@ -394,20 +385,17 @@ class FamiliarInpaint(FamiliarPictures):
         Raises:
             ValueError: the picture or the timestep is missing below the largest strength.
         """
-        factor = self.vae_scale_factor
-        shape = (batch_size, num_channels_latents, int(height) // factor, int(width) // factor)
         check_generator(generator, batch_size)
         if not is_strength_max and (image is None or timestep is None):
             raise ValueError("below strength=1 a run starts from the noised picture: give image and timestep")
         own: Tensor | None = None
         if image is not None and (return_image_latents or (latents is None and not is_strength_max)):
             own = self._latents_of(image, batch_size, generator, device, dtype)
-        if latents is None:
-            noise = gaussian_noise(shape, generator, torch.device(device), dtype)
-            is_noised = own is not None and not is_strength_max and timestep is not None
-            start = self.scheduler.add_noise(own, noise, timestep) if is_noised else noise  # type: ignore[arg-type]
-        else:
-            start = noise = latents.to(device)
+        start = noise = super().prepare_latents(
+            batch_size, num_channels_latents, height, width, dtype, device, generator, latents
+        )
+        if latents is None and own is not None and not is_strength_max and timestep is not None:
+            start = self.scheduler.add_noise(own, noise, timestep)
         result = [start, *[noise] * return_noise]
         return (*result, own) if return_image_latents and own is not None else tuple(result)
 
@@ -442,7 +430,7 @@ class FamiliarInpaint(FamiliarPictures):
             small, masked = torch.cat([small] * 2), torch.cat([masked] * 2)
         return small, masked.to(device, dtype)
 
-    def check_inputs(
+    def check_inputs(  # type: ignore[override]
         self,
         prompt: Prompt,
         image: Any,
@@ -466,9 +454,18 @@ class FamiliarInpaint(FamiliarPictures):
             ValueError, TypeError: they do not.
         """
         _check_strength(strength)
-        self._check_common(height, width, callback_steps, ip_adapter_image, ip_adapter_image_embeds)  # type: ignore[attr-defined]
-        check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        self._check_callback_inputs(callback_on_step_end_tensor_inputs)  # type: ignore[attr-defined]
+        super().check_inputs(
+            prompt,
+            height,
+            width,
+            callback_steps,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            ip_adapter_image,
+            ip_adapter_image_embeds,
+            callback_on_step_end_tensor_inputs,
+        )
         if padding_mask_crop is not None and not (
             isinstance(image, Image.Image) and isinstance(mask_image, Image.Image) and output_type == "pil"
         ):

@@ -43,7 +43,7 @@ def _signature(order: Sequence[str], **defaults: Any) -> inspect.Signature:
     )
 
 
-class StableDiffusionImg2ImgPipeline(FamiliarImageToImage, StableDiffusionPipeline):  # type: ignore[misc]
+class StableDiffusionImg2ImgPipeline(FamiliarImageToImage, StableDiffusionPipeline):
     """A picture made anew from its noised self.
 
     The arguments of a call are those of `StableDiffusionPipeline`; in order: prompt, image, strength, …
@@ -58,7 +58,7 @@ class StableDiffusionImg2ImgPipeline(FamiliarImageToImage, StableDiffusionPipeli
     __call__.__signature__ = _signature([*_FROM_PICTURE, *_ENDING])  # type: ignore[attr-defined]
 
 
-class StableDiffusionInpaintPipeline(FamiliarInpaint, StableDiffusionPipeline):  # type: ignore[misc]
+class StableDiffusionInpaintPipeline(FamiliarInpaint, StableDiffusionPipeline):
     """A part of a picture made anew, where a mask is white.
 
     The arguments of a call are those of `StableDiffusionPipeline`; in order: prompt, image, mask_image, …; `strength`

@@ -88,6 +88,25 @@ def positive(value: Any, name: str) -> int:
     return value
 
 
+def check_sides(height: int | None, width: int | None, factor: int) -> None:
+    """Raise a ValueError unless the sides that are given are whole latents."""
+    for name, side in (("height", height), ("width", width)):
+        if side is not None and positive(side, name) % factor:
+            raise ValueError(f"{name} must be a multiple of {factor}, the pixels of a latent, not {side}")
+
+
+def check_callback(steps: int | None, wanted: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Raise a ValueError unless `callback_steps` and `callback_on_step_end_tensor_inputs` are what a run can serve.
+
+    Args:
+        known: the names of the tensors that a callback may see, beside "pred_original_sample".
+    """
+    if steps is not None:
+        positive(steps, "callback_steps")
+    if any(name not in (*known, "pred_original_sample") for name in wanted or ()):
+        raise ValueError(f"callback_on_step_end_tensor_inputs={wanted!r} are not all of {known}")
+
+
 def refuse_unsupported(**given: Any) -> None:
     """Raise a ValueError if one of these arguments, which diffusers has and this package has not, is not None."""
     for name, value in given.items():

@@ -237,13 +237,6 @@ def usual_size(config: Mapping[str, Any]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def check_sides(height: int | None, width: int | None, factor: int) -> None:
-    """Raise a ValueError unless the sides that are given are whole latents."""
-    for name, side in (("height", height), ("width", width)):
-        if side is not None and positive(side, name) % factor:
-            raise ValueError(f"{name} must be a multiple of {factor}, the pixels of a latent, not {side}")
-
-
 def _is_before_0_9(version: Any) -> bool:
     """Whether a config was written by a version of diffusers older than 0.9."""
     parts = version.split(".") if isinstance(version, str) else []

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from ddim.errors import ConfigError
 from ddim.noise import Generators, gaussian_noise, generators
 from ddim.pipelines.crops import Crop
-from ddim.pipelines.inputs import Pictures, positive, to_mask, to_tensor
-from ddim.pipelines.latents import LatentPipeline, check_sides, pixels
+from ddim.pipelines.inputs import Pictures, check_sides, positive, to_mask, to_tensor
+from ddim.pipelines.latents import LatentPipeline, pixels
 from ddim.plan import SamplingPlan
 
 

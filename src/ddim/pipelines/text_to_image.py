@@ -18,7 +18,7 @@ from ddim.pipelines.adapters import TakesAdapters
 from ddim.pipelines.base import as_ddim, same_shape
 from ddim.pipelines.denoiser import TextDenoiser
 from ddim.pipelines.image_processor import ImageProcessor
-from ddim.pipelines.inputs import Pictures, refuse_unsupported
+from ddim.pipelines.inputs import Pictures, check_callback, refuse_unsupported
 from ddim.pipelines.prompts import Prompt, check_prompts
 from ddim.pipelines.runs import Run, Runs
 from ddim.pipelines.single_file import PARTS, load_single_file
@@ -261,12 +261,11 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         refuse_unsupported(
             sigmas=sigmas, ip_adapter_image=ip_adapter_image, ip_adapter_image_embeds=ip_adapter_image_embeds
         )
-        self._check_common(None, None, callback_steps, None, None)
         attention_kwargs = self._attention_kwargs(cross_attention_kwargs)
         wanted = tuple(getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs) or ())
         if output_type not in _OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r} is none of {', '.join(_OUTPUT_TYPES)}")
-        self._check_callback_inputs(wanted)
+        check_callback(callback_steps, wanted, self._callback_tensor_inputs)
         if callback is not None:
             if callback_on_step_end is not None:
                 raise ValueError("give callback_on_step_end or callback, which is its older kind, not both")
