@@ -9,13 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import save_tiny
 from tiny_sd import tiny_reference
 
 from ddim.cli import main
 from ddim.cli.pictures import read_image
-from ddim.models import UNet2DModel
-from ddim.pipelines import DDIMPipeline
-from ddim.scheduler import DDIMScheduler
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +27,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 def classes(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("classes")
     torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        num_class_embeds=4,
-    )
-    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(folder)
-    return str(folder)
+    return save_tiny(folder, num_class_embeds=4)
 
 
 @pytest.fixture
