@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader
 import ddim
 from ddim.checkpoint import read_tensors
 from ddim.cli import main
-from ddim.errors import ConfigError, DDIMError, NonFiniteError
+from ddim.errors import CheckpointError, ConfigError, DDIMError, NonFiniteError
 from ddim.training import text_to_image, train
 from ddim.training.checkpoints import checkpoints, discard
 from ddim.training.diffusion import draw_noise, draw_timesteps
@@ -294,6 +295,69 @@ def test_a_checkpoint_that_is_deleted_in_part_is_not_taken_for_one(
     monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)  # killed before anything is deleted
     discard(folder)
     assert checkpoints(tmp_path) == []
+
+
+# --- previews, and what becomes of the output folder -----------------------------------------------------------------
+
+
+def previews(tmp_path: Path, place: Place, **changes: Any) -> TextToImageSettings:
+    """A run that draws before anything else has made its folder: no cache, no logs, and no checkpoint until the end."""
+    chosen = {"cache_latents": False, "validation_steps": 1, "checkpointing_steps": 100, "report_to": "none"}
+    return text_settings(tmp_path, place, **{**chosen, "max_train_steps": 2, **changes})
+
+
+def test_the_first_preview_comes_before_the_first_checkpoint(tmp_path: Path, place: Place) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    for folder in (tmp_path / "deep" / "run", tmp_path / "link"):
+        train(previews(folder, place))
+        assert [path.name for path in sorted((folder / "samples").iterdir())] == [
+            "step-0000001.png",
+            "step-0000002.png",
+        ]
+        assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"]
+
+
+def test_a_folder_that_is_deleted_on_the_way_is_made_again(tmp_path: Path, place: Place) -> None:
+    trainer = make_trainer(previews(tmp_path / "run", place))
+    preview = trainer.objective.preview
+
+    def delete(model: Any) -> Any:
+        if trainer.step == 1:
+            shutil.rmtree(tmp_path / "run")
+        return preview(model)
+
+    trainer.objective.preview = delete  # type: ignore[method-assign]
+    trainer.run()
+    assert [path.name for path in sorted((tmp_path / "run" / "samples").iterdir())] == [
+        "step-0000001.png",
+        "step-0000002.png",
+    ]
+    ddim.DiffusionPipeline.from_pretrained(tmp_path / "run")
+
+
+def test_a_preview_that_finds_no_room_does_not_end_the_run(
+    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, path: Path, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    with pytest.warns(UserWarning, match=r"training goes on, .*step-0000001\.png was not written: No space left"):
+        train(previews(tmp_path / "run", place, max_train_steps=1))
+    assert list((tmp_path / "run" / "samples").iterdir()) == []
+    ddim.DiffusionPipeline.from_pretrained(tmp_path / "run")
+
+
+def test_an_output_folder_that_cannot_be_made_is_found_out_before_the_first_step(tmp_path: Path, place: Place) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "loop").symlink_to("loop")
+    for bad in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / "loop", tmp_path / ("x" * 300)):
+        trainer = make_trainer(previews(bad, place))
+        with pytest.raises(CheckpointError, match=r"output_dir=.* cannot be (made|read)"):
+            trainer.run()
+        assert trainer.step == 0
+    assert (tmp_path / "file").read_text() == "precious"
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

@@ -15,8 +15,15 @@ from ddim.errors import CheckpointError
 
 
 def checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
-    found = [p.parent for p in Path(output_dir).glob("checkpoint-*/state.json") if p.parent.name[11:].isdigit()]
+    """The whole checkpoints in a folder, oldest first.
+
+    Raises:
+        CheckpointError: the file system does not allow such a folder.
+    """
+    try:
+        found = [p.parent for p in Path(output_dir).glob("checkpoint-*/state.json") if p.parent.name[11:].isdigit()]
+    except OSError as error:
+        raise CheckpointError(f"output_dir={output_dir} cannot be read: {error.strerror or error}") from error
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 

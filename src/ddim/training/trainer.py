@@ -12,6 +12,8 @@ import copy
 import dataclasses
 import json
 import math
+import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 
 from ddim import __version__
-from ddim.checkpoint import Savable, write_json
-from ddim.errors import ConfigError, NonFiniteError, require
+from ddim.checkpoint import Savable, atomic_write, write_json
+from ddim.errors import CheckpointError, ConfigError, NonFiniteError, require
 from ddim.training.checkpoints import (
     checkpoints,
     drop_old,
@@ -154,6 +156,8 @@ class Trainer:
         """Train to the end and save the model; returns its folder."""
         settings, accelerator = self.settings, self.accelerator
         self.resume()
+        if accelerator.is_main_process:
+            self._make_folder()
         if self.step < self.total:
             with accelerator.local_main_process_first(), accelerator.autocast():  # it writes what the others read
                 self.objective.prepare(self.began)
@@ -199,6 +203,19 @@ class Trainer:
                 model.push_to_hub(self.output_dir.resolve().name)
         accelerator.end_training()
         return self.output_dir
+
+    def _make_folder(self) -> None:
+        """Make the output folder, so that one that cannot be written is an error now and not at the first checkpoint.
+
+        Raises:
+            CheckpointError: the file system does not allow it.
+        """
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"output_dir={self.output_dir} cannot be made: {error.strerror or error}") from error
+        if not os.access(self.output_dir, os.W_OK | os.X_OK):
+            raise CheckpointError(f"output_dir={self.output_dir} cannot be written: give a folder of your own")
 
     def _loader(self) -> DataLoader[Any]:
         return DataLoader(
@@ -267,8 +284,11 @@ class Trainer:
         if grid is None:
             return
         name = self.objective.preview_name
-        (self.output_dir / name).mkdir(exist_ok=True)
-        grid.save(self.output_dir / name / f"step-{self.step:07d}.png")
+        try:
+            with atomic_write(self.output_dir / name / f"step-{self.step:07d}.png") as temporary:
+                grid.save(temporary)
+        except CheckpointError as error:  # such as a full disk, which somebody may have made room on by the next save
+            warnings.warn(f"training goes on, but a preview is missing: {error}", stacklevel=2)
         if self.settings.report_to == "tensorboard":
             writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
             writer.add_image(name, np.asarray(grid), self.step, dataformats="HWC")
