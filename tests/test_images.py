@@ -90,6 +90,36 @@ def test_a_grid_of_nothing_or_of_several_sizes_is_refused() -> None:
         image_grid([*pictures(1), *pictures(1, (3, 3))])
 
 
+def ink(grid: Image.Image, box: tuple[int, int, int, int]) -> int:
+    """How many pixels of a part of a grid are dark."""
+    return sum(grid.crop(box).convert("L").histogram()[:100])
+
+
+def test_captions_stand_under_their_pictures() -> None:
+    white = [Image.new("RGB", (64, 64), "white")] * 3
+    grid = image_grid(white, columns=3, captions=["", "a red heart", "two words " * 40])
+    assert grid.size == (3 * 130 - 2, 128 + 45)  # small pictures are enlarged, so that words can be read
+    assert ink(grid, (0, 0, 388, 128)) == 0  # nothing is written on the pictures
+    empty, short, long = (ink(grid, (130 * k, 128, 130 * k + 128, 173)) for k in range(3))
+    assert empty == 0 < 40 < short < long
+    assert all(ink(grid, (x, 0, x + 2, 173)) == 0 for x in (128, 258))  # nor over a neighbour's
+    assert ink(grid, (130, 143, 258, 173)) == 0  # a short caption is one line
+
+
+@pytest.mark.parametrize("caption", ["é" * 50, "漢字 🎈", "x" * 10_000, "tab\tand\nline", "  "], ids=range(5))
+@pytest.mark.parametrize("size", [1, 8, 64, 300])
+def test_any_text_is_a_caption_of_any_picture(caption: str, size: int) -> None:
+    images = [Image.new("L", (size, size))] * 2
+    one, two = (image_grid(images, scale=scale, captions=[caption, "x"]) for scale in (1, None))
+    assert one.width == 2 * size + 2
+    assert two.width >= one.width
+
+
+def test_a_caption_for_each_picture_or_none() -> None:
+    with pytest.raises(ValueError, match="as many captions"):
+        image_grid(pictures(2), captions=["one"])
+
+
 # --- animations -------------------------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,10 @@ An animation is a GIF or WebP, which browsers play again and again, or an MP4, w
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ddim.checkpoint.files import atomic_write
@@ -73,33 +75,84 @@ def to_pil(image: np.ndarray[Any, Any]) -> Image.Image:
 
 
 def image_grid(
-    images: Sequence[Image.Image], columns: int | None = None, scale: int | None = None, gap: int = 2
+    images: Sequence[Image.Image],
+    columns: int | None = None,
+    scale: int | None = None,
+    gap: int = 2,
+    captions: Sequence[str] | None = None,
 ) -> Image.Image:
     """One picture that shows many, row by row, on white.
 
     Args:
         images: one or more, all of one size.
         columns: how many are in a row; unless told, the grid is as near to a square as can be.
-        scale: how many times each is enlarged, with hard pixel edges; unless told, small ones to about 64 pixels.
+        scale: how many times each is enlarged, with hard pixel edges; unless told, small ones to about 64 pixels, or
+            with captions to about 128, so that there is room for words.
         gap: pixels between two of them.
+        captions: a text for each image, which is written under it in up to three lines.
 
     Returns:
         An RGB picture.
 
     Raises:
-        ValueError: there are no images, or they have several sizes.
+        ValueError: there are no images, they have several sizes, or there are more or fewer captions.
     """
     if len({image.size for image in images}) != 1:
         raise ValueError(f"a grid needs images of one size, not {sorted({image.size for image in images})}")
-    images = [enlarge(image, scale) for image in images]
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"a grid of {len(images)} images needs as many captions, not {len(captions)}")
+    images = [enlarge(image, scale, 64 if captions is None else 128) for image in images]
     width, height = images[0].size
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    lines = [_broken(caption, width) for caption in captions or ()]
+    below = _LINE * max(map(len, lines), default=0)  # the height of what is written under each image
+    high = height + below + gap
+    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * high - gap), "white")
+    draw = ImageDraw.Draw(grid)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        grid.paste(image.convert("RGB"), (column * (width + gap), row * (height + gap)))
+        left, top = column * (width + gap), row * high
+        grid.paste(image.convert("RGB"), (left, top))
+        for number, line in enumerate(lines[index] if lines else ()):
+            draw.text((left + 1, top + height + number * _LINE), line, fill="black", font=_font())
     return grid
+
+
+_LINE = 15  # pixels: the height of a line of a caption
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, which is there on every machine."""
+    return ImageFont.load_default(12)
+
+
+def _broken(text: str, width: int, most: int = 3) -> list[str]:
+    """A text in lines of at most `width` pixels. Three dots stand for what does not fit into `most` lines."""
+    font = _font()  # it has no letters but those of ASCII
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text[:500]) if not unicodedata.combining(letter))
+    words = plain.encode("ascii", "replace").decode().split()[::-1]
+    lines = [""]
+    while words and len(lines) <= most:
+        word = words.pop()
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width - 2:
+            lines[-1] = longer
+        elif lines[-1]:
+            lines.append("")
+            words.append(word)
+        else:  # a word that is wider than the picture
+            fits = next((n for n in range(len(word), 1, -1) if font.getlength(word[:n]) <= width - 2), 1)
+            lines[-1] = word[:fits]
+            words += [word[fits:]] if word[fits:] else []
+            lines += [""] if words else []
+    if len(lines) > most or words:
+        lines = lines[:most]
+        while lines[-1] and font.getlength(f"{lines[-1]}...") > width - 2:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "..."
+    return lines
 
 
 def enlarge(image: Image.Image, scale: int | None = None, least: int = 64) -> Image.Image:
