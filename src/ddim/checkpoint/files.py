@@ -3,6 +3,7 @@
 A file that is read may come from anyone. Nothing in it is run, the sizes that it claims are checked before memory is
 spent on them, and whatever is wrong with it is one `CheckpointError` that names the file. A file is written under a
 temporary name and then renamed, so nobody ever reads half a file, and a full disk does not destroy what was there.
+PyTorch is imported where tensors are read, so that commands can read descriptions without it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import stat
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ddim.errors import CheckpointError, DDIMError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The most bytes of a JSON file, of a safetensors header and of the pickle in a .bin. That is ten times what the largest
 # networks need, and takes at worst some 250 MB of memory once parsed.
@@ -198,6 +199,8 @@ def outline(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: as `read_tensors`.
     """
+    import torch
+
     return {name: torch.empty_like(tensor, device="meta") for name, tensor in read_tensors(path).items()}
 
 
@@ -237,6 +240,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that `torch.save` wrote of a state_dict."""
+    import torch
+
     try:
         _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -246,7 +251,7 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
             f"ask for safetensors ({type(error).__name__}: {str(error)[:200]})"
         ) from error
     if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
         raise CheckpointError(f"{path} is not a dict of names and tensors: save a network's state_dict() alone")
     for name, tensor in state.items():
@@ -272,6 +277,8 @@ def _is_plain(tensor: Tensor) -> bool:
 
     An expanded tensor stores few elements and claims many: converting it to another type could fill the memory.
     """
+    import torch
+
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -1,22 +1,31 @@
 """Where a checkpoint's files are: in a folder, in a model bundled with this package, or on the Hugging Face hub.
 
 A file's name may come from another file of the checkpoint, which anyone may have written. So a name that would lead out
-of the checkpoint's folder is refused. From the hub only files that are asked for by name are downloaded.
+of the checkpoint's folder is refused. From the hub only files that are asked for by name are downloaded. Where it
+does not answer within two seconds, what is in the cache is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import threading
+import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ddim.checkpoint.nearby import alike, did_you_mean, nearby
 from ddim.errors import CheckpointError
 
 BUNDLED = Path(__file__).parent.parent / "weights"
 # If a folder is called as a bundled model is, the folder is meant if it has one of these files.
 _CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
+
+PATIENCE = 2.0  # how many seconds to wait for the hub's first answer
+_REMEMBERED = 60.0  # for how many seconds it is taken for as it was
+_reached: dict[str, tuple[float, bool]] = {}  # the hub's address -> when it was asked, and whether it answered
 
 
 def bundled_models() -> list[str]:
@@ -57,11 +66,20 @@ class Repository:
         return cls(os.fspath(name), **{key: options.pop(key) for key in own & set(options)})
 
     def __str__(self) -> str:
-        return f"{self.name} (in the cache; local_files_only is set)" if self._cache_only() else self.name
+        why = self._cache_only()
+        return f"{self.name} (in the cache; {why})" if why else self.name
 
-    def _cache_only(self) -> bool:
-        """Whether the files come from the hub's cache and nowhere else."""
-        return self.local_files_only and self.folder is None
+    def _cache_only(self) -> str | None:
+        """Why the files come from the hub's cache and nowhere else; None if they do not."""
+        if self.folder is not None:
+            return None
+        if self.local_files_only:
+            return "local_files_only is set"
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE is set"
+        return None if reachable() else "the hub cannot be reached"
 
     @property
     def folder(self) -> Path | None:
@@ -88,17 +106,45 @@ class Repository:
         folder = self.folder
         if folder is not None:
             return _inside(folder, relative)
+        self.check_name()
+        return self._download(relative)
+
+    def check_name(self) -> None:
+        """Refuse what is neither a folder nor a bundled model, nor can be on the hub, which is not asked.
+
+        A name without "/" that is nearly a bundled model's is taken for a slip.
+
+        Raises:
+            CheckpointError: says what may have been meant, if anything is like it.
+        """
+        if self.folder is not None:
+            return
         if os.path.isfile(self.name):
             raise CheckpointError(f"{self.name} is a file: give the folder that it is in")
         if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", self.name):
-            raise CheckpointError(f"there is no folder {self.name!r}, nor can a repository of the hub be called so")
-        return self._download(relative)
+            meant = did_you_mean(self._meant())
+            raise CheckpointError(
+                f"there is no folder {self.name[:300]!r}" + (meant or ", nor can a repository of the hub be called so")
+            )
+        if "/" not in self.name and alike(self.name, bundled_models()):
+            raise CheckpointError(f"there is no model {self.name}{did_you_mean(self._meant())}")
+
+    def _meant(self) -> str | None:
+        """What the name may have been meant to be: a folder nearby, or a bundled model."""
+        folder = nearby(self.name, lambda path: any((path / config).is_file() for config in _CONFIGS))
+        bundled = alike(Path(self.name).name, bundled_models())
+        if folder is None or bundled is None:
+            return folder or bundled
+        return f"{bundled} or {folder}"
 
     def _download(self, relative: str) -> Path | None:
         """The path in the hub's cache of a file, downloaded if it is not there; None if the repository has no such."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+        cache_only = self._cache_only()
+        if cache_only and self.force_download:
+            raise CheckpointError(f"{self.name}/{relative} cannot be downloaded: {cache_only}")
         try:
             return Path(
                 hf_hub_download(
@@ -107,14 +153,14 @@ class Repository:
                     revision=self.revision,
                     token=self.token,
                     cache_dir=self.cache_dir,
-                    local_files_only=self.local_files_only,
+                    local_files_only=cache_only is not None,
                     force_download=self.force_download,
                 )
             )
         except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, but the file may exist on the hub
             if self._is_known_to_lack(relative):
                 return None
-            why = "local_files_only is set" if self.local_files_only else "the hub cannot be reached"
+            why = cache_only or "the hub cannot be reached"
             raise CheckpointError(
                 f"{self.name}/{relative} is not in the cache, and {why}; {self._not_local()}"
             ) from error
@@ -127,13 +173,13 @@ class Repository:
 
     def _is_known_to_lack(self, relative: str) -> bool:
         """Whether the cache says, without a connection, that the repository has no such file."""
-        from huggingface_hub import _CACHED_NO_EXIST, constants, snapshot_download, try_to_load_from_cache
+        from huggingface_hub import _CACHED_NO_EXIST, snapshot_download, try_to_load_from_cache
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         known = try_to_load_from_cache(self.name, relative, cache_dir=self.cache_dir, revision=self.revision)
         if known is _CACHED_NO_EXIST:
             return True
-        if not (self.local_files_only or constants.HF_HUB_OFFLINE):
+        if not self._cache_only():
             return False
         try:  # if nothing may be downloaded and the revision is in the cache, a file that is not in it does not exist
             snapshot_download(self.name, revision=self.revision, cache_dir=self.cache_dir, local_files_only=True)
@@ -143,7 +189,33 @@ class Repository:
 
     def _not_local(self) -> str:
         """The words of an error that say what else the name could have been."""
-        return f"{self.name} is no local folder or bundled model ({', '.join(bundled_models()) or 'there are none'})"
+        known = ", ".join(bundled_models()) or "there are none"
+        return f"{self.name} is no local folder or bundled model ({known}){did_you_mean(self._meant())}"
+
+
+def reachable() -> bool:
+    """Whether the hub answers within two seconds, which is asked at most once a minute.
+
+    The hub's client would try for half a minute, for each file; and no time limit of its own ends the search for an
+    address. So a thread asks, which is left behind when it takes too long.
+    """
+    from huggingface_hub import constants, get_session
+
+    address = constants.ENDPOINT
+    asked, answered = _reached.get(address, (-_REMEMBERED, False))
+    if time.monotonic() - asked < _REMEMBERED:
+        return answered
+    answers: list[object] = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # the client raises many kinds, and each says the same
+            answers.append(get_session().head(address, timeout=PATIENCE))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    _reached[address] = (time.monotonic(), bool(answers))
+    return bool(answers)
 
 
 def _inside(root: Path, relative: str) -> Path | None:
