@@ -47,7 +47,7 @@ def section(rounds: int) -> str:
     model = Repository.open("emoji", {}).find("model_index.json").parent  # type: ignore[union-attr]
     with tempfile.TemporaryDirectory() as folder:
         ours = [str(Path(sys.executable).with_name("ddim")), "sample", "a red heart", "--steps", "25"]
-        script, out = Path(folder, "theirs.py"), ["--out", str(Path(folder, "ours.png"))]
+        script, out = Path(folder, "theirs.py"), ["--overwrite", "--out", str(Path(folder, "ours.png"))]
         script.write_text(THEIRS, encoding="utf-8")
         commands = {
             PEER: [sys.executable, str(script), str(model), str(Path(folder, "theirs.png"))],

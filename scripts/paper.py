@@ -47,17 +47,19 @@ def parts(quick: Path | None) -> dict[str, list[str]]:
         "reconstruction": python("figures/reconstruction", *(["--quick"] if quick else [])),
         "interpolation-digits": [
             *DDIM, "interpolate", "--seeds", *"0 1 2 3 4".split(), "--frames", "11", "--rows", *few,
-            "--out", str(out / "interpolation-digits.png"),
+            "--overwrite", "--out", str(out / "interpolation-digits.png"),
         ],
         "interpolation-emoji": [
             *DDIM, "interpolate", *HEART, "--frames", "3" if quick else "10", *few,
-            "--out", str(out / "interpolation-emoji.png"),
+            "--overwrite", "--out", str(out / "interpolation-emoji.png"),
         ],
         "interpolation-seeds": [
             *DDIM, "interpolate", "a cat face", "--seeds", "0", "1", "2", "--frames", "3" if quick else "10", "--rows",
-            *few, "--out", str(out / "interpolation-emoji-seeds.png"),
+            *few, "--overwrite", "--out", str(out / "interpolation-emoji-seeds.png"),
         ],
-        "trajectory": [*DDIM, "plot", "trajectory", HEART[0], *few, "--out", str(out / "trajectory.png")],
+        "trajectory": [
+            *DDIM, "plot", "trajectory", HEART[0], *few, "--overwrite", "--out", str(out / "trajectory.png"),
+        ],
         "editing": python("figures/edit_pictures", *(["--quick", "--out", str(out / "editing.png")] if quick else [])),
     }  # fmt: skip
 

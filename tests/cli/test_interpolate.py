@@ -40,7 +40,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def interpolate(*arguments: Any) -> int:
-    return main(["interpolate", *map(str, arguments), "--steps", "2"])
+    return main(["interpolate", *map(str, arguments), "--steps", "2", "--overwrite"])
 
 
 def cells(path: Path, columns: int, rows: int = 1) -> list[np.ndarray[Any, Any]]:

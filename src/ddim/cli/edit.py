@@ -17,11 +17,13 @@ from ddim.cli.options import (
     GuidanceRescale,
     GuidanceScale,
     Model,
+    Overwrite,
     PictureFiles,
     PictureOut,
     Spacing,
 )
 from ddim.cli.pictures import made_by, read_images, save_pictures
+from ddim.cli.places import announce
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class EditSettings:
     before: bool = False
     """Show each picture, as the model draws it, before its results."""
     out: PictureOut = "edited.png"
+    overwrite: Overwrite = False
 
 
 def run_edit(settings: EditSettings) -> None:
@@ -83,6 +86,7 @@ def run_edit(settings: EditSettings) -> None:
         raise ConfigError(
             f"--batch {settings.batch} cannot be: a picture has one result, or with --method cycle several"
         )
+    announce(settings.out, settings.overwrite)
     started = time.perf_counter()
     pictures = read_images(settings.images)
     pipe = open_pipeline(
@@ -100,7 +104,8 @@ def run_edit(settings: EditSettings) -> None:
         rows = [[shown[index], *results[index * per : (index + 1) * per]] for index in range(len(shown))]
         results = [image for row in rows for image in row]
     columns = settings.batch + settings.before
-    for path in save_pictures(results, settings.out, made_by("edit", settings), columns=columns):
+    made = made_by("edit", settings)
+    for path in save_pictures(results, settings.out, made, overwrite=settings.overwrite, columns=columns):
         print(path)
     print(
         f"{settings.source!r} to {settings.target!r} by {settings.method} with {settings.model}: {len(plan)} of "

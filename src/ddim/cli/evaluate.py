@@ -129,6 +129,8 @@ def run_evaluate(settings: EvaluateSettings) -> str:
     from ddim.evaluation.drawing import conditions, open_data
     from ddim.evaluation.features import features_for, load_features
 
+    if settings.consistency:
+        _check_folder(settings)
     pipe = open_pipeline(
         settings.model, settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
     )
@@ -199,6 +201,20 @@ def _grid(
     plots = [plot_tradeoff([results], str(folder.path / f"tradeoff.{suffix}")) for suffix in ("png", "svg")]
     files = [folder.path / "results.json", folder.path / "results.csv", *plots]
     return "\n".join([as_text(results), *map(str, files)])
+
+
+def _check_folder(settings: EvaluateSettings) -> None:
+    """Raise a ConfigError if the folder has the consistency of other pictures, which would be lost."""
+    from ddim.checkpoint import read_json
+
+    file = Path(settings.out) / "consistency.json"
+    if not file.exists():
+        return
+    found = read_json(file)
+    wanted = {"model": settings.model, "samples": min(settings.samples, _COMPARED), "seed": settings.seeds[0]}
+    if any(found.get(name) != value for name, value in wanted.items()):
+        told = ", ".join(f"{name} {found.get(name)!r}" for name in wanted)
+        raise ConfigError(f"{file} has the consistency of other pictures ({told}): give another --out")
 
 
 def _consistency(

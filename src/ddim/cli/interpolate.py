@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,10 +21,12 @@ from ddim.cli.options import (
     GuidanceScale,
     ModelOrBundled,
     NegativePrompt,
+    Overwrite,
     Spacing,
     Steps,
 )
 from ddim.cli.pictures import made_by, read_images, save_picture, save_pictures
+from ddim.cli.places import announce, is_folder, place
 from ddim.errors import ConfigError, require
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class InterpolateSettings:
             "animation; or a folder, which exists or ends in /, for one file each.",
         ),
     ] = "interpolation.png"
+    overwrite: Overwrite = False
 
 
 def run_interpolate(settings: InterpolateSettings) -> None:
@@ -130,6 +132,7 @@ def run_interpolate(settings: InterpolateSettings) -> None:
 
     settings = _with_points(settings)
     _check_out(settings)
+    announce(settings.out, settings.overwrite)
     started = time.perf_counter()
     pipe = open_pipeline(
         str(settings.model), settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
@@ -213,25 +216,21 @@ def _check_out(settings: InterpolateSettings) -> None:
         if suffix == ".mp4":
             require("av", "video")
         return
-    if settings.rows and (settings.grid or _is_folder(settings)):
+    if settings.rows and (settings.grid or is_folder(settings.out)):
         raise ConfigError("--rows is for a strip: leave it out for a --grid or a folder")
     if settings.loop:
         raise ConfigError(f"--loop is for animations: write one to a name that ends in {', '.join(SUFFIXES)}")
-    if not _is_folder(settings) and suffix not in Image.registered_extensions():
+    if not is_folder(settings.out) and suffix not in Image.registered_extensions():
         raise ConfigError(
             f"--out {settings.out} is not the name of a picture: let it end in .png, or for an animation in "
             f"{', '.join(SUFFIXES)}"
         )
 
 
-def _is_folder(settings: InterpolateSettings) -> bool:
-    return settings.out.endswith(("/", os.sep)) or Path(settings.out).is_dir()
-
-
 def _is_animation(settings: InterpolateSettings) -> bool:
     from ddim.images import SUFFIXES
 
-    return not _is_folder(settings) and Path(settings.out).suffix.lower() in SUFFIXES
+    return not is_folder(settings.out) and Path(settings.out).suffix.lower() in SUFFIXES
 
 
 def _check_kind(pipe: DiffusionPipeline, settings: InterpolateSettings) -> None:
@@ -344,18 +343,20 @@ def _write(pictures: list[Image.Image], settings: InterpolateSettings) -> list[P
     """A strip or square, an animation, or a file for each frame; each says how it was made, if it can."""
     from ddim.images import enlarge, image_grid, there_and_back, write_animation
 
-    out = Path(settings.out)
     if _is_animation(settings):
         frames = [enlarge(picture, settings.scale, least=256) for picture in pictures]
         frames = there_and_back(frames) if settings.loop else frames
+        out = place(settings.out, settings.overwrite)
         write_animation(out, frames, fps=settings.fps, note=made_by("interpolate", settings))
-    elif _is_folder(settings):
+    elif is_folder(settings.out):
         frames = [enlarge(picture, settings.scale or 1) for picture in pictures]
-        return save_pictures(frames, settings.out, made_by("interpolate", settings))
+        made = made_by("interpolate", settings)
+        return save_pictures(frames, settings.out, made, overwrite=settings.overwrite)
     else:
         columns = settings.frames if settings.grid or settings.rows else len(pictures)
         if settings.rows:  # each row begins with the picture that the one before it ends with
             legs = range(0, len(pictures) - 1, columns - 1)
             pictures = [picture for leg in legs for picture in pictures[leg : leg + columns]]
+        out = place(settings.out, settings.overwrite)
         save_picture(image_grid(pictures, columns, settings.scale), out, made_by("interpolate", settings))
     return [out]

@@ -14,8 +14,19 @@ import tyro
 
 from ddim._version import __version__
 from ddim.cli.opening import check_kind, open_pipeline
-from ddim.cli.options import Backend, Device, Model, NegativePrompt, PictureFiles, Precision, Spacing, Steps
+from ddim.cli.options import (
+    Backend,
+    Device,
+    Model,
+    NegativePrompt,
+    Overwrite,
+    PictureFiles,
+    Precision,
+    Spacing,
+    Steps,
+)
 from ddim.cli.pictures import made_by, read_images, save_pictures
+from ddim.cli.places import announce, place
 from ddim.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -75,6 +86,7 @@ class InvertSettings:
     device: Device = None
     out: str = "noise.safetensors"
     """The file to write. Its name ends in .safetensors."""
+    overwrite: Overwrite = False
 
 
 SUFFIX = ".safetensors"
@@ -88,6 +100,7 @@ def run_invert(settings: InvertSettings) -> None:
 
     if Path(settings.out).suffix != SUFFIX:
         raise ConfigError(f"--out {settings.out} must end in {SUFFIX}, as it holds noise and no picture")
+    announce(settings.out, settings.overwrite)
     started = time.perf_counter()
     pictures = read_images(settings.images)
     pipe = open_pipeline(
@@ -105,8 +118,9 @@ def run_invert(settings: InvertSettings) -> None:
         "ddim": json.dumps({"version": __version__, "command": "invert", "settings": dataclasses.asdict(settings)}),
         "plan": json.dumps(plan.to_dict()),
     }
-    save_tensors(settings.out, {f"state.{index}": state for index, state in enumerate(states)}, said)
-    print(settings.out)
+    out = place(settings.out, settings.overwrite)
+    save_tensors(out, {f"state.{index}": state for index, state in enumerate(states)}, said)
+    print(out)
     if back is not None:
         print(_how_near(pipe, x0, back), file=sys.stderr)
     print(
@@ -116,7 +130,7 @@ def run_invert(settings: InvertSettings) -> None:
     )
 
 
-def sample_again(path: str, device: str | None, out: str) -> None:
+def sample_again(path: str, device: str | None, out: str, *, overwrite: bool) -> None:
     """Write the pictures of noise that `ddim invert` saved.
 
     Raises:
@@ -150,7 +164,7 @@ def sample_again(path: str, device: str | None, out: str) -> None:
         denoiser = _denoiser(pipe, plan, len(placed[0]), settings)
         x = way.decode(denoiser, placed, plan, lambda step: bar.update())
         images: list[Image.Image] = pipe.decode(x.to(pipe.dtype))
-    for written in save_pictures(images, out, made_by("invert", settings, noise=path)):
+    for written in save_pictures(images, out, made_by("invert", settings, noise=path), overwrite=overwrite):
         print(written)
 
 

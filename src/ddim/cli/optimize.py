@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ddim.cli.opening import check_kind, open_pipeline, suitable_guidance
-from ddim.cli.options import Backend, Device, DType, GuidanceRescale, GuidanceScale, Model, Order
+from ddim.cli.options import Backend, Device, DType, GuidanceRescale, GuidanceScale, Model, Order, Overwrite
+from ddim.cli.places import place, say_kept
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class OptimizeSettings:
             "model itself, where that is a folder.",
         ),
     ] = None
+    overwrite: Overwrite = False
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1 or max(self.steps) > self.reference:
@@ -69,7 +71,7 @@ def run_optimize(settings: OptimizeSettings) -> str:
         raise ConfigError(
             f"{settings.model} is no folder: say by --out FOLDER where scheduler_config.json is to be written"
         )
-    folder = Path(settings.model) / "scheduler" if settings.out is None else Path(settings.out)
+    folder = _folder(settings)
     pipe = open_pipeline(settings.model, settings.dtype, settings.device, backend=settings.backend)
     _check_kind(pipe, settings)
     spaced = pipe.scheduler
@@ -95,6 +97,18 @@ def run_optimize(settings: OptimizeSettings) -> str:
     lines += [f"{'steps':>5} {spaced.config.timestep_spacing:>9} {'optimized':>9}  timesteps"]
     lines += [f"{n:>5} {before:>9.4f} {after:>9.4f}  {' '.join(map(str, chosen))}" for n, before, after, chosen in rows]
     return "\n".join([*lines, str(folder / "scheduler_config.json")])
+
+
+def _folder(settings: OptimizeSettings) -> Path:
+    """Where the config goes: into the model itself, or a folder in which no config is that would be lost."""
+    if settings.out is None:
+        return Path(settings.model) / "scheduler"
+    folder = Path(settings.out)
+    if settings.overwrite or not (folder / "scheduler_config.json").exists():
+        return folder
+    chosen = place(folder, overwrite=False)
+    say_kept(folder, chosen)
+    return chosen
 
 
 def _check_kind(pipe: DiffusionPipeline, settings: OptimizeSettings) -> None:

@@ -114,4 +114,11 @@ PictureOut = Annotated[
         "ends in /, for one file each."
     ),
 ]
+Overwrite = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="Replace what is at --out already. If not given, it is kept, and what is new gets a number, such as "
+        "x-1.png beside x.png."
+    ),
+]
 PlotOut = Annotated[str, tyro.conf.arg(help="The file to write. Its name ends in .png, .svg or .pdf.")]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddim._version import __version__
+from ddim.cli.places import is_folder, place, places
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,24 +74,29 @@ def save_pictures(
     out: str,
     made: dict[str, Any],
     *,
+    overwrite: bool,
     columns: int | None = None,
     first: int | None = None,
 ) -> list[Path]:
     """One file with a grid of all, or, where `out` is a folder or ends in /, one file for each; see `save_picture`.
 
     Args:
+        overwrite: whether to replace what is there; see `places.place`.
         columns: of the grid; a row of up to ten unless told.
         first: the number of the first image, if these are not all that were asked for.
     """
     from ddim.images import image_grid
 
     path = Path(out)
-    if path.is_dir() or out.endswith(("/", os.sep)):
-        files = {path / f"{number:05d}.png": (image, number) for number, image in enumerate(images, start=first or 0)}
+    if is_folder(out):
+        numbers = range(first or 0, (first or 0) + len(images))
+        names = places(path, numbers, overwrite)
+        files = {names[number]: (image, number) for number, image in zip(numbers, images, strict=True)}
     elif first is not None:
-        files = {path: (images[0], first)}
+        files = {place(path, overwrite): (images[0], first)}
     else:
         columns = columns or (len(images) if len(images) <= 10 else None if len(images) % 10 else 10)
+        path = place(path, overwrite)
         is_picture = len(images) == 1 and max(images[0].size) >= 64
         save_picture(images[0] if is_picture else image_grid(images, columns), path, {**made, "image": None})
         return [path]

@@ -16,6 +16,7 @@ from ddim.cli.options import (
     GuidanceScale,
     ModelOrBundled,
     NegativePrompt,
+    Overwrite,
     PlotOut,
     Precision,
     Prompt,
@@ -23,6 +24,7 @@ from ddim.cli.options import (
     Steps,
     ZeroSNR,
 )
+from ddim.cli.places import announce, place
 
 if TYPE_CHECKING:
     from ddim.pipelines import DiffusionPipeline
@@ -39,6 +41,7 @@ class PlotScheduleSettings:
     zero_snr: bool = False
     """Rescale the schedules to zero terminal SNR, so that the last timestep is pure noise."""
     out: PlotOut = "schedule.png"
+    overwrite: Overwrite = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class PlotTrajectorySettings:
     """The type of number to compute in."""
     device: Device = None
     out: PlotOut = "trajectory.png"
+    overwrite: Overwrite = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,15 @@ class PlotTradeoffSettings:
     results: tyro.conf.Positional[tuple[str, ...]]
     """The results.json files of one or more runs of `ddim evaluate`. Each gets a row of the plot."""
     out: PlotOut = "tradeoff.png"
+    overwrite: Overwrite = False
 
 
 def run_schedule(settings: PlotScheduleSettings) -> Path:
     from ddim.plots.schedule import plot_schedule
 
-    return plot_schedule(settings.out, settings.model, settings.steps, settings.zero_snr)
+    announce(settings.out, settings.overwrite)
+    out = str(place(settings.out, settings.overwrite))
+    return plot_schedule(out, settings.model, settings.steps, settings.zero_snr)
 
 
 def run_trajectory(settings: PlotTrajectorySettings) -> Path:
@@ -90,6 +97,7 @@ def run_trajectory(settings: PlotTrajectorySettings) -> Path:
     from ddim.plots.trajectory import plot_trajectory, record
 
     check_name(settings.out)
+    announce(settings.out, settings.overwrite)
     model = settings.model or ("digits" if settings.prompt is None else "emoji")
     pipe = open_pipeline(model, settings.dtype, settings.device, spacing=settings.spacing, zero_snr=settings.zero_snr)
     conditions = _conditions(pipe, model, settings)
@@ -105,7 +113,7 @@ def run_trajectory(settings: PlotTrajectorySettings) -> Path:
         subject = f"class {settings.class_label} of {model}"
     eta = "σ̂" if settings.eta == "sigma_hat" else f"η = {settings.eta:g}"
     title = f"{subject}: {len(plan)} steps, {eta}, seed {settings.seed}"
-    return plot_trajectory(trajectory, pipe.decode, title, settings.out)
+    return plot_trajectory(trajectory, pipe.decode, title, str(place(settings.out, settings.overwrite)))
 
 
 def _conditions(pipe: DiffusionPipeline, model: str, settings: PlotTrajectorySettings) -> dict[str, Any]:
@@ -132,4 +140,6 @@ def run_tradeoff(settings: PlotTradeoffSettings) -> Path:
     from ddim.checkpoint.files import read_json
     from ddim.plots.tradeoff import plot_tradeoff
 
-    return plot_tradeoff([read_json(path) for path in settings.results], settings.out)
+    announce(settings.out, settings.overwrite)
+    out = place(settings.out, settings.overwrite)
+    return plot_tradeoff([read_json(path) for path in settings.results], str(out))

@@ -23,6 +23,7 @@ from ddim.cli.options import (
     ModelOrBundled,
     NegativePrompt,
     Order,
+    Overwrite,
     PictureOut,
     Prompt,
     Spacing,
@@ -30,6 +31,7 @@ from ddim.cli.options import (
     ZeroSNR,
 )
 from ddim.cli.pictures import made_by, read_image, save_pictures
+from ddim.cli.places import announce
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -96,14 +98,16 @@ class SampleSettings:
         ),
     ] = None
     out: PictureOut = "samples.png"
+    overwrite: Overwrite = False
 
 
 def run_sample(settings: SampleSettings) -> None:
+    announce(settings.out, settings.overwrite)
     only = None  # the number of the image to make, of those that the settings make
     if settings.from_image is not None and settings.from_image.endswith(".safetensors"):
         from ddim.cli.invert import sample_again
 
-        sample_again(settings.from_image, settings.device, settings.out)
+        sample_again(settings.from_image, settings.device, settings.out, overwrite=settings.overwrite)
         return
     if settings.from_image is not None:
         settings, only = _remake(settings)
@@ -121,7 +125,8 @@ def run_sample(settings: SampleSettings) -> None:
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
     settings = dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
     images = _draw(pipe, settings, only)
-    for path in save_pictures(images, settings.out, made_by("sample", settings), first=only):
+    made = made_by("sample", settings)
+    for path in save_pictures(images, settings.out, made, overwrite=settings.overwrite, first=only):
         print(path)
     what = "" if settings.prompt is None else f"of {settings.prompt!r} "
     print(
@@ -159,7 +164,8 @@ def _remake(settings: SampleSettings) -> tuple[SampleSettings, int | None]:
             f"{__version__}: the picture may differ",
             file=sys.stderr,
         )
-    return SampleSettings(**{**stored, "device": settings.device, "from_image": None, "out": settings.out}), only
+    own = {"device": settings.device, "from_image": None, "out": settings.out, "overwrite": settings.overwrite}
+    return SampleSettings(**{**stored, **own}), only
 
 
 def _draw(pipe: DiffusionPipeline, settings: SampleSettings, only: int | None) -> list[Image.Image]:
