@@ -363,6 +363,17 @@ def _compressed(state: dict[str, torch.Tensor], path: Path) -> None:
     path.with_suffix(".tmp").unlink()
 
 
+class _Bytes:
+    """Unpickled, it takes 4 GiB."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (2**32,)
+
+
+def _bytes(state: dict[str, torch.Tensor], path: Path) -> dict[str, Any]:
+    return {**state, "extra": _Bytes()}
+
+
 for what, make in {
     "a raw pickle with code": lambda s, path: path.write_bytes(pickle.dumps(Canary())) and None,
     "code instead of a tensor": lambda s, path: {**s, KEY: Canary()},
@@ -379,6 +390,8 @@ for what, make in {
     "weights one level down": lambda s, path: {"state_dict": s},
     "a network": lambda s, path: torch.nn.Linear(2, 2),
     "numbers as names": lambda s, path: dict(enumerate(s.values())),
+    "4 GiB of bytes beside the weights": _bytes,
+    "sets of millions": lambda s, path: {**s, "x": set(range(10**6))},
     "an expanded tensor": lambda s, path: {**s, KEY: torch.zeros(1).expand(s[KEY].shape)},
     "a sparse tensor": lambda s, path: {**s, KEY: s[KEY].to_sparse()},
     "a tensor without memory": lambda s, path: {**s, KEY: s[KEY].to("meta")},

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 from ddim.pipelines import DiffusionPipeline
 
@@ -59,6 +63,32 @@ class Rise:
     def peak() -> float:
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) / 1024
+
+
+SECONDS, MEBIBYTES = 10, 500  # what reading any file of a stranger may cost, above the level before
+
+
+@contextlib.contextmanager
+def limits(seconds: float = SECONDS, mebibytes: float = MEBIBYTES) -> Iterator[None]:
+    """What is done inside takes no more processor time, and no more memory above the present level."""
+    rise, start = Rise(), time.process_time()
+    yield
+    taken, risen = time.process_time() - start, rise.mib()
+    assert taken < seconds
+    assert risen < mebibytes
+
+
+def refuses(case: Case, folder: Path, *, seconds: float = SECONDS, mebibytes: float = MEBIBYTES) -> str:
+    """The message of the one error that loading a spoilt folder raises, having run, written and fetched nothing."""
+    before = contents(folder.parent)
+    with limits(seconds, mebibytes), pytest.raises(case.error) as caught:
+        case.load(folder)
+    message = str(caught.value)
+    assert case.names in message
+    assert len(message) < 100_000
+    assert not Path(Canary.path).exists()
+    assert contents(folder.parent) == before
+    return message
 
 
 # --- ways to spoil a file ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Checkpoints: configs and weights in diffusers' layout, loaded and saved.
 
 config            a class's constructor arguments as a config, which is written as JSON
+pickles           what a `.bin` would make in memory, found out before it is read
 files             reads and writes one file: JSON or tensors
 hub               finds a checkpoint's files: in a folder, among the bundled models, on the Hugging Face hub
 nearby            what may have been meant by a name that is not there

@@ -14,7 +14,6 @@ import math
 import os
 import secrets
 import stat
-import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,11 +238,13 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that `torch.save` wrote of a state_dict."""
+    """The tensors of a file that `torch.save` wrote of a state_dict, which is looked through before it is unpickled."""
     import torch
 
+    from ddim.checkpoint.pickles import check_archive
+
     try:
-        _check_archive(path)
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle can make torch.load raise an error of any kind
         raise CheckpointError(
@@ -257,19 +258,9 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not _is_plain(tensor):
             raise CheckpointError(f"{path} holds {name[:200]!r}, which is not a plain dense tensor")
+    if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
+        raise CheckpointError(f"{path} holds tensors that share memory: save a copy of each")
     return {name: tensor.detach() for name, tensor in state.items()}
-
-
-def _check_archive(path: Path) -> None:
-    """Raise a ValueError unless a file is what `torch.save` writes: an uncompressed archive with a small pickle."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError("it is no zip archive, which torch.save has written since PyTorch 1.6")
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{entry.filename[:100]} in it is compressed, which torch.save never does")
-            if entry.filename.endswith(".pkl") and entry.file_size > MAX_DESCRIPTION:
-                raise ValueError(f"{entry.filename[:100]} in it has {entry.file_size} bytes, over {MAX_DESCRIPTION}")
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from ddim.checkpoint import check_state, read_tensors
 from ddim.checkpoint.hub import BUNDLED
+from ddim.checkpoint.pickles import check_either
 from ddim.errors import CheckpointError, ConfigError, require
 from ddim.evaluation.networks import DigitsClassifier, EmojiEncoder
 
@@ -132,12 +131,9 @@ def _check_pickle(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; Inception's weights are at {INCEPTION_WEIGHTS}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # it warns of a pickle by another protocol, which is refused anyway
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        check_either(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can make torch.load raise an error of any kind
         raise CheckpointError(f"{path} is no file of tensors alone: {str(error)[:200]}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is no dict of names and tensors")
