@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import re
 import textwrap
 from collections.abc import Iterable
 from typing import Any, get_args, get_type_hints
@@ -17,7 +16,8 @@ import pytest
 import torch
 
 from ddim.backends import BACKENDS
-from ddim.cli import COMMANDS, edit, interpolate, invert, load, main, options
+from ddim.cli import COMMANDS, edit, interpolate, invert, load, options
+from ddim.cli.help import options as help_options
 from ddim.interpolation import BETWEEN, INVERSIONS
 from ddim.inversion import METHODS
 from ddim.process import PREDICTIONS, SIGMA_HAT
@@ -59,24 +59,9 @@ def test_every_learning_rate_schedule_has_a_factor() -> None:
         assert 0 <= learning_rate_factor(run, 5, 10) <= 1
 
 
-def helps(shown: str) -> list[str]:
-    """Of what --help printed, each option's text, as one line, without its default."""
-    boxes = shown.replace("│", " ")  # the frames are spaces where the output is no terminal
-    boxes = boxes[min(boxes.find(title) % len(boxes) for title in (" positional arguments ", " options ")) :]
-    lines = [line[2:] for line in boxes.splitlines() if line.startswith("  ")]
-    column = next(line.index("show this help") for line in lines if "show this help" in line)
-    texts = [line[column:] for line in lines if line[column - 2 : column] == "  "]  # else it is an option's long name
-    whole = " ".join(" ".join(texts).split()).replace("show this help message and exit", "")
-    *found, rest = re.split(r"\((?:default: .*?|required)\)", whole)
-    assert not rest.strip()
-    return [text.strip() for text in found]
-
-
 @pytest.mark.parametrize("words", COMMANDS)
-def test_the_help_of_every_option_is_in_whole_sentences(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([*words.split(), "--help"])
-    told = helps(capsys.readouterr().out)
+def test_the_help_of_every_option_is_in_whole_sentences(words: str) -> None:
+    told = [option.text for option in help_options(words, load(COMMANDS[words].settings))]
     assert len(told) == len(dataclasses.fields(load(COMMANDS[words].settings)))
     for text in told:
         assert text[:1].isupper(), text

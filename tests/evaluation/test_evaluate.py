@@ -79,6 +79,12 @@ def test_results_as_json_csv_and_plots(undisturbed: Path) -> None:
     assert not [path for path in (undisturbed / "cells").iterdir() if path.is_dir()]  # batches are gone
 
 
+def test_its_folder_is_what_plot_tradeoff_takes(undisturbed: Path, tmp_path: Path) -> None:
+    assert main(["plot", "tradeoff", str(undisturbed), "--out", str(tmp_path / "x.png")]) == 0
+    drawn = [Image.open(path).tobytes() for path in (tmp_path / "x.png", undisturbed / "tradeoff.png")]
+    assert drawn[0] == drawn[1]
+
+
 def test_the_figures_are_those_of_the_pipeline_s_own_pictures(model: str, undisturbed: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)

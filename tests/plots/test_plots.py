@@ -216,8 +216,38 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str | None, capsy
     assert not (tmp_path / "x.png").exists()
 
 
+def test_the_folder_that_evaluate_writes_is_plotted(tmp_path: Path, drawn: list[Any]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results()), encoding="utf-8")
+    out = str(tmp_path / "x.png")
+    assert main(["plot", "tradeoff", str(tmp_path / "a"), str(tmp_path / "b" / "results.json"), "--out", out]) == 0
+    assert len(drawn[0].axes) == 4
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "message"),
+    [
+        ((), "run", "no {}/results.json: give the folder that `ddim evaluate` has written"),
+        (("run/consistency.json",), "run", "{} has no distances to plot: it is of `ddim evaluate --consistency`"),
+        (("run/results.json", "run/results.csv"), "run/results.csv", "{} is no results.json"),
+        (("run/results.json",), "run", "{}/results.json: no results of `ddim evaluate`"),
+        (("other/x",), "nowhere", "there is no {}: give the folder"),
+    ],
+)
+def test_a_folder_without_results_is_refused(
+    tmp_path: Path, there: tuple[str, ...], given: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name in there:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    assert main(["plot", "tradeoff", str(tmp_path / given), "--out", str(tmp_path / "x.png")]) == 1
+    assert message.format(tmp_path / given) in capsys.readouterr().err
+
+
 def test_no_results_and_no_plot_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"results\.json"):
+    with pytest.raises(ConfigError, match="folder"):
         plot_tradeoff([], str(tmp_path / "x.png"))
     with pytest.raises(ConfigError, match=r"\.svg"):
         plot_tradeoff([results()], str(tmp_path / "x.txt"))

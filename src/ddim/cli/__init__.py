@@ -5,9 +5,11 @@ What takes time to import is imported by the command that needs it, and only the
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import operator
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -42,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("ddim.cli.evaluate:EvaluateSettings", "ddim.cli.evaluate:run_evaluate"),
     "optimize": Command("ddim.cli.optimize:OptimizeSettings", "ddim.cli.optimize:run_optimize"),
     "info": Command("ddim.cli.info:InfoSettings", "ddim.cli.info:run_info"),
+    "completion": Command("ddim.cli.completion:CompletionSettings", "ddim.cli.completion:run_completion"),
     "plot schedule": Command("ddim.cli.plot:PlotScheduleSettings", "ddim.cli.plot:run_schedule"),
     "plot trajectory": Command("ddim.cli.plot:PlotTrajectorySettings", "ddim.cli.plot:run_trajectory"),
     "plot tradeoff": Command("ddim.cli.plot:PlotTradeoffSettings", "ddim.cli.plot:run_tradeoff"),
@@ -49,22 +52,46 @@ COMMANDS: dict[str, Command] = {
 
 # What the first words of two stand for.
 GROUPS = {
-    "train": "Train a model: `ddim train WHAT --help` lists each one's options.",
-    "plot": "Draw what a sampler does: `ddim plot WHAT --help` lists the options.",
+    "train": "Train a model. `ddim train WHAT --help` lists each one's options.",
+    "plot": "Draw what a sampler does. `ddim plot WHAT --help` lists each one's options.",
 }
+
+# How `ddim --help` arranges the commands.
+_TITLES = {
+    "Draw": ("sample", "interpolate", "invert", "edit"),
+    "Train": ("train pixels", "train vae", "train text-to-image", "train lora"),
+    "Look inside": ("info", "plot schedule", "plot trajectory", "plot tradeoff"),
+    "Measure and improve": ("evaluate", "optimize"),
+}
+_EXAMPLES = (
+    'ddim sample "a red heart on a black background" --out heart.png',
+    "ddim sample --class-labels 7 --batch 16 --out sevens.png",
+    "ddim info emoji",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 for an error that is explained, 130 for an interruption."""
+    """Run the command; returns the exit status: 0, 1 for an error that is explained, 130 for an interruption.
+
+    Raises:
+        SystemExit: 0 after --help, 2 where there is no such command or option.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments == ["--version"]:
         print(f"ddim {__version__}")
         return 0
     try:
+        shown = _help(arguments)
+        if shown is not None:
+            print(shown)
+            raise SystemExit(0)
         command, settings = _parse(arguments)
         result = load(command.run)(settings)
         if result is not None:
             print(result)
+    except BrokenPipeError:  # whoever reads this, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("ddim: interrupted", file=sys.stderr)
         return 130
@@ -80,19 +107,61 @@ def load(where: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def _help(arguments: list[str]) -> str | None:
+    """The help that is asked for, by --help or by a command that is left out; None if a command is to run."""
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    asked = [word for word in arguments if word in ("-h", "--help")]
+    words = _words(arguments)
+    if words in COMMANDS and not asked:
+        return None
+    from ddim.cli import help as pages
+
+    if words in COMMANDS:
+        return pages.command_help(words, load(COMMANDS[words].settings))
+    first = arguments[0] if arguments else ""
+    if first in GROUPS and arguments[1:] == asked:
+        kinds = {
+            each.partition(" ")[2]: load(to.settings) for each, to in COMMANDS.items() if each.startswith(f"{first} ")
+        }
+        return pages.group_help(first, GROUPS[first], kinds)
+    if not arguments or first in asked:
+        return pages.overview({each: load(to.settings) for each, to in COMMANDS.items()}, _TITLES, _EXAMPLES)
+    return None
+
+
+def _words(arguments: list[str]) -> str:
+    """The words of the command that is called, such as "train lora"; "" if there is no such command."""
+    return next((words for words in (" ".join(arguments[:2]), *arguments[:1]) if words in COMMANDS), "")
+
+
 def _parse(arguments: list[str]) -> tuple[Command, Any]:
-    """The command that is asked for and its settings; exits after --help, and with what is wrong."""
-    for words, command in COMMANDS.items():
-        first = words.split()
-        if arguments[: len(first)] == first:  # one command's parser is made in a tenth of the time of all
-            return command, tyro.cli(load(command.settings), prog=f"ddim {words}", args=arguments[len(first) :])
-    settings = tyro.cli(
-        every_command(),
-        prog="ddim",
-        description="Denoising diffusion implicit models: sample, train, look inside.",
-        args=arguments,
-    )
-    return next(command for command in COMMANDS.values() if load(command.settings) is type(settings)), settings
+    """The command that is asked for and its settings; exits with what is wrong."""
+    words = _words(arguments)
+    if not words:
+        print(f"ddim: {_unknown(arguments)}", file=sys.stderr)
+        raise SystemExit(2)
+    command = COMMANDS[words]
+    given = arguments[len(words.split()) :]
+    return command, tyro.cli(load(command.settings), prog=f"ddim {words}", args=given)
+
+
+def _unknown(arguments: list[str]) -> str:
+    """What to say of arguments that begin with no command.
+
+    >>> _unknown(["smaple", "a cat"])
+    'there is no command smaple: did you mean `ddim sample`? `ddim --help` lists all'
+    >>> _unknown(["a cat"])
+    'there is no command "a cat": did you mean `ddim sample "a cat"`? `ddim --help` lists all'
+    """
+    first = arguments[0]
+    if " " in first:
+        return f'there is no command "{first}": did you mean `ddim sample "{first}"`? `ddim --help` lists all'
+    given = " ".join(arguments[: 1 + (first in GROUPS)])
+    known = {words: words for words in (*COMMANDS, *GROUPS)} | {words.split()[-1]: words for words in COMMANDS}
+    near = difflib.get_close_matches(given.replace("_", "-"), known, n=1)
+    meant = f": did you mean `ddim {known[near[0]]}`?" if near else "."
+    return f"there is no command {given}{meant} `ddim --help` lists all"
 
 
 def every_command() -> Any:

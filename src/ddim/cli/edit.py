@@ -39,7 +39,8 @@ class EditSettings:
 
     This takes a text-to-image model.
 
-        ddim edit face.png --source "a grinning face" --target "an angry face" --out angry.png
+        ddim edit heart.png --source "a red heart" --target "a blue heart"
+        ddim edit heart.png --source "a red heart" --target "a blue heart" --batch 4
     """
 
     images: tyro.conf.Positional[PictureFiles]

@@ -30,6 +30,9 @@ class EvaluateSettings:
 
     Every batch is kept in --out, so that the same command goes on after an interruption and gives the same figures as
     if there had been none. The folder gets results.json, results.csv, and a plot of the trade-off as PNG and SVG.
+
+        ddim evaluate digits --against digits --steps 10 50 --samples 1000
+        ddim evaluate digits --steps 10 20 50 --samples 200 --consistency
     """
 
     model: tyro.conf.Positional[Model] = "digits"

@@ -11,7 +11,10 @@ from ddim.cli.options import Eta, Model
 
 @dataclass(frozen=True)
 class InfoSettings:
-    """Say what a model is: its parts and their sizes, and the plan that its scheduler makes of a number of steps."""
+    """Say what a model is: its parts and their sizes, and the plan that its scheduler makes of a number of steps.
+
+    ddim info emoji --steps 25
+    """
 
     model: tyro.conf.Positional[Model] = "digits"
     steps: int = 10

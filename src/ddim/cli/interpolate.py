@@ -47,8 +47,8 @@ class InterpolateSettings:
     of a square.
 
         ddim interpolate --seeds 0 1 2 --out strip.png
-        ddim interpolate "a red heart" "a blue heart" --frames 24 --loop --out hearts.gif
-        ddim interpolate --images a.png b.png --model emoji --out between.png
+        ddim interpolate "a red heart" "a blue heart" --loop --out hearts.gif
+        ddim interpolate --images heart.png blue.png --model emoji --out between.png
         ddim interpolate --seeds 0 1 2 3 --grid --out grid.png
     """
 

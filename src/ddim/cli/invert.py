@@ -48,7 +48,7 @@ class InvertSettings:
     The noise is saved with all that is needed to draw the picture again, which `ddim sample --from noise.safetensors`
     does.
 
-        ddim invert heart.png --model emoji --prompt "a red heart" --out heart.safetensors
+        ddim invert heart.png --prompt "a red heart" --out heart.safetensors
         ddim invert seven.png --model digits --class-label 7 --method fixed-point
     """
 

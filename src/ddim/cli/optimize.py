@@ -24,6 +24,8 @@ class OptimizeSettings:
     They are found for one model, guidance and order of steps, by a search over the timesteps of a run with many steps
     (see `ddim.search`), and are written into the scheduler's config, beside those for other numbers of steps. The time
     that it takes grows with --reference and with the largest of --steps.
+
+        ddim optimize digits --steps 5 8 --out digits-scheduler
     """
 
     model: tyro.conf.Positional[Model]
@@ -35,7 +37,7 @@ class OptimizeSettings:
     samples: int = 16
     """How many samples to search on."""
     prompts: tuple[str, ...] = ()
-    """The texts that the samples are drawn of, in turn, for a text-to-image model."""
+    """The texts that the samples are drawn of, in turn, instead of classes. A text-to-image model needs some."""
     guidance_scale: GuidanceScale = None
     guidance_rescale: GuidanceRescale = None
     seed: int = 0

@@ -32,7 +32,10 @@ ModelOrBundled = Annotated[
 Prompt = Annotated[str | None, tyro.conf.arg(help="The text that says what to draw, for a text-to-image model.")]
 NegativePrompt = Annotated[
     str | None,
-    tyro.conf.arg(help="A text that says what guidance is to keep away from, for a text-to-image model."),
+    tyro.conf.arg(
+        help="A text that says what guidance is to keep away from, for a text-to-image model. If not given, the empty "
+        "text."
+    ),
 ]
 PictureFiles = Annotated[
     tuple[str, ...], tyro.conf.arg(help="The picture files. Each is resized to the size that the model draws.")

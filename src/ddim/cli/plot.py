@@ -25,6 +25,7 @@ from ddim.cli.options import (
     ZeroSNR,
 )
 from ddim.cli.places import announce, place
+from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
     from ddim.pipelines import DiffusionPipeline
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlotScheduleSettings:
-    """Plot the noise level and the signal-to-noise ratio of every timestep, and which timesteps each spacing picks."""
+    """Plot the noise level and the signal-to-noise ratio of every timestep, and which timesteps each spacing picks.
+
+    ddim plot schedule --out schedule.png
+    ddim plot schedule --model emoji --steps 25 --out emoji.svg
+    """
 
     model: str | None = None
     """The model whose schedule to plot: a folder, a name or an id. If not given, the three usual schedules."""
@@ -49,6 +54,8 @@ class PlotTrajectorySettings:
     """Plot one run, step by step: the sample x_t, and below it the image x0 that the network sees in it.
 
     The run is that of `ddim sample` with the same options.
+
+        ddim plot trajectory "a red heart" --steps 25 --out trajectory.png
     """
 
     prompt: tyro.conf.Positional[Prompt] = None
@@ -75,10 +82,13 @@ class PlotTrajectorySettings:
 
 @dataclass(frozen=True)
 class PlotTradeoffSettings:
-    """Plot what `ddim evaluate` found: the distance to the data by the number of steps, and by their seconds."""
+    """Plot what `ddim evaluate` found: the distance to the data by the number of steps, and by their seconds.
+
+    ddim plot tradeoff evaluation --out tradeoff.png
+    """
 
     results: tyro.conf.Positional[tuple[str, ...]]
-    """The results.json files of one or more runs of `ddim evaluate`. Each gets a row of the plot."""
+    """The folders that `ddim evaluate` has written, or their results.json files. Each gets a row of the plot."""
     out: PlotOut = "tradeoff.png"
     overwrite: Overwrite = False
 
@@ -137,9 +147,36 @@ def _conditions(pipe: DiffusionPipeline, model: str, settings: PlotTrajectorySet
 
 
 def run_tradeoff(settings: PlotTradeoffSettings) -> Path:
-    from ddim.checkpoint.files import read_json
+    from ddim.plots.style import check_name
     from ddim.plots.tradeoff import plot_tradeoff
 
+    check_name(settings.out)
     announce(settings.out, settings.overwrite)
     out = place(settings.out, settings.overwrite)
-    return plot_tradeoff([read_json(path) for path in settings.results], str(out))
+    return plot_tradeoff([_results(Path(given)) for given in settings.results], str(out))
+
+
+def _results(given: Path) -> dict[str, Any]:
+    """What `ddim evaluate` has written, by its folder or its results.json.
+
+    Raises:
+        ConfigError: there is nothing of the kind.
+    """
+    from ddim.checkpoint.files import read_json
+    from ddim.plots.tradeoff import check_results
+
+    path = given / "results.json" if given.is_dir() else given
+    if not path.is_file():
+        if (given / "consistency.json").is_file():
+            raise ConfigError(
+                f"{given} has no distances to plot: it is of `ddim evaluate --consistency`, which plots by itself"
+            )
+        raise ConfigError(f"there is no {path}: give the folder that `ddim evaluate` has written by --out")
+    if path.suffix.lower() != ".json":
+        raise ConfigError(f"{path} is no results.json: give that file of `ddim evaluate`, or its folder")
+    results = read_json(path)
+    try:
+        check_results(results)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return results

@@ -46,6 +46,12 @@ class SampleSettings:
 
     All of them are written as a grid in one file or, if --out is a folder, as one file each. A PNG says how it was
     made, and --from makes it again.
+
+        ddim sample "a red heart on a black background" --out heart.png
+        ddim sample "a grinning face" --batch 4 --seed 1 --out faces/
+        ddim sample --class-labels 7 --batch 1 --out seven.png
+        ddim sample "a blue heart" --image heart.png --strength 0.7 --out blue.png
+        ddim sample --from heart.png --out again.png
     """
 
     prompt: tyro.conf.Positional[Prompt] = None
@@ -85,7 +91,7 @@ class SampleSettings:
     strength: float = 0.8
     """How much of --image is lost, from 0 (nothing) to 1 (all)."""
     mask_image: str | None = None
-    """The file of a picture that is white where --image is to be painted anew, and black where it is to be kept."""
+    """A picture that is white where --image is to be painted anew, and black elsewhere. If not given, all is."""
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None

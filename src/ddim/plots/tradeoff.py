@@ -31,7 +31,7 @@ def plot_tradeoff(runs: Sequence[Mapping[str, Any]], out: str, *, clock: str = "
     if clock not in CLOCKS:
         raise ConfigError(f"clock={clock!r} is none of {', '.join(CLOCKS)}")
     if not runs:
-        raise ConfigError("give the results.json of one run or more")
+        raise ConfigError("give the folder of one run of `ddim evaluate`, or of several")
     figure = require("matplotlib.figure", "plot").Figure(figsize=(11, 0.6 + 4.2 * len(runs)), layout="constrained")
     for pair, run in zip(figure.subplots(len(runs), 2, sharey="row", squeeze=False), runs, strict=True):
         _draw(pair, run, clock)
@@ -41,7 +41,7 @@ def plot_tradeoff(runs: Sequence[Mapping[str, Any]], out: str, *, clock: str = "
 def _draw(pair: Sequence[Any], run: Mapping[str, Any], clock: str) -> None:
     left, right = pair
     lines: dict[Any, list[Mapping[str, Any]]] = {}
-    for row in _rows(run, clock):
+    for row in check_results(run, clock):
         lines.setdefault(row["eta"], []).append(row)
     for number, eta in enumerate(sorted(lines, key=_order)):
         rows = sorted(lines[eta], key=_steps)
@@ -61,7 +61,7 @@ def _draw(pair: Sequence[Any], run: Mapping[str, Any], clock: str) -> None:
     model, samples = settings.get("model", ""), settings.get("samples")
     left.set(xlabel="sampling steps S", ylabel=str(run["distance"]), title=f"{model}: distance to the data, by steps")
     right.set(xlabel=CLOCKS[clock] + (f" for {samples:,} samples" if samples else ""), title="and by time")
-    steps = sorted({_steps(row) for row in _rows(run, clock)})
+    steps = sorted({_steps(row) for row in check_results(run, clock)})
     for axes in pair:
         axes.set(xscale="log", yscale="log")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -84,7 +84,7 @@ def _draw(pair: Sequence[Any], run: Mapping[str, Any], clock: str) -> None:
     left.set_xticks(steps, [str(step) for step in steps])
     left.xaxis.minorticks_off()
     left.legend(frameon=False)
-    errors_are = {row["error_is"] for row in _rows(run, clock) if "error_is" in row}
+    errors_are = {row["error_is"] for row in check_results(run, clock) if "error_is" in row}
     if errors_are:
         right.annotate(
             f"bars: {', '.join(sorted(errors_are))}",
@@ -102,7 +102,12 @@ def _minor(value: float, _: int) -> str:
     return f"{value:g}" if f"{value:.0e}"[0] in "2346" else ""
 
 
-def _rows(run: Mapping[str, Any], clock: str) -> list[Mapping[str, Any]]:
+def check_results(run: Mapping[str, Any], clock: str = "seconds") -> list[Mapping[str, Any]]:
+    """The rows of a run's summary.
+
+    Raises:
+        ConfigError: there are none, or one lacks what is plotted.
+    """
     rows = run.get("summary")
     needed = {"eta", "steps", "frechet", "frechet_error", clock}
     if "distance" not in run or not isinstance(rows, list) or not rows:

@@ -207,6 +207,9 @@ class PixelSettings(DiffusionSettings):
 
     After an interruption, the same command goes on from the last checkpoint, bit for bit. On several GPUs, or in
     several processes, it is started by `accelerate launch -m ddim train pixels …`.
+
+        ddim train pixels --output-dir runs/digits --class-conditional
+        ddim train pixels --output-dir runs/pixels --data pictures --resolution 32
     """
 
     data: Annotated[
@@ -266,7 +269,7 @@ class PictureSettings(TrainSettings):
         str | None,
         tyro.conf.arg(
             help="A folder of pictures with their captions in metadata.jsonl (entries file_name and the one that "
-            "--caption-column says) or in .txt files beside them.",
+            "--caption-column says) or in .txt files beside them. Give this or --dataset-name.",
         ),
     ] = None
     image_column: ImageColumn = "image"
@@ -293,6 +296,8 @@ class VAESettings(PictureSettings):
 
     The loss is |error| + mse_weight·error² + gradient_weight·|error of the differences of neighbours|, and
     kl_weight times the divergence of a latent number from the standard normal distribution. Captions are not needed.
+
+        ddim train vae --output-dir runs/vae --train-data-dir pictures --resolution 64
     """
 
     pretrained_model_name_or_path: str | None = None
@@ -349,6 +354,8 @@ class TextToImageSettings(LatentSettings):
 
     Without --pretrained-model-name-or-path the U-Net, the text encoder and its tokenizer are new and learn from the
     data alone; only the autoencoder must have been trained before.
+
+        ddim train text-to-image --output-dir runs/mine --train-data-dir pictures
     """
 
     pretrained_model_name_or_path: str | None = None
@@ -399,6 +406,8 @@ class LoraSettings(LatentSettings):
     """Fine-tune a text-to-image pipeline by low-rank adaptation, and save `pytorch_lora_weights.safetensors`.
 
     `pipe.load_lora_weights(output_dir)` uses it, here and in diffusers.
+
+        ddim train lora --output-dir runs/lora --train-data-dir pictures --rank 8
     """
 
     pretrained_model_name_or_path: str = "emoji"

@@ -1,0 +1,82 @@
+"""Under which heading of a command's `--help` each option stands, and what it takes.
+
+An option goes by the name of its field, whatever the command; a field that is listed nowhere stands under "Other". The
+headings appear in the order in which they are listed here, and the options under each in the order of their dataclass.
+"""
+
+from __future__ import annotations
+
+OTHER = "Other"
+
+_GUIDANCE = "guidance_scale guidance_rescale guidance_interval source_guidance_scale"
+
+OF_DRAWING = {
+    "What to draw": "prompt prompts images model source target negative_prompt class_label class_labels batch height "
+    "width seeds results shell",
+    "How to go between them": "frames grid rows between_texts",
+    "How to sample": "steps eta order spacing zero_snr seed method moments check",
+    "Guidance": _GUIDANCE,
+    "To start from a picture": "image strength mask_image from_image",
+    "Where and how it runs": "dtype backend device batch_size",
+    "What is written": "before loop fps scale labels out overwrite",
+}
+
+OF_MEASURING = {
+    "What to measure": "model against steps eta samples seeds consistency",
+    "What to draw": "prompts labels image_column label_column caption_column",
+    "How to search": "reference",
+    "How to sample": "order spacing clip_sample seed batch",
+    "How to compare": "features features_weights",
+    "Guidance": _GUIDANCE,
+    "Where and how it runs": "dtype backend device",
+    "What is written": "out overwrite",
+}
+
+OF_TRAINING = {
+    "What is written": "output_dir save_dtype push_to_hub",
+    "The data": "data dataset_name dataset_config_name train_data_dir image_column caption_column label_column "
+    "class_conditional max_train_samples",
+    "What is done to the pictures": "resolution center_crop random_flip random_background permute_colors",
+    "The model": "pretrained_model_name_or_path pretrained_vae_model_name_or_path rank block_out_channels "
+    "layers_per_block attention_levels attention_head_dim attention_heads dropout latent_channels "
+    "mid_block_add_attention text_dim text_layers text_heads vocab_size max_tokens train_text_encoder",
+    "Noise and loss": "prediction_type num_train_timesteps beta_schedule rescale_betas_zero_snr timestep_spacing "
+    "snr_gamma noise_offset input_perturbation class_dropout caption_dropout kl_weight mse_weight gradient_weight",
+    "Steps and optimizer": "train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs "
+    "learning_rate scale_lr lr_scheduler lr_decay_steps lr_warmup_steps lr_num_cycles lr_power adam_beta1 adam_beta2 "
+    "adam_weight_decay adam_epsilon max_grad_norm use_ema ema_decay seed",
+    "Memory and speed": "mixed_precision gradient_checkpointing dataloader_num_workers cache_latents "
+    "cache_text_embeddings",
+    "Checkpoints": "checkpointing_steps checkpoints_total_limit resume_from_checkpoint",
+    "Previews and logs": "validation_steps validation_epochs validation_prompts logging_steps report_to",
+}
+
+# What is to be typed for the options that are text, where that says more than "TEXT".
+TAKES = {
+    "PATH": "features_weights from_image image images mask_image out output_dir resume_from_checkpoint train_data_dir",
+    "MODEL": "model pretrained_model_name_or_path pretrained_vae_model_name_or_path",
+}
+
+
+def heading(command: str, field: str) -> str:
+    """The heading of an option, by the words of its command and the name of its field.
+
+    >>> heading("sample", "eta"), heading("train vae", "seed")
+    ('How to sample', 'Steps and optimizer')
+    """
+    return next((title for title, names in headings(command).items() if field in names.split()), OTHER)
+
+
+def headings(command: str) -> dict[str, str]:
+    """All headings of a command, each with the names of fields that stand under it."""
+    tables = {"train": OF_TRAINING, "evaluate": OF_MEASURING, "optimize": OF_MEASURING}
+    return tables.get(command.split()[0], OF_DRAWING)
+
+
+def text_for(field: str) -> str:
+    """What is to be typed for an option that is text, by the name of its field.
+
+    >>> text_for("out"), text_for("prompt")
+    ('PATH', 'TEXT')
+    """
+    return next((kind for kind, names in TAKES.items() if field in names.split()), "TEXT")
