@@ -10,6 +10,7 @@ import math
 import pickle
 import re
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from typing import Any
@@ -178,10 +179,37 @@ def test_a_plan_is_a_sequence_of_its_rows() -> None:
     assert plan[-1] is plan.rows[-1]
     assert plan[2:5] == plan.rows[2:5]
     assert [row.timestep for row in plan[::-3]] == list(plan.timesteps[::-3])
-    with pytest.raises(IndexError):
+    assert plan[::2] == plan.rows[::2]
+    assert plan[20:] == ()
+    assert all(row in plan for row in reversed(plan[:3]))  # rows of this plan, not of one with fewer timesteps
+    with pytest.raises(IndexError, match=r"no step 10 in a plan of 10, whose steps are 0 to 9; plan\.row"):
         plan[10]
-    with pytest.raises(TypeError):
-        plan["a"]  # type: ignore[call-overload]
+    for index in ("a", 1.0, None, (1, 2)):
+        with pytest.raises(TypeError, match="indexed by an int or a slice"):
+            plan[index]  # type: ignore[call-overload]
+    assert plan[np.int64(3)] is plan.rows[3]
+
+
+def test_a_row_prints_as_a_line() -> None:
+    (line,) = repr(make_plan(Settings(), 10, 0.5)[0]).splitlines()
+    assert line.startswith("Row(timestep=900, previous_timestep=800, alpha_bar=0.000270245, ")
+    assert len(line) < 300
+    plan = make_plan(Settings(), 10)
+    rows = plan._row_for(torch.tensor([900, 800]), torch.zeros(2, 3, 4, 4), torch.float32, False)
+    assert repr(rows) == "Row of tensors: timestep = tensor (2 1 1 1), float32, from 800 to 900"
+
+
+@pytest.mark.parametrize("pick", [lambda plan: plan, list, lambda plan: plan[2:5], lambda plan: plan[::3]])
+def test_pandas_makes_a_table_of_it(pick: Callable[[SamplingPlan], Any]) -> None:
+    pandas = pytest.importorskip("pandas")
+    plan = make_plan(Settings(), 10, 0.5)
+    table = pandas.DataFrame(pick(plan))
+    rows = list(pick(plan))
+    assert tuple(table.columns) == Row._fields
+    assert table.timestep.dtype.kind == table.previous_timestep.dtype.kind == "i"
+    assert all(table[name].dtype == "float64" for name in Row._fields[2:])
+    for name in Row._fields:
+        assert table[name].tolist() == [getattr(row, name) for row in rows]
 
 
 def test_rows_are_a_table_for_whatever_reads_dicts() -> None:

@@ -17,6 +17,7 @@ from diffusers.models.unets import unet_2d
 from diffusers.schedulers import scheduling_ddim
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -24,7 +25,8 @@ from ddim.models.backbone import UNet2DOutput
 from ddim.models.clip import CLIPTextOutput
 from ddim.models.vae import DecoderOutput
 from ddim.pipelines import ImagePipelineOutput
-from ddim.step import DDIMSchedulerOutput, threshold
+from ddim.sampling import SampleStep
+from ddim.step import DDIMSchedulerOutput, Output, described, threshold
 
 
 def generator(seed: int) -> torch.Generator:
@@ -142,3 +144,78 @@ def test_what_goes_over_nested_tensors_goes_over_outputs(kind: Any) -> None:
         assert all(torch.equal(one, other) for one, other in zip(made, out, strict=True))
     assert out == out
     assert out != copy.copy(out)
+
+
+# --- how it prints ---------------------------------------------------------------------------------------------------
+
+
+def test_an_output_prints_what_its_tensors_are() -> None:
+    wide = torch.linspace(-1, 3, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)
+    assert repr(DDIMSchedulerOutput(wide, torch.zeros(1, 2, dtype=torch.bfloat16))) == (
+        "DDIMSchedulerOutput\n"
+        "  prev_sample: tensor (2 3 64 64), float32, from -1 to 3\n"
+        "  pred_original_sample: tensor (1 2), bfloat16, all 0"
+    )
+    assert repr(DDIMSchedulerOutput(wide)).splitlines()[2] == "  pred_original_sample: None"
+    assert str(DDIMSchedulerOutput(wide)) == repr(DDIMSchedulerOutput(wide))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (torch.tensor([1.0, math.nan]), "tensor (2), float32, with NaN"),
+        (torch.tensor([1.0, math.inf]), "tensor (2), float32, from 1 to inf"),
+        (torch.tensor([-0.0]), "tensor (1), float32, all 0"),
+        (torch.tensor(3), "tensor (), int64, all 3"),
+        (torch.tensor([True]), "tensor (1), bool"),
+        (torch.zeros(0, 3), "tensor (0 3), float32"),
+        (torch.zeros(2, device="meta"), "tensor (2), float32 on meta"),
+        (torch.ones(2, requires_grad=True), "tensor (2), float32, all 1"),
+        (torch.ones(2, dtype=torch.complex64), "tensor (2), complex64"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "array (2 8 8 3), uint8, all 0"),
+        (np.array(["a"]), "array (1), <U1"),
+        (Image.new("RGB", (8, 4)), "picture 8x4, RGB"),
+        ([Image.new("L", (8, 8))] * 3, "list of 3: picture 8x8, L"),
+        ([Image.new("L", (8, 8))] * 9, "list of 9: picture 8x8, L; …"),
+        ((torch.ones(1), torch.zeros(2)), "tuple of 2: tensor (1), float32, all 1; tensor (2), float32, all 0"),
+        ([False, True], "[False, True]"),
+        (list(range(1000)), "[0, 1, 2, 3, 4, 5, ...]"),
+        (None, "None"),
+    ],
+)
+def test_any_value_is_described_in_a_line(value: Any, text: str) -> None:
+    assert described(value) == text
+
+
+def test_an_output_prints_while_it_is_traced_and_mapped() -> None:
+    said = []
+
+    def told(x: torch.Tensor) -> torch.Tensor:
+        said.append(repr(DDIMSchedulerOutput(x)))
+        return x
+
+    torch.func.vmap(told)(torch.ones(3, 2))
+    with torch._subclasses.FakeTensorMode():
+        told(torch.ones(3, 2))
+    assert [text.splitlines()[1] for text in said] == [
+        "  prev_sample: tensor (2), float32",
+        "  prev_sample: tensor (3 2), float32",
+    ]
+
+
+def test_every_output_prints_so() -> None:
+    kinds = {kind.__name__: kind for kind in Output.__subclasses__()}
+    assert {"DDIMSchedulerOutput"} <= set(kinds)
+    for kind in kinds.values():
+        assert kind.__repr__ is Output.__repr__
+
+
+@pytest.mark.parametrize("ends", ["the image", "timestep 4"])
+def test_a_step_of_a_run_prints_in_four_lines(ends: str) -> None:
+    step = SampleStep(2, 7, -1 if ends == "the image" else 4, torch.ones(1, 3), None, torch.zeros(1, 3))
+    assert repr(step).splitlines() == [
+        f"SampleStep 2: from timestep 7 to {ends}",
+        "  sample: tensor (1 3), float32, all 1",
+        "  pred_original_sample: None",
+        "  model_output: tensor (1 3), float32, all 0",
+    ]

@@ -5,9 +5,10 @@ Without clipping, every DDIM step is linear in what it is given, whatever the ne
     x_prev = a·x_t + b·out + σ·z          x0 = p·x_t + q·out          eps = r·x_t + s·out
 
 A plan holds these numbers, computed once in float64. It never changes, so threads share it. It reads as what it is, a
-table: `for row in plan` gives a `Row` for each step, `plan[3]` is one of them, and a notebook shows the table. Running
-it costs a few passes over the tensor a step. Where x0 is clipped or thresholded a step is no longer linear, and is
-computed as x_prev = √ᾱ_prev·x0' + direction·eps + σ·z, from columns of the same table.
+table: `for row in plan` gives a `Row` for each step, `plan[3]` is one of them, `plan[2:5]` are three, a notebook shows
+the table, and `pandas.DataFrame(plan)` has it with a column for each field of `Row`. Running it costs a few passes over
+the tensor a step. Where x0 is clipped or thresholded a step is no longer linear, and is computed as
+x_prev = √ᾱ_prev·x0' + direction·eps + σ·z, from columns of the same table.
 """
 
 from __future__ import annotations
@@ -109,8 +110,25 @@ class SamplingPlan:
     @overload
     def __getitem__(self, index: slice) -> tuple[Row, ...]: ...
     def __getitem__(self, index: SupportsIndex | slice) -> Row | tuple[Row, ...]:
-        """The step of a place in the run, or those of a slice; `row` finds a step by its timestep."""
-        return self.rows[index]
+        """The step of a place in the run; `row` finds a step by its timestep.
+
+        A slice gives rows, as they are in this plan, and not a plan: among other timesteps a step would lead somewhere
+        else, and so be another one. A plan of some of the timesteps is made by `shortened` or by the scheduler's
+        `plan(timesteps=…)`.
+
+        Raises:
+            IndexError: there is no such place.
+            TypeError: it is no place, such as the text or number of a timestep.
+        """
+        try:
+            return self.rows[index]
+        except IndexError:
+            raise IndexError(
+                f"there is no step {index!r} in a plan of {len(self)}, whose steps are 0 to {len(self) - 1}; "
+                "plan.row(timestep) finds a step by its timestep"
+            ) from None
+        except TypeError:
+            raise TypeError(f"a plan is indexed by an int or a slice, such as plan[3], not by {index!r:.100}") from None
 
     def row(self, timestep: int) -> Row:
         """The step at one timestep, listed or not.

@@ -24,7 +24,7 @@ from ddim.errors import NonFiniteError
 from ddim.noise import Generators
 from ddim.plan import SamplingPlan
 from ddim.process import Eta
-from ddim.step import Row
+from ddim.step import Row, fields_repr
 
 __all__ = ["Denoiser", "Pipeline", "SampleStep", "Scheduler", "sample"]
 
@@ -97,7 +97,7 @@ class Pipeline(Protocol):
         """What `encode` undoes: clean samples (b c h w) as pictures."""
 
 
-@dataclass
+@dataclass(repr=False)
 class SampleStep:
     """One step of a run, after it was made.
 
@@ -116,6 +116,11 @@ class SampleStep:
     sample: Tensor
     pred_original_sample: Tensor | None
     model_output: Tensor | None
+
+    def __repr__(self) -> str:
+        to = "the image" if self.previous_timestep < 0 else f"timestep {self.previous_timestep}"
+        title = f"SampleStep {self.index}: from timestep {self.timestep} to {to}"
+        return fields_repr(self, title, ("sample", "pred_original_sample", "model_output"))
 
     @classmethod
     def of(

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
@@ -22,6 +23,8 @@ __all__ = ["DDIMSchedulerOutput", "Output", "Row", "take_step", "threshold"]
 # From so many elements on, it pays to compute a·x + b·y in one pass over memory, see `combine`. For fewer, the views
 # that this takes cost more than the second pass.
 LARGE = 2**18
+# Of so many tensors or pictures in a list, `described` says what they are.
+_SHOWN = 4
 
 
 if TYPE_CHECKING:  # for a type checker it is no dict, as iterating it gives values
@@ -49,6 +52,7 @@ class Output(_Dict):
         """Let torch look into it, as it looks into tuples: for `torch.func`, `torch.export` and the like."""
         register_pytree_node(cls, lambda output: ([*output], None), lambda values, _: cls(*values))
         cls._first = next(iter(cls.__annotations__))
+        cls.__repr__ = Output.__repr__  # type: ignore[method-assign]  # so that no dataclass makes one of its own
 
     def __post_init__(self) -> None:
         """Take a dict of the fields for the first one, as accelerate makes an output of a changed copy of its items."""
@@ -78,6 +82,10 @@ class Output(_Dict):
 
     def __len__(self) -> int:
         return len(self.keys())
+
+    def __repr__(self) -> str:
+        """A line for each field: of tensors and pictures, what they are and not what they hold."""
+        return fields_repr(self, type(self).__name__, self.__dataclass_fields__)
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -128,6 +136,48 @@ class DDIMSchedulerOutput(Output):
     pred_original_sample: Tensor | None = None
 
 
+def fields_repr(holder: object, title: str, names: Iterable[str]) -> str:
+    """A title, and below it a line for each attribute."""
+    return "\n".join([title, *(f"  {name}: {described(getattr(holder, name))}" for name in names)])
+
+
+def described(value: object) -> str:
+    """What a value is, in a line: of a tensor or an array its shape, type and range, and not its numbers.
+
+    >>> described(torch.zeros(2, 3, 8, 8)), described([np.ones(4), np.ones(4)]), described(None)
+    ('tensor (2 3 8 8), float32, all 0', 'list of 2: array (4), float64, all 1', 'None')
+    """
+    if isinstance(value, (Tensor, np.ndarray)):
+        kind = "tensor" if isinstance(value, Tensor) else "array"
+        place = f" on {value.device}" if isinstance(value, Tensor) and value.device.type != "cpu" else ""
+        shape, dtype = " ".join(map(str, value.shape)), str(value.dtype).removeprefix("torch.")
+        return f"{kind} ({shape}), {dtype}{place}{_range(value)}"
+    if hasattr(value, "mode") and hasattr(value, "size") and hasattr(value, "getbands"):  # one of PIL's pictures
+        return f"picture {value.size[0]}x{value.size[1]}, {value.mode}"
+    if isinstance(value, (list, tuple)) and any(hasattr(each, "shape") or hasattr(each, "getbands") for each in value):
+        kinds = list(dict.fromkeys(described(each) for each in value[:_SHOWN]))
+        return f"{type(value).__name__} of {len(value)}: {'; '.join(kinds)}{'; …' * (len(value) > _SHOWN)}"
+    if isinstance(value, (list, tuple, dict, set, str, bytes)):
+        return reprlib.repr(value)
+    return " ".join(repr(value).split())[:200]
+
+
+def _range(value: Any) -> str:
+    """Where a tensor's or an array's numbers lie, as the end of a line; nothing where that cannot be seen."""
+    try:
+        tensor = torch.as_tensor(value).detach()
+        if tensor.is_meta or not tensor.numel() or tensor.is_complex() or tensor.dtype == torch.bool:
+            return ""
+        low, high = (float(each) for each in torch.aminmax(tensor))
+        holes = bool(tensor.isnan().any()) if tensor.is_floating_point() else False
+    except (RuntimeError, TypeError):  # while a step is traced or mapped, a tensor has no numbers
+        return ""
+    if holes:
+        return ", with NaN"
+    low, high = low + 0.0, high + 0.0  # no -0
+    return f", all {low:.4g}" if low == high else f", from {low:.4g} to {high:.4g}"
+
+
 class Row(NamedTuple):
     """One step of a plan: the timesteps it leads from and to, and the numbers that it computes with.
 
@@ -167,6 +217,12 @@ class Row(NamedTuple):
     signal_rate_prev: Any
     direction: Any
     carried: Any
+
+    def __repr__(self) -> str:
+        """All fields in a line, numbers to six digits; of tensors, what they are."""
+        if isinstance(self.timestep, Tensor):
+            return f"Row of tensors: timestep = {described(self.timestep)}"
+        return f"Row({', '.join(f'{name}={value:.6g}' for name, value in zip(self._fields, self, strict=True))})"
 
 
 # --- the step --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from tiny import tiny_pipeline
 from torch import nn
 
+from ddim import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from ddim.pipelines.info import ModelInfo, PartInfo, model_info
 
 
@@ -92,3 +93,53 @@ def test_configs_of_real_pipelines_are_escaped() -> None:
     html = model_info(pipe)._repr_html_()
     assert "<b" not in html
     assert "act_fn = &lt;b onclick=x&gt;silu&lt;/b&gt;" in html
+
+
+# --- a pipeline itself ------------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_prints_in_a_few_lines() -> None:
+    pipe = tiny_pipeline(num_class_embeds=4)
+    count = sum(parameter.numel() for parameter in pipe.unet.parameters())
+    assert repr(pipe).splitlines() == [
+        "DDIMPipeline on cpu",
+        f"  unet       UNet2DModel, {count:,} parameters, float32",
+        "  scheduler  DDIMScheduler, epsilon, leading",
+    ]
+    assert str(pipe) == repr(pipe)
+
+
+def test_what_it_prints_follows_what_it_is() -> None:
+    pipe = DiffusionPipeline.from_pretrained("emoji")
+    lines = repr(pipe).splitlines()
+    assert lines[0] == "StableDiffusionPipeline of emoji on cpu"
+    assert [line.split()[0] for line in lines[1:]] == ["vae", "text_encoder", "tokenizer", "unet", "scheduler"]
+    assert lines[-1].endswith("DDIMScheduler, v_prediction, trailing, zero SNR")
+    pipe.scheduler = DDIMScheduler(prediction_type="sample")
+    pipe.to(torch.bfloat16)
+    assert repr(pipe).splitlines()[-1].endswith("DDIMScheduler, sample, leading")
+    assert "UNet2DConditionModel, 11,008,132 parameters, bfloat16" in repr(pipe)
+    pipe.to("meta")
+    assert repr(pipe).splitlines()[0].endswith(" on meta")
+
+
+def test_what_runs_it_and_its_adapters_are_printed() -> None:
+    pipe = tiny_pipeline().accelerate("compile")
+    assert repr(pipe).splitlines()[0].startswith("DDIMPipeline on cpu, run by ")
+    pipe.get_active_adapters = lambda: ["cats", "dogs"]  # type: ignore[attr-defined]
+    assert repr(pipe).splitlines()[-1] == "  adapters   cats, dogs"
+
+
+def test_a_pipeline_without_parts_prints_too() -> None:
+    assert repr(DiffusionPipeline()) == "DiffusionPipeline"
+    assert repr(DiffusionPipeline.__new__(DiffusionPipeline)) == "DiffusionPipeline"
+    pipe = StableDiffusionPipeline(None, None, None, None, DDIMScheduler())
+    assert repr(pipe).splitlines() == ["StableDiffusionPipeline", "  scheduler  DDIMScheduler, epsilon, leading"]
+
+
+def test_a_hostile_config_prints_nothing_that_moves_the_cursor() -> None:
+    pipe = tiny_pipeline()
+    pipe.name_or_path = "a\x1b[2Jb\n"
+    pipe.scheduler.config.timestep_spacing = "\x1b[31m" * 100
+    assert "\x1b" not in repr(pipe)
+    assert len(repr(pipe)) < 400

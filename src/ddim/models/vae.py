@@ -20,10 +20,10 @@ from ddim.models.recompute import CanRecompute, Recomputing
 from ddim.models.settings import check_levels, look_up
 from ddim.models.tiling import Tiles, in_tiles
 from ddim.noise import Generators
-from ddim.step import Output
+from ddim.step import Output, described
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiagonalGaussianDistribution:
     """What the encoder makes of images: for each number of the latents, a normal distribution of its own.
 
@@ -32,6 +32,9 @@ class DiagonalGaussianDistribution:
     """
 
     parameters: Tensor
+
+    def __repr__(self) -> str:
+        return f"DiagonalGaussianDistribution of parameters: {described(self.parameters)}"
 
     @property
     def mean(self) -> Tensor:

@@ -21,7 +21,7 @@ from ddim.checkpoint.pretrained import DeviceMap, PretrainedModel, chosen_device
 from ddim.errors import CheckpointError, ConfigError
 from ddim.noise import Generators, gaussian_noise, generators
 from ddim.pipelines.familiar import Familiar
-from ddim.pipelines.info import ModelInfo, model_info
+from ddim.pipelines.info import ModelInfo, model_info, summary
 from ddim.pipelines.inputs import Pictures
 from ddim.pipelines.memory import SavesMemory
 from ddim.sampling import Denoiser, Pipeline
@@ -121,6 +121,10 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Make images; see the subclass."""
         raise NotImplementedError(f"{type(self).__name__} makes no images: use DiffusionPipeline.from_pretrained")
+
+    def __repr__(self) -> str:
+        """A few lines: where it is from and where it runs, and its parts. `info` says all there is to know."""
+        return summary(self)
 
     # --- what a run is made of: see `sampling.Pipeline` --------------------------------------------------------------
 

@@ -74,6 +74,31 @@ def model_info(pipe: Pipeline) -> ModelInfo:
     return ModelInfo(type(pipe).__name__, tuple(_part(name, part) for name, part in pipe.components.items()))
 
 
+def summary(pipe: Pipeline) -> str:
+    """A pipeline in a few lines: where it is from and where it runs, and a line for each part."""
+    info = model_info(pipe)
+    rows = [(_printable(part.name), part.kind + _about(part)) for part in info.parts if part.kind != "none"]
+    networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    name = _printable(str(getattr(pipe, "name_or_path", "")))
+    devices = dict.fromkeys(str(weight.device) for part in networks for weight in part.parameters())
+    runners = dict.fromkeys(str(part.runner) for part in networks if getattr(part, "runner", None) is not None)
+    adapters = pipe.get_active_adapters() if hasattr(pipe, "get_active_adapters") else []
+    rows += [("adapters", _printable(", ".join(adapters)))] if adapters else []
+    title = info.pipeline + f" of {name}" * bool(name) + f" on {' and '.join(devices)}" * bool(devices)
+    title += f", run by {' | '.join(runners)}" * bool(runners)
+    width = max((len(key) for key, _ in rows), default=0)
+    return "\n".join([title, *(f"  {key:<{width}}  {value}" for key, value in rows)])
+
+
+def _about(part: PartInfo) -> str:
+    """What is said of a part after its class: of a network its size and type, of a scheduler what it is made for."""
+    if part.parameters is not None:
+        return f", {part.parameters:,} parameters, {part.dtype}".replace("torch.", "")
+    said = [str(part.settings[key]) for key in ("prediction_type", "timestep_spacing") if key in part.settings]
+    said += ["zero SNR"] * (part.settings.get("rescale_betas_zero_snr") is True)
+    return "".join(f", {_printable(each)[:40]}" for each in said)
+
+
 def _part(name: str, part: Any) -> PartInfo:
     part = getattr(part, "_orig_mod", part)  # the network itself, where torch.compile has wrapped it
     weights = list(part.parameters()) if isinstance(part, nn.Module) else []
