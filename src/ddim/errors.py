@@ -14,6 +14,8 @@ An argument of a wrong type or shape, by contrast, is Python's own `TypeError` o
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from types import ModuleType
 
 __all__ = [
@@ -73,5 +75,23 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
             raise  # the library is installed, but one that it needs is not, which this error says
-        name = module.partition(".")[0]
-        raise MissingExtraError(f"this needs {name}, which is not installed: pip install 'ddim[{extra}]'") from error
+        raise _missing(module, extra) from error
+
+
+def check_installed(module: str, extra: str) -> None:
+    """Check that an optional library is installed, without importing it.
+
+    Args:
+        module, extra: as in `require`.
+
+    Raises:
+        MissingExtraError: the library is not installed.
+    """
+    name = module.partition(".")[0]
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        raise _missing(module, extra)
+
+
+def _missing(module: str, extra: str) -> MissingExtraError:
+    name = module.partition(".")[0]
+    return MissingExtraError(f"this needs {name}, which is not installed: pip install 'ddim[{extra}]'")

@@ -38,6 +38,7 @@ def test_words_that_are_alike(word: str, meant: str | None) -> None:
         ("models/nothing-like-it", None),
         ("models", None),  # it is there, and no model
         ("no/such/place", None),
+        ("other.txt", None),  # only its ending is like that of a file
         (".", None),
         ("a\0b", None),
     ],

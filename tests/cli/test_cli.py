@@ -124,16 +124,16 @@ def test_sampler_options_reach_the_sampler(unconditional: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "0"], "num_inference_steps"),
+        (["--steps", "0"], "--steps must be 1 or more, not 0"),
         (["--steps", "5000"], "num_train_timesteps"),
         (["--zero-snr", "True", "--spacing", "trailing"], "v_prediction"),
         (["--eta", "1.5"], "eta"),
         (["--seed", "-1"], "seed"),
-        (["--class-labels", "9"], "class_labels"),
+        (["--class-labels", "9"], "--class-labels 9 is no class"),
         (["--model", "/no/such/model"], "/no/such/model"),
         (["--out", "/proc/no/such/place.png"], "/proc"),
         (["--out", "x.nope"], "nope"),
-        (["--guidance-rescale", "7"], "guidance_rescale"),
+        (["--guidance-rescale", "7"], "--guidance-rescale"),
         (["--device", "quantum"], "quantum"),
     ],
 )

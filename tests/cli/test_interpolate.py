@@ -228,10 +228,9 @@ def test_a_folder_of_frames(digits: str, tmp_path: Path) -> None:
         (["--seeds", "0"], "two or more"),
         (["--seeds", "0", "1", "--frames", "1"], "--frames"),
         (["--seeds", "0", "1", "2", "--grid"], "four corners"),
-        (["--seeds", "0", "1", "--images", "a.png", "b.png"], "not from both"),
-        (["--seeds", "0", "1", "2", "--class-labels", "0", "1"], "2 class_labels do not fit 3 points"),
+        (["--seeds", "0", "1", "2", "--class-labels", "0", "1"], "2 --class-labels do not fit 3 points"),
         (["--seeds", "0", "-1"], "seed"),
-        (["--class-labels", "0", "7"], "class_labels"),
+        (["--class-labels", "0", "7"], "--class-labels 7"),
         (["a cat", "a dog"], "draws no texts"),
         (["--negative-prompt", "a cat"], "draws no texts"),
         (["--images", "/no/a.png", "/no/b.png"], "/no/a.png"),
@@ -242,7 +241,7 @@ def test_a_folder_of_frames(digits: str, tmp_path: Path) -> None:
         (["--rows", "--out", "/tmp"], "--rows"),
         (["--fps", "0", "--out", "x.gif"], "--fps"),
         (["--scale", "0"], "--scale"),
-        (["--batch-size", "0"], "batch_size"),
+        (["--batch-size", "0"], "--batch-size"),
         (["--model", "/no/such/model"], "/no/such/model"),
         (["--device", "quantum"], "quantum"),
     ],
@@ -257,6 +256,11 @@ def test_what_cannot_work_is_one_line(
     assert len(errors) == 1
     assert message in errors[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_noise_comes_from_one_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert interpolate("--seeds", 0, 1, "--images", *_pictures(tmp_path), "--out", tmp_path / "x.png") == 1
+    assert "not from both" in capsys.readouterr().err
 
 
 def test_options_of_another_kind_of_model(

@@ -40,8 +40,8 @@ def nearby(name: str, wanted: Callable[[Path], bool]) -> str | None:
     if not path.is_absolute():  # a folder may have been left out or misspelt
         groups += [_listed(Path()), (each for folder in _listed(Path()) if folder.is_dir() for each in _listed(folder))]
     for group in groups:
-        found = {each.name: each for each in group if wanted(each)}
-        best = alike(path.name, found)
+        found = {_stem(each): each for each in group if wanted(each)}
+        best = alike(_stem(path), found)
         if best is not None:
             shown = str(found[best])
             return shown if found[best].is_absolute() or shown.startswith("..") else os.path.join(".", shown)
@@ -51,6 +51,11 @@ def nearby(name: str, wanted: Callable[[Path], bool]) -> str | None:
 def did_you_mean(meant: str | None) -> str:
     """The end of an error's text; empty if nothing is known that may have been meant."""
     return "" if meant is None else f": did you mean {meant}?"
+
+
+def _stem(path: Path) -> str:
+    """A name without its ending, of which many are alike."""
+    return path.stem if path.suffix else path.name
 
 
 def _listed(folder: Path) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from ddim._version import __version__
+from ddim.cli.typed import given, in_typed_words
 from ddim.errors import DDIMError
 
 
@@ -80,13 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"ddim {__version__}")
         return 0
+    settings = None
     try:
         shown = _help(arguments)
         if shown is not None:
             print(shown)
             raise SystemExit(0)
-        command, settings = _parse(arguments)
-        result = load(command.run)(settings)
+        words, settings, typed = _parse(arguments)
+        load("ddim.cli.checks:check")(words, settings, typed)
+        result = load(COMMANDS[words].run)(settings)
         if result is not None:
             print(result)
     except BrokenPipeError:  # whoever reads this, such as `head`, has seen enough
@@ -96,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("ddim: interrupted", file=sys.stderr)
         return 130
     except (DDIMError, ValueError, OSError) as error:
-        print(f"ddim: {error}", file=sys.stderr)
+        print(f"ddim: {in_typed_words(str(error), settings)}", file=sys.stderr)
         return 1
     return 0
 
@@ -135,15 +138,18 @@ def _words(arguments: list[str]) -> str:
     return next((words for words in (" ".join(arguments[:2]), *arguments[:1]) if words in COMMANDS), "")
 
 
-def _parse(arguments: list[str]) -> tuple[Command, Any]:
-    """The command that is asked for and its settings; exits with what is wrong."""
+def _parse(arguments: list[str]) -> tuple[str, Any, frozenset[str]]:
+    """The command that is asked for, by its words; its settings; and the fields that were typed.
+
+    Exits with what is wrong.
+    """
     words = _words(arguments)
     if not words:
         print(f"ddim: {_unknown(arguments)}", file=sys.stderr)
         raise SystemExit(2)
-    command = COMMANDS[words]
-    given = arguments[len(words.split()) :]
-    return command, tyro.cli(load(command.settings), prog=f"ddim {words}", args=given)
+    kind, typed = load(COMMANDS[words].settings), arguments[len(words.split()) :]
+    settings = tyro.cli(kind, prog=f"ddim {words}", args=typed)
+    return words, load("ddim.cli.adapters:joined")(settings), given(kind, typed)
 
 
 def _unknown(arguments: list[str]) -> str:

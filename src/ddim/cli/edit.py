@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ddim.cli.opening import check_kind, open_pipeline, suitable_guidance
+from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
 from ddim.cli.options import (
     Backend,
     Device,
     DType,
     GuidanceRescale,
     GuidanceScale,
+    Loras,
     Model,
     Overwrite,
     PictureFiles,
     PictureOut,
+    Predicts,
     Spacing,
+    TokenizerPlace,
+    Variant,
 )
 from ddim.cli.pictures import made_by, read_images, save_pictures
 from ddim.cli.places import announce
@@ -29,6 +34,7 @@ from ddim.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddim.cli.known import Kind
     from ddim.pipelines import DiffusionPipeline
     from ddim.plan import SamplingPlan
 
@@ -49,6 +55,10 @@ class EditSettings:
     target: str
     """A text that says what they are to show instead."""
     model: Model = "emoji"
+    lora: Loras = ()
+    variant: Variant = None
+    tokenizer: TokenizerPlace = None
+    prediction_type: Predicts = None
     method: Annotated[
         Literal["cycle", "ddim", "fixed-point", "bidirectional"],
         tyro.conf.arg(
@@ -79,23 +89,30 @@ class EditSettings:
     out: PictureOut = "edited.png"
     overwrite: Overwrite = False
 
+    def check_together(self, given: Collection[str]) -> None:
+        if self.batch > 1 and self.method != "cycle":
+            raise ConfigError(
+                f"--batch {self.batch} cannot be: a picture has one result, or with --method cycle several"
+            )
+        for name in ("eta", "seed"):
+            if name in given and self.method != "cycle":
+                raise ConfigError(f"--{name} is for --method cycle, as {self.method} draws no noise: leave it out")
+
 
 def run_edit(settings: EditSettings) -> None:
-    import torch
-
-    if settings.batch < 1 or (settings.batch > 1 and settings.method != "cycle"):
-        raise ConfigError(
-            f"--batch {settings.batch} cannot be: a picture has one result, or with --method cycle several"
-        )
-    announce(settings.out, settings.overwrite)
     started = time.perf_counter()
+
+    def suits(kind: Kind) -> None:
+        check_kind(kind, settings.model, only_texts=True)
+
+    check_model(settings, suits)
+    announce(settings.out, settings.overwrite)
     pictures = read_images(settings.images)
-    pipe = open_pipeline(
-        settings.model, settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
-    )
-    check_kind(pipe, settings.model, only_texts=True)
+    pipe = open_pipeline(settings, suits)
     eta = settings.eta if settings.method == "cycle" else 0.0
     plan = pipe.scheduler.plan(settings.steps, eta=eta).unclipped().shortened(settings.strength)
+    import torch
+
     with torch.no_grad():
         x0 = pipe.encode(pictures)
         results = pipe.decode(_edited(pipe, x0, plan, settings))

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ddim.cli.options import AnyEta, Backend, Device, DType, GuidanceRescale, GuidanceScale, Model, Spacing
-from ddim.errors import ConfigError
+from ddim.cli.options import (
+    AnyEta,
+    Backend,
+    Device,
+    DType,
+    GuidanceRescale,
+    GuidanceScale,
+    Model,
+    Predicts,
+    Spacing,
+    TokenizerPlace,
+    Variant,
+)
+from ddim.errors import ConfigError, check_installed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddim.cli.known import Kind
     from ddim.data import Source
     from ddim.evaluation import FeatureExtractor
     from ddim.evaluation.drawing import Conditions
@@ -36,6 +49,9 @@ class EvaluateSettings:
     """
 
     model: tyro.conf.Positional[Model] = "digits"
+    variant: Variant = None
+    tokenizer: TokenizerPlace = None
+    prediction_type: Predicts = None
     against: Annotated[
         str | None,
         tyro.conf.arg(
@@ -110,16 +126,22 @@ class EvaluateSettings:
     out: str = "evaluation"
     """The folder that everything is written to."""
 
-    def __post_init__(self) -> None:
+    def check_together(self, given: Collection[str]) -> None:
         for name in ("steps", "eta", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ConfigError(f"{name} must be one value or more, none of them twice, not {values}")
-        for name, least in (("samples", 4), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be {least} or more, not {getattr(self, name)}")
-        if min(self.steps) < 1 or min(self.seeds) < 0:
-            raise ConfigError("steps must be 1 or more, and seeds 0 or more")
+                said = " ".join(map(str, values)) or "none"
+                raise ConfigError(f"--{name} must be one value or more, none of them twice, not {said}")
+        if "features_weights" in given and self.features != "inception":
+            raise ConfigError("--features-weights is for --features inception: give that too, or leave it out")
+        if self.features == "inception" and self.features_weights is not None:
+            check_installed("torch_fidelity", "inception")
+        if self.consistency and (self.eta != (0.0,) or len(self.seeds) > 1):
+            raise ConfigError(
+                "--consistency compares pictures of eta 0 and of one seed: leave out --eta, and give one of --seeds"
+            )
+        if self.consistency:
+            _check_folder(self)
 
 
 SHOWN = 8  # how many noises the strip of pictures shows
@@ -129,14 +151,11 @@ _COMPARED = 200  # how many noises the figures of consistency are of, at most
 def run_evaluate(settings: EvaluateSettings) -> str:
     """Do what the settings say; returns what to print."""
     from ddim.cli.opening import open_pipeline, suitable_guidance
+
+    pipe = open_pipeline(settings, lambda kind: _check_data(kind, settings))
     from ddim.evaluation.drawing import conditions, open_data
     from ddim.evaluation.features import features_for, load_features
 
-    if settings.consistency:
-        _check_folder(settings)
-    pipe = open_pipeline(
-        settings.model, settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
-    )
     pipe.set_progress_bar_config(disable=True)
     source = None
     if settings.against is not None:
@@ -148,11 +167,6 @@ def run_evaluate(settings: EvaluateSettings) -> str:
             label_column=settings.label_column,
             caption_column=settings.caption_column,
         )
-    elif pipe.draws_texts or settings.labels == "data" or not settings.consistency:
-        raise ConfigError(
-            "say by --against what to compare with: digits, a folder of pictures, a .parquet file, or the id of a "
-            "dataset on the hub"
-        )
     guidance = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
     name = settings.features or features_for(pipe.picture_shape())
     extractor = load_features(name, pipe.device, settings.features_weights)
@@ -161,6 +175,15 @@ def run_evaluate(settings: EvaluateSettings) -> str:
         return _consistency(settings, pipe, condition, extractor)
     assert source is not None
     return _grid(settings, pipe, source, guidance, condition, extractor)
+
+
+def _check_data(kind: Kind, settings: EvaluateSettings) -> None:
+    """Raise a ConfigError if there is nothing to compare with, for a model and figures that need it."""
+    if settings.against is None and (kind.draws_texts or settings.labels == "data" or not settings.consistency):
+        raise ConfigError(
+            "say by --against what to compare with: digits, a folder of pictures, a .parquet file, or the id of a "
+            "dataset on the hub"
+        )
 
 
 def _grid(
@@ -182,6 +205,7 @@ def _grid(
         name: getattr(settings, name)
         for name in ("model", "against", "samples", "batch", "spacing", "clip_sample", "labels")
     }
+    fixed |= {name: value for name in ("variant", "prediction_type") if (value := getattr(settings, name)) is not None}
     fixed |= {"dtype": settings.dtype or "float32"} if settings.backend == "eager" else {"backend": pipe.backend}
     fixed |= {"guidance_scale": guidance[0], "guidance_rescale": guidance[1], "features": extractor.name}
     fixed |= {"digest": digest(pipe), "pictures": source.count}
@@ -229,10 +253,6 @@ def _consistency(
     from ddim.evaluation.report import versions
     from ddim.plots.consistency import plot_consistency
 
-    if settings.eta != (0.0,) or len(settings.seeds) > 1:
-        raise ConfigError(
-            "--consistency compares pictures of eta 0 and of one seed: leave out --eta, and give one of --seeds"
-        )
     count = min(settings.samples, _COMPARED)
     found = consistency(
         pipe,

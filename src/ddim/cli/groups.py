@@ -11,8 +11,9 @@ OTHER = "Other"
 _GUIDANCE = "guidance_scale guidance_rescale guidance_interval source_guidance_scale"
 
 OF_DRAWING = {
-    "What to draw": "prompt prompts images model source target negative_prompt class_label class_labels batch height "
-    "width seeds results shell",
+    "What to draw": "prompt prompts images model lora source target negative_prompt class_label class_labels batch "
+    "height width seeds results shell",
+    "Which of the model's files": "variant tokenizer prediction_type",
     "How to go between them": "frames grid rows between_texts",
     "How to sample": "steps eta order spacing zero_snr seed method moments check",
     "Guidance": _GUIDANCE,
@@ -23,6 +24,7 @@ OF_DRAWING = {
 
 OF_MEASURING = {
     "What to measure": "model against steps eta samples seeds consistency",
+    "Which of the model's files": "variant tokenizer prediction_type",
     "What to draw": "prompts labels image_column label_column caption_column",
     "How to search": "reference",
     "How to sample": "order spacing clip_sample seed batch",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from ddim.cli.options import Eta, Model
+from ddim.cli.opening import open_pipeline
+from ddim.cli.options import Eta, Model, Predicts, TokenizerPlace, Variant
 
 
 @dataclass(frozen=True)
@@ -17,16 +18,18 @@ class InfoSettings:
     """
 
     model: tyro.conf.Positional[Model] = "digits"
+    variant: Variant = None
+    tokenizer: TokenizerPlace = None
+    prediction_type: Predicts = None
     steps: int = 10
     """How many sampling steps the plan that is shown has."""
     eta: Eta = 0.0
 
 
 def run_info(settings: InfoSettings) -> str:
+    pipe = open_pipeline(settings)
     from ddim.checkpoint import bundled_models
-    from ddim.pipelines import DiffusionPipeline
     from ddim.pipelines.info import model_info
 
-    pipe = DiffusionPipeline.from_pretrained(settings.model)
     plan = pipe.scheduler.plan(settings.steps, eta=settings.eta)
     return f"{settings.model}: {model_info(pipe)!r}\n\n{plan!r}\n\nbundled models: {', '.join(bundled_models())}"

@@ -5,34 +5,40 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ddim.cli.opening import check_kind, open_pipeline, suitable_guidance
+from ddim.cli.checks import ANIMATIONS
+from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
 from ddim.cli.options import (
     Backend,
     Device,
     DType,
     GuidanceRescale,
     GuidanceScale,
+    Loras,
     ModelOrBundled,
     NegativePrompt,
     Overwrite,
+    Predicts,
     Spacing,
     Steps,
+    TokenizerPlace,
+    Variant,
 )
 from ddim.cli.pictures import made_by, read_images, save_picture, save_pictures
 from ddim.cli.places import announce, is_folder, place
-from ddim.errors import ConfigError, require
+from ddim.errors import ConfigError, check_installed
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from ddim.cli.known import Kind
     from ddim.interpolation import Denoisers
     from ddim.pipelines import DiffusionPipeline
     from ddim.plan import SamplingPlan
@@ -55,6 +61,10 @@ class InterpolateSettings:
     prompts: tyro.conf.Positional[tuple[str, ...]] = ()
     """The texts to go between, or one text for all frames, for a text-to-image model. They stand before all options."""
     model: ModelOrBundled = None
+    lora: Loras = ()
+    variant: Variant = None
+    tokenizer: TokenizerPlace = None
+    prediction_type: Predicts = None
     seeds: Annotated[
         tuple[int, ...],
         tyro.conf.arg(
@@ -124,20 +134,31 @@ class InterpolateSettings:
     ] = "interpolation.png"
     overwrite: Overwrite = False
 
+    def check_together(self, given: Collection[str]) -> None:
+        _check_out(_with_points(self))
+        if "method" in given and not self.images:
+            raise ConfigError("--method says how --images are led up to their noise: give some, or leave it out")
+        if "between_texts" in given and len(self.prompts) < 2:
+            raise ConfigError("--between-texts says how to go from one text to another: give two, or leave it out")
+        if "fps" in given and not _is_animation(self):
+            raise ConfigError(f"--fps is for animations: let --out end in {', '.join(ANIMATIONS)}, or leave it out")
+
 
 def run_interpolate(settings: InterpolateSettings) -> None:
+    settings = _with_points(settings)
+    started = time.perf_counter()
+
+    def suits(kind: Kind) -> None:
+        _check_kind(kind, settings)
+
+    check_model(settings, suits)
+    announce(settings.out, settings.overwrite)
+    pictures = read_images(settings.images) if settings.images else []
+    pipe = open_pipeline(settings, suits)
     import torch
 
     from ddim.interpolation import draw
 
-    settings = _with_points(settings)
-    _check_out(settings)
-    announce(settings.out, settings.overwrite)
-    started = time.perf_counter()
-    pipe = open_pipeline(
-        str(settings.model), settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
-    )
-    _check_kind(pipe, settings)
     settings = _with_guidance(settings, pipe)
     plan = pipe.scheduler.plan(settings.steps)
     if settings.images:
@@ -145,10 +166,10 @@ def run_interpolate(settings: InterpolateSettings) -> None:
     frames = len(_stations(settings)[0])
     batches = -(-frames // max(settings.batch_size, 1))
     with torch.no_grad(), pipe.progress_bar(len(plan) * (batches + bool(settings.images))) as bar:
-        x = _along(_noise(pipe, plan, settings, bar.update), settings, "spherical")
+        x = _along(_noise(pipe, plan, settings, pictures, bar.update), settings, "spherical")
         denoisers = _denoisers(pipe, plan, settings)
-        pictures = draw(plan, x, denoisers, pipe.decode, batch_size=settings.batch_size, progress=bar.update)
-    for path in _write(pictures, settings):
+        frames_drawn = draw(plan, x, denoisers, pipe.decode, batch_size=settings.batch_size, progress=bar.update)
+    for path in _write(frames_drawn, settings):
         print(path)
     print(
         f"{frames} frames by {settings.model}: {settings.steps} steps, guidance {settings.guidance_scale:g}, rescale "
@@ -182,8 +203,6 @@ def _with_points(settings: InterpolateSettings) -> InterpolateSettings:
     for name in ("prompts", "seeds", "images", "class_labels"):
         if len(getattr(settings, name)) not in (0, 1, points):
             raise ConfigError(f"{len(getattr(settings, name))} {name} do not fit {points} points: give 1 or {points}")
-    if settings.frames < 2:
-        raise ConfigError(f"--frames must be 2 or more, as both ends count, not {settings.frames}")
     return settings
 
 
@@ -198,15 +217,7 @@ def _check_out(settings: InterpolateSettings) -> None:
         ConfigError: --out, or an option about it, that does not fit the others.
         MissingExtraError: the library that writes videos is not installed.
     """
-    from PIL import Image
-
-    from ddim.images import SUFFIXES
-
     suffix = Path(settings.out).suffix.lower()
-    if settings.scale is not None and settings.scale < 1:
-        raise ConfigError(f"--scale must be 1 or more, not {settings.scale}")
-    if not 1 <= settings.fps <= 60:
-        raise ConfigError(f"--fps must be in 1…60, not {settings.fps:g}")
     if _is_animation(settings):
         if settings.grid or settings.rows:
             raise ConfigError(
@@ -214,29 +225,22 @@ def _check_out(settings: InterpolateSettings) -> None:
                 "them out"
             )
         if suffix == ".mp4":
-            require("av", "video")
+            check_installed("av", "video")
         return
     if settings.rows and (settings.grid or is_folder(settings.out)):
         raise ConfigError("--rows is for a strip: leave it out for a --grid or a folder")
     if settings.loop:
-        raise ConfigError(f"--loop is for animations: write one to a name that ends in {', '.join(SUFFIXES)}")
-    if not is_folder(settings.out) and suffix not in Image.registered_extensions():
-        raise ConfigError(
-            f"--out {settings.out} is not the name of a picture: let it end in .png, or for an animation in "
-            f"{', '.join(SUFFIXES)}"
-        )
+        raise ConfigError(f"--loop is for animations: write one to a name that ends in {', '.join(ANIMATIONS)}")
 
 
 def _is_animation(settings: InterpolateSettings) -> bool:
-    from ddim.images import SUFFIXES
-
-    return not is_folder(settings.out) and Path(settings.out).suffix.lower() in SUFFIXES
+    return not is_folder(settings.out) and Path(settings.out).suffix.lower() in ANIMATIONS
 
 
-def _check_kind(pipe: DiffusionPipeline, settings: InterpolateSettings) -> None:
+def _check_kind(kind: Kind, settings: InterpolateSettings) -> None:
     example = f'ddim interpolate "a red heart" --model {settings.model}'
     check_kind(
-        pipe,
+        kind,
         str(settings.model),
         for_texts={"the prompts": settings.prompts, "--negative-prompt": settings.negative_prompt},
         for_classes={"--class-labels": settings.class_labels},
@@ -282,7 +286,11 @@ def _along(points: Tensor, settings: InterpolateSettings, how: str) -> Tensor:
 
 
 def _noise(
-    pipe: DiffusionPipeline, plan: SamplingPlan, settings: InterpolateSettings, progress: Callable[[], object]
+    pipe: DiffusionPipeline,
+    plan: SamplingPlan,
+    settings: InterpolateSettings,
+    pictures: list[Image.Image],
+    progress: Callable[[], object],
 ) -> Tensor:
     """x_T of the points, (p c h w), or of all frames, (1 c h w)."""
     from ddim.interpolation import picture_noise, seed_noise
@@ -295,7 +303,7 @@ def _noise(
         conditions["prompt"] = list(settings.prompts[:count])
     if settings.class_labels:
         conditions["class_labels"] = list(settings.class_labels[:count])
-    x0 = pipe.encode(read_images(settings.images))
+    x0 = pipe.encode(pictures)
     denoiser = pipe.denoiser(plan.inverted(), count, **conditions)
     return picture_noise(denoiser, x0, plan, settings.method, lambda step: progress())
 

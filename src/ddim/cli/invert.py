@@ -7,32 +7,36 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from ddim._version import __version__
-from ddim.cli.opening import check_kind, open_pipeline
+from ddim.cli.opening import check_kind, check_model, open_pipeline
 from ddim.cli.options import (
     Backend,
     Device,
+    Loras,
     Model,
     NegativePrompt,
     Overwrite,
     PictureFiles,
     Precision,
+    Predicts,
     Spacing,
     Steps,
+    TokenizerPlace,
+    Variant,
 )
 from ddim.cli.pictures import made_by, read_images, save_pictures
 from ddim.cli.places import announce, place
-from ddim.errors import CheckpointError, ConfigError
+from ddim.errors import CheckpointError
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from ddim.cli.known import Kind
     from ddim.pipelines import DiffusionPipeline
     from ddim.plan import SamplingPlan
     from ddim.sampling import Denoiser
@@ -54,6 +58,10 @@ class InvertSettings:
 
     images: tyro.conf.Positional[PictureFiles]
     model: Model = "emoji"
+    lora: Loras = ()
+    variant: Variant = None
+    tokenizer: TokenizerPlace = None
+    prediction_type: Predicts = None
     prompt: str | None = None
     """A text that says what the pictures show, for a text-to-image model. If not given, the empty text."""
     negative_prompt: NegativePrompt = None
@@ -89,24 +97,21 @@ class InvertSettings:
     overwrite: Overwrite = False
 
 
-SUFFIX = ".safetensors"
-
-
 def run_invert(settings: InvertSettings) -> None:
+    started = time.perf_counter()
+
+    def suits(kind: Kind) -> None:
+        _check_kind(kind, settings)
+
+    check_model(settings, suits)
+    announce(settings.out, settings.overwrite)
+    pictures = read_images(settings.images)
+    pipe = open_pipeline(settings, suits)
     import torch
 
     from ddim.checkpoint.files import save_tensors
     from ddim.inversion import METHODS
 
-    if Path(settings.out).suffix != SUFFIX:
-        raise ConfigError(f"--out {settings.out} must end in {SUFFIX}, as it holds noise and no picture")
-    announce(settings.out, settings.overwrite)
-    started = time.perf_counter()
-    pictures = read_images(settings.images)
-    pipe = open_pipeline(
-        settings.model, settings.dtype, settings.device, backend=settings.backend, spacing=settings.spacing
-    )
-    _check_kind(pipe, settings)
     plan = pipe.scheduler.plan(settings.steps).unclipped()
     way = METHODS[settings.method]
     with torch.no_grad(), pipe.progress_bar(len(plan) * (1 + settings.check)) as bar:
@@ -154,8 +159,8 @@ def sample_again(path: str, device: str | None, out: str, *, overwrite: bool) ->
         raise CheckpointError(
             f"{path} is not noise that `ddim invert` saved: give --from the file that it wrote"
         ) from error
-    pipe = open_pipeline(settings.model, settings.dtype, device, backend=settings.backend)
-    _check_kind(pipe, settings)
+    settings = dataclasses.replace(settings, device=device, spacing=None)  # the plan has the spacing
+    pipe = open_pipeline(settings, lambda kind: _check_kind(kind, settings))
     shape = pipe.sample_shape(len(states[0]))
     if any(tuple(state.shape) != shape for state in states):
         raise CheckpointError(f"{path} holds noise of shape {tuple(states[0].shape)}, {settings.model} needs {shape}")
@@ -173,9 +178,9 @@ def widened(x: Tensor) -> Tensor:
     return x.float() if x.device.type == "mps" else x.double()
 
 
-def _check_kind(pipe: DiffusionPipeline, settings: InvertSettings) -> None:
+def _check_kind(kind: Kind, settings: InvertSettings) -> None:
     check_kind(
-        pipe,
+        kind,
         settings.model,
         for_texts={"--prompt": settings.prompt, "--negative-prompt": settings.negative_prompt},
         for_classes={"--class-label": settings.class_label},

@@ -5,55 +5,159 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ddim.errors import ConfigError
+from ddim.cli.adapters import add_adapters, refuse_adapters
+from ddim.cli.checks import is_single_file
+from ddim.cli.known import SINGLE_FILE, Kind, check_against, known
+from ddim.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from ddim.pipelines import DiffusionPipeline
 
+TOKENIZER = "openai/clip-vit-large-patch14"  # that of Stable Diffusion, where --tokenizer is not given
 
-def open_pipeline(
-    model: str,
-    dtype: str | None = None,
-    device: str | None = None,
-    *,
-    backend: str = "eager",
-    spacing: str | None = None,
-    zero_snr: bool | None = None,
-) -> DiffusionPipeline:
-    """Load a pipeline by its folder, its name or its id on the hub, ready to draw.
+
+def open_pipeline(settings: Any, suits: Callable[[Kind], None] = lambda kind: None) -> DiffusionPipeline:
+    """Load the pipeline that a command's settings ask for, with its adapters, ready to draw.
 
     Args:
-        dtype: the name of the torch type to compute in. If not given, float32, or what the backend likes best.
-        device: where to run. If not given, the best device that there is.
-        backend: what runs the networks; see `ddim.backends`.
-        spacing, zero_snr: settings of the scheduler; the model's own if not given.
+        settings: a command's settings. Looked at are `model`, which is given, and as far as the command has them,
+            `dtype`, `device`, `backend`, `spacing`, `zero_snr`, `lora`, `variant`, `tokenizer`, `prediction_type`, and
+            the numbers that `known.check_against` names.
+        suits: raises a ConfigError unless the command's options are for this kind of model. It is asked before the
+            model is loaded, if its configs say what kind it is, else afterwards.
 
     Raises:
-        ConfigError: the device is not there.
-        CheckpointError: there is no such model, or it is broken.
+        ConfigError: the device is not there, or options do not go with the model.
+        CheckpointError: there is no such model or adapter, or it is broken.
+        WeightsError: an adapter does not fit the model.
     """
+    model = str(settings.model)
+    is_known = check_model(settings, suits)
     with _no_garbage():
         import torch
 
         from ddim.pipelines import DiffusionPipeline
 
+    place = _device_of(settings)
+    backend, dtype = _option(settings, "backend") or "eager", _option(settings, "dtype")
     chosen = None if dtype is None else getattr(torch, dtype)
-    pipe = DiffusionPipeline.from_pretrained(model, dtype=torch.float32 if backend == "openvino" else chosen)
-    changes: dict[str, Any] = {}
-    if spacing is not None:
-        changes["timestep_spacing"] = spacing
-    if zero_snr is not None:
-        changes["rescale_betas_zero_snr"] = zero_snr
+    how = torch.float32 if backend == "openvino" else chosen
+    if is_single_file(model):
+        pipe: DiffusionPipeline = _from_single_file(settings, how)
+    else:
+        pipe = DiffusionPipeline.from_pretrained(model, dtype=how, variant=_option(settings, "variant"))
+    if not is_known:
+        suits(pipe)
+        check_guidance(pipe, settings)
+    changes = {
+        "timestep_spacing": _option(settings, "spacing"),
+        "rescale_betas_zero_snr": _option(settings, "zero_snr"),
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
     if changes:
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
+    add_adapters(pipe, model, _option(settings, "lora") or ())
     try:
-        pipe.to(device or _best_device())
+        pipe.to(place)
     except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
-        raise ConfigError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--device {place} cannot be used: {str(error).splitlines()[0]}") from error
     return pipe if backend == "eager" else pipe.accelerate(backend, chosen)
+
+
+def check_model(settings: Any, suits: Callable[[Kind], None]) -> bool:
+    """Check, without PyTorch, what can be checked of a model and of the options before it is loaded.
+
+    Args:
+        settings, suits: as in `open_pipeline`, which does this first.
+
+    Returns:
+        Whether it is known what kind of model it is.
+
+    Raises:
+        ConfigError, CheckpointError: as `open_pipeline`.
+    """
+    model = str(settings.model)
+    found = SINGLE_FILE if is_single_file(model) else known(model)
+    if found is not None:
+        suits(found)
+        check_guidance(found, settings)
+        check_against(model, found, settings)
+        if not found.draws_texts:
+            refuse_adapters(model, _option(settings, "lora"))
+    _check_loading(settings)
+    return found is not None
+
+
+def _option(settings: Any, name: str) -> Any:
+    """What was given for an option; None for one that the command has not."""
+    return getattr(settings, name, None)
+
+
+def _device_of(settings: Any) -> str:
+    """The device to run on: the one that is asked for, or else the best that there is.
+
+    Raises:
+        ConfigError: it is not there; the message lists those that are.
+    """
+    import torch
+
+    there = ["cpu"]
+    there += [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    asked = _option(settings, "device")
+    if asked is None:
+        return "cuda" if "cuda:0" in there else there[-1]
+    kind, _, index = str(asked).partition(":")
+    if kind in ("cpu", "cuda", "mps") and (f"{kind}:{index or 0}" if kind == "cuda" else kind) not in there:
+        raise ConfigError(f"--device {asked} cannot be used: PyTorch finds {' and '.join(there)} here")
+    return str(asked)
+
+
+def _check_loading(settings: Any) -> None:
+    """Refuse options about loading that have no meaning for the kind of model that is given.
+
+    Raises:
+        ConfigError: says which to leave out.
+    """
+    model = str(settings.model)
+    if is_single_file(model) and _option(settings, "variant") is not None:
+        raise ConfigError(f"--variant chooses among the files of a folder, and {model} is one file: leave it out")
+    for option, name in (("--tokenizer", "tokenizer"), ("--prediction-type", "prediction_type")):
+        if not is_single_file(model) and _option(settings, name) is not None:
+            raise ConfigError(
+                f"{option} is for a --model that is one .safetensors file, and {model} says it itself: leave it out"
+            )
+
+
+def _from_single_file(settings: Any, dtype: torch.dtype | None) -> DiffusionPipeline:
+    """The pipeline of one file in the original layout.
+
+    Raises:
+        CheckpointError: as for any model; or the tokenizer is not there, of which the message says how to give one.
+    """
+    from ddim.pipelines import StableDiffusionPipeline
+
+    tokenizer = _option(settings, "tokenizer")
+    try:
+        pipe = StableDiffusionPipeline.from_single_file(
+            str(settings.model),
+            tokenizer=tokenizer or TOKENIZER,
+            dtype=dtype,
+            prediction_type=_option(settings, "prediction_type"),
+        )
+    except CheckpointError as error:
+        if tokenizer is None and TOKENIZER in str(error):
+            raise CheckpointError(
+                f"a single file has no tokenizer, and the usual one, {TOKENIZER}, cannot be had: give --tokenizer and "
+                f"a folder that has one, such as that of any Stable Diffusion ({error})"
+            ) from error
+        raise
+    return pipe
 
 
 @contextlib.contextmanager
@@ -73,16 +177,8 @@ def _no_garbage() -> Iterator[None]:
         gc.enable()
 
 
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def check_kind(
-    pipe: DiffusionPipeline,
+    pipe: Kind,
     model: str,
     *,
     for_texts: Mapping[str, object] | None = None,
@@ -113,6 +209,37 @@ def check_kind(
         raise ConfigError(f"{model} knows no classes: leave out {_listed(classes)}")
     if pipe.draws_texts and example is not None and next(iter(for_texts or {}), None) not in texts:
         raise ConfigError(f"{model} draws what a text says: give one, for example {example}")
+
+
+def check_guidance(kind: Kind, settings: Any) -> None:
+    """Refuse options about guidance where there is none.
+
+    Args:
+        kind: what the model is for.
+        settings: a command's settings, of which those are looked at that are named as here.
+
+    Raises:
+        ConfigError: says what to give, or to leave out.
+    """
+    model, scale = settings.model, _option(settings, "guidance_scale")
+    if scale not in (None, 1) and not kind.draws_texts and kind.class_count is None:
+        raise ConfigError(
+            f"--guidance-scale {scale:g} has nothing to prefer, as {model} knows neither texts nor classes"
+        )
+    if kind.draws_texts:  # where pictures are inverted, suitable guidance is none
+        is_guided = not _option(settings, "images") or hasattr(settings, "source") if scale is None else scale > 1
+    else:
+        is_guided = scale not in (None, 1)
+    about = {
+        "--negative-prompt": _option(settings, "negative_prompt") is not None,
+        "--guidance-rescale": bool(_option(settings, "guidance_rescale")),
+        "--guidance-interval": _option(settings, "guidance_interval") is not None,
+    }
+    for option, is_given in about.items():
+        if is_given and not is_guided:
+            raise ConfigError(
+                f"{option} changes nothing without guidance: give a --guidance-scale above 1, or leave it out"
+            )
 
 
 def _given(options: Mapping[str, object]) -> list[str]:

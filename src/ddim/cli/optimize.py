@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ddim.cli.checks import folder_to
 from ddim.cli.opening import check_kind, open_pipeline, suitable_guidance
-from ddim.cli.options import Backend, Device, DType, GuidanceRescale, GuidanceScale, Model, Order, Overwrite
+from ddim.cli.options import (
+    Backend,
+    Device,
+    DType,
+    GuidanceRescale,
+    GuidanceScale,
+    Model,
+    Order,
+    Overwrite,
+    Predicts,
+    TokenizerPlace,
+    Variant,
+)
 from ddim.cli.places import place, say_kept
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ddim.cli.known import Kind
     from ddim.pipelines import DiffusionPipeline
 
 
@@ -29,6 +44,9 @@ class OptimizeSettings:
     """
 
     model: tyro.conf.Positional[Model]
+    variant: Variant = None
+    tokenizer: TokenizerPlace = None
+    prediction_type: Predicts = None
     steps: tuple[int, ...] = (5, 6, 8, 10, 12, 15, 20)
     """The numbers of sampling steps to find timesteps for."""
     order: Order = 1
@@ -55,27 +73,27 @@ class OptimizeSettings:
     ] = None
     overwrite: Overwrite = False
 
-    def __post_init__(self) -> None:
-        if not self.steps or min(self.steps) < 1 or max(self.steps) > self.reference:
-            raise ConfigError(f"steps must be from 1 to the {self.reference} of --reference, not {self.steps}")
-        if self.samples < 1:
-            raise ConfigError(f"samples must be 1 or more, not {self.samples}")
+    def check_together(self, given: Collection[str]) -> None:
+        if not self.steps or max(self.steps) > self.reference:
+            said = " ".join(map(str, self.steps)) or "none"
+            raise ConfigError(f"--steps must be from 1 to the {self.reference} of --reference, not {said}")
+        if self.out is None and not Path(self.model).is_dir():
+            raise ConfigError(
+                f"{self.model} is no folder: say by --out FOLDER where scheduler_config.json is to be written"
+            )
+        if self.out is None:
+            folder_to(str(Path(self.model) / "scheduler"), "the model")
 
 
 def run_optimize(settings: OptimizeSettings) -> str:
+    pipe = open_pipeline(settings, lambda kind: _check_kind(kind, settings))
     import torch
 
     from ddim.noise import gaussian_noise, seeded_generators
     from ddim.sampling import sample
     from ddim.search import evaluations, find_timesteps
 
-    if settings.out is None and not Path(settings.model).is_dir():
-        raise ConfigError(
-            f"{settings.model} is no folder: say by --out FOLDER where scheduler_config.json is to be written"
-        )
     folder = _folder(settings)
-    pipe = open_pipeline(settings.model, settings.dtype, settings.device, backend=settings.backend)
-    _check_kind(pipe, settings)
     spaced = pipe.scheduler
     if spaced.config.timestep_spacing == "optimized":
         spaced = spaced.from_config(spaced.config, timestep_spacing="trailing")
@@ -113,9 +131,9 @@ def _folder(settings: OptimizeSettings) -> Path:
     return chosen
 
 
-def _check_kind(pipe: DiffusionPipeline, settings: OptimizeSettings) -> None:
+def _check_kind(kind: Kind, settings: OptimizeSettings) -> None:
     check_kind(
-        pipe,
+        kind,
         settings.model,
         for_texts={"--prompts": settings.prompts},
         example=f'ddim optimize {settings.model} --prompts "a red heart" "a cat face"',

@@ -18,15 +18,47 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Model = Annotated[
     str,
     tyro.conf.arg(
-        help="A folder in diffusers' layout, the name of a bundled model (`ddim info` lists them), or an id on the "
-        "Hugging Face hub."
+        help="A folder in diffusers' layout, the name of a bundled model (`ddim info` lists them), an id on the "
+        "Hugging Face hub, or a .safetensors file with a whole Stable Diffusion 1 or 2."
     ),
 ]
 ModelOrBundled = Annotated[
     str | None,
     tyro.conf.arg(
-        help="A folder in diffusers' layout, the name of a bundled model (`ddim info` lists them), or an id on the "
-        "Hugging Face hub. If not given, the bundled emoji model draws texts, and the digits model all else."
+        help="A folder in diffusers' layout, the name of a bundled model (`ddim info` lists them), an id on the "
+        "Hugging Face hub, or a .safetensors file with a whole Stable Diffusion 1 or 2. If not given, the bundled "
+        "emoji model draws texts, and the digits model all else."
+    ),
+]
+Loras = Annotated[  # a tuple for each time that it is given, of which `cli.adapters.joined` makes one
+    tuple[tuple[str, ...], ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(
+        metavar="PATH[:WEIGHT] ...",
+        help="Low-rank adapters to draw with, one or several: files, folders or ids on the hub (owner/name, or "
+        "owner/name/file). A number after a colon says how strong one is to be. If not given, 1: as it was trained.",
+    ),
+]
+Variant = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="Which of a model's files to take, such as fp16 for those whose names end in .fp16.safetensors. If not "
+        "given, the plain ones or, where there are none, the only variant that there is."
+    ),
+]
+TokenizerPlace = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="FOLDER",
+        help="Where the tokenizer is for a --model that is a single file, which has none: a folder, or an id on the "
+        "hub. If not given, CLIP's is taken from the hub.",
+    ),
+]
+Predicts = Annotated[
+    Literal["epsilon", "v_prediction", "sample"] | None,
+    tyro.conf.arg(
+        help="What the network of a --model that is a single file predicts. If not given, what the file says of it, or "
+        "else what is usual: epsilon for Stable Diffusion 1, v_prediction for 2."
     ),
 ]
 Prompt = Annotated[str | None, tyro.conf.arg(help="The text that says what to draw, for a text-to-image model.")]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from ddim.cli.opening import check_kind, open_pipeline, suitable_guidance
+from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
 from ddim.cli.options import (
     Device,
     Eta,
@@ -19,15 +20,19 @@ from ddim.cli.options import (
     Overwrite,
     PlotOut,
     Precision,
+    Predicts,
     Prompt,
     Spacing,
     Steps,
+    TokenizerPlace,
+    Variant,
     ZeroSNR,
 )
 from ddim.cli.places import announce, place
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ddim.cli.known import Kind
     from ddim.pipelines import DiffusionPipeline
 
 
@@ -60,6 +65,9 @@ class PlotTrajectorySettings:
 
     prompt: tyro.conf.Positional[Prompt] = None
     model: ModelOrBundled = None
+    variant: Variant = None
+    tokenizer: TokenizerPlace = None
+    prediction_type: Predicts = None
     negative_prompt: NegativePrompt = None
     class_label: int | None = None
     """The class to draw, for a class-conditional model. If not given, no class in particular."""
@@ -102,15 +110,19 @@ def run_schedule(settings: PlotScheduleSettings) -> Path:
 
 
 def run_trajectory(settings: PlotTrajectorySettings) -> Path:
+    model = settings.model or ("digits" if settings.prompt is None else "emoji")
+    settings = dataclasses.replace(settings, model=model)
+
+    def suits(kind: Kind) -> None:
+        _check_kind(kind, model, settings)
+
+    check_model(settings, suits)
+    announce(settings.out, settings.overwrite)
+    pipe = open_pipeline(settings, suits)
     from ddim.noise import gaussian_noise, seeded_generators
-    from ddim.plots.style import check_name
     from ddim.plots.trajectory import plot_trajectory, record
 
-    check_name(settings.out)
-    announce(settings.out, settings.overwrite)
-    model = settings.model or ("digits" if settings.prompt is None else "emoji")
-    pipe = open_pipeline(model, settings.dtype, settings.device, spacing=settings.spacing, zero_snr=settings.zero_snr)
-    conditions = _conditions(pipe, model, settings)
+    conditions = _conditions(pipe, settings)
     plan = pipe.scheduler.plan(settings.steps, eta=settings.eta)
     generators = seeded_generators(settings.seed, 1)
     x = gaussian_noise(pipe.sample_shape(1), generators, pipe.device, pipe.dtype)
@@ -126,19 +138,18 @@ def run_trajectory(settings: PlotTrajectorySettings) -> Path:
     return plot_trajectory(trajectory, pipe.decode, title, str(place(settings.out, settings.overwrite)))
 
 
-def _conditions(pipe: DiffusionPipeline, model: str, settings: PlotTrajectorySettings) -> dict[str, Any]:
-    """What the denoiser is to draw.
-
-    Raises:
-        ConfigError: options that this kind of model has no use for.
-    """
+def _check_kind(kind: Kind, model: str, settings: PlotTrajectorySettings) -> None:
     check_kind(
-        pipe,
+        kind,
         model,
         for_texts={"the prompt": settings.prompt, "--negative-prompt": settings.negative_prompt},
         for_classes={"--class-label": settings.class_label},
         example=f'ddim plot trajectory "a red heart" --model {model}',
     )
+
+
+def _conditions(pipe: DiffusionPipeline, settings: PlotTrajectorySettings) -> dict[str, Any]:
+    """What the denoiser is to draw."""
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
     guidance = {"guidance_scale": scale, "guidance_rescale": rescale}
     if pipe.draws_texts:

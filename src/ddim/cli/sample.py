@@ -6,13 +6,14 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from ddim._version import __version__
-from ddim.cli.opening import check_kind, open_pipeline, suitable_guidance
+from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
 from ddim.cli.options import (
     Backend,
     Device,
@@ -20,14 +21,18 @@ from ddim.cli.options import (
     Eta,
     GuidanceRescale,
     GuidanceScale,
+    Loras,
     ModelOrBundled,
     NegativePrompt,
     Order,
     Overwrite,
     PictureOut,
+    Predicts,
     Prompt,
     Spacing,
     Steps,
+    TokenizerPlace,
+    Variant,
     ZeroSNR,
 )
 from ddim.cli.pictures import made_by, read_image, save_pictures
@@ -37,6 +42,7 @@ from ddim.errors import ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ddim.cli.known import Kind
     from ddim.pipelines import DiffusionPipeline
 
 
@@ -56,6 +62,10 @@ class SampleSettings:
 
     prompt: tyro.conf.Positional[Prompt] = None
     model: ModelOrBundled = None
+    lora: Loras = ()
+    variant: Variant = None
+    tokenizer: TokenizerPlace = None
+    prediction_type: Predicts = None
     negative_prompt: NegativePrompt = None
     class_labels: tuple[int, ...] = ()
     """The classes to draw, in turn, with a class-conditional model. If not given, all of its classes."""
@@ -106,6 +116,19 @@ class SampleSettings:
     out: PictureOut = "samples.png"
     overwrite: Overwrite = False
 
+    def check_together(self, given: Collection[str]) -> None:
+        if self.from_image is not None:
+            return  # the picture has the others
+        if self.image is None and "strength" in given:
+            raise ConfigError("--strength says how much of --image is lost: give one, or leave it out")
+        if self.image is None and self.mask_image is not None:
+            raise ConfigError("--mask-image says where --image is to be painted anew: give one, or leave it out")
+        if self.order == 2 and self.eta != 0:
+            raise ConfigError(f"--order 2 needs an --eta of 0, not {self.eta}: leave one of them out")
+        if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
+            first, second = self.guidance_interval
+            raise ConfigError(f"--guidance-interval {first} {second} is the wrong way round: give {second} {first}")
+
 
 def run_sample(settings: SampleSettings) -> None:
     announce(settings.out, settings.overwrite)
@@ -120,17 +143,18 @@ def run_sample(settings: SampleSettings) -> None:
     if settings.model is None:
         settings = dataclasses.replace(settings, model="digits" if settings.prompt is None else "emoji")
     started = time.perf_counter()
-    pipe = open_pipeline(
-        str(settings.model),
-        settings.dtype,
-        settings.device,
-        backend=settings.backend,
-        spacing=settings.spacing,
-        zero_snr=settings.zero_snr,
-    )
+
+    def suits(kind: Kind) -> None:
+        _check_kind(kind, settings)
+
+    check_model(settings, suits)
+    pictures = {
+        name: read_image(path) for name in ("image", "mask_image") if (path := getattr(settings, name)) is not None
+    }
+    pipe = open_pipeline(settings, suits)
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
     settings = dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
-    images = _draw(pipe, settings, only)
+    images = _draw(pipe, settings, pictures, only)
     made = made_by("sample", settings)
     for path in save_pictures(images, settings.out, made, overwrite=settings.overwrite, first=only):
         print(path)
@@ -174,13 +198,14 @@ def _remake(settings: SampleSettings) -> tuple[SampleSettings, int | None]:
     return SampleSettings(**{**stored, **own}), only
 
 
-def _draw(pipe: DiffusionPipeline, settings: SampleSettings, only: int | None) -> list[Image.Image]:
+def _draw(
+    pipe: DiffusionPipeline, settings: SampleSettings, pictures: dict[str, Image.Image], only: int | None
+) -> list[Image.Image]:
     """All images that the settings ask for, or the one with the number `only`."""
     import torch
 
     from ddim.noise import seeded_generators
 
-    _check_kind(pipe, settings)
     labels = settings.class_labels or range(pipe.class_count or 0)
     count = settings.batch or len(labels) or (1 if pipe.draws_texts else 16)
     numbers = range(count) if only is None else (only,)
@@ -203,17 +228,15 @@ def _draw(pipe: DiffusionPipeline, settings: SampleSettings, only: int | None) -
             name: getattr(settings, name) for name in ("prompt", "negative_prompt", "height", "width", "strength")
         }
         arguments["num_images_per_prompt"] = len(numbers)
-        for name in ("image", "mask_image"):
-            if getattr(settings, name) is not None:
-                arguments[name] = read_image(getattr(settings, name))
+        arguments |= pictures
     with torch.inference_mode():
         images: list[Image.Image] = pipe(**arguments).images
     return images
 
 
-def _check_kind(pipe: DiffusionPipeline, settings: SampleSettings) -> None:
+def _check_kind(kind: Kind, settings: SampleSettings) -> None:
     check_kind(
-        pipe,
+        kind,
         str(settings.model),
         for_texts={
             "the prompt": settings.prompt,

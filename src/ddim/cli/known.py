@@ -1,0 +1,133 @@
+"""What a model's configs say of it before it is loaded, and what of a command's options cannot go with that.
+
+Only folders and bundled models are read, as that takes a millisecond and no PyTorch. Of others, and of what no config
+says, nothing is known, and the same is found out later, when the model is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ddim.checkpoint.files import read_json
+from ddim.checkpoint.hub import Repository
+from ddim.errors import CheckpointError, ConfigError
+
+INDEX = "model_index.json"
+PIXELS = ("DDIMPipeline", "DDPMPipeline")
+TEXTS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+
+
+class Kind(Protocol):
+    """What a model is for, as far as options depend on it. A pipeline says it, too."""
+
+    @property
+    def draws_texts(self) -> bool:
+        """Whether it draws what a text says."""
+
+    @property
+    def class_count(self) -> int | None:
+        """How many classes can be asked for; None where the model knows none."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a model. None means that nothing is.
+
+    Attributes:
+        draws_texts, class_count: see `Kind`.
+        timesteps: how many it was trained on.
+        prediction_type: what its network predicts.
+        factor: how many pixels a latent stands for, on each side.
+    """
+
+    draws_texts: bool
+    class_count: int | None
+    timesteps: int | None
+    prediction_type: str | None
+    factor: int | None
+
+
+# What all single files hold that are read: Stable Diffusion 1 or 2.
+SINGLE_FILE = Known(draws_texts=True, class_count=None, timesteps=1000, prediction_type=None, factor=None)
+
+
+def known(model: str) -> Known | None:
+    """What the configs of a folder or a bundled model say.
+
+    Raises:
+        CheckpointError: there can be no such model, or the folder holds no pipeline.
+    """
+    repository = Repository(model)
+    if repository.folder is None:
+        return None
+    path = repository.find(INDEX)
+    if path is None:
+        raise CheckpointError(f"{model} has no {INDEX}: it is no pipeline")
+    pipeline = read_json(path).get("_class_name")
+    if pipeline not in (*PIXELS, *TEXTS):
+        return None
+    unet, scheduler, vae = (_config(repository, part) for part in ("unet", "scheduler", "vae"))
+    classes, levels = unet.get("num_class_embeds"), vae.get("block_out_channels")
+    prediction = scheduler.get("prediction_type", "epsilon")
+    return Known(
+        draws_texts=pipeline in TEXTS,
+        class_count=classes - 1 if pipeline in PIXELS and type(classes) is int else None,
+        timesteps=_count(scheduler.get("num_train_timesteps", 1000)),
+        prediction_type=prediction if isinstance(prediction, str) else None,
+        factor=2 ** (len(levels) - 1) if isinstance(levels, list) and 0 < len(levels) < 10 else None,
+    )
+
+
+def _config(repository: Repository, part: str) -> dict[str, Any]:
+    """The config of a part; empty if it is elsewhere or broken, of which loading the model tells more."""
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    try:
+        path: Path | None = repository.find(name, part)
+        return {} if path is None else read_json(path)
+    except CheckpointError:
+        return {}
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
+
+
+def check_against(model: str, found: Known, settings: Any) -> None:
+    """Refuse numbers that the model cannot follow.
+
+    Args:
+        model: what the user calls it.
+        found: what is known of it.
+        settings: a command's settings, of which those are looked at that are named as here.
+
+    Raises:
+        ConfigError: says which option to change.
+    """
+    timesteps = found.timesteps
+    for option, name in (("--steps", "steps"), ("--reference", "reference")):
+        for value in _values(settings, name):
+            if timesteps is not None and value > timesteps:
+                raise ConfigError(
+                    f"{option} must be from 1 to {timesteps}, the timesteps that {model} was trained on "
+                    f"(num_train_timesteps), not {value}"
+                )
+    for option, name in (("--class-labels", "class_labels"), ("--class-label", "class_label")):
+        for value in _values(settings, name):
+            if found.class_count is not None and value >= found.class_count:
+                raise ConfigError(f"{option} {value} is no class of {model}, which knows 0 to {found.class_count - 1}")
+    for name in ("height", "width"):
+        for value in _values(settings, name):
+            if found.factor is not None and value % found.factor:
+                raise ConfigError(f"--{name} must be a multiple of {found.factor} for {model}, not {value}")
+    if getattr(settings, "zero_snr", None) and found.prediction_type == "epsilon":
+        raise ConfigError(
+            f"--zero-snr True needs a model that predicts v_prediction or sample; {model} predicts epsilon, which "
+            "cannot be told from pure noise"
+        )
+
+
+def _values(settings: Any, name: str) -> tuple[int, ...]:
+    value = getattr(settings, name, None)
+    return () if value is None else value if isinstance(value, tuple) else (value,)
