@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def edit(
     target: Denoiser,
     x0: Tensor,
     plan: SamplingPlan,
-    method: str = "ddim",
+    method: Literal["ddim", "fixed-point", "bidirectional"] = "ddim",
     notice: Notice | None = None,
 ) -> Tensor:
     """Invert under the source's condition and sample under the target's.

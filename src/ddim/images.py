@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -25,6 +25,7 @@ from ddim.errors import ConfigError, require
 __all__ = [
     "OUTPUT_TYPES",
     "SUFFIXES",
+    "OutputType",
     "enlarge",
     "image_grid",
     "there_and_back",
@@ -33,13 +34,22 @@ __all__ = [
     "write_animation",
 ]
 
-OUTPUT_TYPES = ("pil", "np", "pt")
+OutputType: TypeAlias = Literal["pil", "np", "pt"]
+OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
 SUFFIXES = (".gif", ".webp", ".mp4")
 
 _IMAGE_DESCRIPTION = 0x010E  # the number of EXIF's field for a description
 
 
-def to_images(x: Tensor, output_type: str = "pil") -> Any:
+@overload
+def to_images(x: Tensor, output_type: Literal["pil"] = "pil") -> list[Image.Image]: ...
+@overload
+def to_images(x: Tensor, output_type: Literal["np"]) -> np.ndarray[Any, Any]: ...
+@overload
+def to_images(x: Tensor, output_type: Literal["pt"]) -> Tensor: ...
+@overload
+def to_images(x: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray[Any, Any] | Tensor: ...
+def to_images(x: Tensor, output_type: OutputType = "pil") -> list[Image.Image] | np.ndarray[Any, Any] | Tensor:
     """Pictures from a model's output.
 
     Args:

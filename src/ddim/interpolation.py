@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -264,7 +264,11 @@ INVERSIONS = {"ddim": METHODS["ddim"], "fixed-point": dataclasses.replace(METHOD
 
 
 def picture_noise(
-    denoiser: Denoiser, x0: Tensor, plan: SamplingPlan, method: str = "ddim", notice: Notice | None = None
+    denoiser: Denoiser,
+    x0: Tensor,
+    plan: SamplingPlan,
+    method: Literal["ddim", "fixed-point"] = "ddim",
+    notice: Notice | None = None,
 ) -> Tensor:
     """x_T of real pictures, (p c h w), from which the same plan leads down to them again.
 

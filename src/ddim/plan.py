@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from html import escape
 from itertools import pairwise
-from typing import Any, SupportsIndex, overload
+from typing import Any, SupportsIndex, cast, overload
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ddim.errors import ConfigError
 from ddim.noise import Generators
-from ddim.process import SIGMA_HAT, Eta, ddim_step, prediction, second_order, sigma, sigma_hat
+from ddim.process import SIGMA_HAT, Eta, Order, PredictionType, ddim_step, prediction, second_order, sigma, sigma_hat
 from ddim.step import DDIMSchedulerOutput, Row, check_step, step_noise, take_linear_step, take_step, threshold
 
 __all__ = ["SamplingPlan"]
@@ -59,13 +59,13 @@ class SamplingPlan:
     timesteps: tuple[int, ...]
     alphas_cumprod: tuple[float, ...] = field(repr=False)
     final_alpha_cumprod: float = 1.0
-    prediction_type: str = "epsilon"
+    prediction_type: PredictionType = "epsilon"
     eta: Eta = 0.0
     clip_range: float | None = None
     thresholding: tuple[float, float] | None = None
     legacy_stride: int | None = None
     inverse: bool = False
-    order: int = 1
+    order: Order = 1
 
     def __post_init__(self) -> None:
         check_levels(self.alphas_cumprod, self.final_alpha_cumprod)
@@ -497,7 +497,7 @@ def _check_timesteps(timesteps: Sequence[int], steps: int, inverse: bool) -> Non
 def as_eta(eta: Any) -> Eta:
     """η as a float or "sigma_hat", from any number, or an array or tensor of one; what is none of these as it is."""
     if type(eta) is float or isinstance(eta, (str, bool)):
-        return eta
+        return cast(Eta, eta)
     if hasattr(eta, "item") and getattr(eta, "ndim", 1) == 0:
         eta = eta.item()
     result: Eta = float(eta) if type(eta) is int else eta

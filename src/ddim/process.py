@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from ddim.errors import ConfigError
 
@@ -35,7 +35,9 @@ __all__ = [
     "PREDICTIONS",
     "SIGMA_HAT",
     "Eta",
+    "Order",
     "Prediction",
+    "PredictionType",
     "Value",
     "add_noise",
     "ddim_step",
@@ -48,9 +50,11 @@ __all__ = [
 # A number, a numpy array or a tensor; those of one call broadcast.
 Value: TypeAlias = Any
 
-SIGMA_HAT = "sigma_hat"
+SIGMA_HAT: Final = "sigma_hat"
 DAMPING = 4.0  # of steps of second order, by radian
-Eta: TypeAlias = float | str  # in [0, 1], or SIGMA_HAT
+Eta: TypeAlias = float | Literal["sigma_hat"]  # in [0, 1], or SIGMA_HAT
+PredictionType: TypeAlias = Literal["epsilon", "sample", "v_prediction"]  # the keys of PREDICTIONS
+Order: TypeAlias = Literal[1, 2]
 
 
 def add_noise(x0: Value, eps: Value, alpha_bar: Value) -> Value:

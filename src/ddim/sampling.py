@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch import Tensor
 from ddim.errors import NonFiniteError
 from ddim.noise import Generators
 from ddim.plan import SamplingPlan
-from ddim.process import Eta
+from ddim.process import Eta, Order
 from ddim.step import Row, fields_repr
 
 __all__ = ["Denoiser", "Pipeline", "SampleStep", "Scheduler", "sample"]
@@ -42,7 +42,7 @@ class Scheduler(Protocol):
     def from_config(self, config: Mapping[str, Any], **overrides: Any) -> Self:
         """Another one, with some arguments changed."""
 
-    def plan(self, num_inference_steps: int | None = None, *, eta: Eta = 0.0, order: int = 1) -> SamplingPlan:
+    def plan(self, num_inference_steps: int | None = None, *, eta: Eta = 0.0, order: Order = 1) -> SamplingPlan:
         """The table of a run."""
 
 
@@ -93,7 +93,7 @@ class Pipeline(Protocol):
     def encode(self, pictures: Any) -> Tensor:
         """Pictures as the clean samples (b c h w) that they are in model space; the same every time."""
 
-    def decode(self, x: Tensor, output_type: str = "pil") -> Any:
+    def decode(self, x: Tensor, output_type: Literal["pil", "np", "pt"] = "pil") -> Any:
         """What `encode` undoes: clean samples (b c h w) as pictures."""
 
 

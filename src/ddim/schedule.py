@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ __all__ = [
     "BETA_SCHEDULES",
     "SPACINGS",
     "Array",
+    "BetaSchedule",
+    "Spacing",
     "make_alphas_cumprod",
     "make_betas",
     "snr",
@@ -28,6 +30,8 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+BetaSchedule: TypeAlias = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]  # the keys of BETA_SCHEDULES
+Spacing: TypeAlias = Literal["leading", "trailing", "linspace", "quadratic"]  # the keys of SPACINGS
 
 
 # --- betas -----------------------------------------------------------------------------------------------------------
@@ -52,7 +56,7 @@ def _squared_cosine(steps: int, start: float, end: float) -> Array:
     return np.asarray(np.minimum(1 - edges[1:] / edges[:-1], 0.999))
 
 
-BETA_SCHEDULES: dict[str, Callable[[int, float, float], Array]] = {
+BETA_SCHEDULES: dict[BetaSchedule, Callable[[int, float, float], Array]] = {
     "linear": _linear,
     "scaled_linear": _scaled_linear,
     "squaredcos_cap_v2": _squared_cosine,
@@ -63,7 +67,7 @@ def make_betas(
     num_train_timesteps: int,
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
-    beta_schedule: str = "linear",
+    beta_schedule: BetaSchedule = "linear",
     trained_betas: Sequence[float] | Array | None = None,
 ) -> Array:
     """The variances β_t of the forward process.
@@ -180,7 +184,7 @@ def _quadratic(count: int, steps: int, offset: int) -> Array:
     return chosen[::-1]
 
 
-SPACINGS: dict[str, Callable[[int, int, int], Array]] = {
+SPACINGS: dict[Spacing, Callable[[int, int, int], Array]] = {
     "leading": _leading,
     "trailing": _trailing,
     "linspace": _linspace,
@@ -189,7 +193,7 @@ SPACINGS: dict[str, Callable[[int, int, int], Array]] = {
 
 
 def space_timesteps(
-    num_inference_steps: int, num_train_timesteps: int, spacing: str = "leading", steps_offset: int = 0
+    num_inference_steps: int, num_train_timesteps: int, spacing: Spacing = "leading", steps_offset: int = 0
 ) -> tuple[int, ...]:
     """Pick N of the T timesteps, the largest first.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddim.errors import ConfigError
 from ddim.plan import SamplingPlan
-from ddim.process import ddim_step, second_order
+from ddim.process import Order, ddim_step, second_order
 from ddim.sampling import Denoiser, sample
 
 __all__ = ["evaluations", "find_timesteps"]
@@ -47,7 +47,7 @@ def find_timesteps(
     plan: SamplingPlan,
     numbers: Collection[int],
     *,
-    order: int = 1,
+    order: Order = 1,
     notice: Callable[[int], object] = lambda count: None,
 ) -> dict[int, tuple[int, ...]]:
     """For each N of `numbers`, the N timesteps of `plan` with which a run ends nearest to where the plan's run ends.
@@ -113,7 +113,7 @@ class _Way:
     denoiser: Denoiser
     plan: SamplingPlan
     goals: list[Tensor]  # the fine run's sample (b …) at each place
-    order: int
+    order: Order
     notice: Callable[[int], object]
 
     def search(self, numbers: Collection[int]) -> dict[int, tuple[int, ...]]:

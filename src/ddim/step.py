@@ -50,6 +50,7 @@ class Output(_Dict):
 
     def __init_subclass__(cls) -> None:
         """Let torch look into it, as it looks into tuples: for `torch.func`, `torch.export` and the like."""
+        super().__init_subclass__()
         register_pytree_node(cls, lambda output: ([*output], None), lambda values, _: cls(*values))
         cls._first = next(iter(cls.__annotations__))
         cls.__repr__ = Output.__repr__  # type: ignore[method-assign]  # so that no dataclass makes one of its own

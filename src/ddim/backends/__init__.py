@@ -14,7 +14,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -23,7 +23,10 @@ from ddim.backends.runner import Runner
 from ddim.errors import ConfigError
 from ddim.models.core import HasCore
 
-__all__ = ["BACKENDS", "Runner", "accelerate", "choose_backend", "describe"]
+__all__ = ["BACKENDS", "BackendName", "Runner", "accelerate", "choose_backend", "describe"]
+
+
+BackendName: TypeAlias = Literal["eager", "compile", "openvino", "auto"]  # the keys of BACKENDS, and "auto"
 
 
 def _openvino(network: HasCore, dtype: torch.dtype | None) -> Runner:
@@ -49,7 +52,7 @@ BACKENDS: dict[str, Callable[[HasCore, torch.dtype | None], Runner | None]] = {
 }
 
 
-def choose_backend(device: torch.device) -> str:
+def choose_backend(device: torch.device) -> Literal["eager", "compile", "openvino"]:
     """The backend that "auto" stands for: the one that was fastest in the measurements of docs/benchmarks.md.
 
     Args:
@@ -64,7 +67,7 @@ def choose_backend(device: torch.device) -> str:
     return "compile" if device.type == "cuda" and os.name == "posix" else "eager"
 
 
-def accelerate(networks: Iterable[Any], backend: str, dtype: torch.dtype | None = None) -> str:
+def accelerate(networks: Iterable[Any], backend: BackendName, dtype: torch.dtype | None = None) -> str:
     """Have networks run by a backend from now on. A network without a core is left as it is.
 
     Args:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from ddim.errors import ConfigError
+from ddim.process import PredictionType
 
 # Names of tensors that are notes: they count by being there, whatever they hold, which mostly is nothing.
 V_PREDICTION_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
@@ -51,7 +52,7 @@ class Notes(NamedTuple):
     predictions: dict[str, str]
     zero_snr: str
 
-    def prediction_type(self, file: object) -> str | None:
+    def prediction_type(self, file: object) -> PredictionType | None:
         """What the network predicts; None if the file does not say it.
 
         Raises:
@@ -69,7 +70,7 @@ class Notes(NamedTuple):
                 f"{file} predicts what is not known here: {said}. Pass prediction_type='epsilon', 'v_prediction' or "
                 "'sample' if it is one of these"
             )
-        return kind
+        return cast(PredictionType, kind)
 
 
 def read_notes(names: Collection[str], metadata: Mapping[str, str]) -> Notes:

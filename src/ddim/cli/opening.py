@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ddim.cli.adapters import add_adapters, refuse_adapters
 from ddim.cli.checks import is_single_file
 from ddim.cli.known import SINGLE_FILE, Kind, check_against, known
+from ddim.cli.options import Backend
 from ddim.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def open_pipeline(settings: Any, suits: Callable[[Kind], None] = lambda kind: No
         from ddim.pipelines import DiffusionPipeline
 
     place = _device_of(settings)
-    backend, dtype = _option(settings, "backend") or "eager", _option(settings, "dtype")
+    backend: Backend = _option(settings, "backend") or "eager"
+    dtype = _option(settings, "dtype")
     chosen = None if dtype is None else getattr(torch, dtype)
     how = torch.float32 if backend == "openvino" else chosen
     if is_single_file(model):

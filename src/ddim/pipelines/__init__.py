@@ -3,8 +3,9 @@
 from ddim.images import image_grid, to_images
 from ddim.pipelines.base import DiffusionPipeline
 from ddim.pipelines.image_to_image import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
-from ddim.pipelines.pixels import DDIMPipeline, ImagePipelineOutput
-from ddim.pipelines.text_to_image import StableDiffusionPipeline, StableDiffusionPipelineOutput
+from ddim.pipelines.outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
+from ddim.pipelines.pixels import DDIMPipeline
+from ddim.pipelines.text_to_image import StableDiffusionPipeline
 
 __all__ = [
     "DDIMPipeline",

@@ -8,22 +8,24 @@ import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, overload
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ddim.backends import accelerate, describe
+from ddim.backends import BackendName, accelerate, describe
 from ddim.checkpoint import Repository, Savable, Saving, choose_dtype, read_json, write_json
 from ddim.checkpoint.config import DIFFUSERS_VERSION
 from ddim.checkpoint.pretrained import DeviceMap, PretrainedModel, chosen_device
 from ddim.errors import CheckpointError, ConfigError
+from ddim.images import OutputType
 from ddim.noise import Generators, gaussian_noise, generators
 from ddim.pipelines.familiar import Familiar
 from ddim.pipelines.info import ModelInfo, model_info, summary
 from ddim.pipelines.inputs import Pictures
 from ddim.pipelines.memory import SavesMemory
+from ddim.pipelines.outputs import Array, Drawn, ImagePipelineOutput, PlainOutput
 from ddim.sampling import Denoiser, Pipeline
 from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
 
@@ -118,7 +120,17 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             self.components[name] = value
         super().__setattr__(name, value)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
+    @overload
+    def __call__(self, *args: Any, output_type: Literal["np"], **options: Any) -> ImagePipelineOutput[Array]: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
+    ) -> ImagePipelineOutput[Tensor]: ...
+    @overload
+    def __call__(self, *args: Any, **options: Any) -> ImagePipelineOutput[Drawn]: ...
+    def __call__(self, *args: Any, **options: Any) -> ImagePipelineOutput[Any] | PlainOutput:
         """Make images; see the subclass."""
         raise NotImplementedError(f"{type(self).__name__} makes no images: use DiffusionPipeline.from_pretrained")
 
@@ -164,7 +176,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         """
         raise NotImplementedError
 
-    def decode(self, x: Tensor, output_type: str = "pil") -> Any:
+    def decode(self, x: Tensor, output_type: OutputType = "pil") -> Any:
         """What `encode` undoes: clean samples (b c h w) as pictures; see `images.to_images`."""
         raise NotImplementedError
 
@@ -394,7 +406,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             network.to(**options)
         return self
 
-    def accelerate(self, backend: str = "auto", dtype: torch.dtype | None = None) -> Self:
+    def accelerate(self, backend: BackendName = "auto", dtype: torch.dtype | None = None) -> Self:
         """Have the networks run by a backend from now on; see `ddim.backends`.
 
         Args:

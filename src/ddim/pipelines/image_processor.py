@@ -13,6 +13,7 @@ from torch import Tensor
 from ddim.checkpoint.config import Config
 from ddim.images import to_images, to_pil
 from ddim.pipelines.inputs import Pictures, to_mask, to_tensor
+from ddim.pipelines.outputs import LatentOutputType
 
 
 class ImageProcessor:
@@ -68,7 +69,9 @@ class ImageProcessor:
         size, latents = (height, width), self.config.vae_latent_channels
         return to_tensor(image, size, self.config.vae_scale_factor, self.channels, latents)
 
-    def postprocess(self, image: Tensor, output_type: str = "pil", do_denormalize: Sequence[bool] | None = None) -> Any:
+    def postprocess(
+        self, image: Tensor, output_type: LatentOutputType = "pil", do_denormalize: Sequence[bool] | None = None
+    ) -> Any:
         """Pictures from a tensor (b c h w); see `images.to_images`.
 
         Args:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
+
+from torch import Tensor
 
 from ddim.pipelines.familiar import FamiliarImageToImage, FamiliarInpaint
-from ddim.pipelines.text_to_image import StableDiffusionPipeline, StableDiffusionPipelineOutput
+from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionPipelineOutput
+from ddim.pipelines.text_to_image import StableDiffusionPipeline
 
 # Arguments in the order of diffusers' calls: the last ones of both, and the first ones of each.
 _ENDING = """
@@ -38,9 +41,7 @@ def _signature(order: Sequence[str], **defaults: Any) -> inspect.Signature:
     first = [own[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *order)]
     rest = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items()]
     rest = [parameter for parameter in rest if parameter.name not in ("self", *order)]
-    return inspect.Signature(
-        [*first, *rest], return_annotation=StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]
-    )
+    return inspect.Signature([*first, *rest], return_annotation=StableDiffusionPipelineOutput | PlainOutput)
 
 
 class StableDiffusionImg2ImgPipeline(FamiliarImageToImage, StableDiffusionPipeline):
@@ -49,11 +50,25 @@ class StableDiffusionImg2ImgPipeline(FamiliarImageToImage, StableDiffusionPipeli
     The arguments of a call are those of `StableDiffusionPipeline`; in order: prompt, image, strength, …
     """
 
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["np"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Array]: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Tensor]: ...
+    @overload
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
         given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
         if given.get("image") is None:
             raise ValueError("image is missing")
-        return super().__call__(**{name: value for name, value in given.items() if name != "self"})
+        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput
+        drawn = super().__call__(**{name: value for name, value in given.items() if name != "self"})
+        return drawn
 
     __call__.__signature__ = _signature([*_FROM_PICTURE, *_ENDING])  # type: ignore[attr-defined]
 
@@ -65,11 +80,25 @@ class StableDiffusionInpaintPipeline(FamiliarInpaint, StableDiffusionPipeline):
     is 1 unless told.
     """
 
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["np"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Array]: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Tensor]: ...
+    @overload
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
         given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
         if given.get("image") is None or given.get("mask_image") is None:
             raise ValueError("image or mask_image is missing")
         given = {"strength": 1.0, **given}
-        return super().__call__(**{name: value for name, value in given.items() if name != "self"})
+        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput
+        drawn = super().__call__(**{name: value for name, value in given.items() if name != "self"})
+        return drawn
 
     __call__.__signature__ = _signature([*_INPAINT, *_ENDING], strength=1.0)  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from ddim.pipelines.base import DiffusionPipeline
 from ddim.pipelines.denoiser import TextDenoiser
 from ddim.pipelines.familiar import FamiliarLatents
 from ddim.pipelines.inputs import Pictures, positive, refuse_unsupported, to_tensor
+from ddim.pipelines.outputs import LatentOutputType
 from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_prompts, for_each_image
 from ddim.plan import SamplingPlan
 from ddim.scheduler import DDIMScheduler
@@ -178,7 +179,7 @@ class LatentPipeline(FamiliarLatents, SavesMemoryOfPictures, DiffusionPipeline):
             cross_attention_kwargs=cross_attention_kwargs,
         )
 
-    def decode(self, x: Tensor, output_type: str = "pil") -> Any:
+    def decode(self, x: Tensor, output_type: LatentOutputType = "pil") -> Any:
         """Latents (b z h w) as pictures; see `images.to_images`. The output type "latent" gives them back as they are.
 
         Raises:
@@ -197,7 +198,7 @@ class LatentPipeline(FamiliarLatents, SavesMemoryOfPictures, DiffusionPipeline):
             raise NonFiniteError(f"the autoencoder gave NaN or infinity{half}")
         return decoded
 
-    def _drawn(self, x: Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
+    def _drawn(self, x: Tensor, output_type: LatentOutputType) -> tuple[Any, list[bool] | None]:
         """Latents as pictures, after the safety checker, if one was given; and what it says of each, else None."""
         if self.safety_checker is None or output_type == "latent":
             return self.decode(x, output_type), None

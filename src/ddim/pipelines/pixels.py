@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 import numpy as np
 import torch
@@ -13,31 +12,20 @@ from torch import Tensor
 
 from ddim.errors import ConfigError
 from ddim.guidance import guide
-from ddim.images import OUTPUT_TYPES, to_images
+from ddim.images import OUTPUT_TYPES, OutputType, to_images
 from ddim.models import ClassTimeCache, TimeCache, UNet2DModel
 from ddim.models.replaced import is_replaced
 from ddim.noise import Generators
 from ddim.pipelines.base import DiffusionPipeline, same_shape
 from ddim.pipelines.inputs import Pictures, to_tensor
+from ddim.pipelines.outputs import Array, Drawn, ImagePipelineOutput, PlainOutput
 from ddim.plan import SamplingPlan
-from ddim.process import Eta
+from ddim.process import Eta, Order
 from ddim.sampling import Denoiser, sample
 from ddim.scheduler import DDIMScheduler
-from ddim.step import Output
 
 # How many numbers a run may compute of its timesteps and classes before its first step, and keep; 64 MiB in float32.
 LARGEST_CACHE = 2**24
-
-
-@dataclass(eq=False)
-class ImagePipelineOutput(Output):
-    """What a pipeline returns.
-
-    Attributes:
-        images: a list of PIL images, an array (b h w c) or a tensor (b c h w), as `output_type` asked.
-    """
-
-    images: Any
 
 
 class DDIMPipeline(DiffusionPipeline):
@@ -57,7 +45,13 @@ class DDIMPipeline(DiffusionPipeline):
     def __init__(self, unet: UNet2DModel, scheduler: Any) -> None:
         super().__init__(unet=unet, scheduler=scheduler)
 
-    @torch.no_grad()
+    @overload  # type: ignore[override]
+    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
+    @overload
+    def __call__(self, *args: Any, output_type: Literal["np"], **options: Any) -> ImagePipelineOutput[Array]: ...
+    @overload
+    def __call__(self, *args: Any, output_type: Literal["pt"], **options: Any) -> ImagePipelineOutput[Tensor]: ...
+    @overload
     def __call__(
         self,
         batch_size: int = 1,
@@ -65,19 +59,40 @@ class DDIMPipeline(DiffusionPipeline):
         eta: Eta = 0.0,
         num_inference_steps: int = 50,
         use_clipped_model_output: bool | None = None,
-        output_type: str = "pil",
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[True] = True,
+        *,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[int, int] | None = None,
+        order: Order = 1,
+        seed: int | Sequence[int] | None = None,
+        latents: Tensor | None = None,
+        timesteps: Sequence[int] | None = None,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict[str, Any]], Any] | None = None,
+    ) -> ImagePipelineOutput[Drawn]: ...
+    @torch.no_grad()  # type: ignore[misc]  # the short ones above take any arguments
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: Generators = None,
+        eta: Eta = 0.0,
+        num_inference_steps: int = 50,
+        use_clipped_model_output: bool | None = None,
+        output_type: OutputType = "pil",
         return_dict: bool = True,
         *,
         class_labels: int | Sequence[int] | Tensor | None = None,
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[int, int] | None = None,
-        order: int = 1,
+        order: Order = 1,
         seed: int | Sequence[int] | None = None,
         latents: Tensor | None = None,
         timesteps: Sequence[int] | None = None,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict[str, Any]], Any] | None = None,
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> ImagePipelineOutput[Any] | PlainOutput:
         """Make images.
 
         Args:
@@ -184,7 +199,7 @@ class DDIMPipeline(DiffusionPipeline):
         pixels = to_tensor(pictures, (height, width), factor=1, channels=channels, latents=0)
         return pixels.to(self.device, self.dtype)
 
-    def decode(self, x: Tensor, output_type: str = "pil") -> Any:
+    def decode(self, x: Tensor, output_type: OutputType = "pil") -> Any:
         """Samples (b c h w) as pictures; see `images.to_images`."""
         return to_images(x, output_type)
 

@@ -24,7 +24,7 @@ from ddim.errors import CheckpointError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.models.byte_pairs import END
 from ddim.models.tokenizer import CLIPTokenizer
-from ddim.process import prediction
+from ddim.process import PredictionType, prediction
 from ddim.scheduler import DDIMScheduler
 
 __all__ = ["load_single_file"]
@@ -70,7 +70,7 @@ def load_single_file(
     tokenizer: CLIPTokenizer | str | os.PathLike[str] | None = None,
     dtype: torch.dtype | None = None,
     torch_dtype: torch.dtype | None = None,
-    prediction_type: str | None = None,
+    prediction_type: PredictionType | None = None,
     use_ema: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _locate(path: str | os.PathLike[str], options: dict[str, Any]) -> Path:
     return Path(name)
 
 
-def _prediction_type(file: Path, tensors: State, notes: Notes, config: Mapping[str, Any]) -> str:
+def _prediction_type(file: Path, tensors: State, notes: Notes, config: Mapping[str, Any]) -> PredictionType:
     """What the U-Net predicts, from what the file says or, if it says nothing, from its family.
 
     Raises:

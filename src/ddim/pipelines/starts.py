@@ -15,6 +15,7 @@ from ddim.noise import Generators, gaussian_noise, generators
 from ddim.pipelines.crops import Crop
 from ddim.pipelines.inputs import Pictures, check_sides, positive, to_mask, to_tensor
 from ddim.pipelines.latents import LatentPipeline, pixels
+from ddim.pipelines.outputs import LatentOutputType
 from ddim.plan import SamplingPlan
 
 
@@ -36,7 +37,7 @@ class Origin:
     masked_image_latents: Tensor | None
     padding_mask_crop: int | None
 
-    def check(self, output_type: str) -> None:
+    def check(self, output_type: LatentOutputType) -> None:
         """Raise unless these go together, and with the kind of output.
 
         Raises:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args, overload
 
 import torch
 from torch import Tensor
 
-from ddim.images import OUTPUT_TYPES
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.noise import Generators
@@ -19,35 +17,22 @@ from ddim.pipelines.base import as_ddim, same_shape
 from ddim.pipelines.denoiser import TextDenoiser
 from ddim.pipelines.image_processor import ImageProcessor
 from ddim.pipelines.inputs import Pictures, check_callback, refuse_unsupported
+from ddim.pipelines.outputs import Array, Drawn, LatentOutputType, PlainOutput, StableDiffusionPipelineOutput
 from ddim.pipelines.prompts import Prompt, check_prompts
 from ddim.pipelines.runs import Run, Runs
 from ddim.pipelines.single_file import PARTS, load_single_file
 from ddim.pipelines.starts import Origin, Start, StartsFromPictures, Task
-from ddim.process import Eta
+from ddim.process import Eta, Order, PredictionType
 from ddim.sampling import SampleStep, sample
 from ddim.scheduler import DDIMScheduler
-from ddim.step import Output
 
-_OUTPUT_TYPES = (*OUTPUT_TYPES, "latent")
+_OUTPUT_TYPES = get_args(LatentOutputType)
 
 _LOADED_NEVER = ("safety_checker", "feature_extractor", "image_encoder")
 
 # (pipeline, index of the step, timestep, what was asked for by its names) -> what to change, by the same names; or
 # False to stop.
 Callback: TypeAlias = Callable[[Any, int, Tensor, dict[str, Any]], Any]
-
-
-@dataclass(eq=False)
-class StableDiffusionPipelineOutput(Output):
-    """What the pipeline returns.
-
-    Attributes:
-        images: a list of PIL images, an array (b h w c), a tensor (b c h w), or latents, as `output_type` asked.
-        nsfw_content_detected: what the safety checker that was given says of each; None without one.
-    """
-
-    images: Any
-    nsfw_content_detected: list[bool] | None = None
 
 
 class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
@@ -135,7 +120,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         tokenizer: CLIPTokenizer | str | os.PathLike[str] | None = None,
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
-        prediction_type: str | None = None,
+        prediction_type: PredictionType | None = None,
         use_ema: bool = False,
         **options: Any,
     ) -> Self:
@@ -172,7 +157,17 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
 
     # --- running -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["np"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Array]: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Tensor]: ...
+    @overload
     def __call__(
         self,
         prompt: Prompt = None,
@@ -191,8 +186,8 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         negative_prompt_embeds: Tensor | None = None,
         ip_adapter_image: None = None,
         ip_adapter_image_embeds: None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[True] = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
         clip_skip: int | None = None,
@@ -200,7 +195,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         *,
         guidance_interval: tuple[int, int] | None = None,
-        order: int = 1,
+        order: Order = 1,
         seed: int | Sequence[int] | None = None,
         image: Pictures | None = None,
         strength: float = 0.8,
@@ -209,7 +204,45 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         padding_mask_crop: int | None = None,
         callback: Callable[[int, Tensor, Tensor], Any] | None = None,
         callback_steps: int | None = None,
-    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+    ) -> StableDiffusionPipelineOutput[Drawn]: ...
+    @torch.no_grad()  # type: ignore[misc]  # the short ones above take any arguments
+    def __call__(
+        self,
+        prompt: Prompt = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: Prompt = None,
+        num_images_per_prompt: int | None = 1,
+        eta: Eta = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: None = None,
+        ip_adapter_image_embeds: None = None,
+        output_type: LatentOutputType = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        guidance_interval: tuple[int, int] | None = None,
+        order: Order = 1,
+        seed: int | Sequence[int] | None = None,
+        image: Pictures | None = None,
+        strength: float = 0.8,
+        mask_image: Pictures | None = None,
+        masked_image_latents: Tensor | None = None,
+        padding_mask_crop: int | None = None,
+        callback: Callable[[int, Tensor, Tensor], Any] | None = None,
+        callback_steps: int | None = None,
+    ) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
         """Make images of texts; with `image` of a picture, and with `mask_image` of a part of it.
 
         Args:

@@ -29,8 +29,8 @@ def plot_schedule(out: str, model: str | None = None, steps: int = 10, zero_snr:
     """
     figures = require("matplotlib.figure", "plot")
     if model is None:
-        schedulers = {
-            name: DDIMScheduler(beta_schedule=name, rescale_betas_zero_snr=zero_snr) for name in BETA_SCHEDULES
+        schedulers: dict[str, DDIMScheduler] = {
+            kind: DDIMScheduler(beta_schedule=kind, rescale_betas_zero_snr=zero_snr) for kind in BETA_SCHEDULES
         }
     else:
         scheduler = DDIMScheduler.from_pretrained(model, subfolder="scheduler")
@@ -53,10 +53,10 @@ def plot_schedule(out: str, model: str | None = None, steps: int = 10, zero_snr:
     level.legend(frameon=False)
 
     timesteps = next(iter(schedulers.values())).config.num_train_timesteps
-    for row, name in enumerate(SPACINGS):
+    for row, way in enumerate(SPACINGS):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # quadratic: repeats dropped, as the picture shows
-            chosen = space_timesteps(steps, timesteps, name)
+            chosen = space_timesteps(steps, timesteps, way)
         colour = COLOURS[row]
         spacing.scatter(chosen, [row] * len(chosen), color=colour, s=36)
         spacing.annotate(f"{chosen[0]}", (chosen[0], row), (6, 6), textcoords="offset points", color=colour)

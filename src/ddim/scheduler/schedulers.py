@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from ddim.checkpoint.config import DIFFUSERS_VERSION, Config, LiveConfig, regist
 from ddim.checkpoint.pretrained import PretrainedMixin
 from ddim.errors import ConfigError
 from ddim.plan import SamplingPlan, as_eta
-from ddim.process import Eta, sigma
-from ddim.schedule import as_timesteps, is_part, make_alphas_cumprod, make_betas, space_timesteps
+from ddim.process import Eta, Order, PredictionType, sigma
+from ddim.schedule import BetaSchedule, Spacing, as_timesteps, is_part, make_alphas_cumprod, make_betas, space_timesteps
 from ddim.scheduler.identity import Home, KnownToDiffusers, classes_of_diffusers
 from ddim.scheduler.levels import Fixed, Levels
 from ddim.scheduler.methods import OF_A_RUN, OF_A_STEP, PlanOfMethods, step_by_methods
@@ -110,7 +110,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         *,
         eta: Eta = 0.0,
         timesteps: Sequence[int] | Tensor | None = None,
-        order: int = 1,
+        order: Order = 1,
     ) -> SamplingPlan:
         """The table of a run, made from `config` as it is now. The scheduler is not changed.
 
@@ -139,7 +139,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         num_inference_steps: int | None = None,
         eta: Eta = 0.0,
         timesteps: Any = None,
-        order: int = 1,
+        order: Order = 1,
         stride: int | None = None,
     ) -> SamplingPlan:
         config = self.config
@@ -512,17 +512,17 @@ class DDIMScheduler(_Scheduler):
         num_train_timesteps: int = 1000,
         beta_start: float = 0.0001,
         beta_end: float = 0.02,
-        beta_schedule: str = "linear",
+        beta_schedule: BetaSchedule = "linear",
         trained_betas: Sequence[float] | np.ndarray[Any, Any] | None = None,
         clip_sample: bool = True,
         set_alpha_to_one: bool = True,
         steps_offset: int = 0,
-        prediction_type: str = "epsilon",
+        prediction_type: PredictionType = "epsilon",
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         clip_sample_range: float = 1.0,
         sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
+        timestep_spacing: Spacing | Literal["optimized"] = "leading",
         rescale_betas_zero_snr: bool = False,
         legacy_previous_timestep: bool = False,
         optimized_timesteps: Mapping[str, Sequence[int]] | None = None,
@@ -538,6 +538,31 @@ class DDIMScheduler(_Scheduler):
     def final_alpha_cumprod(self, value: Any) -> None:
         self._levels = self._levels.with_end(value)
 
+    @overload
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: Any = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None,
+        *,
+        return_dict: Literal[False],
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: Any = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: Literal[True] = True,
+    ) -> DDIMSchedulerOutput: ...
     def step(
         self,
         model_output: Tensor,
@@ -627,14 +652,14 @@ class DDIMInverseScheduler(_Scheduler):
         num_train_timesteps: int = 1000,
         beta_start: float = 0.0001,
         beta_end: float = 0.02,
-        beta_schedule: str = "linear",
+        beta_schedule: BetaSchedule = "linear",
         trained_betas: Sequence[float] | np.ndarray[Any, Any] | None = None,
         clip_sample: bool = True,
         set_alpha_to_one: bool = True,
         steps_offset: int = 0,
-        prediction_type: str = "epsilon",
+        prediction_type: PredictionType = "epsilon",
         clip_sample_range: float = 1.0,
-        timestep_spacing: str = "leading",
+        timestep_spacing: Spacing | Literal["optimized"] = "leading",
         rescale_betas_zero_snr: bool = False,
         legacy_previous_timestep: bool = False,
         optimized_timesteps: Mapping[str, Sequence[int]] | None = None,
@@ -654,6 +679,14 @@ class DDIMInverseScheduler(_Scheduler):
     def initial_alpha_cumprod(self, value: Any) -> None:
         self._levels = self._levels.with_end(value)
 
+    @overload
+    def step(
+        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, *, return_dict: Literal[False]
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def step(
+        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: Literal[True] = True
+    ) -> DDIMSchedulerOutput: ...
     def step(
         self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
