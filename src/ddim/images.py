@@ -38,6 +38,9 @@ OutputType: TypeAlias = Literal["pil", "np", "pt"]
 OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
 SUFFIXES = (".gif", ".webp", ".mp4")
 
+# A picture of so many pixels a side is enlarged smoothly; in a smaller one the pixels are what there is to see.
+SMOOTH_FROM = 32
+
 _IMAGE_DESCRIPTION = 0x010E  # the number of EXIF's field for a description
 
 
@@ -96,8 +99,8 @@ def image_grid(
     Args:
         images: one or more, all of one size.
         columns: how many are in a row; unless told, the grid is as near to a square as can be.
-        scale: how many times each is enlarged, with hard pixel edges; unless told, small ones to about 64 pixels, or
-            with captions to about 128, so that there is room for words.
+        scale: how many times each is enlarged, see `enlarge`; unless told, small ones to about 64 pixels, or with
+            captions to about 128, so that there is room for words.
         gap: pixels between two of them.
         captions: a text for each image, which is written under it in up to three lines.
 
@@ -166,7 +169,7 @@ def _broken(text: str, width: int, most: int = 3) -> list[str]:
 
 
 def enlarge(image: Image.Image, scale: int | None = None, least: int = 64) -> Image.Image:
-    """A picture `scale` times as large, with hard pixel edges.
+    """A picture `scale` times as large: with hard pixel edges if it has fewer than 32 pixels a side, else smooth.
 
     Args:
         image: the picture.
@@ -174,7 +177,9 @@ def enlarge(image: Image.Image, scale: int | None = None, least: int = 64) -> Im
         least: pixels.
     """
     scale = scale or max(1, least // max(image.size))
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    smooth = max(image.size) >= SMOOTH_FROM
+    how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+    return image.resize((image.width * scale, image.height * scale), how)
 
 
 # --- animations -------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_a_grid_by_default_with_a_note_of_how_it_was_made(
     out = tmp_path / "new" / "grid.png"
     assert main(["sample", "--model", model, "--steps", "2", "--seed", "3", "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
-    assert size(out) == (3 * 66 - 2, 64)
+    assert size(out) == (3 * 258 - 2, 256)
     assert note(out)["settings"]["seed"] == 3  # type: ignore[index]
     assert note(out)["image"] is None
 
@@ -118,7 +118,7 @@ def test_sampler_options_reach_the_sampler(unconditional: str, tmp_path: Path) -
     options = ["--spacing", "trailing", "--eta", "sigma_hat", "--dtype", "bfloat16", "--device", "cpu", "--batch", "4"]
     out = tmp_path / "x.webp"
     assert main(["sample", "--model", unconditional, "--steps", "3", *options, "--out", str(out)]) == 0
-    assert size(out) == (4 * 66 - 2, 64)
+    assert size(out) == (4 * 258 - 2, 256)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_several_pictures_under_a_text(texts: str, picture: str, tmp_path: Path)
 def test_the_same_text_changes_nothing(texts: str, picture: str, tmp_path: Path, method: str) -> None:
     out = tmp_path / "same.png"
     options = ["--source", "a red cat", "--target", "a red cat", "--guidance-scale", "1", "--steps", "8", "--before"]
+    options += ["--scale", "4"]
     assert main(["edit", picture, "--model", texts, *options, "--method", method, "--out", str(out)]) == 0
     with Image.open(out) as image:
         before, after = (image.crop((x, 0, x + 64, 64)) for x in (0, 66))

@@ -174,6 +174,11 @@ def test_places(tmp_path: Path) -> None:
     assert place(tmp_path / "x.png", overwrite=False) == tmp_path / "x-1.png"
     assert place(tmp_path / "x.png", overwrite=True) == tmp_path / "x.png"
     (tmp_path / "00002.png").touch()
-    assert places(tmp_path, (1, 2), overwrite=False)[1] == tmp_path / "00001-1.png"
-    assert places(tmp_path, (1, 3), overwrite=False)[1] == tmp_path / "00001.png"
-    assert places(tmp_path, (1, 2), overwrite=False, ours=lambda path: True)[1] == tmp_path / "00001.png"
+    assert places(tmp_path, range(1, 3), overwrite=False).path(1) == tmp_path / "00001-1.png"
+    assert places(tmp_path, range(1, 2), overwrite=False).path(1) == tmp_path / "00001.png"
+    found = places(tmp_path, range(1, 3), overwrite=False, ours=lambda path, number: True)
+    assert (found.path(1), found.done) == (tmp_path / "00001.png", {2})
+    assert places(tmp_path, range(123_456, 123_457), overwrite=False).path(123_456) == tmp_path / "123456.png"
+    for name in ("0000a.png", "00002.txt", "000002.png", "00003.png.tmp"):  # somebody's files of other names
+        (tmp_path / name).touch()
+    assert places(tmp_path, range(3, 10), overwrite=False).suffix == 0

@@ -10,6 +10,7 @@ import functools
 import importlib
 import operator
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -95,8 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads this, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        print("ddim: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        kept = f": {stop}; to go on, run it again: {shlex.join(['ddim', *arguments])}" if str(stop) else ""
+        print(f"ddim: interrupted{kept}", file=sys.stderr)
         return 130
     except (DDIMError, ValueError, OSError) as error:
         print(f"ddim: {in_typed_words(str(error), settings)}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Collection
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from ddim.cli.fitting import fit_pictures
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
 from ddim.cli.options import (
     Backend,
@@ -17,17 +19,19 @@ from ddim.cli.options import (
     DType,
     GuidanceRescale,
     GuidanceScale,
+    Labels,
     Loras,
     Model,
     Overwrite,
     PictureFiles,
     PictureOut,
     Predicts,
+    Scale,
     Spacing,
     TokenizerPlace,
     Variant,
 )
-from ddim.cli.pictures import made_by, read_images, save_pictures
+from ddim.cli.pictures import check_look, choose_scale, made_by, read_images, save_pictures
 from ddim.cli.places import announce
 from ddim.errors import ConfigError
 
@@ -86,10 +90,13 @@ class EditSettings:
     device: Device = None
     before: bool = False
     """Show each picture, as the model draws it, before its results."""
+    scale: Scale = None
+    labels: Labels = False
     out: PictureOut = "edited.png"
     overwrite: Overwrite = False
 
     def check_together(self, given: Collection[str]) -> None:
+        check_look(self.labels, self.out)
         if self.batch > 1 and self.method != "cycle":
             raise ConfigError(
                 f"--batch {self.batch} cannot be: a picture has one result, or with --method cycle several"
@@ -109,6 +116,11 @@ def run_edit(settings: EditSettings) -> None:
     announce(settings.out, settings.overwrite)
     pictures = read_images(settings.images)
     pipe = open_pipeline(settings, suits)
+    pictures = fit_pictures(pictures, settings.images, pipe)
+    columns, size = settings.batch + settings.before, pictures[0].size
+    count = columns * len(pictures)
+    scale = choose_scale(settings.scale, size, count, settings.out, columns=columns, labels=settings.labels)
+    settings = dataclasses.replace(settings, scale=scale)
     eta = settings.eta if settings.method == "cycle" else 0.0
     plan = pipe.scheduler.plan(settings.steps, eta=eta).unclipped().shortened(settings.strength)
     import torch
@@ -121,15 +133,27 @@ def run_edit(settings: EditSettings) -> None:
         per = settings.batch
         rows = [[shown[index], *results[index * per : (index + 1) * per]] for index in range(len(shown))]
         results = [image for row in rows for image in row]
-    columns = settings.batch + settings.before
-    made = made_by("edit", settings)
-    for path in save_pictures(results, settings.out, made, overwrite=settings.overwrite, columns=columns):
+    paths = save_pictures(
+        results,
+        settings.out,
+        made_by("edit", settings),
+        overwrite=settings.overwrite,
+        scale=scale,
+        columns=columns,
+        labels=_labels(settings) * len(pictures) if settings.labels else None,
+    )
+    for path in paths:
         print(path)
     print(
         f"{settings.source!r} to {settings.target!r} by {settings.method} with {settings.model}: {len(plan)} of "
         f"{settings.steps} steps there and back, seed {settings.seed}, {time.perf_counter() - started:.1f} s",
         file=sys.stderr,
     )
+
+
+def _labels(settings: EditSettings) -> list[str]:
+    """What is written under the pictures of a row."""
+    return [settings.source] * settings.before + [settings.target] * settings.batch
 
 
 def _edited(pipe: DiffusionPipeline, x0: Tensor, plan: SamplingPlan, settings: EditSettings) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ddim.cli.checks import ANIMATIONS
+from ddim.cli.fitting import fit_pictures
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
 from ddim.cli.options import (
     Backend,
@@ -160,6 +161,7 @@ def run_interpolate(settings: InterpolateSettings) -> None:
     from ddim.interpolation import draw
 
     settings = _with_guidance(settings, pipe)
+    pictures = fit_pictures(pictures, settings.images, pipe)
     plan = pipe.scheduler.plan(settings.steps)
     if settings.images:
         plan = plan.unclipped()

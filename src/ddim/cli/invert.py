@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ddim._version import __version__
+from ddim.cli.fitting import fit_pictures
 from ddim.cli.opening import check_kind, check_model, open_pipeline
 from ddim.cli.options import (
     Backend,
@@ -28,7 +29,7 @@ from ddim.cli.options import (
     TokenizerPlace,
     Variant,
 )
-from ddim.cli.pictures import made_by, read_images, save_pictures
+from ddim.cli.pictures import choose_scale, made_by, read_images, save_pictures
 from ddim.cli.places import announce, place
 from ddim.errors import CheckpointError
 
@@ -112,6 +113,7 @@ def run_invert(settings: InvertSettings) -> None:
     from ddim.checkpoint.files import save_tensors
     from ddim.inversion import METHODS
 
+    pictures = fit_pictures(pictures, settings.images, pipe)
     plan = pipe.scheduler.plan(settings.steps).unclipped()
     way = METHODS[settings.method]
     with torch.no_grad(), pipe.progress_bar(len(plan) * (1 + settings.check)) as bar:
@@ -135,7 +137,7 @@ def run_invert(settings: InvertSettings) -> None:
     )
 
 
-def sample_again(path: str, device: str | None, out: str, *, overwrite: bool) -> None:
+def sample_again(path: str, device: str | None, out: str, *, overwrite: bool, scale: int | None) -> None:
     """Write the pictures of noise that `ddim invert` saved.
 
     Raises:
@@ -169,7 +171,9 @@ def sample_again(path: str, device: str | None, out: str, *, overwrite: bool) ->
         denoiser = _denoiser(pipe, plan, len(placed[0]), settings)
         x = way.decode(denoiser, placed, plan, lambda step: bar.update())
         images: list[Image.Image] = pipe.decode(x.to(pipe.dtype))
-    for written in save_pictures(images, out, made_by("invert", settings, noise=path), overwrite=overwrite):
+    made = made_by("invert", settings, noise=path)
+    chosen = choose_scale(scale, images[0].size, len(images), out)
+    for written in save_pictures(images, out, made, overwrite=overwrite, scale=chosen):
         print(written)
 
 

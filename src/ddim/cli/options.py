@@ -70,7 +70,10 @@ NegativePrompt = Annotated[
     ),
 ]
 PictureFiles = Annotated[
-    tuple[str, ...], tyro.conf.arg(help="The picture files. Each is resized to the size that the model draws.")
+    tuple[str, ...],
+    tyro.conf.arg(
+        help="The picture files. Each is cropped in the middle to the proportions that the model draws, and resized."
+    ),
 ]
 
 # --- sampling --------------------------------------------------------------------------------------------------------
@@ -149,6 +152,22 @@ PictureOut = Annotated[
         "ends in /, for one file each."
     ),
 ]
+Side = Annotated[
+    int | None,
+    tyro.conf.arg(
+        help="The height or width of the pictures in pixels, for a text-to-image model. If not given, what the model "
+        "was trained on; or with --image, what its proportions give."
+    ),
+]
+Scale = Annotated[
+    int | None,
+    tyro.conf.arg(
+        help="How many times to enlarge each picture; 1 keeps it as the model draws it. If not given, a small picture "
+        "becomes about 256 pixels wide, and in a grid at least 64; those in a folder, which are taken for data, stay "
+        "as they are."
+    ),
+]
+Labels = Annotated[bool, tyro.conf.arg(help="Write under each picture what it shows.")]
 Overwrite = Annotated[
     bool,
     tyro.conf.arg(

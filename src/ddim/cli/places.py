@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+
+_NAME = re.compile(r"([0-9]{5}|[1-9][0-9]{5,17})(?:-([1-9][0-9]{0,8}))?\.png")
 
 
 def is_folder(out: str) -> bool:
@@ -23,25 +27,45 @@ def place(out: str | Path, overwrite: bool) -> Path:
     return path if overwrite else next(name for number in count() if not os.path.lexists(name := _with(path, number)))
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where numbered pictures go in a folder: `00000.png` and so on, or all of them as `00000-1.png` and so on.
+
+    Attributes:
+        folder: which need not exist.
+        suffix: the number behind all names; 0 is none.
+        done: the numbers of the pictures that are there already.
+    """
+
+    folder: Path
+    suffix: int
+    done: frozenset[int]
+
+    def path(self, number: int) -> Path:
+        return _with(self.folder / f"{number:05d}.png", self.suffix)
+
+
 def places(
-    folder: str | Path, numbers: Iterable[int], overwrite: bool, *, ours: Callable[[Path], bool] | None = None
-) -> dict[int, Path]:
-    """Where to write numbered pictures in a folder: `00000.png` and so on, or all of them as `00000-1.png` and so on.
+    folder: str | Path, numbers: range, overwrite: bool, *, ours: Callable[[Path, int], bool] | None = None
+) -> Places:
+    """Where to write numbered pictures in a folder.
 
     Args:
-        folder: the folder, which need not exist.
-        numbers: of the pictures.
         overwrite: whether to take the plain names, whatever is there.
-        ours: whether a file that is there is one of these pictures. Such files are in nobody's way; without the
-            function, every file is.
+        ours: whether the file at a path is already the picture with this number. Such files are in nobody's way;
+            without the function, every file is.
     """
-    plain = {number: Path(folder) / f"{number:05d}.png" for number in numbers}
-    if overwrite:
-        return plain
+    there: dict[int, set[int]] = {}  # suffix -> numbers
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        found = _NAME.fullmatch(name)
+        if found and int(found[1]) in numbers:
+            there.setdefault(int(found[2] or 0), set()).add(int(found[1]))
     for suffix in count():
-        names = {number: _with(path, suffix) for number, path in plain.items()}
-        if not any(os.path.lexists(name) and not (ours and ours(name)) for name in names.values()):
-            return names
+        chosen = Places(Path(folder), suffix, frozenset())
+        taken = there.get(suffix, set())
+        done = frozenset(number for number in taken if ours is not None and ours(chosen.path(number), number))
+        if overwrite or done == taken:
+            return replace(chosen, done=done)
     raise AssertionError("unreachable")
 
 

@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ddim._version import __version__
+from ddim.cli.drawing import FROM_FILES, Drawing, draw_into_file, draw_into_folder
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
 from ddim.cli.options import (
     Backend,
@@ -21,6 +22,7 @@ from ddim.cli.options import (
     Eta,
     GuidanceRescale,
     GuidanceScale,
+    Labels,
     Loras,
     ModelOrBundled,
     NegativePrompt,
@@ -29,29 +31,29 @@ from ddim.cli.options import (
     PictureOut,
     Predicts,
     Prompt,
+    Scale,
+    Side,
     Spacing,
     Steps,
     TokenizerPlace,
     Variant,
     ZeroSNR,
 )
-from ddim.cli.pictures import made_by, read_image, save_pictures
-from ddim.cli.places import announce
+from ddim.cli.pictures import check_look, read_image
+from ddim.cli.places import announce, is_folder
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ddim.cli.known import Kind
-    from ddim.pipelines import DiffusionPipeline
 
 
 @dataclass(frozen=True)
 class SampleSettings:
     """Draw pictures with a model: of a text, of a class, or of nothing in particular.
 
-    All of them are written as a grid in one file or, if --out is a folder, as one file each. A PNG says how it was
-    made, and --from makes it again.
+    All of them are written as a grid in one file or, if --out is a folder, as one file each. Into a folder they are
+    written as they are drawn, and the same command goes on where it was stopped. A PNG says how it was made, and --from
+    makes it again.
 
         ddim sample "a red heart on a black background" --out heart.png
         ddim sample "a grinning face" --batch 4 --seed 1 --out faces/
@@ -92,16 +94,24 @@ class SampleSettings:
             "the model; 1 for a text; 16 for a model that knows neither.",
         ),
     ] = None
-    height: int | None = None
-    """The height of the pictures in pixels, for a text-to-image model. If not given, the one it was trained on."""
-    width: int | None = None
-    """The width of the pictures in pixels, for a text-to-image model. If not given, the one it was trained on."""
-    image: str | None = None
-    """The file of a picture to start from instead of noise, for a text-to-image model."""
+    height: Side = None
+    width: Side = None
+    image: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The file of a picture to start from instead of noise, for a text-to-image model. It is resized to "
+            "about as many pixels as the model draws, in its own proportions, or as --height and --width say.",
+        ),
+    ] = None
     strength: float = 0.8
     """How much of --image is lost, from 0 (nothing) to 1 (all)."""
-    mask_image: str | None = None
-    """A picture that is white where --image is to be painted anew, and black elsewhere. If not given, all is."""
+    mask_image: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="A picture in the proportions of --image that is white where that is to be painted anew, and black "
+            "elsewhere. If not given, all is.",
+        ),
+    ] = None
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
@@ -113,10 +123,13 @@ class SampleSettings:
             "alone can be changed; or the noise that `ddim invert` saved, to draw the picture that it came from.",
         ),
     ] = None
+    scale: Scale = None
+    labels: Labels = False
     out: PictureOut = "samples.png"
     overwrite: Overwrite = False
 
     def check_together(self, given: Collection[str]) -> None:
+        check_look(self.labels, self.out, self.batch)
         if self.from_image is not None:
             return  # the picture has the others
         if self.image is None and "strength" in given:
@@ -131,12 +144,14 @@ class SampleSettings:
 
 
 def run_sample(settings: SampleSettings) -> None:
-    announce(settings.out, settings.overwrite)
+    if not is_folder(settings.out):
+        announce(settings.out, settings.overwrite)
     only = None  # the number of the image to make, of those that the settings make
     if settings.from_image is not None and settings.from_image.endswith(".safetensors"):
         from ddim.cli.invert import sample_again
 
-        sample_again(settings.from_image, settings.device, settings.out, overwrite=settings.overwrite)
+        again = settings.from_image, settings.device, settings.out
+        sample_again(*again, overwrite=settings.overwrite, scale=settings.scale)
         return
     if settings.from_image is not None:
         settings, only = _remake(settings)
@@ -148,19 +163,15 @@ def run_sample(settings: SampleSettings) -> None:
         _check_kind(kind, settings)
 
     check_model(settings, suits)
-    pictures = {
-        name: read_image(path) for name in ("image", "mask_image") if (path := getattr(settings, name)) is not None
-    }
+    pictures = {name: read_image(path) for name in FROM_FILES if (path := getattr(settings, name)) is not None}
     pipe = open_pipeline(settings, suits)
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
     settings = dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
-    images = _draw(pipe, settings, pictures, only)
-    made = made_by("sample", settings)
-    for path in save_pictures(images, settings.out, made, overwrite=settings.overwrite, first=only):
-        print(path)
+    drawing = Drawing(pipe, settings, pictures, only)
+    drawn = draw_into_folder(drawing) if is_folder(settings.out) else draw_into_file(drawing)
     what = "" if settings.prompt is None else f"of {settings.prompt!r} "
     print(
-        f"{len(images)} image{'s' * (len(images) > 1)} {what}by {settings.model}: {settings.steps} steps, guidance "
+        f"{drawn} image{'s' * (drawn != 1)} {what}by {settings.model}: {settings.steps} steps, guidance "
         f"{settings.guidance_scale:g}, rescale {settings.guidance_rescale:g}, seed {settings.seed}, "
         + f"{pipe.backend}, " * (settings.backend != "eager")
         + f"{time.perf_counter() - started:.1f} s",
@@ -196,42 +207,6 @@ def _remake(settings: SampleSettings) -> tuple[SampleSettings, int | None]:
         )
     own = {"device": settings.device, "from_image": None, "out": settings.out, "overwrite": settings.overwrite}
     return SampleSettings(**{**stored, **own}), only
-
-
-def _draw(
-    pipe: DiffusionPipeline, settings: SampleSettings, pictures: dict[str, Image.Image], only: int | None
-) -> list[Image.Image]:
-    """All images that the settings ask for, or the one with the number `only`."""
-    import torch
-
-    from ddim.noise import seeded_generators
-
-    labels = settings.class_labels or range(pipe.class_count or 0)
-    count = settings.batch or len(labels) or (1 if pipe.draws_texts else 16)
-    numbers = range(count) if only is None else (only,)
-    generators = seeded_generators(settings.seed, max(numbers) + 1)
-    arguments: dict[str, Any] = {
-        "num_inference_steps": settings.steps,
-        "eta": settings.eta,
-        "order": settings.order,
-        "guidance_scale": settings.guidance_scale,
-        "guidance_rescale": settings.guidance_rescale,
-        "guidance_interval": settings.guidance_interval,
-        "generator": [generators[number] for number in numbers],
-    }
-    if labels:
-        arguments["class_labels"] = [labels[number % len(labels)] for number in numbers]
-    if not pipe.draws_texts:
-        arguments["batch_size"] = len(numbers)
-    else:
-        arguments |= {
-            name: getattr(settings, name) for name in ("prompt", "negative_prompt", "height", "width", "strength")
-        }
-        arguments["num_images_per_prompt"] = len(numbers)
-        arguments |= pictures
-    with torch.inference_mode():
-        images: list[Image.Image] = pipe(**arguments).images
-    return images
 
 
 def _check_kind(kind: Kind, settings: SampleSettings) -> None:
