@@ -164,6 +164,7 @@ for what, entry in {
     "padding as true": {"downsample_padding": True},
     "half a pixel of padding": {"downsample_padding": 0.5},
     "a norm's epsilon as null": {"norm_eps": None},
+    "10**12 classes": {"num_class_embeds": 10**12},
     "negative groups": {"norm_num_groups": -1},
     "a size of 10**9": {"sample_size": 10**9},
     "one side of 10**9": {"sample_size": [8, 10**9]},
@@ -188,7 +189,7 @@ for what, entry in {
 # These make a network, but not that of the weights.
 for what, entry in {
     "a million input channels": {"in_channels": 10**6},
-    "10**12 classes": {"num_class_embeds": 10**12},
+    "10**9 classes": {"num_class_embeds": 10**9},
     "attention everywhere": {"down_block_types": ["AttnDownBlock2D", "AttnDownBlock2D"]},
     "wider": {"block_out_channels": [32, 64]},
     "30 resolutions": {

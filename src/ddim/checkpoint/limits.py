@@ -6,7 +6,9 @@ before it turns out wrong, is refused as soon as the file has been read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -14,9 +16,30 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ddim.errors import ConfigError
 
 MAX_TIMESTEPS = 100_000
-MAX_BLOCKS = 1000  # a network's resolutions times the layers at each
-MAX_SIDE = 2**16  # a sample's height or width
+MAX_BLOCKS = 500  # residual blocks, transformer blocks and layers of text in a network; the largest published have 150
+MAX_SIDE = 2**13  # a sample's height or width
+MAX_AREA = 2**20  # both of them, multiplied: what is drawn by a model unless another size is asked for
 MAX_INT = 2**53  # above this, not every int has a float of the same value
+
+# The least and the most that a setting may be, alone or in a list. Beyond these the network would fail when it is
+# called, or make nothing but NaN.
+_COUNT, _FACTOR = (1, 2**31 - 1), (1e-6, 1e6)
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "hidden_size", "intermediate_size"), _COUNT),
+    **dict.fromkeys(("vocab_size", "num_class_embeds", "num_attention_heads", "cross_attention_dim"), _COUNT),
+    **dict.fromkeys(("time_embedding_dim", "time_cond_proj_dim", "projection_class_embeddings_input_dim"), _COUNT),
+    **dict.fromkeys(("attention_head_dim", "norm_num_groups", "attn_norm_num_groups"), _COUNT),
+    "max_position_embeddings": (2, 2**31 - 1),  # a text begins and ends with a token
+    **dict.fromkeys(("layers_per_block", "transformer_layers_per_block", "num_hidden_layers"), (1, 2**31 - 1)),
+    "num_train_timesteps": (1, MAX_TIMESTEPS),
+    "sample_size": (1, MAX_SIDE),
+    "downsample_padding": (0, 1),  # with more, the way up finds no features of its size
+    **dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), (1, 31)),
+    "freq_shift": (0, 1),
+    **dict.fromkeys(("norm_eps", "layer_norm_eps", "dropout", "attention_dropout"), (0, 1)),
+    **dict.fromkeys(("mid_block_scale_factor", "scaling_factor", "latents_std", "initializer_factor"), _FACTOR),
+    **dict.fromkeys(("shift_factor", "latents_mean"), (-1e6, 1e6)),
+}
 
 # For each type in a constructor's annotations: its name in errors, and the types of JSON values that are accepted.
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
@@ -30,43 +53,57 @@ _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
 
 
 def check_size(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse sizes that would take minutes and gigabytes to build before they turn out not to fit the weights.
+    """Refuse numbers that no network of this kind works with, and sizes that would take minutes and gigabytes.
 
     Args:
         config: what was read.
         path: the file it is from, for the error.
 
     Raises:
-        ConfigError: a size, or a number of timesteps or layers, is larger than anything has it, or negative.
+        ConfigError: a number is out of its range, or the layers are more than any network has.
     """
-    timesteps = config.get("num_train_timesteps")
-    if isinstance(timesteps, int) and timesteps > MAX_TIMESTEPS:
+    for key, (least, most) in RANGES.items():
+        for value in _numbers(config.get(key)):
+            if not least <= value <= most:
+                raise ConfigError(f"{path}: {key} must be from {least:.10g} to {most:.10g}, but is {value!r:.50}")
+    sides = _numbers(config.get("sample_size"))
+    if math.prod(sides * 2 if len(sides) == 1 else sides) > MAX_AREA and config.get("_class_name") != "AutoencoderKL":
+        raise ConfigError(f"{path}: sample_size={sides!r:.100} has more than {MAX_AREA} pixels, the most allowed")
+    blocks = _blocks(config)
+    if blocks > MAX_BLOCKS:
         raise ConfigError(
-            f"{path}: num_train_timesteps={str(timesteps)[:20]} is over {MAX_TIMESTEPS}, the most allowed"
+            f"{path} asks for {blocks:.0f} residual and transformer blocks: {MAX_BLOCKS} are more than any network has"
         )
-    if max(_ints(config.get("sample_size")), default=0) > MAX_SIDE:
-        raise ConfigError(f"{path}: sample_size={config['sample_size']!r:.100} is over {MAX_SIDE}, the most allowed")
-    lists = [value for key, value in config.items() if isinstance(value, list) and key != "trained_betas"]
+
+
+def _blocks(config: Mapping[str, Any]) -> float:
+    """How many residual and transformer blocks, and layers of text, a config asks for."""
+    lists = [value for key, value in config.items() if isinstance(value, list) and not key.startswith(("trained", "_"))]
     levels = max(map(len, lists), default=1)
-    counts = {key: list(_ints(value)) for key, value in config.items() if "layers" in key or "num_" in key}
-    for key, values in counts.items():
-        if min(values, default=0) < 0:
-            raise ConfigError(f"{path}: {key} must not be negative, but is {min(values)}")
-    layers = max((value for key in counts if "layers" in key for value in counts[key]), default=1)
-    if levels * layers > MAX_BLOCKS:
-        raise ConfigError(
-            f"{path} asks for {levels} resolutions of {str(layers)[:20]} layers each: "
-            f"{MAX_BLOCKS} in all is more than any network has"
+
+    def at_each_level(key: str) -> list[float]:
+        values = _numbers(config.get(key)) or [1 if key == "layers_per_block" else 0]
+        return values if len(values) > 1 else values * levels
+
+    ways = sum(
+        (2 * layers + 1) * (1 + depth)
+        for layers, depth in zip_longest(
+            at_each_level("layers_per_block"), at_each_level("transformer_layers_per_block"), fillvalue=1
         )
+    )
+    return ways + max(_numbers(config.get("num_hidden_layers")), default=0)
 
 
-def _ints(value: Any) -> Iterator[int]:
-    """All ints in a setting, which may be a list of lists."""
-    if isinstance(value, int):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _ints(item)
+def _numbers(value: Any) -> list[float]:
+    """All numbers in a setting, which may be a list of lists; booleans are none."""
+    numbers, left = [], [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, list):
+            left += reversed(item)
+        elif isinstance(item, (int, float)) and not isinstance(item, bool):
+            numbers.append(item)
+    return numbers
 
 
 def check_kinds(cls: type, config: Mapping[str, Any], path: Path) -> None:

@@ -5,6 +5,7 @@ It also knows how large its pictures are, and has the methods by which it needs 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -240,5 +241,4 @@ def usual_size(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def _is_before_0_9(version: Any) -> bool:
     """Whether a config was written by a version of diffusers older than 0.9."""
-    parts = version.split(".") if isinstance(version, str) else []
-    return len(parts) > 1 and parts[0] == "0" and parts[1].isdigit() and int(parts[1]) < 9
+    return isinstance(version, str) and re.match(r"0\.[0-8](\.|$)", version) is not None
