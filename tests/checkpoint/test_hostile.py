@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import torch
 from fresh import run_file
-from hostile import DELETED, INDEX, Canary, Case, contents, edit, gone, link, prepare, raw
+from hostile import DELETED, INDEX, Canary, Case, contents, edit, gone, limits, link, prepare, raw
 from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
 
@@ -535,7 +535,7 @@ def test_is_one_clear_error(name: str, good: Path, tmp_path: Path) -> None:
     case = CASES[name]
     folder = prepare(case, good, tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(case.error) as caught:
+    with limits(), pytest.raises(case.error) as caught:
         case.load(folder)
     message = str(caught.value)
     assert case.names in message

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import pickle
+import random
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hostile import limits
 from tiny_clip import END, START, odd_prompts, vocabulary, write_tokenizer
 from tokenizers import AddedToken
 
@@ -421,6 +423,84 @@ def test_what_fits_is_not_warned_of(tmp_path: Path) -> None:
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
+
+
+# --- texts of a stranger ---------------------------------------------------------------------------------------------
+
+LONG: dict[str, str] = {
+    "10 MB of words": "a red cat on a table " * 500_000,
+    "a word of 10 MB": "catalogue" * 1_100_000,
+    "10 MB of one letter": "a" * 10**7,
+    "10 MB of signs": "!" * 10**7,
+    "10 MB of digits": "7" * 10**7,
+    "10 MB without a blank": "中文" * 5_000_000,
+    "four bytes a letter": "😀" * 2_500_000,
+    "100,000 marks on a letter": "e" + "\u0301" * 100_000,
+    "5 million marks on a letter": "e" + "\u0301" * 5_000_000,
+    "NUL": "\0" * 10**6,
+    "a million end tokens": END * 10**6,
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_a_text_of_any_length_costs_little(what: str, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    start = LONG[what][:20_000]
+    with limits(), pytest.warns(UserWarning, match="this was cut") as caught:
+        ids = tokenizer.ids(LONG[what])
+    assert len(str(caught[0].message)) < 5000
+    assert torch.equal(ids, quietly(tokenizer, [start]))
+    with limits():
+        assert tokenizer(LONG[what], truncation=True).input_ids == ids[0].tolist()
+    with limits(), pytest.raises(ValueError, match=r"characters, over 262144: give truncation=True"):
+        tokenizer(LONG[what] if len(LONG[what]) > 2**18 else LONG[what] * 3)
+
+
+def test_a_text_with_no_words_in_its_first_quarter_of_a_million_letters_is_an_error(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    with limits(), pytest.raises(ValueError, match="no 75 tokens are in the first of them"):
+        tokenizer.ids(" " * 10**7 + "cat")
+    assert torch.equal(tokenizer.ids(" " * 200_000 + "cat"), tokenizer.ids("cat"))
+    with pytest.raises(ValueError, match="lone surrogates"):
+        tokenizer.ids("a cat " * 10**5 + "\ud800")
+
+
+def test_many_texts(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    with limits():
+        ids = tokenizer.ids(["a cat"] * 50_000, 8)
+    assert torch.equal(ids, tokenizer.ids("a cat", 8).expand(50_000, -1))
+    with limits(), pytest.warns(UserWarning, match="30000 of 30000 prompts") as caught:
+        tokenizer.ids(["a cat on a table"] * 30_000, 3)
+    assert len(str(caught[0].message)) < 5000
+
+
+def test_what_is_not_read_changes_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random texts of all that can meet at a cut, read in parts of a few letters and as a whole."""
+    write_tokenizer(tmp_path)
+    added = [
+        AddedToken("two words"),
+        AddedToken("<x 1>", lstrip=True, rstrip=True),
+        AddedToken("caté", single_word=True),
+    ]
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens(added)
+    pieces = [" ", "\n", "  ", "1", "٣", "cat", "a", "two words", "<x 1>", "caté", "e", "\u0301", "'s", "!", "中", "𝟗"]
+    pieces += ["two", " words", "ﬁ", "İ", "\u200d", END, "<|", "|>"]
+    draw = random.Random(0)
+    texts = ["".join(draw.choices(pieces, k=draw.randint(1, 60))) for _ in range(1500)]
+    whole = [[quietly(tokenizer, [text], length) for length in (2, 3, 5, 9)] for text in texts]
+    read: list[int] = []
+    monkeypatch.setattr("ddim.models.tokenizer._READ", (8, 24, 10**6))
+    encode = tokenizer._encode_long
+    monkeypatch.setattr(tokenizer, "_encode_long", lambda text, limit: read.append(1) or encode(text, limit))
+    parts = [[quietly(tokenizer, [text], length) for length in (2, 3, 5, 9)] for text in texts]
+    assert len(read) > 4000
+    for text, first, second in zip(texts, whole, parts, strict=True):
+        assert all(map(torch.equal, first, second)), repr(text)
 
 
 def test_what_is_no_text(tmp_path: Path) -> None:

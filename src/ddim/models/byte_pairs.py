@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from ddim.errors import ConfigError
 
+MAX_ADDED = 10_000  # tokens that are found in a text before it is cut into pieces
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"  # what a token ends in that ends a word
 
 # The pieces that a text is cut into: a start or end token, an English ending, a word, a digit, or a run of signs. What
 # lies in different pieces is never merged into one token.
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+_CUTS = re.compile(r"[\s0-9]")
 
 
 def byte_alphabet() -> list[str]:
@@ -36,6 +41,16 @@ def cut_texts(tokenizer: Tokenizer) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
+
+
+def cut_at(text: str, start: int, end: int) -> int | None:
+    """The first place from `start` to `end` at which a text can be cut without a change of the tokens before it.
+
+    No token but an added one goes on over white space, a digit is a token of its own, and neither is ever composed with
+    the letter before it.
+    """
+    found = _CUTS.search(text, start, end)
+    return None if found is None else found.start()
 
 
 def byte_pairs(vocab: Mapping[str, int], merges: Iterable[str | Sequence[str]], unk_token: str) -> Tokenizer:
@@ -66,19 +81,24 @@ def add_tokens(
     named: Sequence[str | AddedToken],
     extra: Sequence[str | AddedToken],
 ) -> None:
-    """Add the tokens that are found in a text before it is cut into pieces.
+    """Add the tokens that are found in a text before it is cut into pieces, at most `MAX_ADDED`.
 
     Whether such a token is also found in capital letters depends on the order in which tokens are added and on which of
     them are taken for known; both are as in transformers, so that a text gives the same ids.
     """
-    listed: list[str | AddedToken] = [added[index] for index in sorted(added)]
-    known = {str(token) for token in listed}
+    if len(added) + len(extra) > MAX_ADDED:
+        raise ConfigError(
+            f"{len(added) + len(extra)} tokens are to be added to the vocabulary, over {MAX_ADDED}: reading any text "
+            "would take minutes"
+        )
+    listed: dict[Any, str | AddedToken] = {index: added[index] for index in sorted(added)}
+    known = {str(token) for token in listed.values()}
     for token in (*named, *extra):
-        if str(token) not in known and token not in listed:
-            listed.append(token)
+        if str(token) not in known:
+            listed.setdefault((str(token), isinstance(token, str)), token)
     names = {str(token) for token in named}
     tokens = []
-    for token in listed:
+    for token in listed.values():
         tokens.append(AddedToken(token, special=True) if isinstance(token, str) else token)
         if str(token) in names:
             tokens[-1].special = True

@@ -26,12 +26,16 @@ from torch import Tensor
 from ddim.checkpoint import Repository, Savable, Saving
 from ddim.checkpoint.files import read_json, write_json, write_text
 from ddim.errors import CheckpointError, ConfigError
-from ddim.models.byte_pairs import END, START, WORD_END, add_tokens, byte_pairs
+from ddim.models.byte_pairs import END, START, WORD_END, add_tokens, byte_pairs, cut_at
 from ddim.models.text_encoding import KEEP, TextEncoding, as_tensors, choice, id_lists, refuse_arguments, width_of
 from ddim.models.tokenizer_files import CONFIG, VERSION, as_dict, read_merges, read_model, read_settings
 
 LENGTH = 77  # tokens of a text: CLIP has a vector for each of 77 positions
 _SHOWN = 500  # how many characters a warning shows of what was cut from a text
+_LISTED = 10  # how many texts that were cut a warning shows
+# From a long text, so many characters are read first, then more if these are too few tokens, and never more than the
+# last. Tokens that nobody sees are not made: ten million characters would take half a minute and more than a gigabyte.
+_READ = (2**12, 2**15, 2**18)
 
 
 def _special(name: str) -> Any:
@@ -131,29 +135,32 @@ class CLIPTokenizer(Savable):
 
         Raises:
             TypeError: a prompt is no str.
-            ValueError: a text is no valid Unicode (it has lone surrogates), or `max_length` is below 2.
+            ValueError: a text is no valid Unicode (it has lone surrogates), or has more than 262,144 characters and
+                too few tokens in the first of them; or `max_length` is below 2.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         length = self.model_max_length if max_length is None else max_length
         if length < 2:
             raise ValueError(f"max_length must be 2 or more, as a text begins and ends with a token; not {length}")
-        rows, lost = [], []
-        for text in texts:
-            encoding = self._encode(text)
+        rows = np.full((len(texts), length), self.pad_token_id, dtype=np.int64)
+        lost = []
+        for row, text in zip(rows, texts, strict=True):
+            encoding = self._encode(text, length - 2)
             ids = encoding.ids
             if len(ids) > length - 2:
                 start = encoding.offsets[length - 2][0]
-                lost.append(repr(text[start : start + _SHOWN]) + " …" * (len(text) - start > _SHOWN))
+                lost.append((text, start))
                 ids = ids[: length - 2]
-            ids = [self.bos_token_id, *ids, self.eos_token_id]
-            rows.append(ids + [self.pad_token_id] * (length - len(ids)))
+            row[: len(ids) + 2] = [self.bos_token_id, *ids, self.eos_token_id]
         if lost and warn:
+            shown = [repr(text[i : i + _SHOWN]) + " …" * (len(text) - i > _SHOWN) for text, i in lost[:_LISTED]]
             warnings.warn(
                 f"the text encoder reads {length} tokens; this was cut from the end of "
-                f"{'the prompt' if len(texts) == 1 else f'{len(lost)} of {len(texts)} prompts'}: {', '.join(lost)}",
+                f"{'the prompt' if len(texts) == 1 else f'{len(lost)} of {len(texts)} prompts'}: "
+                f"{', '.join(shown)}{', …' * (len(lost) > _LISTED)}",
                 stacklevel=2,
             )
-        return torch.tensor(rows, dtype=torch.int64).view(len(rows), length)
+        return torch.from_numpy(rows)
 
     def __call__(
         self,
@@ -201,8 +208,8 @@ class CLIPTokenizer(Savable):
 
         Raises:
             TypeError: a text is no str, or an argument is unknown or not implemented.
-            ValueError: a text is no valid Unicode, an argument has a value that is not known, or tensors are asked for
-                though the texts differ in length.
+            ValueError: a text is no valid Unicode, or has more than 262,144 characters and is not to be cut; an
+                argument has a value that is not known; or tensors are asked for though the texts differ in length.
         """
         if isinstance(text_pair, int):
             raise TypeError(
@@ -450,8 +457,8 @@ class CLIPTokenizer(Savable):
         frame = int(add_special_tokens)
         if limit is not None and limit < max(2 * frame, 1):
             raise ValueError(f"max_length must be {max(2 * frame, 1)} or more, not {limit}")
-        encoding = self._encode(text)
         end = None if limit is None else limit - 2 * frame
+        encoding = self._encode(text, end)
         ids, offsets = encoding.ids[:end], encoding.offsets[:end]
         return {
             "input_ids": [self.bos_token_id] * frame + ids + [self.eos_token_id] * frame,
@@ -476,16 +483,44 @@ class CLIPTokenizer(Savable):
                 missing = [value] * (width - len(row))
                 rows[number] = [*missing, *row] if side == "left" else [*row, *missing]
 
-    def _encode(self, text: str) -> Any:
-        """What the library makes of a text: `ids` without start and end token, and where each is in the text."""
+    def _encode(self, text: str, limit: int | None = None) -> Any:
+        """What the library makes of a text: `ids` without start and end token, and where each is in the text.
+
+        Args:
+            text: the text, of which a long one may be read in part.
+            limit: how many tokens the caller needs, and whether there is one more; None for all.
+        """
         if not isinstance(text, str):
             raise TypeError(f"a prompt must be a str, not {type(text).__name__}")
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False)
-        except TypeError as error:
+            if len(text) <= _READ[0]:
+                return self._tokenizer.encode(text, add_special_tokens=False)
+            text.encode()  # the part that is not read has to be valid as well
+            return self._encode_long(text, limit)
+        except (TypeError, UnicodeEncodeError) as error:
             raise ValueError(
-                f"the prompt {text!r:.100} is no valid Unicode: it has lone surrogates, which must be removed"
+                f"the prompt {text[:100]!r} is no valid Unicode: it has lone surrogates, which must be removed"
             ) from error
+
+    def _encode_long(self, text: str, limit: int | None) -> Any:
+        """`_encode` of a text that is only read until there are tokens enough."""
+        longest = max((len(token.content) for token in self._tokenizer.get_added_tokens_decoder().values()), default=0)
+        for length in _READ if limit is not None else ():
+            if length >= len(text):
+                break
+            end = cut_at(text, length, 2 * length)
+            if end is None:
+                if length < _READ[-1]:
+                    continue
+                end = length  # one word of so many letters: where it ends does not change how it begins
+            encoding = self._tokenizer.encode(text[:end], add_special_tokens=False)
+            # An added token may go on behind the place of the cut; those before it are what they are in the whole text.
+            if limit is not None and len(encoding.ids) > limit and encoding.offsets[limit][1] <= end - longest:
+                return encoding
+        if len(text) > _READ[-1]:
+            instead = "give truncation=True" if limit is None else f"no {limit} tokens are in the first of them"
+            raise ValueError(f"the text has {len(text)} characters, over {_READ[-1]}: {instead}")
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     # --- files -------------------------------------------------------------------------------------------------------
 

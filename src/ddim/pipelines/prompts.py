@@ -108,10 +108,10 @@ def encode_texts(
     """
     if tokenizer is None or text_encoder is None:
         raise ConfigError("this pipeline has no tokenizer or no text encoder: give prompt_embeds")
-    different = list(dict.fromkeys(texts))
-    if len(different) < len(texts):  # most often the same negative prompt for all
-        encoded = encode_texts(tokenizer, text_encoder, different, clip_skip, length)
-        return encoded[[different.index(text) for text in texts]]
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    if len(places) < len(texts):  # most often the same negative prompt for all
+        encoded = encode_texts(tokenizer, text_encoder, list(places), clip_skip, length)
+        return encoded[[places[text] for text in texts]]
     ids = token_ids(tokenizer, texts, length).to(text_encoder.device)
     if clip_skip is None:
         last: Tensor = text_encoder(ids)[0]
