@@ -455,9 +455,14 @@ Q = "first_stage_model.decoder.mid.attn_1.q.weight"
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 
-def absurd(pattern: str) -> Spoil:
-    """9,999 names more, with a number each."""
-    return weights(SINGLE, lambda s: s.update({pattern.format(i): torch.zeros(0) for i in range(9999)}))
+def absurd(*patterns: str, count: int = 9999) -> Spoil:
+    """So many names more of each kind, with a number each."""
+    return weights(
+        SINGLE, lambda s: s.update({one.format(i): torch.zeros(0) for one in patterns for i in range(count)})
+    )
+
+
+U, V = "model.diffusion_model", "first_stage_model"
 
 
 for what, spoil in {
@@ -479,10 +484,43 @@ for what, spoil in {
     "names of nothing": absurd("{}"),
     "9,999 levels": absurd("model.diffusion_model.input_blocks.{}.0.op.weight"),
     "9,999 layers of text": absurd("cond_stage_model.transformer.text_model.encoder.layers.{}.x"),
+    "900 levels": absurd(f"{U}.input_blocks.{{}}.0.op.weight", count=900),
+    "900 levels with layers": absurd(
+        *(f"{U}.input_blocks.{{}}.{name}" for name in ("0.op.weight", "0.out_layers.3.weight", "1.norm.weight")),
+        count=900,
+    ),
+    "900 layers": absurd(f"{U}.input_blocks.{{}}.0.in_layers.2.weight", count=900),
+    "900 levels of pictures": absurd(f"{V}.encoder.down.{{}}.block.0.conv2.weight", count=900),
+    "900 layers of pictures": absurd(f"{V}.encoder.down.0.block.{{}}.conv2.weight", count=900),
+    "900 layers of text": absurd("cond_stage_model.transformer.text_model.encoder.layers.{}.x", count=900),
+    "levels of 10**9": absurd(f"{U}.input_blocks.{{}}000000000.0.op.weight", count=9),
+    "levels of a million digits": weights(
+        SINGLE, lambda s: s.update({f"{U}.input_blocks.{'9' * 10**6}.0.op.weight": torch.zeros(0)})
+    ),
+    "a name of a million dots": weights(SINGLE, lambda s: s.update({f"{U}{'.' * 10**6}weight": torch.zeros(0)})),
+    "a name of a million layers": weights(
+        SINGLE, lambda s: s.update({f"{V}.encoder{'.mid' * 250_000}.weight": torch.zeros(0)})
+    ),
+    "texts of a million dots": weights(
+        SINGLE, lambda s: s.update({f"cond_stage_model.model{'.weight' * 150_000}": torch.zeros(0)})
+    ),
+    "levels of other shapes": weights(
+        SINGLE, lambda s: s.update({f"{U}.input_blocks.1.0.out_layers.3.weight": torch.zeros(7, 7, 3, 3)})
+    ),
+    "a text of another width": weights(
+        SINGLE, lambda s: s.update({f"{U}.middle_block.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(64, 5)})
+    ),
     "no width": weights(SINGLE, lambda s: s.update({FIRST: torch.zeros(0, 4, 3, 3)})),
     "a width of 2**40": header({FIRST: {"dtype": "F32", "shape": [2**40, 0, 3, 3], "data_offsets": [0, 0]}}),
 }.items():
     case(f"single file: {what}", (ConfigError, WeightsError), SINGLE, spoil, load=from_single_file)
+case(
+    "single file: a million names",
+    CheckpointError,
+    SINGLE,
+    raw(SINGLE, struct.pack("<Q", 60 * 10**6) + b'{"a":' + b" " * (60 * 10**6)),
+    load=from_single_file,
+)
 case(
     "single file: a .ckpt",
     CheckpointError,
