@@ -372,13 +372,28 @@ def test_variants_are_apart(tmp_path: Path) -> None:
     half, full_precision = tiny_unet(seed=1).half(), tiny_unet(seed=2)
     half.save_pretrained(tmp_path, variant="fp16")
     assert (tmp_path / "diffusion_pytorch_model.fp16.safetensors").is_file()
-    with pytest.raises(CheckpointError, match=f"no weights in .*: looked for {WEIGHTS}, "):
-        UNet2DModel.from_pretrained(tmp_path)
     full_precision.save_pretrained(tmp_path)
     assert same_state(UNet2DModel.from_pretrained(tmp_path, variant="fp16"), half.float())
     assert same_state(UNet2DModel.from_pretrained(tmp_path), full_precision)
-    with pytest.raises(CheckpointError, match=r"looked for .*\.bf16\..* \(is there one without variant='bf16'\?\)"):
+    with pytest.raises(CheckpointError, match=r"looked for .*\.bf16\..* \(there are some for variant='fp16'\)"):
         UNet2DModel.from_pretrained(tmp_path, variant="bf16")
+
+
+@pytest.mark.parametrize("size", ["10GB", "20KB"])
+@pytest.mark.parametrize("safetensors", [True, False])
+def test_the_only_variant_is_loaded_and_said(safetensors: bool, size: str, tmp_path: Path) -> None:
+    half = tiny_unet(seed=1).half()
+    options: Any = {"safe_serialization": safetensors, "max_shard_size": size}
+    half.save_pretrained(tmp_path, variant="fp16", **options)
+    with pytest.warns(UserWarning, match=r"no plain weights but those of the variant fp16.*give variant='fp16'"):
+        loaded = UNet2DModel.from_pretrained(tmp_path)
+    assert same_state(loaded, half.float())
+    assert same_state(UNet2DModel.from_pretrained(tmp_path, variant="fp16"), half.float())  # without a word
+    half.save_pretrained(tmp_path, variant="ema", **options)
+    with pytest.raises(CheckpointError, match=r"\(there are some for variant='ema' and for variant='fp16'\)"):
+        UNet2DModel.from_pretrained(tmp_path)
+    half.save_pretrained(tmp_path, **options)
+    UNet2DModel.from_pretrained(tmp_path)  # the plain ones, without a word
 
 
 @pytest.mark.filterwarnings("ignore")  # of diffusers

@@ -120,7 +120,10 @@ class Repository:
         if self.folder is not None:
             return
         if os.path.isfile(self.name):
-            raise CheckpointError(f"{self.name} is a file: give the folder that it is in")
+            single = "; a whole Stable Diffusion in one file is loaded by StableDiffusionPipeline.from_single_file"
+            raise CheckpointError(
+                f"{self.name} is a file: give the folder that it is in" + single * self.name.endswith(".safetensors")
+            )
         if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", self.name):
             meant = did_you_mean(self._meant())
             raise CheckpointError(

@@ -6,12 +6,13 @@ an object. A config may come from anyone: if no object of a sensible size can be
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast, overload
 
@@ -306,7 +307,8 @@ class PretrainedModel(Stored, nn.Module):
             subfolder: the folder in it that the network's files are in, for example "unet".
             torch_dtype: the older name of `dtype`.
             dtype: the parameters' type; float32 unless told. "auto" takes the type that they are stored in.
-            variant: "fp16" reads `diffusion_pytorch_model.fp16.safetensors`.
+            variant: "fp16" reads `diffusion_pytorch_model.fp16.safetensors`; so does None, with a warning, where there
+                are no plain files.
             use_safetensors: True reads `.safetensors` alone, False `.bin` alone; otherwise the first if there is one.
             device_map: the device that the network is put on, the CPU unless told. "auto", "balanced" and the like put
                 it on the first GPU if there is one, as a network is not divided here.
@@ -508,25 +510,68 @@ def find_weights(
         repository: where they are looked for.
         name: the name of the .safetensors file.
         subfolder: the network's folder in the repository.
-        variant: as in `PretrainedModel.from_pretrained`.
+        variant: as in `PretrainedModel.from_pretrained`. Where none is asked for and there are no plain files, the only
+            variant that there is is taken.
         use_safetensors: True looks for .safetensors alone, False for .bin alone.
 
     Raises:
-        CheckpointError: there are none; the message lists the files that were looked for.
+        CheckpointError: there are none; the message lists the files that were looked for, and variants that are there.
+
+    Warns:
+        UserWarning: the files are of a variant that was not asked for.
     """
     kinds = {True: (name,), False: (bin_name(name),), None: (name, bin_name(name))}[use_safetensors]
-    looked_for = []
-    for candidate in kinds:
-        whole, index = with_variant(candidate, variant), with_variant(f"{candidate}.index.json", variant)
-        looked_for += [_path(whole, subfolder), _path(index, subfolder)]
-        path = repository.find(whole, subfolder)
+    found = _find_kinds(repository, kinds, subfolder, variant)
+    if found is not None:
+        return found
+    there = _variants(repository, kinds, subfolder) - {variant}
+    if variant is None and len(there) == 1:
+        (only,) = there
+        found = _find_kinds(repository, kinds, subfolder, only)
+        if found is not None:
+            warnings.warn(
+                f"{repository.name} has no plain weights but those of the variant {only}, which are loaded: to be "
+                f"silent, give variant={only!r}",
+                stacklevel=2,
+            )
+            return found
+    looked_for = [
+        _path(with_variant(each, variant), subfolder) for kind in kinds for each in (kind, f"{kind}.index.json")
+    ]
+    hint = f" (is there one without variant={variant!r}?)" if variant else ""
+    if there:
+        hint = f" (there are some for {' and for '.join(f'variant={each!r}' for each in sorted(there))})"
+    raise CheckpointError(f"there are no weights in {repository}: looked for {', '.join(looked_for)}{hint}")
+
+
+def _find_kinds(
+    repository: Repository, kinds: Sequence[str], subfolder: str | None, variant: str | None
+) -> list[Path] | None:
+    """The files of the first of these kinds that is there, each a file or its parts; None if there is none."""
+    for kind in kinds:
+        path = repository.find(with_variant(kind, variant), subfolder)
         if path is not None:
             return [path]
-        path = repository.find(index, subfolder)
+        path = repository.find(with_variant(f"{kind}.index.json", variant), subfolder)
         if path is not None:
             return [_shard(repository, shard, subfolder, path) for shard in _shards(path)]
-    hint = f" (is there one without variant={variant!r}?)" if variant else ""
-    raise CheckpointError(f"there are no weights in {repository}: looked for {', '.join(looked_for)}{hint}")
+    return None
+
+
+def _variants(repository: Repository, kinds: Sequence[str], subfolder: str | None) -> set[str]:
+    """The variants that a folder has files of; of the hub, whose files are not listed, the usual one."""
+    if repository.folder is None:
+        return {"fp16"}
+    found = set()
+    for kind in kinds:
+        stem, suffix = os.path.splitext(kind)
+        name = re.compile(
+            rf"{re.escape(stem)}\.(?:([\w-]+){re.escape(suffix)}|{re.escape(suffix[1:])}\.index\.([\w-]+)\.json)"
+        )
+        with contextlib.suppress(OSError):
+            matches = (name.fullmatch(each) for each in os.listdir(repository.folder / (subfolder or "")))
+            found |= {match[1] or match[2] for match in matches if match}
+    return {each for each in found if not re.search(r"-\d{5}-of-\d{5}$", each)}
 
 
 def _shards(index: Path) -> list[str]:

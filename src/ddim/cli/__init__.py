@@ -5,14 +5,17 @@ What takes time to import is imported by the command that needs it, and only the
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import operator
 import os
+import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import tyro
@@ -72,6 +75,11 @@ _EXAMPLES = (
 )
 
 
+# What PyTorch says where memory ran out, and the options by which less of it is needed.
+_OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
+_SMALLER = ("batch", "batch-size", "train-batch-size", "height", "width", "dtype", "gradient-checkpointing")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 for an error that is explained, 130 for an interruption.
 
@@ -90,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SystemExit(0)
         words, settings, typed = _parse(arguments)
         load("ddim.cli.checks:check")(words, settings, typed)
-        result = load(COMMANDS[words].run)(settings)
+        with _warnings_told(settings):
+            result = load(COMMANDS[words].run)(settings)
         if result is not None:
             print(result)
     except BrokenPipeError:  # whoever reads this, such as `head`, has seen enough
@@ -103,7 +112,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DDIMError, ValueError, OSError) as error:
         print(f"ddim: {in_typed_words(str(error), settings)}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        told = ", ".join(f"--{name}" for name in _SMALLER if hasattr(settings, name.replace("-", "_")))
+        print(
+            f"ddim: there is not enough memory: give less to do at a time by {told or 'other options'}", file=sys.stderr
+        )
+        return 1
     return 0
+
+
+@contextlib.contextmanager
+def _warnings_told(settings: Any) -> Iterator[None]:
+    """Show warnings as a sentence, as errors are shown, and not with the line of code that they come from."""
+
+    def show(message: Warning | str, *_: Any) -> None:
+        print(f"ddim: {in_typed_words(str(message), settings)}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def load(where: str) -> Any:

@@ -141,7 +141,7 @@ def model(value: str, option: str) -> None:
     from ddim.checkpoint.hub import Repository
 
     if is_single_file(value):
-        if "://" not in value:
+        if address_on_hub(value) is None:
             file(value, option)
         return
     refuse_pickle(value)
@@ -151,6 +151,16 @@ def model(value: str, option: str) -> None:
 def is_single_file(value: str) -> bool:
     """Whether a model is one `.safetensors` file, here or on the hub."""
     return value.lower().endswith(".safetensors") and not os.path.isdir(value)
+
+
+def address_on_hub(value: str) -> str | None:
+    """The address of a single file on the hub, which may be given as owner/name/file; None for a file that is here."""
+    if "://" in value:
+        return value
+    match = re.fullmatch(r"(\w[\w.-]*)/([\w.-]+)/(.+)", value)
+    if match is None or os.path.isdir(match[1]):
+        return None
+    return f"https://huggingface.co/{match[1]}/{match[2]}/blob/main/{match[3]}"
 
 
 def named(value: str, option: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ddim.cli.adapters import add_adapters, refuse_adapters
-from ddim.cli.checks import is_single_file
+from ddim.cli.checks import address_on_hub, is_single_file
 from ddim.cli.known import SINGLE_FILE, Kind, check_against, known
 from ddim.cli.options import Backend
 from ddim.errors import CheckpointError, ConfigError
@@ -147,7 +147,7 @@ def _from_single_file(settings: Any, dtype: torch.dtype | None) -> DiffusionPipe
     tokenizer = _option(settings, "tokenizer")
     try:
         pipe = StableDiffusionPipeline.from_single_file(
-            str(settings.model),
+            address_on_hub(str(settings.model)) or str(settings.model),
             tokenizer=tokenizer or TOKENIZER,
             dtype=dtype,
             prediction_type=_option(settings, "prediction_type"),

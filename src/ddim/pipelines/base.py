@@ -203,7 +203,8 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             pretrained_model_name_or_path: for example "./my-model", "digits" or "google/ddpm-cifar10-32".
             dtype: the networks' type, float32 unless told; "auto" for those that are stored; or a dict with one for
                 each part, and one for the others under "default". `torch_dtype` is its older name.
-            variant: "fp16" reads the `.fp16.safetensors` files.
+            variant: "fp16" reads the `.fp16.safetensors` files; so does None, with a warning, where there are no plain
+                ones.
             use_safetensors: True reads `.safetensors` alone, False `.bin` alone; otherwise the first if there is one.
             device_map: a device, such as "cuda", that all networks go to. "auto", "balanced" and the like put them on
                 the first GPU if there is one, as they are not divided here.

@@ -20,7 +20,7 @@ from ddim.checkpoint.hub import Repository
 from ddim.checkpoint.loading import differences, fill, raise_for_problems, skeleton
 from ddim.checkpoint.original_layout import PREFIXES, Part, State, convert
 from ddim.checkpoint.predicted import Notes, read_notes
-from ddim.errors import CheckpointError
+from ddim.errors import CheckpointError, ConfigError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.models.byte_pairs import END
 from ddim.models.tokenizer import CLIPTokenizer
@@ -134,6 +134,8 @@ def load_single_file(
         }
         problems += differences(wanted, offered)
     raise_for_problems(problems, f"{file} is no Stable Diffusion 1 or 2{_hint(tensors)}")
+    if tokenizer is not None:  # before the weights are read, as it may have to be fetched
+        tokenizer = _tokenizer(tokenizer, found["text_encoder"], options)
 
     for name, network in networks.items():
         part = found[name]
@@ -149,21 +151,30 @@ def load_single_file(
     if prediction_type is not None and "scheduler" in parts:
         made["scheduler"] = _scheduler(file, notes, prediction_type)
     made = {name: made[name] for name in PARTS if name in parts}
-    if tokenizer is not None:
-        made["tokenizer"] = _tokenizer(tokenizer, found["text_encoder"].config, options)
-    return made
+    return made if tokenizer is None else {**made, "tokenizer": tokenizer}
 
 
-def _tokenizer(given: Any, config: Mapping[str, Any], options: Mapping[str, Any]) -> CLIPTokenizer:
-    """The tokenizer that is given, or the one that is at the given place: in it or in its folder "tokenizer"."""
+def _tokenizer(given: Any, text_encoder: Part, options: Mapping[str, Any]) -> CLIPTokenizer:
+    """The tokenizer that is given, or the one that is at the given place: in it or in its folder "tokenizer".
+
+    Raises:
+        ConfigError: it has more tokens than the text encoder, so it is another model's.
+    """
     if isinstance(given, CLIPTokenizer):
         return given
+    config = text_encoder.config
     repository = Repository.open(given, {name: value for name, value in options.items() if name != "revision"})
     names = ("tokenizer.json", "vocab.json")
     subfolder = "tokenizer" if any(repository.find(name, "tokenizer") for name in names) else None
     # OpenCLIP fills texts up with token 0, CLIP with the end token; the tokens are the same.
     pad = "!" if config["hidden_act"] == "gelu" else END
-    return CLIPTokenizer.load(repository, subfolder, pad_token=pad)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.load(repository, subfolder, pad_token=pad)
+    if text_encoder.state and len(tokenizer) > config["vocab_size"]:
+        raise ConfigError(
+            f"the tokenizer of {repository.name} has {len(tokenizer)} tokens, and the text encoder knows "
+            f"{config['vocab_size']}: give another tokenizer"
+        )
+    return tokenizer
 
 
 def _locate(path: str | os.PathLike[str], options: dict[str, Any]) -> Path:
