@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,42 @@ def test_the_same_image_whatever_the_chunk(texts: str, tmp_path: Path, monkeypat
     for k in range(7):
         one, other = (np.asarray(Image.open(tmp_path / name / f"0000{k}.png"), int) for name in ("three", "all"))
         assert np.abs(one - other).max() <= 2  # but for the rounding of networks on batches of other sizes
+
+
+def test_one_of_many_is_made_again_byte_for_byte(classes: str, tmp_path: Path) -> None:
+    out = tmp_path / "many"
+    assert sample("--model", classes, "--batch", 5, "--out", f"{out}/") == 0
+    again = ["sample", "--from", str(out / "00003.png"), "--out"]
+    assert main([*again, str(tmp_path / "third.png")]) == 0
+    assert (tmp_path / "third.png").read_bytes() == (out / "00003.png").read_bytes()
+    before = contents(out)
+    assert main([*again, f"{out}/"]) == 0  # it is there already
+    assert contents(out) == before
+
+
+def test_a_terminal_is_not_flooded(classes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    assert sample("--model", classes, "--batch", 21, "--out", f"{tmp_path}/a/") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 21  # a script is told all
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert sample("--model", classes, "--batch", 21, "--out", f"{tmp_path}/b/") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [Path(line).name for line in shown] == ["00000.png", "…", "00020.png"]
+
+
+@pytest.mark.slow  # half a minute; that no more than a chunk is drawn at a time has a test above
+def test_memory_is_flat(tmp_path: Path) -> None:
+    """The peak of a process that draws 600 digits is that of one that draws 100; all at once took 120 MB more."""
+    code = "import resource, sys; from ddim.cli import main; assert main(sys.argv[1:]) == 0; "
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    peaks = []
+    for count in (100, 600):
+        out = tmp_path / str(count)
+        command = ["sample", "--model", "digits", "--steps", "2", "--batch", str(count), "--out", f"{out}/"]
+        done = subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True, text=True)
+        peaks.append(int(done.stdout.splitlines()[-1]) / 1024)
+        assert len(contents(out)) == count
+    assert peaks[1] < peaks[0] + 40
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

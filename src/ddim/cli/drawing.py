@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ddim.cli.batches import PictureProgress, chunk_size, chunks, pictures_of
 from ddim.cli.fitting import fit_start, warn_of_size
 from ddim.cli.pictures import choose_scale, made_by, save_picture, save_pictures
+from ddim.cli.places import is_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ddim.cli.sample import SampleSettings
     from ddim.pipelines import DiffusionPipeline
 
+_SHOWN = 20  # how many names of files a terminal is shown
 FROM_FILES = ("image", "mask_image")  # the settings that name the files of pictures to start from
 
 
@@ -68,8 +71,7 @@ class Drawing:
         size = self._size()
         scale = choose_scale(settings.scale, size, len(self.numbers), settings.out, labels=settings.labels)
         self.settings = dataclasses.replace(settings, scale=scale)
-        given = [getattr(settings, name) for name in FROM_FILES if getattr(settings, name) is not None]
-        self.made = made_by("sample", self.settings, **({"files": list(map(_hash, given))} if given else {}))
+        self.made = made_by("sample", self.settings, **self._of_what())
         self.at_a_time = chunk_size(pipe, size)
 
     def _start(self, settings: SampleSettings, pictures: Mapping[str, Image.Image]) -> dict[str, Any]:
@@ -79,6 +81,19 @@ class Drawing:
         given = pictures["image"], pictures.get("mask_image")
         image, mask = fit_start(*given, self.pipe, settings.height, settings.width)
         return {"image": image, "mask_image": mask, "height": image.height, "width": image.width}
+
+    def _of_what(self) -> dict[str, Any]:
+        """What a picture depends on beside the settings: files, and of one among many also the weights.
+
+        By these a command that goes on knows its own pictures, though the model may have been trained since.
+        """
+        from ddim.evaluation.state import digest
+
+        given = [path for name in FROM_FILES if (path := getattr(self.settings, name)) is not None]
+        about: dict[str, Any] = {"files": [_hash(path) for path in given]} if given else {}
+        if self.only is not None or is_folder(self.settings.out):
+            about["weights"] = digest(self.pipe)
+        return about
 
     def _size(self) -> tuple[int, int]:
         """Width and height of each picture."""
@@ -146,12 +161,10 @@ def draw_into_folder(drawing: Drawing) -> int:
     Raises:
         KeyboardInterrupt: says how many are there.
     """
-    from ddim.evaluation.state import digest
     from ddim.images import enlarge
 
     settings, numbers = drawing.settings, drawing.numbers
-    made = {**drawing.made, "weights": digest(drawing.pipe)}  # the model may have been trained since
-    there = pictures_of(settings.out, numbers, made, settings.overwrite)
+    there = pictures_of(settings.out, numbers, drawing.made, settings.overwrite)
     written: list[Path] = []
     try:
         with PictureProgress(len(numbers) - len(there.done)) as bar:
@@ -163,15 +176,23 @@ def draw_into_folder(drawing: Drawing) -> int:
                 for number, image in zip(part, drawing.draw(part, progress), strict=True):
                     if number in missing:
                         path = there.path(number)
-                        save_picture(enlarge(image, settings.scale), path, {**made, "image": number})
+                        save_picture(enlarge(image, settings.scale), path, {**drawing.made, "image": number})
                         written.append(path)
     except KeyboardInterrupt:
         count = len(there.done) + len(written)
         raise KeyboardInterrupt(f"{count} of {len(numbers)} pictures are in {settings.out}") from None
     finally:
-        for path in written:
-            print(path)
+        _print(written)
     return len(written)
+
+
+def _print(files: list[Path]) -> None:
+    """Print the names of files; where somebody looks on, the first and the last of many."""
+    if len(files) > _SHOWN and sys.stdout.isatty():
+        print(f"{files[0]}\n…\n{files[-1]}")
+        return
+    for file in files:
+        print(file)
 
 
 def _counting(bar: PictureProgress, pictures: int) -> Callable[[float], object]:
