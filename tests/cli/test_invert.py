@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 from tiny_sd import tiny_reference
 
-from ddim.cli import main
+from ddim.cli import edit, main
 from ddim.cli.pictures import read_image
 
 
@@ -102,6 +103,22 @@ def test_an_edit_follows_seed_and_text(texts: str, picture: str, tmp_path: Path)
     assert main(["edit", picture, "--model", texts, "--source", "a", "--target", "b", "--steps", "2", "--batch", "3",
                  "--out", str(tmp_path / "three") + "/"]) == 0  # fmt: skip
     assert len({path.read_bytes() for path in (tmp_path / "three").iterdir()}) == 3
+
+
+@pytest.mark.parametrize("method", ["cycle", "ddim"])
+def test_many_results_are_made_a_few_at_a_time(
+    texts: str, picture: str, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [picture, picture, picture, "--batch", "2"] if method == "cycle" else [picture] * 5
+    drawn = []
+    for count in (64, 4):
+        monkeypatch.setattr(edit, "chunk_size", lambda pipe, size, count=count: count)
+        out = tmp_path / str(count)
+        command = ["edit", *many, "--model", texts, "--source", "a red cat", "--target", "a blue dog", "--steps", "3"]
+        assert main([*command, "--method", method, "--out", f"{out}/"]) == 0
+        drawn.append(np.stack([np.asarray(Image.open(file), int) for file in sorted(out.iterdir())]))
+    assert len(drawn[0]) == (6 if method == "cycle" else 5)
+    assert np.abs(drawn[0] - drawn[1]).max() <= 2  # but for the rounding of networks on batches of other sizes
 
 
 def test_what_cannot_work_is_one_line(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from ddim.cli.batches import chunk_size, chunks
 from ddim.cli.fitting import fit_pictures
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
 from ddim.cli.options import (
@@ -36,6 +37,7 @@ from ddim.cli.places import announce
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from ddim.cli.known import Kind
@@ -127,7 +129,7 @@ def run_edit(settings: EditSettings) -> None:
 
     with torch.no_grad():
         x0 = pipe.encode(pictures)
-        results = pipe.decode(_edited(pipe, x0, plan, settings))
+        results = list(_edited(pipe, x0, plan, settings))
         shown = pipe.decode(x0) if settings.before else []
     if settings.before:
         per = settings.batch
@@ -156,21 +158,26 @@ def _labels(settings: EditSettings) -> list[str]:
     return [settings.source] * settings.before + [settings.target] * settings.batch
 
 
-def _edited(pipe: DiffusionPipeline, x0: Tensor, plan: SamplingPlan, settings: EditSettings) -> Tensor:
-    """The results (p·batch z h w); those of one picture follow one another."""
+def _edited(pipe: DiffusionPipeline, x0: Tensor, plan: SamplingPlan, settings: EditSettings) -> Iterator[Image.Image]:
+    """The results, of which those of one picture follow one another; a few are made at a time."""
     from ddim.editing import decode_cycle, edit, encode_cycle
     from ddim.noise import seeded_generators
 
     x0 = x0.repeat_interleave(settings.batch, dim=0)
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
-    source = pipe.denoiser(plan, len(x0), prompt=settings.source, guidance_scale=settings.source_guidance_scale)
-    target = pipe.denoiser(plan, len(x0), prompt=settings.target, guidance_scale=scale, guidance_rescale=rescale)
-    with pipe.progress_bar(2 * len(plan)) as bar:
-        if settings.method != "cycle":
-            return edit(source, target, x0, plan, settings.method, lambda step: bar.update())
-        generators = seeded_generators(settings.seed, len(x0))
-        cycle = encode_cycle(source, x0, plan, generators, lambda step: bar.update())
-        for step in decode_cycle(target, cycle, plan):
-            x = step.sample
-            bar.update()
-        return x
+    _, height, width = pipe.picture_shape()
+    parts = list(chunks(range(len(x0)), chunk_size(pipe, (width, height))))
+    with pipe.progress_bar(2 * len(plan) * len(parts)) as bar:
+        for part in parts:
+            x, count = x0[part.start : part.stop], len(part)
+            source = pipe.denoiser(plan, count, prompt=settings.source, guidance_scale=settings.source_guidance_scale)
+            target = pipe.denoiser(plan, count, prompt=settings.target, guidance_scale=scale, guidance_rescale=rescale)
+            if settings.method == "cycle":
+                generators = seeded_generators(settings.seed, count, part.start)
+                cycle = encode_cycle(source, x, plan, generators, lambda step: bar.update())
+                for step in decode_cycle(target, cycle, plan):
+                    x = step.sample
+                    bar.update()
+            else:
+                x = edit(source, target, x, plan, settings.method, lambda step: bar.update())
+            yield from pipe.decode(x)
