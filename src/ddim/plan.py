@@ -29,7 +29,7 @@ from torch import Tensor
 from ddim.errors import ConfigError
 from ddim.noise import Generators
 from ddim.process import SIGMA_HAT, Eta, Order, PredictionType, ddim_step, prediction, second_order, sigma, sigma_hat
-from ddim.step import DDIMSchedulerOutput, Row, check_step, step_noise, take_linear_step, take_step, threshold
+from ddim.step import DDIMSchedulerOutput, Row, check_step, clip, step_noise, take_linear_step, take_step, threshold
 
 __all__ = ["SamplingPlan"]
 
@@ -199,7 +199,7 @@ class SamplingPlan:
         """The previous timestep of every timestep 0…T-1: the next lower listed one; negative past the end."""
         every = np.arange(len(self.alphas_cumprod))
         if self.legacy_stride is not None:
-            return np.maximum(every - self.legacy_stride, -1)
+            return np.maximum(every - min(self.legacy_stride, len(every)), -1)
         listed = np.array([-1, *sorted(self.timesteps)])
         return np.asarray(listed[np.searchsorted(listed, every) - 1])
 
@@ -345,7 +345,7 @@ class SamplingPlan:
         if self.thresholding is not None:
             return threshold(original, *self.thresholding, out=None if original.requires_grad else original)
         assert self.clip_range is not None
-        return original.clamp_(-self.clip_range, self.clip_range)
+        return clip(original, self.clip_range)
 
     # --- other views of it -------------------------------------------------------------------------------------------
 
@@ -471,7 +471,9 @@ _table_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is a number, and no int that no float is as large as."""
+    is_float = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1023)
+    return is_float and not isinstance(value, bool)
 
 
 def check_levels(alphas_cumprod: Sequence[float], final: float) -> None:
@@ -500,12 +502,12 @@ def as_eta(eta: Any) -> Eta:
         return cast(Eta, eta)
     if hasattr(eta, "item") and getattr(eta, "ndim", 1) == 0:
         eta = eta.item()
-    result: Eta = float(eta) if type(eta) is int else eta
+    result: Eta = float(eta) if type(eta) is int and _is_number(eta) else eta
     return result
 
 
 def _check_eta(eta: Eta) -> None:
     if eta == SIGMA_HAT:
         return
-    if isinstance(eta, (bool, str)) or not isinstance(eta, (int, float)) or not 0 <= eta < math.inf:
+    if not _is_number(eta) or not 0 <= eta < math.inf:
         raise ConfigError(f"eta must be a number of 0 or more, or 'sigma_hat', not {eta!r}")

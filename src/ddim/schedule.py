@@ -241,7 +241,7 @@ def as_timesteps(timesteps: Any) -> tuple[int, ...]:
     """
     try:
         values = timesteps.tolist() if hasattr(timesteps, "tolist") else list(timesteps)
-    except TypeError as error:
+    except (TypeError, NotImplementedError) as error:  # a tensor on the meta device has no values
         raise ConfigError(f"timesteps must be a list of ints, not {timesteps!r:.100}") from error
     if not isinstance(values, list):
         raise ConfigError(f"timesteps must be a list of ints, not {timesteps!r:.100}")

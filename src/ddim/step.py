@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ __all__ = ["DDIMSchedulerOutput", "Output", "Row", "take_step", "threshold"]
 # From so many elements on, it pays to compute a·x + b·y in one pass over memory, see `combine`. For fewer, the views
 # that this takes cost more than the second pass.
 LARGE = 2**18
+LOPSIDED = 1e9  # how many times a is in b where b/a·y could be infinite, though b·y is not, see `combine`
 # Of so many tensors or pictures in a list, `described` says what they are.
 _SHOWN = 4
 
@@ -316,7 +318,7 @@ def check_step(model_output: Any, sample: Any) -> tuple[torch.dtype, torch.dtype
 
     Raises:
         TypeError: they are no tensors of floating-point numbers.
-        ValueError: they differ in shape.
+        ValueError: they differ in shape, or one is on the CPU and the other is not.
     """
     if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor)):
         raise TypeError(
@@ -324,6 +326,10 @@ def check_step(model_output: Any, sample: Any) -> tuple[torch.dtype, torch.dtype
         )
     if model_output.shape != sample.shape:
         raise ValueError(shape_message(model_output, sample))
+    if model_output.is_cpu is not sample.is_cpu:  # to compare the devices would take three times as long
+        raise ValueError(
+            f"model_output is on {model_output.device}, the sample on {sample.device}: move one to the other"
+        )
     dtype, other = sample.dtype, model_output.dtype
     if dtype is torch.float32 and other is dtype:  # as most are
         return dtype, dtype
@@ -431,6 +437,8 @@ def combine(x: Tensor, y: Tensor, a: Any, b: Any, into: Tensor | None = None) ->
         column = None if into is None else into.view(-1, 1)
         column = torch.addr(x.view(-1, 1), y.view(-1), x.new_ones(1), beta=a, alpha=b, out=column)
         return column.view(x.shape) if into is None else into
+    if abs(b) > abs(a) * LOPSIDED:
+        return torch.add(y * b, x, alpha=a, out=into)
     # This is computed as a·(x + b/a·y), which rounds less than a·x + b·y where the two terms almost cancel each other,
     # as they do in x0 at high noise.
     return torch.add(x, y, alpha=b / a, out=into).mul_(a)
@@ -456,12 +464,28 @@ def threshold(x0: Tensor, ratio: float, maximum: float, out: Tensor | None = Non
     Returns:
         (batch, …), in [-1, 1].
     """
-    if len(x0) and x0.is_cpu and not x0.requires_grad and not torch.compiler.is_compiling():
-        scale = torch.stack([_quantile_below(sample, ratio, maximum) for sample in x0])
+    if not x0.numel():
+        return x0
+    maximum = _in_range(maximum, x0.dtype)
+    samples = x0.reshape(x0.shape[0] if x0.ndim else 1, -1)  # (b n)
+    if x0.is_cpu and not x0.requires_grad and not torch.compiler.is_compiling():
+        scale = torch.stack([_quantile_below(sample, ratio, maximum) for sample in samples])
     else:
-        scale = _quantile(x0.abs().flatten(1), ratio)
-    scale = scale.clamp(1, maximum).view(-1, *[1] * (x0.ndim - 1))  # (b 1 …)
+        scale = _quantile(samples.abs(), ratio)
+    scale = scale.clamp(1, maximum).view((*x0.shape[:1], *[1] * (x0.ndim - 1)))  # (b 1 …)
     return torch.div(torch.clamp(x0, -scale, scale, out=out), scale, out=out)
+
+
+def clip(x0: Tensor, limit: float) -> Tensor:
+    """Clamp a predicted image to ± a positive limit, in place."""
+    limit = _in_range(limit, x0.dtype)
+    return x0.clamp_(-limit, limit)
+
+
+def _in_range(limit: float, dtype: torch.dtype) -> float:
+    """A positive limit as a type has it: infinite above all its numbers, and never 0 below them."""
+    info = torch.finfo(dtype)
+    return math.inf if limit > info.max else max(limit, info.tiny * info.eps)
 
 
 def _quantile_below(sample: Tensor, ratio: float, maximum: float) -> Tensor:
@@ -470,7 +494,7 @@ def _quantile_below(sample: Tensor, ratio: float, maximum: float) -> Tensor:
     Most of the time would go into sorting. Counting the values below `maximum` is faster, and decides alone where the
     quantile is not below it.
     """
-    values = sample.abs().flatten()
+    values = sample.abs()
     position = ratio * (len(values) - 1)
     low = int(position)
     if int(torch.count_nonzero(values < maximum)) <= low:

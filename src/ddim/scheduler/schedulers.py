@@ -409,17 +409,22 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
             raise ValueError(f"sample and noise differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
         if not (first.dtype.is_floating_point and second.dtype.is_floating_point):
             raise TypeError(f"sample and noise must be floating point tensors, not {first.dtype} and {second.dtype}")
+        if first.device != second.device:
+            raise ValueError(f"sample and noise are on {first.device} and {second.device}: move one to the other")
         dtype = torch.promote_types(first.dtype, second.dtype)
         timesteps = self._as_indices(timesteps)
+        if timesteps.is_meta and not first.is_meta:
+            raise ValueError("timesteps on the meta device have no values")
         counts = {timesteps.numel(), *first.shape[:1], *second.shape[:1]} - {1}
-        if len(counts) > 1:
+        if len(counts) > 1 or (counts and not first.ndim):
             raise ValueError(
                 f"{timesteps.numel()} timesteps do not fit samples of shape {tuple(first.shape)} and noise of shape "
                 f"{tuple(second.shape)}: give one of each, or as many"
             )
         wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+        shape = (-1, *[1] * (first.ndim - 1)) if first.ndim else ()
         roots = self._levels.table(first.device).index_select(0, timesteps.reshape(-1).to(first.device)).to(wide)
-        signal, deviation = (column.view(-1, *[1] * (first.ndim - 1)) for column in roots.unbind(1))
+        signal, deviation = (column.view(shape) for column in roots.unbind(1))
         return torch.addcmul(first.to(wide) * signal, second.to(wide), sign * deviation).to(dtype)
 
     def _as_indices(self, timesteps: Any) -> Tensor:
