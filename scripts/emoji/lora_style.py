@@ -25,7 +25,7 @@ from train import articled
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint import atomic_write, write_text
-from ddim.data.preparation import flatten
+from ddim.images.flat import flatten
 from ddim.training import train
 from ddim.training.settings import LoraSettings
 

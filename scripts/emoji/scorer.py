@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from train import DATA, HERE, articled
 
-from ddim.data.preparation import BACKGROUNDS, flatten, say_background
+from ddim.data.preparation import BACKGROUNDS, say_background
 from ddim.evaluation.networks import image_tower
+from ddim.images.flat import flatten
 
 FOLDER = HERE / "data" / "scorer"
 STYLES = ("noto", "fluent", "twemoji")

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint.files import atomic_write
-from ddim.data.preparation import BACKGROUNDS, flatten
+from ddim.data.preparation import BACKGROUNDS
 from ddim.editing import decode_cycle, edit, encode_cycle
+from ddim.images.flat import flatten
 from ddim.noise import seeded_generators
 
 HERE = Path(__file__).parent.parent.parent

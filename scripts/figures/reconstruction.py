@@ -29,7 +29,7 @@ import ddim
 from ddim import DiffusionPipeline
 from ddim.checkpoint.files import read_json, write_json, write_text
 from ddim.data import digits
-from ddim.data.preparation import flatten
+from ddim.images.flat import flatten
 from ddim.inversion import METHODS, keeping
 
 HERE = Path(__file__).parent.parent.parent

@@ -145,12 +145,13 @@ def test_commands_that_read_pictures_crop_and_say_so(
         assert said in capsys.readouterr().err
 
 
-def test_proportions_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_proportions_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A circle stays one, for a model of pixels too."""
     pipe: Any = tiny_pipeline(in_channels=1, out_channels=1)
     wide = Image.new("L", (300, 100), 0)
     wide.paste(255, (130, 30, 170, 70))  # a square in the middle
-    (small,) = fit_pictures([wide], ["wide.png"], pipe)
+    wide.save(tmp_path / "wide.png")
+    (small,) = fit_pictures([str(tmp_path / "wide.png")], pipe)
     assert small.size == (8, 8)
     pixels = np.asarray(small, float)
     assert np.allclose(pixels, pixels.T, atol=8)  # the filter is clamped between its two passes

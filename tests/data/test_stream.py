@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ddim.data import digits, image_folder, open_source
-from ddim.data.preparation import Preparation, flatten
+from ddim.data.preparation import Preparation
+from ddim.images.flat import flatten
 from ddim.data.stream import Stream
 from ddim.errors import DataError
 

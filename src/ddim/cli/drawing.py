@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,6 @@ class Drawing:
     """All images that settings ask for, or the one with the number `only`.
 
     Args:
-        pictures: those to start from, by their names in the settings.
 
     Attributes:
         settings: with the scale that was chosen.
@@ -44,7 +43,6 @@ class Drawing:
         self,
         pipe: DiffusionPipeline,
         settings: SampleSettings,
-        pictures: Mapping[str, Image.Image],
         only: int | None,
     ) -> None:
         self.pipe, self.only = pipe, only
@@ -66,7 +64,7 @@ class Drawing:
         if pipe.draws_texts:
             names = ("prompt", "negative_prompt", "height", "width", "strength")
             self._request |= {name: getattr(settings, name) for name in names}
-            self._request |= self._start(settings, pictures)
+            self._request |= self._start(settings)
             warn_of_size(pipe, str(settings.model), (self._request["height"], self._request["width"]))
         size = self._size()
         scale = choose_scale(settings.scale, size, len(self.numbers), settings.out, labels=settings.labels)
@@ -74,12 +72,11 @@ class Drawing:
         self.made = made_by("sample", self.settings, **self._of_what())
         self.at_a_time = chunk_size(pipe, size)
 
-    def _start(self, settings: SampleSettings, pictures: Mapping[str, Image.Image]) -> dict[str, Any]:
+    def _start(self, settings: SampleSettings) -> dict[str, Any]:
         """The picture to start from and its mask, in the size that is drawn."""
-        if "image" not in pictures:
-            return dict(pictures)  # the pipeline refuses a mask without a picture
-        given = pictures["image"], pictures.get("mask_image")
-        image, mask = fit_start(*given, self.pipe, settings.height, settings.width)
+        if settings.image is None:
+            return {}
+        image, mask = fit_start(settings.image, settings.mask_image, self.pipe, settings.height, settings.width)
         return {"image": image, "mask_image": mask, "height": image.height, "width": image.width}
 
     def _of_what(self) -> dict[str, Any]:
@@ -202,4 +199,8 @@ def _counting(bar: PictureProgress, pictures: int) -> Callable[[float], object]:
 
 def _hash(path: str) -> str:
     """Of a file's bytes, by which a picture knows what it was started from."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:24]
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:24]

@@ -32,7 +32,7 @@ from ddim.cli.options import (
     TokenizerPlace,
     Variant,
 )
-from ddim.cli.pictures import check_look, choose_scale, made_by, read_images, save_pictures
+from ddim.cli.pictures import check_images, check_look, choose_scale, made_by, save_pictures
 from ddim.cli.places import announce
 from ddim.errors import ConfigError
 
@@ -116,9 +116,9 @@ def run_edit(settings: EditSettings) -> None:
 
     check_model(settings, suits)
     announce(settings.out, settings.overwrite)
-    pictures = read_images(settings.images)
+    check_images(settings.images)
     pipe = open_pipeline(settings, suits)
-    pictures = fit_pictures(pictures, settings.images, pipe)
+    pictures = fit_pictures(settings.images, pipe)
     columns, size = settings.batch + settings.before, pictures[0].size
     count = columns * len(pictures)
     scale = choose_scale(settings.scale, size, count, settings.out, columns=columns, labels=settings.labels)

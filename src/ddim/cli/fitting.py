@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ddim.cli.pictures import read_image, size_of
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,40 +21,51 @@ Size = tuple[int, int]  # width and height in pixels, as Pillow has them
 MULTIPLE = 8
 
 
-def fit_pictures(pictures: Sequence[Image.Image], names: Sequence[str], pipe: DiffusionPipeline) -> list[Image.Image]:
-    """Pictures in the one size that a model draws; what has other proportions is cropped in the middle.
+def fit_pictures(paths: Sequence[str], pipe: DiffusionPipeline) -> list[Image.Image]:
+    """The pictures of files in the one size that a model draws; what has other proportions is cropped in the middle.
 
-    Args:
-        names: of their files, for the lines on stderr that say what was done.
+    Lines on stderr say what was done.
+
+    Raises:
+        DataError: one is no picture, or too large.
     """
     channels, height, width = pipe.picture_shape()
     fitted = []
-    for picture, name in zip(pictures, names, strict=True):
-        _say(name, picture.size, (width, height))
-        fitted.append(resized(picture, (width, height), channels))
+    for path in paths:
+        own = size_of(path)
+        _say(path, own, (width, height))
+        fitted.append(_read(path, own, (width, height), channels))
     return fitted
 
 
 def fit_start(
-    picture: Image.Image,
-    mask: Image.Image | None,
+    image: str,
+    mask: str | None,
     pipe: DiffusionPipeline,
     height: int | None = None,
     width: int | None = None,
 ) -> tuple[Image.Image, Image.Image | None]:
-    """The picture that a run starts from and its mask, in the size that `start_size` chooses.
+    """The picture that a run starts from and its mask, each from its file, in the size that `start_size` chooses.
 
     Raises:
         ConfigError: the mask has other proportions than the picture.
+        DataError: one is no picture, or too large.
     """
-    if mask is not None and not _are_alike(mask.size, picture.size):
+    own, over = size_of(image), None if mask is None else size_of(mask)
+    if over is not None and not _are_alike(over, own):
         raise ConfigError(
-            f"--mask-image is {_spelt(mask.size)} and --image {_spelt(picture.size)}: as the mask lies over the whole "
+            f"--mask-image is {_spelt(over)} and --image {_spelt(own)}: as the mask lies over the whole "
             "picture, give one of the picture's size, or of its proportions"
         )
-    size = start_size(picture.size, pipe, height, width)
-    _say("--image", picture.size, size, "" if height or width else "; --height and --width decide otherwise")
-    return resized(picture, size, 3), None if mask is None else resized(mask, size, 1)
+    size = start_size(own, pipe, height, width)
+    _say("--image", own, size, "" if height or width else "; --height and --width decide otherwise")
+    return _read(image, own, size, 3), None if mask is None or over is None else _read(mask, over, size, 1)
+
+
+def _read(path: str, own: Size, size: Size, channels: int) -> Image.Image:
+    """The picture of a file in another size than its own; it may be decoded at once in less than its own."""
+    share = max(size[0] / own[0], size[1] / own[1])
+    return resized(read_image(path, math.ceil(share * min(own))), size, channels)
 
 
 def start_size(own: Size, pipe: DiffusionPipeline, height: int | None, width: int | None) -> Size:
@@ -84,7 +96,7 @@ def resized(picture: Image.Image, size: Size, channels: int) -> Image.Image:
     """
     from PIL import Image, ImageOps
 
-    from ddim.data.preparation import flatten
+    from ddim.images.flat import flatten
 
     picture = flatten(picture, "L" if channels == 1 else "RGB")
     times = picture.width // size[0]

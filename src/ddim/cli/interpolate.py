@@ -31,7 +31,7 @@ from ddim.cli.options import (
     TokenizerPlace,
     Variant,
 )
-from ddim.cli.pictures import made_by, read_images, save_picture, save_pictures
+from ddim.cli.pictures import check_images, made_by, save_picture, save_pictures
 from ddim.cli.places import announce, is_folder, place
 from ddim.errors import ConfigError, check_installed
 
@@ -154,14 +154,15 @@ def run_interpolate(settings: InterpolateSettings) -> None:
 
     check_model(settings, suits)
     announce(settings.out, settings.overwrite)
-    pictures = read_images(settings.images) if settings.images else []
+    if settings.images:
+        check_images(settings.images)
     pipe = open_pipeline(settings, suits)
     import torch
 
     from ddim.interpolation import draw
 
     settings = _with_guidance(settings, pipe)
-    pictures = fit_pictures(pictures, settings.images, pipe)
+    pictures = fit_pictures(settings.images, pipe)
     plan = pipe.scheduler.plan(settings.steps)
     if settings.images:
         plan = plan.unclipped()

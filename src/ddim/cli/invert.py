@@ -29,7 +29,7 @@ from ddim.cli.options import (
     TokenizerPlace,
     Variant,
 )
-from ddim.cli.pictures import choose_scale, made_by, read_images, save_pictures
+from ddim.cli.pictures import check_images, choose_scale, made_by, save_pictures
 from ddim.cli.places import announce, place
 from ddim.errors import CheckpointError
 
@@ -106,14 +106,14 @@ def run_invert(settings: InvertSettings) -> None:
 
     check_model(settings, suits)
     announce(settings.out, settings.overwrite)
-    pictures = read_images(settings.images)
+    check_images(settings.images)
     pipe = open_pipeline(settings, suits)
     import torch
 
     from ddim.checkpoint.files import save_tensors
     from ddim.inversion import METHODS
 
-    pictures = fit_pictures(pictures, settings.images, pipe)
+    pictures = fit_pictures(settings.images, pipe)
     plan = pipe.scheduler.plan(settings.steps).unclipped()
     way = METHODS[settings.method]
     with torch.no_grad(), pipe.progress_bar(len(plan) * (1 + settings.check)) as bar:
@@ -129,7 +129,7 @@ def run_invert(settings: InvertSettings) -> None:
     save_tensors(out, {f"state.{index}": state for index, state in enumerate(states)}, said)
     print(out)
     if back is not None:
-        print(_how_near(pipe, x0, back), file=sys.stderr)
+        print(_how_near(pipe, pictures, x0, back), file=sys.stderr)
     print(
         f"{len(x0)} image{'s' * (len(x0) > 1)} inverted by {settings.method} with {settings.model}: {settings.steps} "
         f"steps, guidance {settings.guidance_scale:g}, {time.perf_counter() - started:.1f} s",
@@ -205,9 +205,20 @@ def _denoiser(pipe: DiffusionPipeline, plan: SamplingPlan, count: int, settings:
     return keeping(pipe.denoiser(plan, count, **conditions), pipe.dtype)
 
 
-def _how_near(pipe: DiffusionPipeline, x0: Tensor, back: Tensor) -> str:
-    """The error of the way there and back, in words: of the samples, and of the pictures as in the paper's Table 2."""
-    first, second = (pipe.decode(x.to(pipe.dtype), "pt").double() for x in (x0, back))
-    error = float((first - second).square().mean())
+def _how_near(pipe: DiffusionPipeline, pictures: list[Image.Image], x0: Tensor, back: Tensor) -> str:
+    """The error of the way there and back, in words: of the samples, and of the pictures as in the paper's Table 2.
+
+    The pictures are compared with those that the model was given and with the files. The latter has the autoencoder's
+    error too, if the model has one.
+    """
+    from ddim.pipelines.inputs import to_tensor
+
+    channels, height, width = pipe.picture_shape()
+    files = to_tensor(pictures, (height, width), factor=1, channels=channels, latents=0).double() / 2 + 0.5
+    first, second = (pipe.decode(x.to(pipe.dtype), "pt").double().cpu() for x in (x0, back))
+    error, whole = (float((given - second).square().mean()) for given in (first, files))
     largest = float((back - x0).abs().max())
-    return f"there and back: off by {largest:.2g} at most in model space; mean square {error:.2g} of pixels in [0, 1]"
+    return (
+        f"there and back: off by {largest:.2g} at most in model space; mean square {error:.2g} of pixels in [0, 1], "
+        f"and {whole:.2g} against the file{'s' * (len(pictures) > 1)} at {width}x{height}"
+    )

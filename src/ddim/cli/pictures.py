@@ -17,33 +17,46 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def read_image(path: str) -> Image.Image:
-    """A picture from a file; one that anything shows through is put on white.
+def read_image(path: str, least: int | None = None) -> Image.Image:
+    """A picture from a file, upright, in mode "L" or "RGB"; one that anything shows through is put on white.
+
+    Args:
+        least: the fewest pixels that both sides need to keep; see `ddim.images.read_picture`.
 
     Raises:
-        ConfigError: it is none.
+        DataError: it is none, or too large.
     """
-    from PIL import Image, UnidentifiedImageError
+    from ddim.images import read_picture, upright
+    from ddim.images.flat import flatten, is_grey
 
-    from ddim.data.preparation import flatten, shows_background
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return flatten(image, "RGB") if shows_background(image) else image
-    except UnidentifiedImageError as error:
-        raise ConfigError(f"{path} is no readable image") from error
+    image = upright(read_picture(path, path, least))
+    return flatten(image, "L" if is_grey(image) else "RGB")
 
 
-def read_images(paths: Sequence[str]) -> list[Image.Image]:
-    """Pictures from files.
+def size_of(path: str) -> tuple[int, int]:
+    """The (width, height) of a file's picture when it is upright.
 
     Raises:
-        ConfigError: there are none, or one is no picture.
+        DataError: it is none, or too large.
     """
+    from ddim.images import check_picture
+
+    return check_picture(path, path)
+
+
+def check_images(paths: Sequence[str]) -> None:
+    """Refuse files that are no pictures, before a model is loaded and without decoding them.
+
+    Raises:
+        ConfigError: there are none.
+        DataError: one is no picture, or too large.
+    """
+    from ddim.images import check_picture
+
     if not paths:
         raise ConfigError("give one picture file or more")
-    return [read_image(path) for path in paths]
+    for path in paths:
+        check_picture(path, path)
 
 
 _OF_THE_FILE = ("from_image", "out", "overwrite")

@@ -39,7 +39,7 @@ from ddim.cli.options import (
     Variant,
     ZeroSNR,
 )
-from ddim.cli.pictures import check_look, read_image
+from ddim.cli.pictures import check_images, check_look
 from ddim.cli.places import announce, is_folder
 from ddim.errors import ConfigError
 
@@ -163,11 +163,13 @@ def run_sample(settings: SampleSettings) -> None:
         _check_kind(kind, settings)
 
     check_model(settings, suits)
-    pictures = {name: read_image(path) for name in FROM_FILES if (path := getattr(settings, name)) is not None}
+    given = [path for name in FROM_FILES if (path := getattr(settings, name)) is not None]
+    if given:
+        check_images(given)
     pipe = open_pipeline(settings, suits)
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
     settings = dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
-    drawing = Drawing(pipe, settings, pictures, only)
+    drawing = Drawing(pipe, settings, only)
     drawn = draw_into_folder(drawing) if is_folder(settings.out) else draw_into_file(drawing)
     what = "" if settings.prompt is None else f"of {settings.prompt!r} "
     print(

@@ -13,10 +13,11 @@
 
 from ddim.data.captioned import captioned_source
 from ddim.data.labelled import digits, hf_dataset, image_folder, open_source
-from ddim.data.preparation import BACKGROUNDS, Choice, Preparation, flatten, say_background, shows_background
+from ddim.data.preparation import BACKGROUNDS, Choice, Preparation, say_background
 from ddim.data.source import Source
 from ddim.data.stream import CaptionedStream, Stream
 from ddim.data.usable import IMAGE_SUFFIXES
+from ddim.images.flat import flatten, shows_background
 
 __all__ = [
     "BACKGROUNDS",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-Color = tuple[int, int, int]
+from ddim.images.flat import Color, flatten
+from ddim.images.reading import loaded, upright
+
+_LONG = 16  # a picture that is so many times as long as wide is cropped before it is resized
 
 # Plain backgrounds for pictures with transparency, by the names that captions use for them.
 BACKGROUNDS: dict[str, Color] = {
@@ -109,46 +112,26 @@ class Preparation:
             choice = self.choose(choice)
         if isinstance(image, Tensor):
             return image.flip(-1) if choice.flip else image
-        image = flatten(ImageOps.exif_transpose(image), "L" if self.channels == 1 else "RGB", choice.background)
+        image = flatten(upright(loaded(image, "a picture")), "L" if self.channels == 1 else "RGB", choice.background)
         scale = self.resolution / min(image.size)
         width, height = (max(self.resolution, round(side * scale)) for side in image.size)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
         left, top = (
             min(int(share * (spare + 1)), spare) if share != 0.5 else spare // 2
             for share, spare in zip(choice.crop, (width - self.resolution, height - self.resolution), strict=True)
         )
-        image = image.crop((left, top, left + self.resolution, top + self.resolution))
+        region = (left, top, left + self.resolution, top + self.resolution)
+        if max(width, height) > _LONG * self.resolution:  # the whole of it could fill the memory
+            across, down = image.width / width, image.height / height
+            box = (region[0] * across, region[1] * down, region[2] * across, region[3] * down)
+            image = image.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS, box)
+        else:
+            if (width, height) != image.size:
+                image = image.resize((width, height), Image.Resampling.LANCZOS)
+            image = image.crop(region)
         if choice.flip:
             image = ImageOps.mirror(image)
         pixels = np.asarray(image, dtype=np.float32).reshape(self.resolution, self.resolution, self.channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1) / 127.5 - 1)
-
-
-def flatten(image: Image.Image, mode: str, background: Color = BACKGROUNDS["white"]) -> Image.Image:
-    """A picture in PIL's mode "L" (grey) or "RGB", on a plain background where it is transparent.
-
-    Args:
-        image: a picture in any of PIL's modes, also one with a palette or with 16 or 32 bits of grey.
-        mode: "L" or "RGB".
-        background: red, green and blue, each 0 to 255.
-    """
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        array = np.asarray(image, dtype=np.float32)
-        high = 65535.0 if array.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((array.clip(0, high) * (255 / high)).astype(np.uint8))
-    if "A" in image.mode or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba)
-    return image.convert(mode)
-
-
-def shows_background(image: Image.Image | Tensor) -> bool:
-    """Whether a picture is transparent anywhere, so that a background behind it can be seen."""
-    if isinstance(image, Tensor) or not ("A" in image.mode or "transparency" in image.info):
-        return False
-    lowest: Any = image.convert("RGBA").getchannel("A").getextrema()[0]
-    return bool(lowest < 255)
 
 
 def say_background(caption: str, color: str) -> str:

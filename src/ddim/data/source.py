@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 from torch import Tensor
@@ -36,6 +36,14 @@ class Source:
     labels: Sequence[int] | None = None
     class_names: tuple[str, ...] = ()
     captions: Sequence[tuple[str, ...]] | None = None
+
+    def at_least(self, least: int) -> Source:
+        """The same source for somebody who needs no more than so many pixels of both sides.
+
+        Pictures in files that are several times as large may then be decoded smaller, with at least twice as many.
+        """
+        shrinking = getattr(self.load, "at_least", None)
+        return self if shrinking is None else replace(self, load=shrinking(least))
 
 
 class Omissions:

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddim.data.preparation import BACKGROUND_NAMES, Choice, Preparation, say_background, shows_background
+from ddim.data.preparation import BACKGROUND_NAMES, Choice, Preparation, say_background
 from ddim.data.source import Source
+from ddim.images.flat import shows_background
 from ddim.errors import DataError
 
 _SAY_WHITE = 0.25  # the share of captions that mention a white background; every other background is always mentioned
@@ -39,7 +40,7 @@ class Stream(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, source: Source, prepare: Preparation, seed: int) -> None:
-        self.source = source
+        self.source = source.at_least(prepare.resolution)
         self.prepare = prepare
         self.seed = seed
 

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from PIL import Image
 
 from ddim.errors import ConfigError, DataError, require
 from ddim.data.source import USUAL_IMAGES, listed, missing_column
-from ddim.data.usable import Picture, PictureError, read_picture
+from ddim.data.usable import Picture, PictureError
+from ddim.images.reading import read_picture
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 
@@ -84,6 +85,7 @@ class TablePictures:
         column: the column of images.
         roots: as in `Table`.
         rows: the rows; image i is in row rows[i].
+        least: the fewest pixels that both sides need to keep; see `read_picture`.
     """
 
     name: str
@@ -91,6 +93,10 @@ class TablePictures:
     column: str
     roots: tuple[Path, ...]
     rows: Sequence[int]
+    least: int | None = None
+
+    def at_least(self, least: int) -> TablePictures:
+        return replace(self, least=least)
 
     def find(self, index: int) -> Picture:
         """Where an image is: its bytes, if they are in the table, or the file that the table names.
@@ -121,7 +127,7 @@ class TablePictures:
             raise DataError(f"{name} cannot be used: it is {reason}") from reason
         except Exception as error:
             raise DataError(f"{name} cannot be read: {error}") from error
-        return read_picture(picture, name)
+        return read_picture(picture, name, self.least)
 
 
 def open_table(name: str, config: str | None = None, split: str = "train") -> Table:

@@ -1,17 +1,15 @@
 """Reads one picture at a time, and finds out before training which pictures can be used.
 
-A picture is checked in three steps, each slower than the one before. Its header says how large it is, Pillow's `verify`
-finds damage in a PNG, and decoding finds whatever else is damaged or cut off. Pictures are decoded only until
-`DECODED_AT_START` pixels were, which takes some ten seconds. It is pixels that are counted and not seconds, so that
-every process of a run, and a run that is resumed, chooses the same pictures.
+A picture is checked in two steps, of which the second is slower. What its file says of itself is looked through, which
+finds its size, and damage in a PNG; see `ddim.images.containers`. Decoding finds whatever else is damaged or cut off.
+Pictures are decoded only until `DECODED_AT_START` pixels were, which takes some ten seconds. It is pixels that are
+counted and not seconds, so that every process of a run, and a run that is resumed, chooses the same pictures.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -19,11 +17,9 @@ from tqdm.auto import tqdm
 
 from ddim.errors import DataError
 from ddim.data.source import Omissions
+from ddim.images.reading import TooLargeError, check_picture, read_picture
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-# The only formats that are read. Pillow knows many more, and for one of them it runs another program, Ghostscript.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-MAX_PIXELS = 89_000_000  # a little less than the size at which Pillow warns of a decompression bomb
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 DECODED_AT_START = 1_000_000_000  # pixels
 
 Picture = Path | bytes  # an image's file, or the bytes of one
@@ -31,24 +27,6 @@ Picture = Path | bytes  # an image's file, or the bytes of one
 
 class PictureError(Exception):
     """Why a picture cannot be used, in words that read on from a number, such as "unreadable" in "2 unreadable"."""
-
-
-def read_picture(picture: Picture, name: str) -> Image.Image:
-    """Decode a picture. Mode, transparency and EXIF rotation stay as they are; of several frames it is the first.
-
-    Args:
-        picture: the picture.
-        name: what the error calls it.
-
-    Raises:
-        DataError: the picture cannot be read.
-    """
-    try:
-        with _open(picture) as image:
-            image.load()
-            return image
-    except Exception as error:  # a damaged file can make Pillow's decoders raise an error of any kind
-        raise DataError(f"{name} cannot be read: {error or type(error).__name__}") from error
 
 
 def usable(
@@ -72,8 +50,7 @@ def usable(
     """
     found: list[int] = []
     budget = DECODED_AT_START
-    with warnings.catch_warnings(), tqdm(total=min(count, most or count), leave=False, delay=1, unit="image") as bar:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_inspect` refuses such pictures anyway
+    with tqdm(total=min(count, most or count), leave=False, delay=1, unit="image") as bar:
         bar.set_description("checking images", refresh=False)
         for index in range(count):
             try:
@@ -90,24 +67,14 @@ def usable(
     return found
 
 
-def _open(picture: Picture) -> Image.Image:
-    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS)
-
-
 def _inspect(picture: Picture, minimum: int) -> int:
-    """How many pixels a picture has by its header. Raises `PictureError` if they are too many or too few, or if
-    `verify` finds damage."""
+    """How many pixels a picture has, as its file says. Raises `PictureError` if they are too many or too few, or if
+    what the file says of itself is wrong."""
     try:
-        with _open(picture) as image:
-            width, height = image.size
-            if width * height <= MAX_PIXELS:
-                image.verify()
-    except Image.DecompressionBombError:  # the picture is over twice as large as what Pillow warns of
-        width = height = MAX_PIXELS
-    except Exception as error:
-        raise PictureError("unreadable") from error
-    if width * height > MAX_PIXELS:
-        raise PictureError(f"of more than {MAX_PIXELS // 1_000_000} megapixels")
+        width, height = check_picture(picture, "", whole=False)
+    except DataError as error:
+        reason = error.__cause__
+        raise PictureError(str(reason) if isinstance(reason, TooLargeError) else "unreadable") from error
     if min(width, height) < minimum:
         raise PictureError(f"with a side of less than {minimum} pixels")
     return width * height
@@ -116,7 +83,7 @@ def _inspect(picture: Picture, minimum: int) -> int:
 def _decode(picture: Picture) -> None:
     """Raise `PictureError` if a picture cannot be decoded."""
     try:
-        read_picture(picture, "")
+        read_picture(picture, "", least=1)
     except DataError as error:
         raise PictureError("unreadable") from error
 
@@ -126,9 +93,17 @@ class PictureFiles:
     """Loads the images in files by their numbers; the `load` of a source.
 
     It is a class and no closure, as only then it can be sent to other processes that load images.
+
+    Attributes:
+        paths: the files.
+        least: the fewest pixels that both sides need to keep; see `read_picture`.
     """
 
     paths: Sequence[Path]
+    least: int | None = None
 
     def __call__(self, index: int) -> Image.Image:
-        return read_picture(self.paths[index], str(self.paths[index]))
+        return read_picture(self.paths[index], str(self.paths[index]), self.least)
+
+    def at_least(self, least: int) -> PictureFiles:
+        return replace(self, least=least)

@@ -77,7 +77,8 @@ def load_pictures(source: Source, shape: tuple[int, int, int], numbers: Sequence
     if height != width:
         raise ConfigError(f"pictures of {height}x{width} cannot be compared with data yet: only square ones can")
     prepare, rng = Preparation(height, channels), np.random.default_rng(0)
-    pictures = torch.stack([prepare(source.load(number), rng) for number in numbers])
+    load = source.at_least(height).load
+    pictures = torch.stack([prepare(load(number), rng) for number in numbers])
     if pictures.shape[1:] != shape:
         raise DataError(f"the data's pictures are {tuple(pictures.shape[1:])}, the model draws {shape}")
     return pictures

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from ddim.images.flat import flatten, is_deep
+from ddim.images.reading import loaded
+
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -20,6 +23,7 @@ class Crop:
         padding: pixels of the picture around what the mask covers.
 
     Raises:
+        DataError: they were opened and not decoded yet, and cannot be.
         TypeError: picture or mask is no PIL image, or the padding no int.
         ValueError: they differ in size, the mask is black, or the padding is negative.
     """
@@ -27,6 +31,7 @@ class Crop:
     def __init__(self, picture: Any, mask: Any, size: tuple[int, int], padding: int) -> None:
         if not (isinstance(picture, Image.Image) and isinstance(mask, Image.Image)):
             raise TypeError("padding_mask_crop is for one PIL image and one PIL mask")
+        picture, mask = loaded(picture, "image"), loaded(mask, "mask_image")
         if isinstance(padding, bool) or not isinstance(padding, int):
             raise TypeError(f"padding_mask_crop must be an int, not {padding!r:.50}")
         if padding < 0 or picture.size != mask.size:
@@ -34,6 +39,7 @@ class Crop:
                 f"padding_mask_crop={padding} must be 0 or more, and image {picture.size} as large as mask_image "
                 f"{mask.size}"
             )
+        picture, mask = (flatten(each, "L") if is_deep(each) else each for each in (picture, mask))
         self._whole = picture.convert("RGB")
         self._kept = ImageOps.invert(mask.convert("L"))
         self.box = region(np.asarray(mask.convert("L")), size, padding)

@@ -11,6 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddim.images.flat import flatten, is_deep
+from ddim.images.reading import loaded, shrunk
+
 # A picture or a list of them: PIL images; arrays (h w c) or (b h w c); tensors (c h w) or (b c h w).
 Pictures: TypeAlias = Any
 
@@ -41,8 +44,8 @@ def to_tensor(
     """
     listed = _as_list(pictures, "image")
     if isinstance(listed[0], Image.Image):
-        converted = [picture.convert(_MODES.get(channels, "RGB")) for picture in listed]
-        tensor = _from_pil(converted, _sides(size, converted[0].size[::-1], factor))
+        sides, mode = _sides(size, listed[0].size[::-1], factor), _MODES.get(channels, "RGB")
+        tensor = _from_pil([_converted(picture, mode, sides) for picture in listed], sides)
     else:
         tensor = _from_numbers(listed, "image")
         if isinstance(listed[0], Tensor) and tensor.shape[1] == latents:
@@ -70,7 +73,7 @@ def to_mask(pictures: Pictures | None, size: tuple[int, int]) -> Tensor | None:
         return None
     listed = _as_list(pictures, "mask_image", dimensions=2)
     if isinstance(listed[0], Image.Image):
-        tensor = _from_pil(listed, size, "L")
+        tensor = _from_pil([shrunk(picture, max(size)) for picture in listed], size, "L")
     else:
         tensor = _nearest(_from_numbers(listed, "mask_image"), size)
     if tensor.shape[1] != 1:
@@ -127,10 +130,18 @@ def _as_list(pictures: Pictures, name: str, dimensions: int = 3) -> list[Any]:
     if len(kinds) != 1 or None in kinds:
         found = ", ".join(sorted({type(picture).__name__ for picture in listed}))
         raise TypeError(f"{name} must be a PIL image, an array, a tensor, or a list of one kind of them, not {found}")
-    for picture in listed:
-        if not isinstance(picture, Image.Image) and not dimensions <= picture.ndim <= 4:
+    for index, picture in enumerate(listed):
+        if isinstance(picture, Image.Image):
+            listed[index] = flatten(picture, "L") if is_deep(loaded(picture, name)) else picture
+        elif not dimensions <= picture.ndim <= 4:
             raise ValueError(f"{name} has shape {tuple(picture.shape)}: give one picture or a batch of them")
     return listed
+
+
+def _converted(picture: Image.Image, mode: str, sides: tuple[int, int]) -> Image.Image:
+    """A picture in a mode; a large one already smaller, if it is to become much smaller than it is."""
+    small = shrunk(picture, max(sides))
+    return small if small.mode == mode else small.convert(mode)
 
 
 def _from_pil(pictures: Sequence[Image.Image], size: tuple[int, int], mode: str | None = None) -> Tensor:

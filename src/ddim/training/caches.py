@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from tqdm.auto import tqdm
 
 from ddim.checkpoint import fingerprint, read_tensors, save_tensors
 from ddim.data import Source
-from ddim.data.preparation import Preparation, shows_background
+from ddim.data.preparation import Preparation
 from ddim.errors import CheckpointError, NonFiniteError
+from ddim.images.flat import shows_background
+from ddim.images.reading import bands
 from ddim.models import AutoencoderKL
 from ddim.models.tokenizer import CLIPTokenizer
 
@@ -25,15 +28,15 @@ BATCH = 32  # fixed, so that what is encoded again after an interruption is the 
 LARGEST = 1 << 30  # bytes of text vectors that are kept
 
 
-def content(image: Image.Image | Tensor) -> bytes:
+def content(image: Image.Image | Tensor) -> Iterator[bytes]:
     """What a picture shows, as bytes for a hash: its pixels, and what else decides how it looks."""
     if isinstance(image, Tensor):
-        return image.numpy().tobytes()
+        yield image.numpy().tobytes()
+        return
+    for _, band in bands(image):  # the numbers of a palette say nothing of colours
+        yield (band.convert("RGBA") if band.mode in ("P", "PA") else band).tobytes()
     turned = image.getexif().get(ExifTags.Base.Orientation, 1)
-    shown = (
-        image.convert("RGBA") if image.mode in ("P", "PA") else image
-    )  # as the numbers of a palette say nothing of colours
-    return shown.tobytes() + (b"" if turned == 1 else str(turned).encode())
+    yield b"" if turned == 1 else str(turned).encode()
 
 
 class LatentCache:
@@ -46,7 +49,7 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path, source: Source, prepare: Preparation) -> None:
-        self.folder, self.source, self.prepare = folder, source, prepare
+        self.folder, self.source, self.prepare = folder, source.at_least(prepare.resolution), prepare
         self.jobs = [(index, choice) for index in range(source.count) for choice in prepare.variants()]
         self.table: Tensor | None = None  # (n, variants, 2, z, h, w): means and deviations
         self.transparent: np.ndarray[Any, Any] | None = None  # (n,)
@@ -59,7 +62,8 @@ class LatentCache:
         for index in tqdm(range(self.source.count), desc="reading pictures", unit="image", delay=1):
             image = self.source.load(index)
             transparent[index] = shows_background(image)
-            digest.update(content(image))
+            for piece in content(image):
+                digest.update(piece)
         self.transparent, self.pictures, self.autoencoder = transparent, digest.hexdigest(), fingerprint(vae)
 
     def fill(self, vae: AutoencoderKL) -> None:

@@ -1,0 +1,39 @@
+"""Pictures: read from files that may be anyone's, made from tensors, and shown together.
+
+reading      the one door through which pictures come in
+containers   what a picture's file holds, of each format
+tiff         the same of TIFF, and EXIF
+spans        a file made of parts of another
+drawn        pictures from tensors, grids, animations
+"""
+
+from ddim.images.drawn import (
+    OUTPUT_TYPES,
+    SUFFIXES,
+    OutputType,
+    enlarge,
+    image_grid,
+    there_and_back,
+    to_images,
+    to_pil,
+    write_animation,
+)
+from ddim.images.reading import MAX_PIXELS, MAX_SIDE, check_picture, loaded, read_picture, upright
+
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "OUTPUT_TYPES",
+    "SUFFIXES",
+    "OutputType",
+    "check_picture",
+    "enlarge",
+    "image_grid",
+    "loaded",
+    "read_picture",
+    "there_and_back",
+    "to_images",
+    "to_pil",
+    "upright",
+    "write_animation",
+]
