@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_training import COLORS, SIZE, Place, assert_same_runs, drawing, place, text_settings, tiny_vae
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ddim.checkpoint import read_tensors, save_tensors
@@ -222,6 +223,44 @@ def test_another_autoencoder_or_preparation_has_a_file_of_its_own(tmp_path: Path
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_what_an_autoencoder_computes_with_its_weights_is_part_of_the_name(tmp_path: Path) -> None:
+    """The same numbers under another config or of another type give other latents."""
+
+    def fill(change: Any) -> Tensor:
+        vae = tiny_vae()
+        change(vae)
+        cache = LatentCache(tmp_path, Source(3, lambda index: drawing("red", False)), Preparation(SIZE))
+        cache.look(vae)
+        cache.fill(vae)
+        assert cache.table is not None
+        return cache.table
+
+    first = fill(lambda vae: None)
+    fill(lambda vae: vae.register_to_config(act_fn="relu"))
+    fill(lambda vae: vae.to(torch.bfloat16))
+    assert len(list(tmp_path.iterdir())) == 3
+    assert torch.equal(fill(lambda vae: None), first)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_pictures_that_change_under_the_same_name_size_and_time_are_encoded_again(tmp_path: Path) -> None:
+    path = tmp_path / "picture.bmp"
+
+    def fill(color: str) -> Tensor:
+        drawing(color, False).convert("RGB").save(path)
+        os.utime(path, (1e9, 1e9))
+        cache = LatentCache(tmp_path / "cache", Source(1, lambda index: Image.open(path)), Preparation(SIZE))
+        vae = tiny_vae()
+        cache.look(vae)
+        cache.fill(vae)
+        assert cache.table is not None
+        return cache.table
+
+    red, blue = fill("red"), fill("blue")
+    assert not torch.equal(red, blue)
+    assert torch.equal(fill("red"), red)
+
+
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -283,6 +322,19 @@ def test_a_hash_sees_palettes_and_rotations() -> None:
     turned.getexif()[0x0112] = 6
     assert image.tobytes() == recolored.tobytes() == turned.tobytes()
     assert len({b"".join(content(one)) for one in (image, recolored, turned)}) == 3
+
+
+def test_a_hash_sees_shapes_and_the_color_that_stands_for_transparent() -> None:
+    wide = Image.frombytes("L", (6, 2), bytes(range(12)))
+    others = [
+        Image.frombytes("L", (2, 6), bytes(range(12))),
+        Image.frombytes("RGB", (2, 2), bytes(range(12))),
+        torch.arange(12, dtype=torch.uint8),
+        torch.arange(12, dtype=torch.uint8).view(3, 2, 2),
+    ]
+    keyed = wide.copy()
+    keyed.info["transparency"] = 3
+    assert len({b"".join(content(image)) for image in (wide, keyed, *others)}) == 6
 
 
 # --- captions --------------------------------------------------------------------------------------------------------

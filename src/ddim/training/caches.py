@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ddim._version import __version__
 from ddim.checkpoint import fingerprint, read_tensors, save_tensors
 from ddim.data import Source
 from ddim.data.preparation import Preparation
@@ -29,14 +30,15 @@ LARGEST = 1 << 30  # bytes of text vectors that are kept
 
 
 def content(image: Image.Image | Tensor) -> Iterator[bytes]:
-    """What a picture shows, as bytes for a hash: its pixels, and what else decides how it looks."""
+    """What a picture shows, as bytes for a hash: its pixels, their shape, and what else decides how it looks."""
     if isinstance(image, Tensor):
+        yield repr((image.dtype, tuple(image.shape))).encode()
         yield image.numpy().tobytes()
         return
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    yield repr((image.mode, image.size, turned, image.info.get("transparency"))).encode()
     for _, band in bands(image):  # the numbers of a palette say nothing of colours
         yield (band.convert("RGBA") if band.mode in ("P", "PA") else band).tobytes()
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
-    yield b"" if turned == 1 else str(turned).encode()
 
 
 class LatentCache:
@@ -54,6 +56,7 @@ class LatentCache:
         self.table: Tensor | None = None  # (n, variants, 2, z, h, w): means and deviations
         self.transparent: np.ndarray[Any, Any] | None = None  # (n,)
         self.pictures = self.autoencoder = ""  # hashes
+        self.computes = ""  # what the autoencoder computes with its weights
 
     def look(self, vae: AutoencoderKL) -> None:
         """Read each picture once, to know by hashes what is to be encoded and by which autoencoder."""
@@ -65,6 +68,8 @@ class LatentCache:
             for piece in content(image):
                 digest.update(piece)
         self.transparent, self.pictures, self.autoencoder = transparent, digest.hexdigest(), fingerprint(vae)
+        told = sorted((key, value) for key, value in vae.config.items() if not key.startswith("_"))
+        self.computes = repr((told, vae.dtype, __version__))
 
     def fill(self, vae: AutoencoderKL) -> None:
         """Read the table from disk, or make and write it; `look` must have been called before.
@@ -74,7 +79,7 @@ class LatentCache:
         Raises:
             NonFiniteError: the autoencoder gave what is no number in float16.
         """
-        what = json.dumps([self.autoencoder, self.pictures, repr(self.prepare)])
+        what = json.dumps([self.autoencoder, self.computes, self.pictures, repr(self.prepare)])
         path = self.folder / f"latents-{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
         flat = self._read(path, vae) if path.is_file() else None
         if flat is None:
