@@ -171,6 +171,11 @@ def _load(path: Path) -> Batch:
 def digest(pipe: Pipeline) -> str:
     """A hash of a pipeline's networks and scheduler, by which a run knows another model under the same name."""
     networks = sorted(name for name, part in pipe.components.items() if isinstance(part, nn.Module))
-    told = [*((name, fingerprint(pipe.components[name])) for name in networks)]
+    told = []
+    for name in networks:
+        network = pipe.components[name]
+        config = {key: value for key, value in getattr(network, "config", {}).items() if not key.startswith("_")}
+        types = sorted({str(tensor.dtype) for tensor in network.state_dict().values()})
+        told.append((name, repr((fingerprint(network), sorted(config.items()), types))))
     told.append(("scheduler", pipe.components["scheduler"].to_json_string()))
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
