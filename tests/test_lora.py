@@ -309,7 +309,7 @@ def test_a_compiled_network_takes_adapters(pipe: StableDiffusionPipeline) -> Non
 def test_without_adapters_nothing_is_there(pipe: StableDiffusionPipeline) -> None:
     for change in (pipe.unload_lora_weights, pipe.fuse_lora, pipe.unfuse_lora, pipe.disable_lora, pipe.enable_lora):
         change()
-    assert lora.version_of(pipe.unet) == 0
+    assert lora.state_of(pipe.unet) == lora.State()
     assert "_lora" not in vars(pipe.unet)
     keys = set(weights(pipe))
     pipe.load_lora_weights(present(known(pipe)))

@@ -9,7 +9,6 @@ weights.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -166,12 +165,10 @@ class _Adapted(NamedTuple):
 
     state: State
     originals: dict[str, Tensor]  # of layers with an adapter, the weights without it, in the host's memory
-    version: int  # see `version_of`
 
 
 _ATTRIBUTE = "_lora"
-_NOTHING = _Adapted(State(), {}, 0)
-_versions = itertools.count(1)
+_NOTHING = _Adapted(State(), {})
 
 
 def _adapted(network: Any) -> _Adapted:
@@ -183,11 +180,6 @@ def _adapted(network: Any) -> _Adapted:
 def state_of(network: Any) -> State:
     """The adapters of a network."""
     return _adapted(network).state
-
-
-def version_of(network: Any) -> int:
-    """A number that differs after each change of a network's adapters, by which a change is noticed."""
-    return _adapted(network).version
 
 
 @torch.no_grad()
@@ -211,7 +203,7 @@ def change(states: Sequence[tuple[nn.Module, State]], *, for_good: bool = False)
     for network, state, originals, merged in prepared:
         for name, weight in merged.items():
             network.get_parameter(name).data = weight
-        known = _Adapted(State(), {}, next(_versions)) if for_good else _Adapted(state, originals, next(_versions))
+        known = _NOTHING if for_good else _Adapted(state, originals)
         setattr(network, _ATTRIBUTE, known)
         network.has_adapters = bool(known.state.stored)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ddim import DDIMPipeline, DDIMScheduler
-from ddim.backends import accelerate, choose_backend, describe, runner
+from ddim.backends import accelerate, choose_backend, describe
 from ddim.errors import ConfigError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel, UNet2DModel
 from ddim.models.core import HasCore
@@ -299,7 +299,6 @@ def test_changed_weights_are_seen() -> None:
         lambda: network.load_state_dict({**network.state_dict(), "conv_out.bias": torch.zeros(1)}),
     ):
         with torch.no_grad():
-            network.conv_out.bias.add_(0)
             change()
         found = predict(network)
         network.runner, kept = None, network.runner
@@ -352,6 +351,47 @@ def test_a_file_is_for_one_class_config_and_type(cache: Path) -> None:
     every = [network, other, changed, zeros, same_bytes]
     assert len({backend.identity(each) for each in every}) == len(every)
     assert backend.identity(network) == backend.identity(pixels())
+
+
+def test_a_file_is_for_one_structure(cache: Path) -> None:
+    """Another activation has neither weights nor an entry in the config."""
+    network, other = pixels(), pixels()
+    other.conv_act = torch.nn.Tanh()
+    told = pixels()
+    told.mid_block.resnets[0].conv1.padding_mode = "circular"
+    assert len({backend.identity(each) for each in (network, other, told)}) == 3
+    expected = predict(other)
+    for each in (network, other):
+        accelerate([each], "openvino", torch.float32)
+        found = predict(each)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
+
+
+def test_a_class_of_somebody_elses_is_not_kept(cache: Path) -> None:
+    """Its code may change without its name."""
+
+    class Other(UNet2DModel):
+        def body(self, *inputs: Any) -> Tensor:
+            return super().body(*inputs) * 2
+
+    network = Other(**{name: value for name, value in pixels().config.items() if name[0] != "_"}).eval()
+    expected = predict(network)
+    accelerate([network], "openvino", torch.float32)
+    torch.testing.assert_close(predict(network), expected, atol=TOLERANCE, rtol=1e-4)
+    assert not cache.exists()
+
+
+def test_weights_that_live_for_one_run_are_not_kept(cache: Path) -> None:
+    pipe = pipeline()
+    pipe.accelerate("openvino", dtype=torch.float32)
+    draw(pipe)
+    assert len(list(cache.iterdir())) == 1  # the first that it meets, which a command's only run would be
+    for strength in (2, 3):
+        pipe.unet.conv_out.weight.data.mul_(strength)
+        draw(pipe)
+    assert len(list(cache.iterdir())) == 1
+    draw(pipe)  # these are here to stay
+    assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
@@ -483,19 +523,6 @@ def test_eager_in_another_type() -> None:
     pipe = pipeline().accelerate("eager", dtype=torch.bfloat16)
     assert pipe.dtype == torch.bfloat16
     assert pipe.backend == "eager, bfloat16"
-
-
-def test_stamps_differ_after_each_kind_of_change() -> None:
-    network = latents()
-    parameters = list(network.parameters())
-    stamps = [runner.stamp(parameters)]
-    with torch.no_grad():
-        parameters[3].add_(1)
-    stamps.append(runner.stamp(parameters))
-    parameters[3].data = parameters[3].clone().data
-    stamps.append(runner.stamp(parameters))
-    assert len(set(stamps)) == 3
-    assert runner.stamp(parameters) == stamps[-1]
 
 
 # --- torch.compile ---------------------------------------------------------------------------------------------------

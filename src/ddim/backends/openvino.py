@@ -6,30 +6,32 @@ shape. Only when one picture size has come with `BATCH_SIZES` different batch si
 A batch is split evenly among the processor's threads where its size allows: a thread that works on samples of its own
 is up to a third faster than all threads on the same samples.
 
-A converted network is compared with PyTorch on its first inputs, and is not used if their results disagree.
+A converted network is compared with PyTorch on its first inputs, and is not used if their results disagree. Whatever
+was made of weights belongs to a snapshot of them (`models.snapshot`), and ends when they have changed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import hashlib
-import os
 import threading
-import warnings
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import ddim.models
 from ddim._version import __version__
-from ddim.backends.runner import Runner, stamp
+from ddim.backends.conversion import convert, has_named_weights, put_weights
+from ddim.backends.kept import cache_folder, keep_whole, read_whole
+from ddim.backends.runner import Runner
 from ddim.checkpoint import fingerprint
-from ddim.checkpoint.files import atomic_write
-from ddim.errors import CheckpointError, ConfigError, require
+from ddim.errors import ConfigError, require
 from ddim.models.core import HasCore
+from ddim.models.snapshot import Snapshot, settings
 
 HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}  # OpenVINO's names of these types
 # The largest allowed norm of the difference between OpenVINO's and PyTorch's results, as a share of the norm of
@@ -37,9 +39,39 @@ HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}  # 
 TOLERANCES = {"f32": 1e-3, "bf16": 0.1, "f16": 0.05}
 
 BATCH_SIZES = 4  # how many batch sizes of one picture size are each compiled for; further ones share one compilation
+ATTEMPTS = 5  # how often a network is compiled anew when another thread changes its weights meanwhile
+SHARE = 0.01  # of the time, at most, goes into looking at all weights in the middle of runs
 
 Shape = tuple[tuple[int, ...], ...]  # the shape of each input, with -1 for "any batch size"
 Key = tuple[Shape, int]  # what is compiled for: the inputs' shapes in a part of a batch, and the number of parts
+
+
+class Made:
+    """All that was made of a network's weights as they were at one moment.
+
+    Attributes:
+        weights: as they were.
+        compiled: models for the shapes of the inputs of a part, and the number of parts.
+        local: of each thread, its infer requests.
+        is_first: whether these are the first weights that the runner has met.
+        unkept: files that are written only if a second run uses these weights.
+    """
+
+    def __init__(self, weights: Snapshot, is_first: bool) -> None:
+        weights.memorize()
+        self.weights, self.is_first = weights, is_first
+        self.compiled: dict[Key, Any] = {}
+        self.local = threading.local()
+        self.unkept: list[tuple[Path, Any]] = []
+        self.identity = ""
+
+    def requests(self, model: Any, count: int) -> list[Request]:
+        """As many requests to run the model as there are parts; each thread that calls this has its own."""
+        kept: dict[int, Any] = self.local.__dict__.setdefault("requests", {})
+        if id(model) not in kept or kept[id(model)][0] is not model:
+            kept[id(model)] = (model, [Request(model) for _ in range(count)])
+        requests: list[Request] = kept[id(model)][1]
+        return requests
 
 
 class OpenVINORunner(Runner):
@@ -63,54 +95,91 @@ class OpenVINORunner(Runner):
         self.core = core_of(require("openvino", "fast"))
         own = self.core.get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
         self.precision = own if dtype is None else HINTS[dtype]
-        self.parameters = list(network.parameters())
-        self.stamp = stamp(self.parameters)
-        self.content = ""
-        self.compiled: dict[Key, Any] = {}
+        self.made: Made | None = None
         self.converted: dict[Shape, Any] = {}
-        self.local = threading.local()
+        self.next_look = 0.0  # when all weights are looked at again, by the clock of `time.perf_counter`
+
+    @property
+    def compiled(self) -> dict[Key, Any]:
+        """The models of the present weights."""
+        return {} if self.made is None else self.made.compiled
+
+    @property
+    def local(self) -> threading.local:
+        """The infer requests of each thread."""
+        return threading.local() if self.made is None else self.made.local
+
+    def begin(self) -> None:
+        """Look at all weights, as some writes to them leave no other trace than the new numbers."""
+        made = self.made
+        if made is None or self.has_failed:
+            return
+        if self._look_at_all(made):
+            while made.unkept:  # these weights are here to stay, and not one of many strengths of an adapter
+                file, model = made.unkept.pop()
+                keep_whole(file, model.export_model().getvalue())
+
+    def _look_at_all(self, made: Made) -> bool:
+        """Whether the weights are the same to the last number; if not, the next step will know."""
+        start = time.perf_counter()
+        is_same = made.weights.is_unchanged()
+        if not is_same:
+            self.network.weights_changed()
+        end = time.perf_counter()
+        self.next_look = end + (end - start) / SHARE
+        return is_same
 
     def run(self, *inputs: Tensor) -> Tensor:
         if any(x.device.type != "cpu" for x in inputs):
             raise ValueError(f"OpenVINO runs on the CPU only here, but the inputs are on {inputs[0].device}")
-        dtype = next((x.dtype for x in inputs if x.is_floating_point()), self.parameters[0].dtype)
         parts = shared_out(inputs)
-        requests = self._requests(self._model(parts), len(parts))
-        return torch.cat(_infer(requests, parts)).to(dtype)
+        found = self._model(parts)
+        if found is None:
+            return self.network.core(*inputs)
+        made, model = found
+        dtype = next((x.dtype for x in inputs if x.is_floating_point()), None)
+        result = torch.cat(_infer(made.requests(model, len(parts)), parts))
+        return result.to(next(self.network.parameters()).dtype if dtype is None else dtype)
 
     def __str__(self) -> str:
         return super().__str__() if self.has_failed else f"{self.name}, {self.precision}"
 
-    def _requests(self, model: Any, count: int) -> list[Request]:
-        """As many requests to run the model as there are parts; each thread that calls this has its own."""
-        kept: dict[int, Any] = self.local.__dict__.setdefault("requests", {})
-        if id(model) not in kept or kept[id(model)][0] is not model:
-            kept[id(model)] = (model, [Request(model) for _ in range(count)])
-        requests: list[Request] = kept[id(model)][1]
-        return requests
+    def _model(self, parts: list[tuple[Tensor, ...]]) -> tuple[Made, Any] | None:
+        """The model compiled for the present weights and for parts of these shapes; compiles it if there is none.
 
-    def _model(self, parts: list[tuple[Tensor, ...]]) -> Any:
-        """The model compiled for the present weights and for parts of these shapes; compiles it if there is none."""
-        now, exact = stamp(self.parameters), (tuple(tuple(x.shape) for x in parts[0]), len(parts))
-        model = self.compiled.get(exact) if now == self.stamp else None
-        if model is not None:
-            return model
+        None if another thread goes on changing the weights, so that nothing can be made of them.
+        """
+        exact: Key = (tuple(tuple(x.shape) for x in parts[0]), len(parts))
+        made = self.made
+        if made is not None and time.perf_counter() > self.next_look:
+            self._look_at_all(made)
+        weights = self.network.look()
+        model = made.compiled.get(exact) if made is not None and made.weights is weights else None
+        if made is not None and model is not None:
+            return made, model
         with self.lock:
-            if now != self.stamp:
-                self.parameters = list(self.network.parameters())
-                self.stamp, self.content = stamp(self.parameters), ""
-                self.compiled, self.converted, self.local = {}, {}, threading.local()
-            if exact not in self.compiled:
-                self.content = self.content or identity(self.network)
-                alike = [key for key in self.compiled if _any_batch(key) == _any_batch(exact)]
+            for _ in range(ATTEMPTS):
+                weights, made = self.network.look(), self.made
+                if made is None or made.weights is not weights:
+                    is_first = made is None
+                    made = self.made = None  # gives back the memory before more is asked for
+                    made = self.made = Made(weights, is_first)
+                if exact in made.compiled:
+                    return made, made.compiled[exact]
+                alike = [key for key in made.compiled if _any_batch(key) == _any_batch(exact)]
                 key = exact if len(alike) < BATCH_SIZES else _any_batch(exact)
-                if key not in self.compiled:
-                    self.compiled[key] = self._compile(key, parts[0])
-                self.compiled[exact] = self.compiled[key]
-            return self.compiled[exact]
+                model = made.compiled.get(key) or self._compile(made, key, parts[0])
+                if model is not None:
+                    made.compiled[key] = made.compiled[exact] = model
+                    return made, model
+                self.network.weights_changed()
+        return None
 
-    def _compile(self, key: Key, inputs: tuple[Tensor, ...]) -> Any:
-        """A compiled model: read from the disk if it was kept there whole, else converted, compared and kept there."""
+    def _compile(self, made: Made, key: Key, inputs: tuple[Tensor, ...]) -> Any:
+        """A compiled model: read from the disk if it was kept there whole, else converted, compared and kept there.
+
+        None if the weights changed meanwhile.
+        """
         import openvino
 
         shape, count = key
@@ -121,26 +190,44 @@ class OpenVINORunner(Runner):
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": self.precision,
         }
-        what = (self.content, shape, [x.dtype for x in inputs], sorted(options.items()))
+        network = self.network
+        made.identity = made.identity or identity(network)
+        what = (made.identity, shape, [x.dtype for x in inputs], sorted(options.items()))
         where = (
             openvino.__version__,
             self.core.get_property("CPU", "FULL_DEVICE_NAME"),
             torch.__version__,
             __version__,
+            _code_of_networks(),
         )
         file = cache_folder() / f"{hashlib.sha256(repr((what, where)).encode()).hexdigest()}.blob"
-        blob = read_whole(file)
+        is_ours = type(network).__module__.partition(".")[0] == "ddim"  # the code of others' classes may change
+        blob = read_whole(file) if is_ours else None
         if blob is not None:
-            return self.core.import_model(blob, "CPU", options)
-        general, _ = _any_batch(key)
-        if general not in self.converted:
-            self.converted[general] = convert(self.network, inputs)
-        model = self.converted[general].clone()
+            model = self.core.import_model(blob, "CPU", options)
+            return model if made.weights.is_unchanged() else None
+        model = self._converted(inputs, _any_batch(key)[0]).clone()
         model.reshape({index: openvino.PartialShape(list(each)) for index, each in enumerate(shape)})
         compiled = self.core.compile_model(model, "CPU", options)
+        if not made.weights.is_unchanged():
+            return None
         self._compare(compiled, inputs)
-        keep_whole(file, compiled.export_model().getvalue())
+        if is_ours and made.is_first:
+            keep_whole(file, compiled.export_model().getvalue())
+        elif is_ours:
+            made.unkept.append((file, compiled))
         return compiled
+
+    def _converted(self, inputs: tuple[Tensor, ...], shape: Shape) -> Any:
+        """The network as a model for any batch size, with its present weights."""
+        model = self.converted.pop(shape, None)
+        if model is None:
+            model = convert(self.network, inputs)
+        else:
+            put_weights(model, self.network)
+        if has_named_weights(model, self.network):
+            self.converted[shape] = model
+        return model
 
     def _compare(self, model: Any, inputs: tuple[Tensor, ...]) -> None:
         """Raise a ValueError unless the model gives for these inputs what the network gives, to within `TOLERANCES`."""
@@ -150,7 +237,7 @@ class OpenVINORunner(Runner):
         if found.shape != expected.shape:
             raise ValueError(f"its result has shape {tuple(found.shape)}, but PyTorch's has {tuple(expected.shape)}")
         error = float((found - expected).norm() / expected.norm().clamp_min(1e-20))
-        kinds = (precision_of(model), HINTS.get(self.parameters[0].dtype, "f32"))
+        kinds = (precision_of(model), HINTS.get(next(self.network.parameters()).dtype, "f32"))
         if not error < max(TOLERANCES[kind] for kind in kinds):
             raise ValueError(f"its result differs from PyTorch's by {error:.2g} of its norm")
 
@@ -233,69 +320,25 @@ def _infer(requests: list[Request], parts: list[tuple[Tensor, ...]]) -> list[Ten
     return [request.result() for request in requests]
 
 
-def convert(network: HasCore, inputs: tuple[Tensor, ...]) -> Any:
-    """A network's core as an OpenVINO model, not compiled yet, in float32.
-
-    Args:
-        network: the network; its type is not changed.
-        inputs: an example of what the core is given; the model takes these shapes, with any batch size.
-    """
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    if next(network.parameters()).dtype != torch.float32:
-        network = copy.deepcopy(network).float()
-    given = tuple(x.float() if x.is_floating_point() else x for x in inputs)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tracer warns that checks of shapes become constants, as they shall
-        traced = torch.jit.trace(_Traced(network), given, check_trace=False)  # type: ignore[no-untyped-call]
-        # These are the steps of openvino.convert_model, except that it also reports its use to OpenVINO's makers.
-        frontend = FrontEndManager().load_by_framework("pytorch")
-        decoder = TorchScriptPythonDecoder(traced, example_input=given)  # in a variable: it must outlive the conversion
-        return frontend.convert(frontend.load(decoder))
-
-
-class _Traced(nn.Module):
-    """A network's core as a module, which is what `torch.jit.trace` takes."""
-
-    def __init__(self, network: HasCore) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.network.core(*inputs)
-
-
 # --- what is kept on disk --------------------------------------------------------------------------------------------
 
 
 def identity(network: nn.Module) -> str:
-    """What a network computes, as a text for the name of a file: its class, config and weights, and their types."""
-    kinds = [(tensor.dtype, tuple(tensor.shape)) for tensor in network.state_dict().values()]
-    return repr((type(network).__name__, getattr(network, "config", None), kinds, fingerprint(network)))
+    """What a network computes, as a text for the name of a file: its class, config and weights, and their types.
 
-
-def cache_folder() -> Path:
-    """Where compiled networks are kept: the folder "openvino" in $DDIM_CACHE or, without that, in ~/.cache/ddim."""
-    chosen = os.environ.get("DDIM_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "ddim") / "openvino"
-
-
-def keep_whole(file: Path, content: bytes) -> None:
-    """Write a file that ends in the SHA-256 digest of its content, by which `read_whole` knows that it is not damaged.
-
-    Where the folder cannot be written to, nothing is kept, and the network is compiled again in the next process.
+    Its modules and what they are told are part of it, as one may be put in the place of another.
     """
-    with contextlib.suppress(CheckpointError), atomic_write(file) as temporary, temporary.open("wb") as stream:
-        stream.write(content)
-        stream.write(hashlib.sha256(content).digest())
+    kinds = [(tensor.dtype, tuple(tensor.shape)) for tensor in network.state_dict().values()]
+    built = [
+        (name, type(module).__module__, type(module).__qualname__, sorted(settings(module).items()))
+        for name, module in network.named_modules()
+        if module is not network
+    ]
+    return repr((type(network).__name__, getattr(network, "config", None), kinds, built, fingerprint(network)))
 
 
-def read_whole(file: Path) -> bytes | None:
-    """The content of a file that `keep_whole` wrote; None if there is no such file, or if it is damaged."""
-    try:
-        content = file.read_bytes()
-    except OSError:
-        return None
-    content, found = content[:-32], content[-32:]
-    return content if hashlib.sha256(content).digest() == found else None
+@functools.cache
+def _code_of_networks() -> str:
+    """A hash of the files that say what the networks compute, as these may change without the package's version."""
+    files = sorted(Path(ddim.models.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

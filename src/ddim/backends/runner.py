@@ -1,12 +1,13 @@
-"""What all backends share: they notice that weights have changed, and let PyTorch run the network when they fail."""
+"""What all backends share: they let PyTorch run the network when they fail."""
 
 from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddim.models.core import HasCore
 
@@ -14,11 +15,11 @@ from ddim.models.core import HasCore
 class Runner:
     """Runs the core of a network in PyTorch's place. Where that fails, it warns once, and PyTorch runs the network.
 
-    A runner is neither copied nor pickled: the copy of a network has None in its place and runs in PyTorch.
+    A runner is neither copied nor pickled: the copy of a network has None in its place and runs in PyTorch. It does not
+    keep its network alive, so that both end, and give back their memory, as soon as nobody uses the network any more.
 
     Attributes:
         name: the backend's name, for warnings and for `describe`.
-        network: the network whose core is run.
         lock: held by a thread that changes the runner.
         has_failed: whether PyTorch runs the network from now on.
     """
@@ -26,9 +27,20 @@ class Runner:
     name = ""
 
     def __init__(self, network: HasCore) -> None:
-        self.network = network
+        self._network = weakref.ref(network)
         self.lock = threading.Lock()
         self.has_failed = False
+
+    @property
+    def network(self) -> HasCore:
+        """The network whose core is run."""
+        network = self._network()
+        if network is None:
+            raise RuntimeError(f"the network that {self.name} ran is gone")
+        return network
+
+    def begin(self) -> None:
+        """Be told that a run begins, of which the calls that follow are the steps."""
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.has_failed:
@@ -65,19 +77,3 @@ class Runner:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
-
-
-def stamp(parameters: list[nn.Parameter]) -> int:
-    """A number by which a change of parameters is noticed: it differs once a value, or the memory of one, is another.
-
-    It is made of the parameters' addresses and of the counter by which PyTorch notes writes to a tensor in place.
-    """
-    try:
-        versions = map(_version, parameters)
-        return hash((*map(Tensor.data_ptr, parameters), *versions))
-    except RuntimeError:  # a tensor made in inference mode has no such counter
-        return hash((*map(Tensor.data_ptr, parameters), *(0 if p.is_inference() else p._version for p in parameters)))
-
-
-# The getter behind `p._version`: `stamp` is called at every step, and takes a third less time with it.
-_version = Tensor._version.__get__  # type: ignore[attr-defined]

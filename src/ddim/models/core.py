@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ddim.models.replaced import parts
+from ddim.models.snapshot import Snapshot
 
 T = TypeVar("T")
 
 Runner = Callable[..., Tensor]
+
+
+class _Weak(weakref.ref[Any]):
+    """A weak reference that is neither copied nor pickled with the network that has it: None takes its place."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
 
 
 class HasCore(nn.Module):
@@ -22,10 +34,9 @@ class HasCore(nn.Module):
     """
 
     runner: Runner | None = None
-    _known_parts: tuple[Runner | None, Sequence[nn.Module]] = (
-        None,
-        (),
-    )  # a runner, and what it has seen
+    _known_to: _Weak | None = None  # a runner
+    _known_parts: Sequence[nn.Module] = ()  # what that runner has seen
+    _last_seen: _Weak | None = None  # the last snapshot, if anybody still has it
 
     def core(self, *inputs: Tensor) -> Tensor:
         """The network's work as a function of tensors alone, whose first dimension is the batch or 1."""
@@ -37,17 +48,25 @@ class HasCore(nn.Module):
 
     def active_runner(self) -> Runner | None:
         """The runner, if there is one that may run the network as it is now."""
-        if self.runner is None or self.training or self.is_altered():
+        if torch.compiler.is_compiling():
             return None
+        held = _held_here().get(self)
+        runner = self.runner if held is None else held.runner
+        if runner is None or self.training or self.is_altered():
+            return None
+        if held is not None and held.is_known():
+            return runner
         found = parts(*self.children())
-        known_to, known = self._known_parts
         if found is None:
             return None
-        if known_to is not self.runner:  # it is new, and will see these parts
-            self._known_parts = (self.runner, found)
-        elif found != known:
+        if self._known_to is None or self._known_to() is not runner:  # it is new, and will see these parts
+            self._known_parts, self._known_to = found, _Weak(runner)
+        elif found != self._known_parts:
             return None
-        return self.runner
+        if held is not None:
+            held.begin()
+            held.note()
+        return runner
 
     def run_core(self, *inputs: Tensor) -> Tensor:
         """What `core` returns, computed by the runner where there is one that may."""
@@ -58,6 +77,134 @@ class HasCore(nn.Module):
         if runner is None or any(x.requires_grad for x in inputs):
             return self.core(*inputs)
         return runner(*inputs)
+
+    def look(self) -> Snapshot:
+        """The weights as they are now: the object that the last look gave, unless something has changed since.
+
+        In the middle of a run that this thread makes, a look that was just taken is not taken again.
+        """
+        held = _held_here().get(self)
+        if held is not None and held.is_fresh and held.seen is not None:
+            held.is_fresh = False
+            return held.seen
+        seen = self._last()
+        if seen is not None and seen.is_current():
+            return seen
+        with _ONE_LOOK:
+            seen = self._last()
+            if seen is None or not seen.is_current():
+                seen = Snapshot(self)
+                self._last_seen = _Weak(seen)
+            return seen
+
+    def _last(self) -> Snapshot | None:
+        return None if self._last_seen is None else self._last_seen()
+
+    def weights_changed(self) -> None:
+        """Say that weights were written to in a way that PyTorch does not count, such as by `p.data[0] = 1`.
+
+        It takes effect at the next step. Without it such writes are noticed at the beginning of the next run, and
+        mostly before; see docs/backends.md.
+        """
+        self._last_seen = None
+
+
+_ONE_LOOK = threading.Lock()
+
+
+# --- for the time of a run -------------------------------------------------------------------------------------------
+
+
+class Held:
+    """A network as one run uses it: with the runner that it has when the run begins, whatever `accelerate` does then.
+
+    Args:
+        network: any; of one without a core there is nothing to hold.
+    """
+
+    def __init__(self, network: Any) -> None:
+        own = getattr(network, "_orig_mod", network)  # the network itself, if torch.compile has wrapped it
+        self.network: HasCore | None = own if isinstance(own, HasCore) else None
+        self.runner: Runner | None = None if self.network is None else self.network.runner
+        self.seen: Snapshot | None = None
+        self.is_fresh = False  # whether `seen` is of this step, and nobody has asked for it yet
+        self.is_whole = False  # whether somebody found at this step that no part is replaced
+        self._noted: _Weak | None = None  # see `note`
+        self._has_begun = False
+        self._before: Held | None = None  # what this thread held before, outside of this
+        self._is_within = False  # whether it held this object already
+
+    def begin(self) -> None:
+        """Tell the runner that a run begins, once."""
+        if not self._has_begun:
+            self._has_begun = True
+            begin: Callable[[], None] | None = getattr(self.runner, "begin", None)
+            if begin is not None:
+                begin()
+
+    def note(self) -> None:
+        """Note that the runner may run the network with these weights, which stand for its modules too."""
+        self._noted = None if self.seen is None else _Weak(self.seen)
+
+    def is_known(self) -> bool:
+        """Whether the network is as it was when this was noted, so that its parts need not be looked at again."""
+        return self.is_whole and self.seen is not None and self._noted is not None and self._noted() is self.seen
+
+    def look(self) -> Snapshot | None:
+        """The weights as they are at this step; see `HasCore.look`. None for a network without a core."""
+        if self.network is not None:
+            self.begin()
+            self.is_fresh = False
+            seen = self.seen = self.network.look()
+            self.is_fresh = True
+            return seen
+        return None
+
+    def __enter__(self) -> None:
+        """Within this context, this thread uses the network so."""
+        if self.network is not None:
+            here = _held_here()
+            before = here.get(self.network)
+            self._before, self._is_within = (None, True) if before is self else (before, False)
+            here[self.network] = self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_fresh, self.is_whole, self.seen = False, False, None
+        if self.network is not None and not self._is_within:
+            here = _held_here()
+            here.pop(self.network, None)
+            if self._before is not None:
+                here[self.network], self._before = self._before, None
+
+
+_HERE = threading.local()
+
+
+def _held_here() -> dict[nn.Module, Held]:
+    """What this thread holds."""
+    held: dict[nn.Module, Held] | None = getattr(_HERE, "held", None)
+    if held is None:
+        held = _HERE.held = {}
+    return held
+
+
+def hold(network: Any) -> Held:
+    """A network for a run of this thread: as the call holds it that the thread makes, if it makes one."""
+    held = Held(network)
+    return held if held.network is None else _held_here().get(held.network, held)
+
+
+@contextmanager
+def holding(networks: Iterable[Any]) -> Iterator[None]:
+    """A context in which this thread uses all networks with the runners that they have at its beginning."""
+    here = _held_here()
+    new = [held for held in map(Held, networks) if held.network is not None and held.network not in here]
+    here.update({held.network: held for held in new if held.network is not None})
+    try:
+        yield
+    finally:
+        for held in new:
+            here.pop(held.network, None)  # type: ignore[arg-type]
 
 
 def in_turn(given: Tensor | Iterator[T] | None) -> Tensor | T | None:

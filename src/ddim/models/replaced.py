@@ -11,8 +11,9 @@ from torch.nn.modules import module as torch_module
 
 from ddim.models.attention import Attention, AttnProcessor
 
-# Modules of these packages compute the same from the same inputs. peft's are the layers of an adapter in training.
-_KNOWN = ("ddim", "torch", "peft")
+# Modules of these packages compute the same from the same inputs and weights. peft's layers do not: how strong their
+# adapters are, and whether they have an effect, are plain values that somebody may set at any time.
+_KNOWN = ("ddim", "torch")
 
 
 def is_replaced(network: nn.Module) -> bool:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ddim.guidance import guide
-from ddim.lora import version_of
+from ddim.models.core import hold
 from ddim.models.embeddings import sinusoids
 from ddim.models.replaced import is_replaced
+from ddim.models.snapshot import Snapshot, Written
 from ddim.plan import SamplingPlan
 from ddim.sampling import Denoiser
 
@@ -22,7 +23,8 @@ class TextDenoiser:
     The keys and values of every cross-attention and every timestep's embedding are made here and not at each step. A
     U-Net that cannot do so (one of another library, or one that is exported) is given the text and the timestep, and so
     is one of which a part is replaced (`models.replaced`): what was put there is to be called at each step, with the
-    text. If adapters or parts of the U-Net change on the way, in a callback, this is decided anew.
+    text. If weights or parts of the U-Net change on the way, in a callback or another thread, or if a callback writes
+    into the text, all of this is made anew. The run keeps the backend that the U-Net has at its beginning.
 
     Args:
         unet: a `UNet2DConditionModel`, or a network of another library that is called as one is; so it has no type.
@@ -48,6 +50,7 @@ class TextDenoiser:
         cross_attention_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.unet = unet
+        self._held = hold(unet)
         self.channels = channels
         self._attention = {"cross_attention_kwargs": cross_attention_kwargs} if cross_attention_kwargs else {}
         self._batch = len(embeds)
@@ -85,10 +88,11 @@ class TextDenoiser:
         is_halved = is_guided and (interval is not None or scale == 1)
         within = self._text(embeds[self._batch :]) if is_halved else every
         self.embeds = embeds
+        self._written = Written(embeds)
         self.negative = embeds[: self._batch] if is_guided else None
         self._denoise: Denoiser = guide(
-            both=lambda x, timestep: self._predict(x, timestep, every),
-            conditional=lambda x, timestep: self._predict(x, timestep, within),
+            both=self._predictor(every),
+            conditional=self._predictor(within),
             scale=scale if is_guided else 1.0,
             rescale=rescale,
             interval=interval,
@@ -111,12 +115,16 @@ class TextDenoiser:
             self._made_for = state
             self._time = self._project_time()
             self.look_at(self.embeds)
-        return self._denoise(x, timestep)
+        elif self._written.has_changed():
+            self.look_at(self.embeds)
+        with self._held:
+            return self._denoise(x, timestep)
 
-    def _state_of_unet(self) -> tuple[int, bool]:
-        """What the arguments are made for: the adapters' version, and whether they may be made beforehand."""
-        has_caches = hasattr(self.unet, "project_text")
-        return version_of(self.unet), has_caches and not self._attention and not is_replaced(self.unet)
+    def _state_of_unet(self) -> tuple[Snapshot | None, bool]:
+        """What the arguments are made for: the weights as they are, and whether they may be made beforehand."""
+        weights, has_caches = self._held.look(), hasattr(self.unet, "project_text")
+        self._held.is_whole = has_caches and not self._attention and not is_replaced(self.unet)
+        return weights, self._held.is_whole
 
     @property
     def _caches(self) -> bool:
@@ -132,9 +140,15 @@ class TextDenoiser:
         """The U-Net's arguments that say the text."""
         return {"text_cache": self.unet.project_text(embeds)} if self._caches else {"encoder_hidden_states": embeds}
 
-    def _predict(self, x: Tensor, timestep: Tensor, text: dict[str, Any]) -> Tensor:
-        if self.channels is not None:
-            beside = self.channels if len(x) == len(self.channels) else torch.cat([self.channels, self.channels])
-            x = torch.cat([x, beside], dim=1)
-        out: Tensor = self.unet(x, timestep, **text, **self._time, **self._attention).sample
-        return out
+    def _predictor(self, text: dict[str, Any]) -> Denoiser:
+        """The U-Net under these arguments. It does not refer to this object, so that both end with the run."""
+        unet, channels, arguments = self.unet, self.channels, {**text, **self._time, **self._attention}
+
+        def predict(x: Tensor, timestep: Tensor) -> Tensor:
+            if channels is not None:
+                beside = channels if len(x) == len(channels) else torch.cat([channels, channels])
+                x = torch.cat([x, beside], dim=1)
+            out: Tensor = unet(x, timestep, **arguments).sample
+            return out
+
+        return predict

@@ -14,11 +14,14 @@ from ddim.errors import ConfigError
 from ddim.guidance import guide
 from ddim.images import OUTPUT_TYPES, OutputType, to_images
 from ddim.models import ClassTimeCache, TimeCache, UNet2DModel
+from ddim.models.core import hold
 from ddim.models.replaced import is_replaced
+from ddim.models.snapshot import Snapshot
 from ddim.noise import Generators
 from ddim.pipelines.base import DiffusionPipeline, same_shape
 from ddim.pipelines.inputs import Pictures, to_tensor
 from ddim.pipelines.outputs import Array, Drawn, ImagePipelineOutput, PlainOutput
+from ddim.pipelines.runs import one_backend
 from ddim.plan import SamplingPlan
 from ddim.process import Eta, Order
 from ddim.sampling import Denoiser, sample
@@ -73,6 +76,7 @@ class DDIMPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict[str, Any]], Any] | None = None,
     ) -> ImagePipelineOutput[Drawn]: ...
     @torch.no_grad()  # type: ignore[misc]  # the short ones above take any arguments
+    @one_backend
     def __call__(
         self,
         batch_size: int = 1,
@@ -245,25 +249,38 @@ class DDIMPipeline(DiffusionPipeline):
 
     def _predictor(self, plan: SamplingPlan, labels: Tensor | None) -> Denoiser:
         """The U-Net for one batch of labels (b). What it makes of the plan's timesteps and the labels is computed here,
-        not at each step, unless it would be more than `LARGEST_CACHE` numbers.
+        not at each step, unless it would be more than `LARGEST_CACHE` numbers or a part of the U-Net was replaced; it
+        is made anew when weights have changed. The run keeps the backend that the U-Net has at its beginning.
         """
+        unet, held = self.unet, hold(self.unet)
         given, planned = () if labels is None else (labels,), set(plan.timesteps)
         classes = rows = None
         if labels is not None:
             classes, rows = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        cache: TimeCache | ClassTimeCache | None = None
         count = len(plan) * (1 if classes is None else len(classes))
-        can_cache = hasattr(self.unet, "project_time") and not is_replaced(self.unet)
-        if can_cache and count * sum(self.unet.time_widths) <= LARGEST_CACHE:
-            cache = self.unet.project_time(torch.tensor(plan.timesteps), classes)
-            cache = cache if rows is None else ClassTimeCache(cache, rows)
+        can_cache = hasattr(unet, "project_time") and count * sum(unet.time_widths) <= LARGEST_CACHE
+        cache: TimeCache | ClassTimeCache | None = None
+        made_for: tuple[Snapshot | None, bool] = (None, False)
+
+        def look() -> None:
+            nonlocal cache, made_for
+            state = held.look(), can_cache and not is_replaced(unet)
+            held.is_whole = state[1]
+            if state == made_for:
+                return
+            made_for, cache = state, None
+            if state[1]:
+                times = unet.project_time(torch.tensor(plan.timesteps), classes)
+                cache = times if rows is None else ClassTimeCache(times, rows)
 
         def predict(x: Tensor, timestep: Tensor) -> Tensor:
+            look()
             is_known = cache is not None and timestep.ndim == 0 and timestep.is_cpu and int(timestep) in planned
-            is_known = is_known and not is_replaced(self.unet)  # a callback may have replaced a part of it
-            out: Tensor = self.unet(x, timestep, *given, **({"time_cache": cache} if is_known else {})).sample
+            with held:
+                out: Tensor = unet(x, timestep, *given, **({"time_cache": cache} if is_known else {})).sample
             return out.chunk(2, dim=1)[0] if out.shape[1] == 2 * x.shape[1] else out  # without a learned variance
 
+        look()
         return predict
 
 

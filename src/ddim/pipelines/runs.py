@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from ddim.models.core import holding
+from ddim.pipelines.memory import SavesMemory
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Own = TypeVar("Own", bound=SavesMemory)
+
+
+def one_backend(call: Callable[Concatenate[Own, P], R]) -> Callable[Concatenate[Own, P], R]:
+    """Decorate a pipeline's call, so that it goes on with the backends of its beginning if `accelerate` is called."""
+
+    def called(self: Own, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with holding(self._networks):
+            return call(self, *args, **kwargs)
+
+    functools.update_wrapper(called, call)
+    return called
 
 
 @dataclass

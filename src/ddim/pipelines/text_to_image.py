@@ -19,7 +19,7 @@ from ddim.pipelines.image_processor import ImageProcessor
 from ddim.pipelines.inputs import Pictures, check_callback, refuse_unsupported
 from ddim.pipelines.outputs import Array, Drawn, LatentOutputType, PlainOutput, StableDiffusionPipelineOutput
 from ddim.pipelines.prompts import Prompt, check_prompts
-from ddim.pipelines.runs import Run, Runs
+from ddim.pipelines.runs import Run, Runs, one_backend
 from ddim.pipelines.single_file import PARTS, load_single_file
 from ddim.pipelines.starts import Origin, Start, StartsFromPictures, Task
 from ddim.process import Eta, Order, PredictionType
@@ -206,6 +206,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         callback_steps: int | None = None,
     ) -> StableDiffusionPipelineOutput[Drawn]: ...
     @torch.no_grad()  # type: ignore[misc]  # the short ones above take any arguments
+    @one_backend
     def __call__(
         self,
         prompt: Prompt = None,
@@ -338,6 +339,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
             about = Run(len(plan), guidance_scale, is_guided, guidance_rescale, clip_skip, cross_attention_kwargs)
             with self._run(about) as run:
                 x = self._sample(run, task, start, denoiser, callback_on_step_end, wanted)
+            del denoiser  # it keeps the U-Net's weights where they are now, and an offloaded U-Net is about to go
         drawn, found = self._drawn(x, output_type)
         images = task.canvas.put_back(drawn)
         return StableDiffusionPipelineOutput(images, found) if return_dict else (images, found)
