@@ -207,10 +207,13 @@ def begin(run: TextToImageSettings) -> None:
 
 def ship() -> None:
     """Put the newest average into the package."""
+    from words import word_list  # which imports this file
+
     trainer = newest(REFINE, ANNEAL, MODEL)
     trainer.finished(torch.float16).save_pretrained(WEIGHTS)
     record = json.dumps(trainer.record()).replace(f"{HERE}/", "")  # paths as they are from the project's folder
     write_json(WEIGHTS / "training.json", json.loads(record))
+    word_list().write(WEIGHTS)
     DiffusionPipeline.from_pretrained(WEIGHTS)
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     print(f"{WEIGHTS}: {size / 1e6:.1f} MB, after {trainer.step} steps of {trainer.settings.output_dir}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,36 @@ def test_one_of_the_hub(model: str, loras: Path, tmp_path: Path, monkeypatch: py
     assert sample(model, tmp_path / "x.png", "--lora", "owner/name:0.5") == expected
     assert sample(model, tmp_path / "x.png", "--lora", "owner/name/ink.safetensors:0.5") == expected
     assert asked == [("owner/name", "pytorch_lora_weights.safetensors"), ("owner/name", "ink.safetensors")]
+
+
+# --- the words that an adapter was trained on ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model_knows", "adapter_knows", "said"),
+    [
+        (["a", "dog"], None, None),  # what the adapter has seen is not known
+        (["a", "dog"], ["cat"], None),
+        (["a", "dog"], ["ink"], "ddim: the model has never seen: cat"),
+        (None, ["ink"], None),
+    ],
+)
+def test_words_are_those_of_the_model_and_of_the_adapter(
+    model_knows: list[str] | None,
+    adapter_knows: list[str] | None,
+    said: str | None,
+    model: str,
+    loras: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "lora").mkdir()
+    shutil.copy(loras / "ink.safetensors", tmp_path / "lora")
+    for folder, words in (("model", model_knows), ("lora", adapter_knows)):
+        if words is not None:
+            (tmp_path / folder / "words.json").write_text(json.dumps({"words": words}))
+    for lora in (tmp_path / "lora", tmp_path / "lora" / "ink.safetensors"):
+        sample(str(tmp_path / "model"), tmp_path / "x.png", "--lora", str(lora))
+        lines = [line for line in capsys.readouterr().err.splitlines() if "never seen" in line]
+        assert lines == ([said] if said else [])

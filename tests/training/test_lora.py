@@ -22,6 +22,7 @@ from ddim.checkpoint import read_json, read_metadata, read_tensors
 from ddim.cli import main
 from ddim.errors import CheckpointError, ConfigError, DDIMError
 from ddim.lora import METADATA, WEIGHTS
+from ddim.pipelines.words import read_word_file
 from ddim.training import train
 from ddim.training.run import make_trainer
 from ddim.training.trainer import Trainer
@@ -92,7 +93,7 @@ def test_what_is_saved_gives_the_same_image_in_diffusers(text: bool, model: Path
         assert np.abs(images[-1] - before).max() > 0.01  # it has learnt something
     assert np.abs(images[0] - images[1]).max() < 1e-4
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["cache", "checkpoint-3", "checkpoint-6", WEIGHTS, "training.json"]
+    assert names == ["cache", "checkpoint-3", "checkpoint-6", WEIGHTS, "training.json", "words.json"]
     assert read_json(folder / "training.json")["kind"] == "LoraSettings"
 
 
@@ -226,11 +227,17 @@ def test_the_adapters_alone_are_pushed(
     monkeypatch.setattr("huggingface_hub.HfApi", api)
     train(lora_settings(tmp_path / "my-style", place, first, push_to_hub=True, max_train_steps=1))
     assert api.created[0] == "my-style"
-    assert api.files == {WEIGHTS}  # not the pictures' latents, the checkpoints, or where they are on this machine
+    # Not the pictures' latents, the checkpoints, or where they are on this machine.
+    assert api.files == {WEIGHTS, "words.json"}
     api.error = ConnectionError("no route")
     with pytest.raises(CheckpointError, match="no route"):
         train(lora_settings(tmp_path / "other", place, first, push_to_hub=True, max_train_steps=1))
     assert {WEIGHTS, "training.json", "checkpoint-1"} < {path.name for path in (tmp_path / "other").iterdir()}
+
+
+def test_the_words_of_the_captions_lie_beside_the_adapters(first: Path, tmp_path: Path, place: Place) -> None:
+    folder = train(lora_settings(tmp_path, place, first, max_train_steps=1))
+    assert read_word_file(folder / "words.json").unknown("a red square, a cat") == {"cat": ()}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -111,6 +111,26 @@ def test_a_run_leaves_a_pipeline_that_says_what_was_trained_and_diffusers_agrees
     assert list(folder.glob("logs/**/events.out.tfevents.*"))
 
 
+def test_a_run_leaves_the_words_of_its_captions(tmp_path: Path, place: Place) -> None:
+    """Of a new model, and of one that is trained further, to which it adds them."""
+    folder = train(text_settings(tmp_path / "new", place, max_train_steps=1, random_background=True))
+    pipe = ddim.StableDiffusionPipeline.from_pretrained(folder)
+    assert pipe.unknown_words("Red squares on a turquoise background, flat style, and a cup") == {"cup": ()}
+    (folder / "words.json").write_text('{"words": ["cup"], "near": {"tile": ["stone"], "mug": ["cup"]}}')
+    further = text_settings(tmp_path / "further", place, pretrained_model_name_or_path=str(folder), max_train_steps=1)
+    pipe = ddim.StableDiffusionPipeline.from_pretrained(train(further))
+    assert pipe.unknown_words("a red cup, a tile, a mug and a turquoise") == {"mug": ("cup",), "turquoise": ()}
+
+
+def test_of_a_model_that_does_not_say_what_it_had_seen_nothing_is_said(
+    tmp_path: Path, place: Place, pretrained: Path
+) -> None:
+    chosen = text_settings(tmp_path, place, pretrained_model_name_or_path=str(pretrained), max_train_steps=1)
+    folder = train(chosen)
+    assert not (folder / "words.json").exists()
+    assert ddim.StableDiffusionPipeline.from_pretrained(folder).unknown_words("a cup") == {}
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_saved_type_is_that_of_all_parts(dtype: str, tmp_path: Path, place: Place) -> None:
     folder = train(text_settings(tmp_path, place, save_dtype=dtype, max_train_steps=1))

@@ -22,6 +22,15 @@ DATA = Path(__file__).parent.parent.parent / "data" / "emoji.parquet"
 ASKED: dict[str, Any] = {"guidance_scale": 3.0, "guidance_rescale": 0.7, "num_inference_steps": 10}
 
 
+ASKED_OF_IT = [
+    "a red heart on a light blue background, noto style",
+    "Grinning faces, twemoji style",
+    "THE CAT'S FACE",
+    "flag of japan, fluent style",
+    "a waving hand with medium dark skin tone",
+]
+
+
 @pytest.fixture(scope="module")
 def pipe() -> Any:
     pipe: Any = DiffusionPipeline.from_pretrained("emoji")
@@ -39,6 +48,24 @@ def test_it_is_small_and_says_how_it_was_made() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     for name in ("Apache-2.0", "MIT", "CC BY 4.0", "scripts/emoji/train.py"):
         assert name in text
+
+
+def test_it_says_which_words_it_has_never_seen(pipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = pipe.unknown_words("a cup of coffee and a sword")
+    assert list(found) == ["cup", "coffee", "sword"]
+    assert found["coffee"][0] == "hot beverage"
+    assert "dagger" in found["sword"]
+    for names in found.values():  # what is said to be near, it knows
+        assert pipe.unknown_words(list(names)) == {}
+    for known in ASKED_OF_IT:
+        assert pipe.unknown_words(known) == {}
+    out = str(tmp_path / "x.png")
+    assert main(["sample", "coffee, sword", "--steps", "1", "--scale", "1", "--out", out]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "never seen" in line]
+    assert line.startswith("ddim: the model has never seen: coffee, sword; near: hot beverage, ")
+    assert "dagger" in line
+    assert main(["sample", "a red heart", "--steps", "1", "--overwrite", "--out", out]) == 0
+    assert "never seen" not in capsys.readouterr().err
 
 
 def test_its_scheduler_is_that_of_the_four_fixes(pipe: Any) -> None:

@@ -16,6 +16,7 @@ from ddim.errors import CheckpointError, ConfigError, WeightsError
 
 if TYPE_CHECKING:
     from ddim.pipelines import DiffusionPipeline
+    from ddim.pipelines.words import WordList
 
 FILES = (".safetensors", ".bin")
 
@@ -126,10 +127,11 @@ def add_adapters(pipe: DiffusionPipeline, model: str, given: Sequence[str | Sequ
         WeightsError: one does not fit.
     """
     from ddim.pipelines.adapters import TakesAdapters
+    from ddim.pipelines.words import KnowsWords
 
     if not given:
         return
-    if not isinstance(pipe, TakesAdapters):
+    if not isinstance(pipe, TakesAdapters) or not isinstance(pipe, KnowsWords):
         refuse_adapters(model, given)
         return
     adapters = [adapter(text) for text in listed(given)]
@@ -143,3 +145,14 @@ def add_adapters(pipe: DiffusionPipeline, model: str, given: Sequence[str | Sequ
             said = str(error).replace("give weight_name=", "give --lora the file itself")
             raise CheckpointError(f"--lora {each.place}: {said}") from error
     pipe.set_adapters(names, [each.weight for each in adapters])
+    for each in adapters:
+        learnt = _words_beside(each.place)
+        pipe.words = pipe.words.joined(learnt) if pipe.words is not None and learnt is not None else None
+
+
+def _words_beside(place: str) -> WordList | None:
+    """The words that an adapter was trained on, where training has written them beside it."""
+    from ddim.pipelines.words import FILE, read_word_file
+
+    path = (Path(place) if os.path.isdir(place) else Path(place).parent) / FILE
+    return read_word_file(path) if os.path.exists(place) and path.is_file() else None

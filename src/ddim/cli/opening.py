@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ddim.pipelines import DiffusionPipeline
 
+_SHOWN = 10  # how many unknown words are shown
 TOKENIZER = "openai/clip-vit-large-patch14"  # that of Stable Diffusion, where --tokenizer is not given
 
 
@@ -63,7 +64,8 @@ def open_pipeline(settings: Any, suits: Callable[[Kind], None] = lambda kind: No
     changes = {name: value for name, value in changes.items() if value is not None}
     if changes:
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
-    add_adapters(pipe, model, _option(settings, "lora") or ())
+    add_adapters(pipe, model, _option(settings, "lora"))
+    _tell_unknown_words(pipe, settings)
     try:
         pipe.to(place)
     except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
@@ -98,6 +100,26 @@ def check_model(settings: Any, suits: Callable[[Kind], None]) -> bool:
 def _option(settings: Any, name: str) -> Any:
     """What was given for an option; None for one that the command has not."""
     return getattr(settings, name, None)
+
+
+def _tell_unknown_words(pipe: DiffusionPipeline, settings: Any) -> None:
+    """Say in a line on stderr which words of the texts to draw the model has never seen, and what is near to them."""
+    from ddim.pipelines.words import KnowsWords
+
+    given = [_option(settings, name) for name in ("prompt", "prompts", "source", "target")]
+    texts = [text for each in given if each for text in ((each,) if isinstance(each, str) else each)]
+    found = pipe.unknown_words(texts) if isinstance(pipe, KnowsWords) else {}
+    if not found:
+        return
+    shown = list(found)[:_SHOWN]
+    names = 3 if len(shown) < 4 else 1  # of what is near to each word
+    near = list(dict.fromkeys(name for word in shown for name in found[word][:names]))
+    print(
+        f"ddim: the model has never seen: {', '.join(shown)}"
+        + ", …" * (len(found) > _SHOWN)
+        + (f"; near: {', '.join(near)}" if near else ""),
+        file=sys.stderr,
+    )
 
 
 def _device_of(settings: Any) -> str:

@@ -141,6 +141,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
     # --- what a run is made of: see `sampling.Pipeline` --------------------------------------------------------------
 
     scheduler: DDIMScheduler
+    loaded_from: Repository | None = None  # None if it was not loaded as a whole
 
     @property
     def draws_texts(self) -> bool:
@@ -248,7 +249,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
                 subfolder = _subfolder(repository, name, part.config_name)
                 components[name] = part.load(repository, subfolder, dtype=types(name), variant=variant, **how)
         made = cast(Self, pipeline(**components))
-        made.name_or_path = repository.name
+        made.name_or_path, made.loaded_from = repository.name, repository
         return made if device is None else made.to(device)
 
     @classmethod
@@ -301,7 +302,9 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         if not set(cls.parts) <= set(own) or extra:
             raise TypeError(f"the parts of a {type(pipeline).__name__} make no {cls.__name__}")
         own = {name: part for name, part in own.items() if name in (*cls.parts, *cls.left_out)}
-        return cls(**{**own, **parts})
+        made = cls(**{**own, **parts})
+        made.loaded_from = pipeline.loaded_from
+        return made
 
     def save_pretrained(
         self,

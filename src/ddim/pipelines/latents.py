@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from ddim.checkpoint import Saving
 from ddim.errors import ConfigError, NonFiniteError
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
@@ -21,6 +23,7 @@ from ddim.pipelines.familiar import FamiliarLatents
 from ddim.pipelines.inputs import Pictures, positive, refuse_unsupported, to_tensor
 from ddim.pipelines.outputs import LatentOutputType
 from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_prompts, for_each_image
+from ddim.pipelines.words import FILE, KnowsWords
 from ddim.plan import SamplingPlan
 from ddim.scheduler import DDIMScheduler
 
@@ -47,7 +50,7 @@ class SavesMemoryOfPictures:
         self.vae.disable_tiling()
 
 
-class LatentPipeline(FamiliarLatents, SavesMemoryOfPictures, DiffusionPipeline):
+class LatentPipeline(KnowsWords, FamiliarLatents, SavesMemoryOfPictures, DiffusionPipeline):
     """A pipeline with an autoencoder, a text encoder and a U-Net between latents."""
 
     vae: AutoencoderKL
@@ -56,6 +59,20 @@ class LatentPipeline(FamiliarLatents, SavesMemoryOfPictures, DiffusionPipeline):
     unet: UNet2DConditionModel
     scheduler: DDIMScheduler
     vae_scale_factor: int  # how many pixels a latent stands for, on each axis
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **parts: Any) -> Self:
+        made = super().from_pipe(pipeline, **parts)
+        if isinstance(pipeline, LatentPipeline) and pipeline._words_are_read:
+            made.words = pipeline.words
+        return made
+
+    def write(self, folder: Path, saving: Saving) -> None:
+        super().write(folder, saving)
+        if self.words is not None:
+            self.words.write(folder)
+        else:
+            (folder / FILE).unlink(missing_ok=True)  # what an earlier model that was saved there had seen
 
     def encode_prompt(
         self,

@@ -25,13 +25,14 @@ from ddim.lora import TEXT_TARGETS, add_lora, lora_state, save_lora
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.pipelines import StableDiffusionPipeline
+from ddim.pipelines.words import WordList
 from ddim.scheduler import DDIMScheduler
 from ddim.training.autoencoder import load_vae
 from ddim.training.caches import CaptionCache, LatentCache
 from ddim.training.diffusion import DiffusionLoss, draw_noise, draw_timesteps, train_scheduler
 from ddim.training.objective import Losses, Objective
 from ddim.training.settings import LatentSettings, LoraSettings, TextToImageSettings
-from ddim.training.vocabulary import learn_tokenizer
+from ddim.training.vocabulary import learn_tokenizer, words_of
 
 GUIDANCE, STEPS = 3.0, 25  # of a preview, whose guidance rescale is 0.7 where the terminal SNR is zero
 SHOWN = 16  # how many captions a preview draws, if no prompts are given
@@ -45,6 +46,7 @@ class Parts(NamedTuple):
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
     scheduler: DDIMScheduler
+    words: WordList | None  # that were seen before; None if it is not known which
 
 
 def new_parts(settings: TextToImageSettings, source: Source) -> Parts:
@@ -85,7 +87,7 @@ def new_parts(settings: TextToImageSettings, source: Source) -> Parts:
     scheduler = train_scheduler(
         settings, None, "scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
     )
-    return Parts(vae, tokenizer, text_encoder, unet, scheduler)
+    return Parts(vae, tokenizer, text_encoder, unet, scheduler, WordList(frozenset()))
 
 
 def pretrained_parts(settings: TextToImageSettings | LoraSettings) -> Parts:
@@ -105,7 +107,7 @@ def pretrained_parts(settings: TextToImageSettings | LoraSettings) -> Parts:
             f"{vae.config.latent_channels} of the latents: {wrong}"
         )
     scheduler = train_scheduler(settings, pipe.scheduler.config, "scaled_linear")
-    return Parts(vae, pipe.tokenizer, pipe.text_encoder, pipe.unet, scheduler)
+    return Parts(vae, pipe.tokenizer, pipe.text_encoder, pipe.unet, scheduler, pipe.words)
 
 
 class TextToImage(Objective):
@@ -123,6 +125,8 @@ class TextToImage(Objective):
         self.settings, self.source = settings, source
         self.count = source.count
         self.tokenizer, self.scheduler = parts.tokenizer, parts.scheduler
+        self.new_words = words_of(source.captions or (), with_backgrounds=settings.random_background)
+        self.words = parts.words and self.new_words and parts.words.joined(self.new_words)  # that are seen in the end
         vae, text_encoder, unet = parts.vae, parts.text_encoder, parts.unet
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
@@ -259,7 +263,9 @@ class TextToImage(Objective):
         """The pipeline of these networks."""
         dtype = next(networks.parameters()).dtype
         parts = {**{name: copy_as(module, dtype) for name, module in self.frozen.items()}, **dict(networks.items())}
-        return StableDiffusionPipeline(tokenizer=self.tokenizer, scheduler=self.scheduler, **parts)  # type: ignore[arg-type]
+        pipe = StableDiffusionPipeline(tokenizer=self.tokenizer, scheduler=self.scheduler, **parts)  # type: ignore[arg-type]
+        pipe.words = self.words
+        return pipe
 
     def preview(self, finished: StableDiffusionPipeline) -> Image.Image:
         finished.set_progress_bar_config(disable=True)
@@ -293,13 +299,21 @@ def copy_as(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class _Adapters(Savable):
-    """What a LoRA run saves: the adapters alone. `pipe` is the pipeline with them, for pictures."""
+    """What a LoRA run saves: the adapters and the words of their captions. `pipe` has them in use, for pictures."""
 
-    def __init__(self, pipe: StableDiffusionPipeline, states: dict[str, dict[str, Tensor]], rank: int) -> None:
-        self.pipe, self.states, self.rank = pipe, states, rank
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        states: dict[str, dict[str, Tensor]],
+        rank: int,
+        words: WordList | None,
+    ) -> None:
+        self.pipe, self.states, self.rank, self.words = pipe, states, rank, words
 
     def write(self, folder: Path, saving: Saving) -> None:
         save_lora(folder, self.states, self.rank, self.rank)
+        if self.words is not None:
+            self.words.write(folder)
 
 
 class Lora(TextToImage):
@@ -318,7 +332,8 @@ class Lora(TextToImage):
     def finished(self, networks: nn.ModuleDict) -> _Adapters:
         pipe = super().finished(networks)
         assert isinstance(pipe, StableDiffusionPipeline)
-        return _Adapters(pipe, {name: lora_state(module) for name, module in networks.items()}, self.settings.rank)
+        states = {name: lora_state(module) for name, module in networks.items()}
+        return _Adapters(pipe, states, self.settings.rank, self.new_words)
 
     def preview(self, finished: Any) -> Image.Image:
         return super().preview(finished.pipe)

@@ -1,15 +1,17 @@
-"""Learning a tokenizer from captions, in CLIP's layout."""
+"""What is learnt of words from captions: a tokenizer in CLIP's layout, and which words there were."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, models, trainers
 
+from ddim.data.preparation import BACKGROUND_NAMES, say_background
 from ddim.errors import DataError
 from ddim.models.byte_pairs import END, START, WORD_END, byte_alphabet, cut_texts
 from ddim.models.tokenizer import CLIPTokenizer
+from ddim.pipelines.words import WordList
 
 
 def learn_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -> CLIPTokenizer:
@@ -60,3 +62,14 @@ def merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     listed = json.loads(tokenizer.to_str())["model"]["merges"]
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in listed)
     return [(left, right) for left, right in pairs]
+
+
+def words_of(captions: Iterable[Sequence[str]], *, with_backgrounds: bool = False) -> WordList | None:
+    """The words that a model sees that is trained on captions; None if they are too many to list.
+
+    Args:
+        captions: of each picture.
+        with_backgrounds: whether a background is named in some of them; see `Preparation`.
+    """
+    texts = [caption for options in captions for caption in options]
+    return WordList.of([*texts, *(say_background("", name) for name in BACKGROUND_NAMES if with_backgrounds)])
