@@ -75,19 +75,19 @@ class SamplingPlan:
         if self.inverse and self.eta != 0:
             raise ConfigError(f"an inverse plan is deterministic: eta must be 0, not {self.eta}")
         if self.clip_range is not None and not (_is_number(self.clip_range) and self.clip_range > 0):
-            raise ConfigError(f"clip_sample_range must be a positive number, not {self.clip_range!r}")
+            raise ConfigError(f"clip_sample_range must be a positive number, not {self.clip_range!r:.100}")
         if self.thresholding is not None:
             ratio, maximum = self.thresholding
             if not (_is_number(ratio) and _is_number(maximum) and 0 <= ratio <= 1 and maximum > 0):
                 raise ConfigError(
                     "thresholding needs dynamic_thresholding_ratio in [0, 1] and a positive sample_max_value, "
-                    f"not {ratio!r} and {maximum!r}"
+                    f"not {ratio!r:.100} and {maximum!r:.100}"
                 )
         stride = self.legacy_stride
         if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 1):
-            raise ConfigError(f"legacy_stride must be a positive int, not {stride!r}")
+            raise ConfigError(f"legacy_stride must be a positive int, not {stride!r:.100}")
         if self.order not in (1, 2) or isinstance(self.order, bool):
-            raise ConfigError(f"order must be 1 or 2, not {self.order!r}")
+            raise ConfigError(f"order must be 1 or 2, not {self.order!r:.100}")
         if self.order == 2 and (self.eta != 0 or self.inverse or stride is not None):
             raise ConfigError("order=2 is for a plan from noise to image with eta=0 and no legacy_previous_timestep")
         _ = self.rows  # every step can be made
@@ -231,7 +231,7 @@ class SamplingPlan:
             if row is not None and not rederive:  # as in every loop on the host
                 return row
         elif not isinstance(value, np.integer):
-            raise TypeError(f"a timestep must be an integer, not {value!r}")
+            raise TypeError(f"a timestep must be an integer, not {value!r:.100}")
         return self._host_row(int(value), rederive)
 
     def _host_row(self, timestep: int, rederive: bool) -> Row:
@@ -510,4 +510,4 @@ def _check_eta(eta: Eta) -> None:
     if eta == SIGMA_HAT:
         return
     if not _is_number(eta) or not 0 <= eta < math.inf:
-        raise ConfigError(f"eta must be a number of 0 or more, or 'sigma_hat', not {eta!r}")
+        raise ConfigError(f"eta must be a number of 0 or more, or 'sigma_hat', not {eta!r:.100}")

@@ -104,7 +104,7 @@ def prediction(prediction_type: str) -> Prediction:
     try:
         return PREDICTIONS[prediction_type]
     except (KeyError, TypeError):
-        raise ConfigError(f"prediction_type={prediction_type!r} is none of {', '.join(PREDICTIONS)}") from None
+        raise ConfigError(f"prediction_type={prediction_type!r:.100} is none of {', '.join(PREDICTIONS)}") from None
 
 
 def sigma(alpha_bar: Value, alpha_bar_prev: Value, eta: float = 1.0) -> Value:

@@ -85,7 +85,7 @@ def make_betas(
         ConfigError: there is no such schedule, a β is outside [0, 1], or `trained_betas` are not T numbers.
     """
     if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int) or num_train_timesteps < 1:
-        raise ConfigError(f"num_train_timesteps must be a positive int, not {num_train_timesteps!r}")
+        raise ConfigError(f"num_train_timesteps must be a positive int, not {num_train_timesteps!r:.100}")
     if trained_betas is not None:
         try:
             betas = np.asarray(trained_betas, dtype=np.float64)
@@ -98,10 +98,10 @@ def make_betas(
             )
     else:
         if not isinstance(beta_schedule, str) or beta_schedule not in BETA_SCHEDULES:
-            raise ConfigError(f"beta_schedule={beta_schedule!r} is none of {', '.join(BETA_SCHEDULES)}")
+            raise ConfigError(f"beta_schedule={beta_schedule!r:.100} is none of {', '.join(BETA_SCHEDULES)}")
         for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ConfigError(f"{name} must be a number in [0, 1], not {value!r}")
+                raise ConfigError(f"{name} must be a number in [0, 1], not {value!r:.100}")
         betas = BETA_SCHEDULES[beta_schedule](num_train_timesteps, beta_start, beta_end)
     if not ((betas >= 0) & (betas <= 1)).all():
         bad = int(np.flatnonzero(~((betas >= 0) & (betas <= 1)))[0])
@@ -217,15 +217,15 @@ def space_timesteps(
         UserWarning: "quadratic" has fewer than N different timesteps.
     """
     if isinstance(num_inference_steps, (bool, np.bool_)) or not isinstance(num_inference_steps, (int, np.integer)):
-        raise ConfigError(f"num_inference_steps must be an int, not {num_inference_steps!r}")
+        raise ConfigError(f"num_inference_steps must be an int, not {num_inference_steps!r:.100}")
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ConfigError(
             f"num_inference_steps={num_inference_steps} must be from 1 to num_train_timesteps={num_train_timesteps}"
         )
     if not isinstance(spacing, str) or spacing not in SPACINGS:
-        raise ConfigError(f"timestep_spacing={spacing!r} is none of {', '.join(SPACINGS)}")
+        raise ConfigError(f"timestep_spacing={spacing!r:.100} is none of {', '.join(SPACINGS)}")
     if isinstance(steps_offset, bool) or not isinstance(steps_offset, int) or steps_offset < 0:
-        raise ConfigError(f"steps_offset must be an int of 0 or more, not {steps_offset!r}")
+        raise ConfigError(f"steps_offset must be an int of 0 or more, not {steps_offset!r:.100}")
     chosen = SPACINGS[spacing](int(num_inference_steps), num_train_timesteps, steps_offset)
     return tuple(chosen.astype(np.int64).tolist())
 

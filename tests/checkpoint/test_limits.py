@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hostile import limits
+from hostile import VALUES, limits
 
 from ddim.checkpoint import PretrainedModel
 from ddim.errors import CheckpointError, ConfigError, DDIMError
@@ -59,12 +59,6 @@ NETWORKS: dict[str, tuple[Callable[[], PretrainedModel], Callable[[Any], Any]]] 
         lambda network: network(torch.zeros(1, 5, dtype=torch.long)),
     ),
 }
-VALUES: list[Any] = [
-    *(0, -1, 3, 10**4, 10**6, 10**9, 10**30, 0.5, 1e308, 1e-308, float("inf"), -float("inf")),
-    *("", "x" * 10**6, "9" * 10**6, None, True, False, {}, {"a": 1}),
-    *([], [[]], [0], [-1, -1], [1] * 5, [1, 10**6], [10**9] * 2, [1000, 1000], [8, 65536], [0.5, 0.5], [1e308, 1]),
-    *([[1, 2], [3]], [None], ["x"], [[[[[1]]]]], [1] * 100_000),
-]
 TOGETHER: list[tuple[str, dict[str, Any]]] = [
     ("latents", {"layers_per_block": 1000, "transformer_layers_per_block": 1000}),
     ("latents", {"layers_per_block": 50, "transformer_layers_per_block": 50}),

@@ -174,6 +174,10 @@ for what, entry in {
     "text of 10**12": {"cross_attention_dim": 10**12},
     "text as a string": {"cross_attention_dim": "32"},
     "text as an object": {"cross_attention_dim": {"a": 32}},
+    "1,000 layers of depth 1,000": {"layers_per_block": 1000, "transformer_layers_per_block": 1000},
+    "depth of 1,000": {"transformer_layers_per_block": 1000},
+    "a size of 8 by 65536": {"sample_size": [8, 65536]},
+    "padding of 10**6": {"downsample_padding": 10**6},
     "depth of 10**9": {"transformer_layers_per_block": 10**9},
     "depths of lists": {"transformer_layers_per_block": [[10**6]] * 2},
     "an encoder that is not there": {"encoder_hid_dim": 10**9, "encoder_hid_dim_type": "text_proj"},
@@ -643,6 +647,31 @@ def test_settings_that_show_when_it_runs(
     folder = prepare(Case(edit(file, **entry), ValueError, ""), good, tmp_path)
     with pytest.raises(error, match=says):
         DiffusionPipeline.from_pretrained(folder)("a cat", num_inference_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("file", "entry"),
+    [
+        (UNET_CONFIG, {"_diffusers_version": "0." + "9" * 10**6}),
+        ("scheduler/scheduler_config.json", {"thresholding": True, "sample_max_value": 1e308}),
+        ("scheduler/scheduler_config.json", {"clip_sample": True, "clip_sample_range": 1e308}),
+    ],
+)
+def test_settings_that_are_odd_and_work(file: str, entry: dict[str, Any], good: Path, tmp_path: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(prepare(Case(edit(file, **entry), ValueError, ""), good, tmp_path))
+    pipe.set_progress_bar_config(disable=True)
+    with limits():
+        pipe("a cat", num_inference_steps=2, height=16, width=16)
+
+
+def test_a_prompt_of_10_mb(good: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(good)
+    pipe.set_progress_bar_config(disable=True)
+    with limits(), pytest.warns(UserWarning, match="this was cut"):
+        long = pipe("a cat " * 1_700_000, num_inference_steps=1, height=16, width=16, seed=0, output_type="pt")
+    with pytest.warns(UserWarning, match="this was cut"):
+        short = pipe("a cat " * 1000, num_inference_steps=1, height=16, width=16, seed=0, output_type="pt")
+    assert torch.equal(torch.as_tensor(long.images), torch.as_tensor(short.images))
 
 
 def test_a_million_merges_of_the_same_are_read_in_bounded_memory(good: Path, tmp_path: Path) -> None:

@@ -5,17 +5,20 @@ A clear error is one of `ddim.errors`, or a ValueError or TypeError of this pack
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import random
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import oracle
 import pytest
 import torch
+from hostile import VALUES, limits
 from torch import Tensor
 
 from ddim.errors import ConfigError, DDIMError
@@ -267,6 +270,41 @@ def test_many_more_of_them(seed: int) -> None:
         worked, wrong = sweep(seed, 5000)
     assert not wrong
     assert worked > 1000
+
+
+OPTIMIZED: list[Any] = [{"2": bad} for bad in ("12", [[1]], None, [HUGE], {"a": 1}, [1e308], [5, 5], [INF])]
+
+
+@pytest.mark.parametrize("cls", [DDIMScheduler, DDIMInverseScheduler])
+def test_any_setting_of_a_file_works_or_is_one_clear_error(cls: Any, tmp_path: Path) -> None:
+    settings = [*inspect.signature(cls.__init__).parameters][1:]
+    x = torch.ones(1, 4, 2, 2)
+    worked = 0
+    with warnings.catch_warnings(), limits():
+        warnings.simplefilter("ignore")
+        for number, name in enumerate([*settings, "_class_name", "_diffusers_version", "_use_default_values"]):
+            for value in [*VALUES[number % 5 :: 5], *OPTIMIZED * (name == "optimized_timesteps")]:
+                base = {"timestep_spacing": "optimized"} if value in OPTIMIZED else {"thresholding": number % 2 == 0}
+                (tmp_path / cls.config_name).write_text(json.dumps({**base, name: value}))
+                worked += works(cls, tmp_path, x)
+    assert worked > 20
+
+
+def works(cls: Any, folder: Path, x: Tensor) -> bool:
+    """Whether a run by a scheduler's file works; a short error of ours is raised otherwise."""
+    try:
+        scheduler = cls.from_pretrained(folder)
+        scheduler.set_timesteps(2)
+        for timestep in scheduler.timesteps:
+            assert scheduler.step(x, timestep, x).prev_sample.shape == x.shape
+    except DDIMError as error:
+        return not is_short(error)
+    return True
+
+
+def is_short(error: Exception) -> bool:
+    assert len(str(error)) < 3000
+    return True
 
 
 # --- the kinds that were found ---------------------------------------------------------------------------------------

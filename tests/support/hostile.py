@@ -91,6 +91,15 @@ def refuses(case: Case, folder: Path, *, seconds: float = SECONDS, mebibytes: fl
     return message
 
 
+# For any setting of a config: what nobody means.
+VALUES: list[Any] = [
+    *(0, -1, 3, 10**4, 10**6, 10**9, 10**30, 0.5, 1e308, 1e-308, float("inf"), -float("inf")),
+    *("", "x" * 10**6, "9" * 10**6, None, True, False, {}, {"a": 1}),
+    *([], [[]], [0], [-1, -1], [1] * 5, [1, 10**6], [10**9] * 2, [1000, 1000], [8, 65536], [0.5, 0.5], [1e308, 1]),
+    *([[1, 2], [3]], [None], ["x"], [[[[[1]]]]], [1] * 100_000),
+]
+
+
 # --- ways to spoil a file ---------------------------------------------------------------------------------------------
 
 

@@ -209,7 +209,7 @@ class ConfigMixin:
             )
         class_name = config.get("_class_name", cls.__name__)
         if not isinstance(class_name, (str, list, tuple)):
-            raise ConfigError(f"_class_name in the config must be a string, not {class_name!r}")
+            raise ConfigError(f"_class_name in the config must be a string, not {class_name!r:.100}")
         cls.check_config({**config, **overrides})
         arguments, overrides, rest = cls._sort_settings(config, overrides)
         unused = rest if return_unused_kwargs else {**rest, **overrides}

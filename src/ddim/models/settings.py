@@ -22,7 +22,7 @@ def look_up(setting: str, name: str, known: Mapping[str, T]) -> T:
         ConfigError: the name is not known; the message lists those that are.
     """
     if name not in known:
-        raise ConfigError(f"unknown {setting} {name!r}; known are {', '.join(sorted(known))}")
+        raise ConfigError(f"unknown {setting} {name!r:.100}; known are {', '.join(sorted(known))}")
     return known[name]
 
 

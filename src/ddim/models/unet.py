@@ -111,7 +111,7 @@ class UNet2DModel(Backbone):
             up_block_types=up_block_types,
         )
         if mid_block_type not in (None, "UNetMidBlock2D"):
-            raise ConfigError(f"unknown mid_block_type {mid_block_type!r}; known are UNetMidBlock2D and None")
+            raise ConfigError(f"unknown mid_block_type {mid_block_type!r:.100}; known are UNetMidBlock2D and None")
         width = block_out_channels[0]
         emb_dim = time_embedding_dim or 4 * width
         self.center_input_sample = center_input_sample

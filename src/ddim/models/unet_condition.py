@@ -158,7 +158,7 @@ class UNet2DConditionModel(Backbone):
         super().__init__()
         for name, only in NOT_IMPLEMENTED.items():
             if self.config[name] != only:
-                raise ConfigError(f"{name}={self.config[name]!r} is not implemented, only {only!r} is")
+                raise ConfigError(f"{name}={self.config[name]!r:.100} is not implemented, only {only!r} is")
         n = len(block_out_channels)
         layers = _for_each(layers_per_block, n)
         depths = _for_each(transformer_layers_per_block, n)
@@ -402,7 +402,7 @@ def _class_embedding(
 
     def needed() -> int:
         if input_dim is None:
-            raise ConfigError(f"class_embed_type={kind!r} needs projection_class_embeddings_input_dim")
+            raise ConfigError(f"class_embed_type={kind!r:.100} needs projection_class_embeddings_input_dim")
         return input_dim
 
     kinds: dict[str, Callable[[], nn.Module]] = {
