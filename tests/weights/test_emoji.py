@@ -136,7 +136,7 @@ def test_a_red_heart_is_red(pipe: Any) -> None:
 
 def test_seeds_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "heart.png"
-    assert main(["sample", "a red heart", "--steps", "3", "--out", str(out)]) == 0
+    assert main(["sample", "a red heart", "--steps", "3", "--scale", "1", "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert said.out.strip() == str(out)
     assert "'a red heart' by emoji: 3 steps, guidance 3, rescale 0.7, seed 0" in said.err

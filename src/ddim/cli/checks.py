@@ -92,6 +92,14 @@ def file(value: str, option: str) -> None:
         raise ConfigError(f"{option} {value} is {kind}: give a file")
 
 
+def picture(value: str, option: str) -> None:
+    """A picture that is there, is of a kind that is read and is not too large. It is not decoded."""
+    file(value, option)
+    from ddim.images import check_picture
+
+    check_picture(value, f"{option} {value}")
+
+
 def folder(value: str, option: str) -> None:
     """A folder that is there."""
     _present(value, option)
@@ -312,9 +320,9 @@ RULES: dict[str, Rule] = {
     "dataset_name": data,
     "features_weights": file,
     "from_image": file,
-    "image": file,
-    "images": file,
-    "mask_image": file,
+    "image": picture,
+    "images": picture,
+    "mask_image": picture,
     "results": file_or_folder,
     "train_data_dir": folder,
     # what is written

@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from ddim.checkpoint.files import atomic_write
 from ddim.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "OUTPUT_TYPES",
