@@ -1,5 +1,6 @@
 """Training data: sources of images, with classes or texts, and the endless stream that training reads.
 
+    progress      tells how far something is: by a bar, or in a log by lines
     source        what a source is: images by number
     labelled      makes sources of images with or without classes
     captioned     makes sources of images with texts

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ddim.errors import DataError
+from ddim.data.progress import progress
 from ddim.data.source import Omissions
 from ddim.images.reading import TooLargeError, check_picture, read_picture
 
@@ -50,7 +50,7 @@ def usable(
     """
     found: list[int] = []
     budget = DECODED_AT_START
-    with tqdm(total=min(count, most or count), leave=False, delay=1, unit="image") as bar:
+    with progress(total=min(count, most or count), leave=False, unit="image") as bar:
         bar.set_description("checking images", refresh=False)
         for index in range(count):
             try:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
+from ddim.data.progress import progress
 from ddim.errors import ConfigError
 from ddim.evaluation.drawing import Conditions, draw_numbered, make_plan
 from ddim.process import Eta
@@ -75,7 +75,7 @@ def consistency(
     def same_conditions(noise: int, numbers: Sequence[int]) -> dict[str, Any]:
         return conditions(seed, numbers)  # whatever the seed of the noise is
 
-    with tqdm(total=total, desc="consistency", unit="call", unit_scale=True) as bar:
+    with progress(total=total, desc="consistency", unit="call", unit_scale=True) as bar:
 
         def drawn(number: int, noise: int) -> Tensor:
             batches = (

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ddim.data import Source
+from ddim.data.progress import progress
 from ddim.errors import ConfigError
 from ddim.evaluation.drawing import Conditions, Loop, draw_numbered, load_pictures, make_plan, run_plan
 from ddim.evaluation.features import FeatureExtractor
@@ -83,7 +83,7 @@ class Grid:
         found = self.folder.load_reference()
         if found is None:
             parts = []
-            with tqdm(total=self.source.count, desc="data", unit="picture", delay=1) as bar:
+            with progress(total=self.source.count, desc="data", unit="picture", delay=1) as bar:
                 for first in range(0, self.source.count, 256):
                     numbers = range(first, min(first + 256, self.source.count))
                     pictures = load_pictures(self.source, self.shape, numbers)
@@ -111,7 +111,7 @@ class Grid:
         if open_cells:  # the first call is slower than all others, so its time is not counted
             warm = make_plan(self.pipe.scheduler, 1, 0.0, self.clip_sample)
             self._pictures(warm, open_cells[0].seed, self.parts[0])
-        with tqdm(
+        with progress(
             total=total, initial=done, unit="call", unit_scale=True, disable=not open_cells, smoothing=0.1
         ) as bar:
             for cell in open_cells:
