@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from ddim import DDIMScheduler
 from ddim.errors import ConfigError
 from ddim.process import PREDICTIONS
 from ddim.training.diffusion import DiffusionLoss, min_snr_weights
+from ddim.training.settings import PredictionType
 
 T = 1000
 
@@ -90,3 +94,51 @@ def test_input_perturbation_reaches_the_input_and_not_the_target() -> None:
 
     assert loss(model, x0, eps, t, perturbation=more).max() == 0
     torch.testing.assert_close(inputs[0], DDIMScheduler().add_noise(x0, eps + more, t), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
+def test_dream_trains_on_what_diffusers_trains_on(power: float) -> None:
+    training_utils = pytest.importorskip("diffusers.training_utils")
+    scheduler = DDIMScheduler()
+    alpha_bar = torch.from_numpy(levels()).float()
+    x0, eps = torch.randn(2, 8, 3, 4, 4).unbind()
+    timesteps = torch.tensor([0, 1, 5, 50, 300, 700, 998, 999])
+    inputs: list[torch.Tensor] = []
+
+    def network(x: torch.Tensor, t: torch.Tensor, *_: Any) -> Any:
+        inputs.append(x)
+        return SimpleNamespace(sample=torch.tanh(x + t[:, None, None, None] / 1000))
+
+    loss = DiffusionLoss(scheduler, dream=power)(lambda x, t: network(x, t).sample, x0, eps, timesteps)
+    ours = inputs[-1]
+    theirs = SimpleNamespace(alphas_cumprod=alpha_bar, config=SimpleNamespace(prediction_type="epsilon"))
+    share = alpha_bar[timesteps, None, None, None]
+    x_t = share.sqrt() * x0 + (1 - share).sqrt() * eps
+    given, target = training_utils.compute_dream_and_update_latents(
+        network, theirs, timesteps, eps, x_t, eps.clone(), None, power
+    )
+    torch.testing.assert_close(ours, given, rtol=1e-4, atol=1e-5)
+    expected = (network(given, timesteps).sample - target).square().flatten(1).mean(1)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_dream_leaves_a_perfect_network_as_it_is_and_moves_others_along_the_noise(kind: PredictionType) -> None:
+    scheduler = DDIMScheduler(prediction_type=kind)
+    x0, eps = torch.randn(2, 4, 3, 4, 4).unbind()
+    timesteps = torch.tensor([3, 200, 600, 999])
+    loss = DiffusionLoss(scheduler, dream=1.0)
+    at = (-1, 1, 1, 1)
+    target = loss.from_x0[timesteps].view(at) * x0 + loss.from_eps[timesteps].view(at) * eps
+    assert loss(lambda x, t: target, x0, eps, timesteps).max() < 1e-6
+    inputs: list[torch.Tensor] = []
+
+    def wrong(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        inputs.append(x)
+        return target + 0.1
+
+    loss(wrong, x0, eps, timesteps)
+    noises = [(x - loss.signal[timesteps].view(at) * x0) / loss.noise[timesteps].view(at) for x in inputs]
+    error = eps - (loss.eps_of_x[timesteps].view(at) * inputs[0] + loss.eps_of_out[timesteps].view(at) * (target + 0.1))
+    expected = eps + loss.noise[timesteps].view(at) * error
+    torch.testing.assert_close(noises[1], expected, rtol=1e-3, atol=1e-3)

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_sd import tiny_reference
 from tiny_training import (
     Place,
@@ -28,6 +30,7 @@ from torch.utils.data import DataLoader
 import ddim
 from ddim.checkpoint import read_tensors
 from ddim.cli import main
+from ddim.data.preparation import Choice
 from ddim.errors import CheckpointError, ConfigError, DDIMError, NonFiniteError
 from ddim.training import text_to_image, train
 from ddim.training.checkpoints import checkpoints, discard
@@ -35,7 +38,7 @@ from ddim.training.diffusion import draw_noise, draw_timesteps
 from ddim.training.objective import Losses
 from ddim.training.run import make_objective, make_trainer
 from ddim.training.settings import LoraSettings, PixelSettings, TextToImageSettings, TrainSettings, VAESettings
-from ddim.training.trainer import _Log, learning_rate_factor
+from ddim.training.trainer import Trainer, _Log, learning_rate_factor
 
 __all__ = ["place"]
 
@@ -198,6 +201,83 @@ def test_one_process_may_train_in_two_precisions(tmp_path: Path, place: Place) -
         assert {parameter.dtype for parameter in trainer.objective.parameters()} == {torch.float32}
         trainer.run()
     assert_same(*(read_tensors(tmp_path / n / "unet" / "diffusion_pytorch_model.safetensors") for n in "02"))
+
+
+@pytest.mark.parametrize("mode", ["no", "bf16"])
+def test_the_precision_of_accelerate_launch_is_followed(
+    mode: str, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", mode)
+    trainer = make_trainer(text_settings(tmp_path, place))
+    assert trainer.accelerator.mixed_precision == trainer.settings.mixed_precision == mode
+    told = make_trainer(text_settings(tmp_path, place, mixed_precision="no"))
+    assert told.accelerator.mixed_precision == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ConfigError, match="fp8"):
+        make_trainer(text_settings(tmp_path, place))
+
+
+def test_the_average_rises_as_that_of_diffusers(tmp_path: Path, place: Place) -> None:
+    training_utils = pytest.importorskip("diffusers.training_utils")
+    chosen = {"ema_power": 0.75, "ema_inv_gamma": 2.0, "ema_decay": 0.7, "max_train_steps": 5}
+    trainer = make_trainer(text_settings(tmp_path, place, **chosen))
+    networks = trainer.objective.networks
+    theirs = training_utils.EMAModel(
+        networks.parameters(), decay=0.7, use_ema_warmup=True, inv_gamma=2.0, power=0.75, update_after_step=0
+    )
+    average = trainer.average
+    assert average is not None
+    update = average.update_parameters
+
+    def both(model: torch.nn.Module) -> None:
+        update(model)
+        theirs.step(networks.parameters())
+
+    average.update_parameters = both  # type: ignore[method-assign]
+    trainer.run()
+    for ours, expected in zip(average.module.parameters(), theirs.shadow_params, strict=True):
+        torch.testing.assert_close(ours.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_an_average_on_the_host_is_the_same(tmp_path: Path, place: Place) -> None:
+    plain, host = (
+        train(text_settings(tmp_path / str(on), place, offload_ema=on, max_train_steps=3)) for on in (False, True)
+    )
+    assert_same(*(read_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (plain, host)))
+
+
+def test_steps_are_those_that_are_given_else_those_of_the_epochs(tmp_path: Path, place: Place) -> None:
+    def total(kind: Any = text_settings, **changes: Any) -> int:
+        return make_trainer(kind(tmp_path, place, **{"max_train_steps": None, **changes})).total
+
+    assert total(num_train_epochs=5) == 5 * 12 // 4
+    assert total(num_train_epochs=5, max_train_steps=7) == 7  # as diffusers' scripts have it
+    assert total() == 10_000
+
+
+def test_the_model_is_written_on_the_way_if_asked(
+    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    export = Trainer._export
+
+    def noted(self: Trainer) -> Any:
+        steps.append(self.step)
+        return export(self)
+
+    monkeypatch.setattr(Trainer, "_export", noted)
+    train(text_settings(tmp_path, place, save_model_epochs=1, max_train_steps=7))
+    assert steps == [3, 6, 7]
+
+
+@pytest.mark.parametrize("way", ["nearest", "nearest_exact", "box", "bilinear", "hamming", "bicubic", "lanczos"])
+def test_pictures_are_resized_as_asked(way: str, tmp_path: Path, place: Place) -> None:
+    picture = Image.effect_noise((64, 64), 80).convert("RGB")
+    chosen = text_settings(tmp_path, place, image_interpolation_mode=way)
+    prepared = make_objective(chosen).prepare_image(picture, Choice())
+    resampling = Image.Resampling[way.removesuffix("_exact").upper()]
+    expected = np.asarray(picture.resize((16, 16), resampling), dtype=np.float32) / 127.5 - 1
+    np.testing.assert_allclose(prepared.permute(1, 2, 0).numpy(), expected, atol=1e-6)
 
 
 # --- what stops a run ------------------------------------------------------------------------------------------------

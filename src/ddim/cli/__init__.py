@@ -106,8 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as stop:
-        kept = f": {stop}; to go on, run it again: {shlex.join(['ddim', *arguments])}" if str(stop) else ""
-        print(f"ddim: interrupted{kept}", file=sys.stderr)
+        kept = f": {stop}" if str(stop) else ""
+        if arguments[:1] == ["train"]:
+            how = load("ddim.training.interruption:go_on_command")(arguments)
+            print(f"ddim: interrupted{kept}\nddim: to go on: {how}", file=sys.stderr)
+        else:
+            kept += f"; to go on, run it again: {shlex.join(['ddim', *arguments])}" if kept else ""
+            print(f"ddim: interrupted{kept}", file=sys.stderr)
         return 130
     except (DDIMError, ValueError, OSError) as error:
         print(f"ddim: {in_typed_words(str(error), settings)}", file=sys.stderr)
@@ -179,6 +184,8 @@ def _parse(arguments: list[str]) -> tuple[str, Any, frozenset[str]]:
         print(f"ddim: {_unknown(arguments)}", file=sys.stderr)
         raise SystemExit(2)
     kind, typed = load(COMMANDS[words].settings), arguments[len(words.split()) :]
+    if words.startswith("train "):
+        typed = load("ddim.training.pasted:translate")(kind, typed)
     settings = tyro.cli(kind, prog=f"ddim {words}", args=typed)
     return words, load("ddim.cli.adapters:joined")(settings), given(kind, typed)
 

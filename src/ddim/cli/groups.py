@@ -35,28 +35,34 @@ OF_MEASURING = {
 }
 
 OF_TRAINING = {
-    "What is written": "output_dir save_dtype push_to_hub",
+    "What is written": "output_dir save_dtype save_model_epochs",
     "The data": "data dataset_name dataset_config_name train_data_dir image_column caption_column label_column "
     "class_conditional max_train_samples",
-    "What is done to the pictures": "resolution center_crop random_flip random_background permute_colors",
-    "The model": "pretrained_model_name_or_path pretrained_vae_model_name_or_path rank block_out_channels "
-    "layers_per_block attention_levels attention_head_dim attention_heads dropout latent_channels "
+    "What is done to the pictures": "resolution image_interpolation_mode center_crop random_flip random_background "
+    "permute_colors",
+    "The model": "pretrained_model_name_or_path pretrained_vae_model_name_or_path model_config_name_or_path rank "
+    "block_out_channels layers_per_block attention_levels attention_head_dim attention_heads dropout latent_channels "
     "mid_block_add_attention text_dim text_layers text_heads vocab_size max_tokens train_text_encoder",
     "Noise and loss": "prediction_type num_train_timesteps beta_schedule rescale_betas_zero_snr timestep_spacing "
-    "snr_gamma noise_offset input_perturbation class_dropout caption_dropout kl_weight mse_weight gradient_weight",
+    "snr_gamma noise_offset input_perturbation dream_training dream_detail_preservation class_dropout caption_dropout "
+    "kl_weight mse_weight gradient_weight",
     "Steps and optimizer": "train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs "
     "learning_rate scale_lr lr_scheduler lr_decay_steps lr_warmup_steps lr_num_cycles lr_power adam_beta1 adam_beta2 "
-    "adam_weight_decay adam_epsilon max_grad_norm use_ema ema_decay seed",
-    "Memory and speed": "mixed_precision gradient_checkpointing dataloader_num_workers cache_latents "
+    "adam_weight_decay adam_epsilon use_8bit_adam max_grad_norm seed",
+    "The average of the weights": "use_ema ema_decay ema_power ema_inv_gamma offload_ema",
+    "Memory and speed": "mixed_precision allow_tf32 gradient_checkpointing dataloader_num_workers cache_latents "
     "cache_text_embeddings",
     "Checkpoints": "checkpointing_steps checkpoints_total_limit resume_from_checkpoint",
-    "Previews and logs": "validation_steps validation_epochs validation_prompts logging_steps report_to",
+    "Previews and logs": "validation_steps validation_epochs validation_prompts num_validation_images "
+    "validation_inference_steps logging_steps report_to logging_dir tracker_project_name",
+    "The hub": "push_to_hub hub_model_id hub_private_repo hub_token revision non_ema_revision variant cache_dir",
 }
 
 # What is to be typed for the options that are text, where that says more than "TEXT".
 TAKES = {
-    "PATH": "features_weights from_image image images mask_image out output_dir resume_from_checkpoint train_data_dir",
-    "MODEL": "model pretrained_model_name_or_path pretrained_vae_model_name_or_path",
+    "PATH": "features_weights from_image image images mask_image out output_dir resume_from_checkpoint train_data_dir "
+    "logging_dir cache_dir",
+    "MODEL": "model pretrained_model_name_or_path pretrained_vae_model_name_or_path model_config_name_or_path",
 }
 
 

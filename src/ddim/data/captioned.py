@@ -12,7 +12,7 @@ from ddim.data.source import USUAL_CAPTIONS, Omissions, Source, listed
 from ddim.data.captions import texts_of
 from ddim.data.folder import NO_CAPTION, read_folder
 from ddim.data.usable import Picture, PictureError, PictureFiles, usable
-from ddim.data.tables import open_table
+from ddim.data.tables import Table, open_table
 
 
 def captioned_source(
@@ -25,6 +25,8 @@ def captioned_source(
     max_train_samples: int | None = None,
     split: str = "train",
     minimum: int = 2,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
 ) -> Source:
     """Images and the texts that describe them, from a folder or from the `datasets` library.
 
@@ -43,6 +45,7 @@ def captioned_source(
         max_train_samples: use only so many images, the first that can be used; None uses all.
         split: the dataset's split.
         minimum: images whose shorter side has fewer pixels are left out; so are images of more than 89 megapixels.
+        cache_dir, token: for a dataset on the hub; see `tables.open_table`.
 
     Returns:
         A source whose `load(i)` gives the picture that `captions[i]` describes, as it is in the file.
@@ -66,10 +69,8 @@ def captioned_source(
             raise ConfigError("split and dataset_config_name are for dataset_name; train_data_dir is used whole")
         source, message = _from_folder(Path(train_data_dir), image_column, caption_column, minimum, max_train_samples)
     else:
-        name = os.fspath(dataset_name or "")
-        source, message = _from_table(
-            name, dataset_config_name, split, image_column, caption_column, minimum, max_train_samples
-        )
+        table = open_table(os.fspath(dataset_name or ""), dataset_config_name, split, cache_dir=cache_dir, token=token)
+        source, message = _from_table(table, image_column, caption_column, minimum, max_train_samples)
     if message:
         warnings.warn(message, stacklevel=2)
     return source
@@ -110,10 +111,9 @@ def _from_folder(
 
 
 def _from_table(
-    name: str, config: str | None, split: str, image_column: str, caption_column: str, minimum: int, most: int | None
+    table: Table, image_column: str, caption_column: str, minimum: int, most: int | None
 ) -> tuple[Source, str]:
     """The source of a dataset, and what to warn of."""
-    table = open_table(name, config, split)
     pictures = table.pictures(image_column)
     table.check_column(caption_column, USUAL_CAPTIONS)
     captions = [texts_of(value) for value in table.values(caption_column)]
@@ -126,10 +126,10 @@ def _from_table(
     omissions = Omissions()
     kept = usable(len(captions), find, "row {}".format, omissions, minimum=minimum, most=most)
     if not kept:
-        raise DataError(f"{name} has no image that can be used: {omissions}")
+        raise DataError(f"{table.name} has no image that can be used: {omissions}")
     return (
         Source(len(kept), replace(pictures, rows=kept), captions=[captions[index] for index in kept]),
-        _message(name, omissions, len(kept), []),
+        _message(table.name, omissions, len(kept), []),
     )
 
 

@@ -5,33 +5,44 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ddim.errors import DataError, require
+from ddim.errors import ConfigError, DataError, require
 from ddim.data.source import Omissions, Source
 from ddim.data.usable import IMAGE_SUFFIXES, PictureFiles, usable
 from ddim.data.tables import open_table
 
 
-def open_source(data: str, class_conditional: bool, image_column: str = "image", label_column: str = "label") -> Source:
+def open_source(
+    data: str,
+    class_conditional: bool,
+    image_column: str = "image",
+    label_column: str = "label",
+    config: str | None = None,
+    **hub: Any,
+) -> Source:
     """The source that a name stands for.
 
     Args:
         data: "digits", a folder of images, a .parquet file or the id of a dataset on the hub.
         class_conditional: whether the images need classes; see `image_folder` and `hf_dataset`.
         image_column, label_column: a dataset's columns of images and of classes.
+        config, hub: for a dataset on the hub; see `tables.open_table`.
 
     Raises:
+        ConfigError: there is a `config`, but the data is not on the hub.
         DataError: there is no such data, no readable image in it, or no classes where some are asked for.
         MissingExtraError: the library that reads the data is not installed.
     """
-    if data == "digits":
-        return digits("train")
-    if Path(data).is_dir():
-        return image_folder(data, class_conditional)
-    return hf_dataset(data, image_column, label_column if class_conditional else None)
+    local = data == "digits" or Path(data).is_dir()
+    if local and config is not None:
+        raise ConfigError(f"dataset_config_name is for datasets on the hub; {data} is on this machine")
+    if local:
+        return digits("train") if data == "digits" else image_folder(data, class_conditional)
+    return hf_dataset(data, image_column, label_column if class_conditional else None, config, **hub)
 
 
 def digits(split: str = "train") -> Source:
@@ -97,7 +108,9 @@ def image_folder(folder: str | os.PathLike[str], class_conditional: bool = False
     return Source(len(paths), PictureFiles(paths), labels=labels, class_names=names or ())
 
 
-def hf_dataset(name: str, image_column: str, label_column: str | None) -> Source:
+def hf_dataset(
+    name: str, image_column: str, label_column: str | None, config: str | None = None, **hub: Any
+) -> Source:
     """The images of a dataset that the `datasets` library reads.
 
     Args:
@@ -105,12 +118,13 @@ def hf_dataset(name: str, image_column: str, label_column: str | None) -> Source
             "train" is used.
         image_column: the column of images.
         label_column: the column of classes, by number or by name; None leaves the classes out.
+        config, hub: for a dataset on the hub; see `tables.open_table`.
 
     Raises:
         DataError: there is no such data or column, or it cannot be read.
         MissingExtraError: the `datasets` library is not installed.
     """
-    table = open_table(name)
+    table = open_table(name, config, **hub)
     pictures = table.pictures(image_column)
     labels, names = None, ()
     if label_column is not None:

@@ -36,6 +36,10 @@ BACKGROUNDS: dict[str, Color] = {
 BACKGROUND_NAMES = tuple(BACKGROUNDS)
 
 
+# How a picture may be resized, by the names that torchvision has for it.
+FILTERS = {"nearest_exact": Image.Resampling.NEAREST, **{way.name.lower(): way for way in Image.Resampling}}
+
+
 class Choice(NamedTuple):
     """What chance decides when a picture is prepared.
 
@@ -65,6 +69,7 @@ class Preparation:
         random_flip: mirror half of the pictures.
         background: what is put behind what is transparent: "white"; "named", one of BACKGROUNDS at random; or "any"
             colour at random. With the last two, half of the pictures get white and an eighth black.
+        interpolation: how pictures are resized: a name of `FILTERS`.
     """
 
     resolution: int
@@ -72,6 +77,7 @@ class Preparation:
     center_crop: bool = True
     random_flip: bool = False
     background: Literal["white", "named", "any"] = "white"
+    interpolation: str = "lanczos"
 
     def choose(self, rng: np.random.Generator) -> Choice:
         """Draw at random what chance decides for one picture."""
@@ -123,10 +129,10 @@ class Preparation:
         if max(width, height) > _LONG * self.resolution:  # the whole of it could fill the memory
             across, down = image.width / width, image.height / height
             box = (region[0] * across, region[1] * down, region[2] * across, region[3] * down)
-            image = image.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS, box)
+            image = image.resize((self.resolution, self.resolution), FILTERS[self.interpolation], box)
         else:
             if (width, height) != image.size:
-                image = image.resize((width, height), Image.Resampling.LANCZOS)
+                image = image.resize((width, height), FILTERS[self.interpolation])
             image = image.crop(region)
         if choice.flip:
             image = ImageOps.mirror(image)

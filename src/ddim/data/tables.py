@@ -130,7 +130,14 @@ class TablePictures:
         return read_picture(picture, name, self.least)
 
 
-def open_table(name: str, config: str | None = None, split: str = "train") -> Table:
+def open_table(
+    name: str,
+    config: str | None = None,
+    split: str = "train",
+    *,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+) -> Table:
     """Open a dataset.
 
     Args:
@@ -139,6 +146,7 @@ def open_table(name: str, config: str | None = None, split: str = "train") -> Ta
         config: the configuration of a dataset on the hub.
         split: the split. All files of a pattern are one split, whatever its name. In a folder of parquet files, a word
             in a file's path says its split, as in `test-00000.parquet`; without such a word it is "train".
+        cache_dir, token: for a dataset on the hub: where what is downloaded is kept, and what gives access to it.
 
     Raises:
         ConfigError: there is a `config` although the data is not on the hub.
@@ -162,8 +170,9 @@ def open_table(name: str, config: str | None = None, split: str = "train") -> Ta
         else:
             from huggingface_hub import constants
 
-            data = datasets.load_dataset(name, config, split=split)
-            roots = (Path(datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE))
+            hub = {key: value for key, value in (("cache_dir", cache_dir), ("token", token)) if value is not None}
+            data = datasets.load_dataset(name, config, split=split, **hub)
+            roots = (Path(cache_dir or datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE))
     except DataError:
         raise
     except Exception as error:  # the library raises many kinds: of files, of the network, of formats

@@ -4,6 +4,10 @@ settings        what a run is told
 run             from settings to a run
 trainer         the loop, for whatever is trained
 objective       what is trained: a module whose forward pass is the losses of a batch
+forecast        what a run comes to, advice, and how long it takes
+interruption    Ctrl-C and signals
+trackers        where a run is shown
+pasted          flags of diffusers' scripts that are no settings here
 checkpoints     what a run goes on from
 diffusion       what diffusion models are trained on: schedules, noise, targets, weights
 pixels, autoencoder, text_to_image   the objectives
@@ -27,8 +31,11 @@ def train(settings: TrainSettings) -> Path:
 
     Raises:
         ConfigError, DataError: settings or data that cannot work together, before anything is written.
+        MissingExtraError: a library that the settings need is not installed; nothing was loaded yet.
+        Interrupted: Ctrl-C or a signal ended the run, which is saved; a `KeyboardInterrupt`.
         NonFiniteError: the loss became NaN; the checkpoints before it are left as they are.
     """
+    settings.check_installed()
     from ddim.training.run import make_trainer  # and with it PyTorch, which settings and `--help` do without
 
     return make_trainer(settings).run()

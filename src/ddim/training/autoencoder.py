@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 
 from ddim.checkpoint import Repository
 from ddim.data import Source, hf_dataset, image_folder
 from ddim.data.preparation import Preparation
+from ddim.data.progress import progress
 from ddim.data.stream import Stream
 from ddim.errors import ConfigError
 from ddim.images import image_grid
@@ -28,11 +28,12 @@ SHOWN = 8  # how many pictures a preview shows
 MEASURED = 1024  # how many pictures the scale of the latents is measured on
 
 
-def load_vae(name: str) -> AutoencoderKL:
+def load_vae(name: str, *, variant: str | None = None, **hub: Any) -> AutoencoderKL:
     """An autoencoder: a folder or repository that is one, or that has one in its `vae` folder."""
-    repository = Repository.open(name, {})
+    repository = Repository.open(name, dict(hub))
     is_pipeline = repository.find("model_index.json") is not None
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(name, subfolder="vae" if is_pipeline else None)
+    folder = "vae" if is_pipeline else None
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(name, subfolder=folder, variant=variant, **hub)
     return vae
 
 
@@ -41,7 +42,8 @@ def pictures(settings: VAESettings) -> Source:
     if settings.train_data_dir is not None:
         source = image_folder(settings.train_data_dir)
     else:
-        source = hf_dataset(settings.dataset_name or "", settings.image_column, None)
+        name, config = settings.dataset_name or "", settings.dataset_config_name
+        source = hf_dataset(name, settings.image_column, None, config, **settings.hub)
     most = settings.max_train_samples
     return source if most is None else dataclasses.replace(source, count=min(source.count, most))
 
@@ -67,6 +69,8 @@ class Autoencoder(Objective):
     """The loss of an autoencoder on images (b 3 h w) in [-1, 1]."""
 
     preview_name: ClassVar[str] = "reconstructions"
+    shown = SHOWN
+    passes = 1
 
     def __init__(self, settings: VAESettings) -> None:
         super().__init__()
@@ -77,7 +81,8 @@ class Autoencoder(Objective):
             resolution = settings.resolution or 64
             vae = build_vae(settings, resolution)
         else:
-            vae = load_vae(settings.pretrained_model_name_or_path)
+            options = {**settings.hub, "revision": settings.revision, "variant": settings.variant}
+            vae = load_vae(settings.pretrained_model_name_or_path, **options)
             resolution = settings.resolution or vae.tile_sample_min_size
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         if resolution % factor:
@@ -88,6 +93,7 @@ class Autoencoder(Objective):
             settings.center_crop,
             settings.random_flip,
             "any" if settings.random_background else "white",
+            settings.image_interpolation_mode,
         )
         if settings.gradient_checkpointing:
             vae.enable_gradient_checkpointing()
@@ -117,7 +123,7 @@ class Autoencoder(Objective):
         vae = cast(AutoencoderKL, networks["vae"])
         measured = Subset(self.dataset(), range(min(self.count, MEASURED)))
         total, square, count = 0.0, 0.0, 0
-        for batch in tqdm(DataLoader(measured, batch_size=32), desc="measuring latents", leave=False, delay=1):
+        for batch in progress(DataLoader(measured, batch_size=32), desc="measuring latents"):
             latents = vae.encode(batch["image"].to(vae.device, vae.dtype)).latent_dist
             mean, variance = latents.mean.double().cpu(), latents.var.double().cpu()
             total, square = total + mean.sum().item(), square + (mean**2 + variance).sum().item()
@@ -127,14 +133,26 @@ class Autoencoder(Objective):
         return vae
 
     @torch.no_grad()
-    def preview(self, finished: AutoencoderKL) -> Image.Image:
+    def preview(self, finished: AutoencoderKL, most: int | None = None) -> Image.Image:
         """A row of pictures, above what the autoencoder makes of them."""
-        stream = self.dataset()
-        images = torch.stack([stream[position]["image"] for position in range(SHOWN)])
+        stream, count = self.dataset(), min(SHOWN, most or SHOWN)
+        images = torch.stack([stream[position]["image"] for position in range(count)])
         decoded = finished(images.to(finished.device)).sample.cpu()
         pixels = (torch.cat([images, decoded]).clamp(-1, 1) + 1) * 127.5
         arrays = pixels.permute(0, 2, 3, 1).round().byte().numpy()
-        return image_grid([Image.fromarray(np.ascontiguousarray(array)) for array in arrays], columns=SHOWN)
+        captions = ["picture"] * count + ["reconstruction"] * count
+        pictures = [Image.fromarray(np.ascontiguousarray(array)) for array in arrays]
+        return image_grid(pictures, columns=count, captions=captions)
+
+    def next_command(self, folder: str) -> list[str]:
+        settings = self.settings
+        data = ["--train-data-dir", settings.train_data_dir or ""]
+        if settings.train_data_dir is None:
+            data = ["--dataset-name", settings.dataset_name or ""]
+            data += ["--dataset-config-name", settings.dataset_config_name] if settings.dataset_config_name else []
+            data += ["--image-column", settings.image_column] if settings.image_column != "image" else []
+        used = ["--pretrained-vae-model-name-or-path", folder, "--output-dir", f"{folder}-text-to-image"]
+        return ["ddim", "train", "text-to-image", *data, *used]
 
 
 def autoencoder_loss(

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ddim._version import __version__
 from ddim.checkpoint import fingerprint, read_tensors, save_tensors
 from ddim.data import Source
 from ddim.data.preparation import Preparation
+from ddim.data.progress import progress
 from ddim.errors import CheckpointError, NonFiniteError
 from ddim.images.flat import shows_background
 from ddim.images.reading import bands
@@ -62,7 +62,7 @@ class LatentCache:
         """Read each picture once, to know by hashes what is to be encoded and by which autoencoder."""
         digest = hashlib.sha256()
         transparent = np.zeros(self.source.count, dtype=bool)
-        for index in tqdm(range(self.source.count), desc="reading pictures", unit="image", delay=1):
+        for index in progress(range(self.source.count), desc="reading pictures", unit="image"):
             image = self.source.load(index)
             transparent[index] = shows_background(image)
             for piece in content(image):
@@ -121,7 +121,7 @@ class LatentCache:
 
     def _encode(self, vae: AutoencoderKL) -> Tensor:
         table: Tensor | None = None
-        for first in tqdm(range(0, len(self.jobs), BATCH), desc="encoding pictures", unit="batch"):
+        for first in progress(range(0, len(self.jobs), BATCH), desc="encoding pictures", unit="batch"):
             rows = self._rows(vae, first)
             if table is None:
                 table = torch.empty(len(self.jobs), *rows.shape[1:], dtype=torch.float16)
@@ -156,7 +156,7 @@ class CaptionCache:
         """Encode all captions, or none of them, if they would take more than a gibibyte."""
         device = next(encoder.parameters()).device
         parts: list[Tensor] = []
-        for first in tqdm(range(0, len(self.captions), BATCH), desc="encoding captions", unit="batch", delay=1):
+        for first in progress(range(0, len(self.captions), BATCH), desc="encoding captions", unit="batch"):
             vectors: Tensor = encoder(tokenizer.ids(self.captions[first : first + BATCH], warn=False).to(device))[0]
             if vectors[0].numel() * vectors.element_size() * len(self.captions) > LARGEST:
                 return

@@ -89,9 +89,19 @@ def load_trained(module: nn.Module, folder: Path, name: str) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """The optimizer's state, by the kind and the parameter's name: "exp_avg:unet.conv_in.weight"."""
-    state = optimizer.state_dict()["state"]
-    return {f"{kind}:{names[i]}": value for i, values in state.items() for kind, value in values.items()}
+    """The optimizer's state, by the kind and the parameter's name: "exp_avg:unet.conv_in.weight".
+
+    Bitsandbytes counts steps by an int, which becomes an int64 tensor, and has some tensors in a dictionary of their
+    own, whose name and a slash then stand before theirs.
+    """
+    tensors: dict[str, Tensor] = {}
+    for number, values in optimizer.state_dict()["state"].items():
+        for kind, value in values.items():
+            inner = (
+                {f"{kind}/{name}": part for name, part in value.items()} if isinstance(value, dict) else {kind: value}
+            )
+            tensors |= {f"{key}:{names[number]}": torch.as_tensor(part) for key, part in inner.items()}
+    return tensors
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], folder: Path) -> None:
@@ -100,11 +110,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], folder: P
     Raises:
         CheckpointError: the file is broken, or of other parameters.
     """
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     numbers = {name: number for number, name in enumerate(names)}
     for key, value in read_tensors(folder / "optimizer.safetensors").items():
         kind, _, name = key.partition(":")
         if name not in numbers:
             raise CheckpointError(f"{folder}/optimizer.safetensors is of other parameters: {name[:200]!r}")
-        state.setdefault(numbers[name], {})[kind] = value.clone()
+        values = state.setdefault(numbers[name], {})
+        outer, _, inner = kind.rpartition("/")
+        values = values.setdefault(outer, {}) if outer else values
+        values[inner] = int(value) if value.dtype == torch.int64 and value.ndim == 0 else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

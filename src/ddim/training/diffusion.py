@@ -91,6 +91,8 @@ class DiffusionLoss(nn.Module):
     Args:
         scheduler: gives ᾱ and the prediction type.
         snr_gamma: γ of min-SNR, or None for the plain loss.
+        dream: the power p of DREAM (Zhou et al. 2023, algorithm 1), or None: the network first guesses the noise, and
+            is then trained on an x_t with √(1-ᾱ)^p times its error more of it, as it meets when sampling.
 
     Raises:
         ConfigError: ε-prediction with zero terminal SNR: such a model could not be sampled.
@@ -101,9 +103,12 @@ class DiffusionLoss(nn.Module):
     from_x0: Tensor
     from_eps: Tensor
     weight: Tensor
+    eps_of_x: Tensor
+    eps_of_out: Tensor
 
-    def __init__(self, scheduler: DDIMScheduler, snr_gamma: float | None = None) -> None:
+    def __init__(self, scheduler: DDIMScheduler, snr_gamma: float | None = None, dream: float | None = None) -> None:
         super().__init__()
+        self.dream = dream
         kind = scheduler.config.prediction_type
         levels = np.array(scheduler.plan(1).alphas_cumprod)
         if kind == "epsilon" and levels[-1] == 0:
@@ -116,7 +121,8 @@ class DiffusionLoss(nn.Module):
         # because it would take the roots of a float32 ᾱ, of which 1-ᾱ has lost half of its digits at the first
         # timesteps. Roots of float64 values have all of theirs when they are rounded to float32.
         columns = (np.sqrt(levels), np.sqrt(1 - levels), *prediction(kind).target(levels), weight)
-        for name, column in zip(("signal", "noise", "from_x0", "from_eps", "weight"), columns, strict=True):
+        names = ("signal", "noise", "from_x0", "from_eps", "weight", "eps_of_x", "eps_of_out")
+        for name, column in zip(names, (*columns, *prediction(kind).eps(levels)), strict=True):
             self.register_buffer(name, torch.from_numpy(column).float(), persistent=False)  # (T,)
 
     def forward(
@@ -137,11 +143,17 @@ class DiffusionLoss(nn.Module):
             perturbation: more noise that the target does not tell of (Ning et al. 2023), or None.
         """
         at = (-1, *[1] * (x0.ndim - 1))
-        x_t = self.signal[timesteps].view(at) * x0 + self.noise[timesteps].view(at) * (
-            eps if perturbation is None else eps + perturbation
-        )
+        noise = self.noise[timesteps].view(at)
+        x_t = self.signal[timesteps].view(at) * x0 + noise * (eps if perturbation is None else eps + perturbation)
+
+        def predict(x: Tensor) -> Tensor:
+            out = denoiser(x, timesteps).float()
+            return out[:, : x0.shape[1]] if out.shape[1] == 2 * x0.shape[1] else out
+
+        if self.dream is not None:
+            with torch.no_grad():
+                guess = self.eps_of_x[timesteps].view(at) * x_t + self.eps_of_out[timesteps].view(at) * predict(x_t)
+            more = noise**self.dream * (eps - guess)
+            x_t, eps = x_t + noise * more, eps + more
         target = self.from_x0[timesteps].view(at) * x0 + self.from_eps[timesteps].view(at) * eps
-        out = denoiser(x_t, timesteps).float()
-        if out.shape[1] == 2 * x0.shape[1]:
-            out = out[:, : x0.shape[1]]
-        return (out - target).square().flatten(1).mean(1) * self.weight[timesteps]
+        return (predict(x_t) - target).square().flatten(1).mean(1) * self.weight[timesteps]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ddim.checkpoint import Savable
+from ddim.data import Preparation, Source
 from ddim.errors import ConfigError
 
 
@@ -30,13 +31,20 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         count: how many images the data has.
+        source, prepare_image: the images, and how they become tensors.
         preview_name: what the pictures of `preview` are called in logs.
+        shown: how many pictures a preview shows.
+        passes: how often the networks run for each of these.
     """
 
     preview_name: ClassVar[str] = "samples"
     networks: nn.ModuleDict
     count: int
+    source: Source
+    prepare_image: Preparation
     num_train_timesteps: int = 0
+    shown: int
+    passes: int
 
     @abstractmethod
     def dataset(self) -> Dataset[dict[str, Any]]:
@@ -51,8 +59,12 @@ class Objective(nn.Module, ABC):
         """What is saved in the end, made of these networks (which it may keep)."""
 
     @abstractmethod
-    def preview(self, finished: Any) -> Image.Image | None:
-        """A picture that shows how far the training is."""
+    def preview(self, finished: Any, most: int | None = None) -> Image.Image:
+        """A picture that shows how far the training is: a grid of all it can show, or of the first `most`."""
+
+    @abstractmethod
+    def next_command(self, folder: str) -> list[str]:
+        """The words of a command that uses the finished model, which is in a folder."""
 
     def prepare(self, began: dict[str, Any]) -> None:
         """What takes time before the first step, such as encoding the pictures.

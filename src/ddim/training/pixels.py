@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ddim.checkpoint import Repository
 from ddim.data import open_source
 from ddim.data.preparation import Choice, Preparation
 from ddim.data.stream import Stream
@@ -49,7 +50,12 @@ class Pixels(Objective):
         super().__init__()
         self.settings = settings
         self.source = open_source(
-            settings.data, settings.class_conditional, settings.image_column, settings.label_column
+            settings.data,
+            settings.class_conditional,
+            settings.image_column,
+            settings.label_column,
+            settings.dataset_config_name,
+            **settings.hub,
         )
         if settings.max_train_samples is not None:
             self.source = dataclasses.replace(self.source, count=min(self.source.count, settings.max_train_samples))
@@ -59,31 +65,48 @@ class Pixels(Objective):
         self.none = classes  # the label that stands for no class
         self.count = self.source.count
         resolution = settings.resolution or (8 if settings.data == "digits" else 32)
-        self.prepare_image = Preparation(resolution, self.source.channels, settings.center_crop, settings.random_flip)
+        self.prepare_image = Preparation(
+            resolution,
+            self.source.channels,
+            settings.center_crop,
+            settings.random_flip,
+            interpolation=settings.image_interpolation_mode,
+        )
         pipeline = None
         if settings.pretrained_model_name_or_path is not None:
-            pipeline = DDIMPipeline.from_pretrained(settings.pretrained_model_name_or_path)
+            pipeline = DDIMPipeline.from_pretrained(
+                settings.pretrained_model_name_or_path,
+                revision=settings.revision,
+                variant=settings.variant,
+                **settings.hub,
+            )
         self.scheduler = train_scheduler(settings, None if pipeline is None else pipeline.scheduler.config, "linear")
-        if pipeline is None:
-            unet = build_unet(settings, resolution, self.source.channels, classes)
-        else:
+        if pipeline is not None:
             unet = pipeline.unet
-            self._check_fit(unet)
+            self._check_fit(settings.pretrained_model_name_or_path, unet)
+        elif settings.model_config_name_or_path is not None:
+            options = {**settings.hub, "revision": settings.revision}
+            repository = Repository.open(settings.model_config_name_or_path, options)
+            unet = UNet2DModel.construct(*UNet2DModel.read_config(repository, "unet"))
+            self._check_fit(settings.model_config_name_or_path, unet)
+        else:
+            unet = build_unet(settings, resolution, self.source.channels, classes)
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         if resolution % unet.multiple:
             raise ConfigError(f"resolution must be a multiple of {unet.multiple} for this model, not {resolution}")
         self.networks = nn.ModuleDict({"unet": unet})
-        self.loss = DiffusionLoss(self.scheduler, settings.snr_gamma)
+        dream = settings.dream_detail_preservation if settings.dream_training else None
+        self.loss = DiffusionLoss(self.scheduler, settings.snr_gamma, dream)
         self.num_train_timesteps = self.scheduler.config.num_train_timesteps
         self.dataset().image(0, Choice())  # fails at once, if the images are not of this resolution
 
-    def _check_fit(self, unet: UNet2DModel) -> None:
+    def _check_fit(self, name: str | None, unet: UNet2DModel) -> None:
         config, channels = unet.config, self.source.channels
         wanted = None if self.none is None else self.none + 1
         if config.in_channels != channels or config.num_class_embeds != wanted:
             raise ConfigError(
-                f"{self.settings.pretrained_model_name_or_path} has {config.in_channels} channels and "
+                f"{name} has {config.in_channels} channels and "
                 f"{config.num_class_embeds} class embeddings; the data asks for {channels} and {wanted}"
             )
 
@@ -111,11 +134,25 @@ class Pixels(Objective):
     def finished(self, networks: nn.ModuleDict) -> DDIMPipeline:
         return DDIMPipeline(cast(UNet2DModel, networks["unet"]), self.scheduler)
 
-    def preview(self, finished: DDIMPipeline) -> Image.Image:
+    @property
+    def shown(self) -> int:  # type: ignore[override]
+        return self.settings.num_validation_images or (16 if self.none is None else min(2 * self.none, 32))
+
+    @property
+    def passes(self) -> int:  # type: ignore[override]
+        return self.settings.validation_inference_steps
+
+    def preview(self, finished: DDIMPipeline, most: int | None = None) -> Image.Image:
         finished.set_progress_bar_config(disable=True)
-        labels = None if self.none is None else [i % self.none for i in range(min(2 * self.none, 32))]
-        images = finished(len(labels or [None] * 16), class_labels=labels, num_inference_steps=25, seed=0)[0]
-        return image_grid(images, columns=8 if self.none is None else min(self.none, 16))
+        count = min(self.shown, most or self.shown)
+        labels = None if self.none is None else [number % self.none for number in range(count)]
+        names = None if labels is None else [self.source.class_names[label] for label in labels]
+        images = finished(count, class_labels=labels, num_inference_steps=self.passes, seed=0)[0]
+        columns = 8 if self.none is None else min(self.none, 16)
+        return image_grid(images, columns=min(columns, count), captions=names)
+
+    def next_command(self, folder: str) -> list[str]:
+        return ["ddim", "sample", "--model", folder, "--out", f"{folder}/try.png"]
 
     def record(self) -> dict[str, Any]:
         return {"images": self.count, "class_names": list(self.source.class_names)}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
 
-from ddim.errors import require
+from ddim.errors import ConfigError, MissingExtraError, require
 from ddim.training.objective import Objective
 from ddim.training.settings import PixelSettings, TrainSettings, VAESettings
 from ddim.training.trainer import Trainer
@@ -37,14 +39,26 @@ def make_objective(settings: TrainSettings) -> Objective:
 
 def make_trainer(settings: TrainSettings) -> Trainer:
     """A run of what the settings say, ready to begin or to go on."""
+    settings.check_installed()
     accelerate = require("accelerate", "train")
+    precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16", "fp16"):
+        raise ConfigError(f"accelerate was told mixed precision {precision}, which is none of no, bf16 and fp16")
+    settings = replace(settings, mixed_precision=precision)  # type: ignore[arg-type]  # it is one of them
+    if settings.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
     shared = accelerate.state.AcceleratorState
     if shared._shared_state and shared().mixed_precision != settings.mixed_precision:
         shared._reset_state()  # an earlier run in this process had another precision
     accelerator = accelerate.Accelerator(
         mixed_precision=settings.mixed_precision,
         kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=ENCODING)],
-        log_with=None if settings.report_to == "none" else settings.report_to,
+        log_with=list(settings.trackers) or None,
         project_dir=settings.output_dir,
     )
+    lost = [name for name in settings.trackers if name not in map(str, accelerator.log_with)]
+    if lost:
+        raise MissingExtraError(
+            f"report_to={settings.report_to}: accelerate does not find {', '.join(lost)}: install it anew"
+        )
     return Trainer(settings, make_objective(settings), accelerator)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import tyro
 
-from ddim.errors import ConfigError
+from ddim.errors import ConfigError, MissingExtraError
 
 __all__ = [
     "DiffusionSettings",
@@ -25,6 +26,8 @@ __all__ = [
 Spacing = Literal["leading", "trailing", "linspace", "quadratic", "optimized"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+Interpolation = Literal["nearest", "nearest_exact", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Tracker = Literal["tensorboard", "wandb", "comet_ml", "clearml"]
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
 
@@ -52,7 +55,13 @@ Switch = Annotated[
 
 # Options that several kinds of training have, some of them with other defaults.
 TrainBatchSize = Annotated[int, tyro.conf.arg(help="How many images each process takes for a step.")]
-MaxTrainSteps = Annotated[int, tyro.conf.arg(help="How many optimizer steps to make in all.")]
+MaxTrainSteps = Annotated[
+    int | None,
+    tyro.conf.arg(
+        help="How many optimizer steps to make in all. If not given, what --num-train-epochs says, or else 10,000, and "
+        "500 for adapters."
+    ),
+]
 LearningRate = Annotated[float, tyro.conf.arg(help="The learning rate after the warm-up, where it is highest.")]
 WarmupSteps = Annotated[int, tyro.conf.arg(help="The number of steps in which the learning rate rises from zero.")]
 UseEMA = Annotated[
@@ -62,6 +71,9 @@ UseEMA = Annotated[
     ),
 ]
 ImageColumn = Annotated[str, tyro.conf.arg(help="The column of a dataset that holds the images.")]
+DatasetConfigName = Annotated[
+    str | None, tyro.conf.arg(help="Which configuration of a dataset on the hub to use. If not given, its default.")
+]
 MaxTrainSamples = Annotated[
     int | None, tyro.conf.arg(help="Use only so many images, the first ones. If not given, all of them.")
 ]
@@ -89,7 +101,7 @@ class TrainSettings:
     train_batch_size: TrainBatchSize = 64
     gradient_accumulation_steps: int = 1
     """How many batches to add up the gradients of, before each optimizer step."""
-    max_train_steps: MaxTrainSteps = 10_000
+    max_train_steps: MaxTrainSteps = None
     num_train_epochs: int | None = None
     """How many times to go through the data, instead of --max-train-steps."""
     learning_rate: LearningRate = 2e-4
@@ -112,13 +124,33 @@ class TrainSettings:
     """How strongly the optimizer (AdamW) draws the weights to zero."""
     adam_epsilon: float = 1e-8
     """What the optimizer (AdamW) adds to its divisor, so that it is never zero."""
+    use_8bit_adam: bool = False
+    """Keep the optimizer's means in 8 bits, a quarter of the memory; this needs the library bitsandbytes."""
     max_grad_norm: float = 1.0
     """Shorten the gradient to this norm where it is longer."""
     use_ema: UseEMA = True
     ema_decay: float = 0.999
     """The decay of the moving average of the weights, per step."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """The type of number that the network computes in, while its weights stay in float32; no is float32 for both."""
+    ema_power: Annotated[
+        float | None,
+        tyro.conf.arg(
+            help="Let the decay rise to --ema-decay as 1 - (1 + step/ema_inv_gamma)^-power; 0.75 is usual. If not "
+            "given, it is the same at all steps."
+        ),
+    ] = None
+    ema_inv_gamma: float = 1.0
+    """The number of steps in which the decay begins to rise, for --ema-power."""
+    offload_ema: bool = False
+    """Keep the average in the host's memory and not on the device: less of the device's, more time."""
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"] | None,
+        tyro.conf.arg(
+            help="The type of number that the network computes in, while its weights stay in float32; no is float32 "
+            "for both. If not given, what `accelerate launch` was told, or else no."
+        ),
+    ] = None
+    allow_tf32: bool = False
+    """Let NVIDIA's cards from Ampere on multiply float32 numbers in 19 bits: faster, and a little less exact."""
     gradient_checkpointing: bool = False
     """Compute parts of the network a second time in the backward pass: less memory, more time."""
     dataloader_num_workers: int = 0
@@ -136,26 +168,100 @@ class TrainSettings:
     """Draw samples each time that so many steps were made. If not given, with each checkpoint; if 0, never."""
     validation_epochs: int | None = None
     """Draw samples each time that the data was gone through so many times, instead of --validation-steps."""
+    save_model_epochs: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="Write the model as it is into --output-dir each time that the data was gone through so many times. "
+            "If not given, it is written in the end alone."
+        ),
+    ] = None
     logging_steps: int = 20
     """Log the loss each time that so many steps were made."""
-    report_to: Literal["tensorboard", "none"] = "tensorboard"
-    """Where losses and samples are shown. Samples are also written into --output-dir."""
+    report_to: Annotated[
+        Tracker | Literal["all", "none"],
+        tyro.conf.arg(
+            help="Where losses and samples are shown: one of these services, whose library must be installed, or all "
+            "that are. Samples are also written into --output-dir."
+        ),
+    ] = "tensorboard"
+    logging_dir: str = "logs"
+    """The folder of TensorBoard's files, inside --output-dir unless its path is absolute."""
+    tracker_project_name: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The project that a service shows the run in, and a folder in --logging-dir. If not given, ddim for "
+            "services, and no folder."
+        ),
+    ] = None
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """The type of number that the finished model's weights are saved in."""
     push_to_hub: bool = False
-    """Upload the finished model to the hub, named like --output-dir, and nothing else of that folder."""
+    """Upload the finished model to the hub, and nothing else of --output-dir."""
+    hub_model_id: str | None = None
+    """The repository for --push-to-hub, name or owner/name. If not given, the last part of --output-dir."""
+    hub_private_repo: bool = False
+    """Make the repository for --push-to-hub private, if it is made."""
+    hub_token: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The token for --push-to-hub and for what is downloaded. It is written nowhere. If not given, the one "
+            "that `hf auth login` stored."
+        ),
+    ] = field(default=None, repr=False)
+    revision: str | None = None
+    """The branch, tag or commit of the pretrained model on the hub. If not given, its main branch."""
+    variant: str | None = None
+    """The variant of the pretrained model's files, such as fp16. If not given, those without a variant."""
+    cache_dir: str | None = None
+    """The folder for what is downloaded from the hub. If not given, the hub's usual one."""
+    image_interpolation_mode: Interpolation = "lanczos"
+    """How pictures are resized to --resolution."""
+
+    # How many steps are made if neither steps nor epochs are given.
+    usual_steps: ClassVar[int] = 10_000
 
     def __post_init__(self) -> None:
         counts = (
             "train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs checkpointing_steps "
-            "checkpoints_total_limit logging_steps lr_decay_steps lr_num_cycles validation_epochs"
+            "checkpoints_total_limit logging_steps lr_decay_steps lr_num_cycles validation_epochs save_model_epochs"
         )
         check_options(self, counts, "must be 1 or more", lambda value: value >= 1)
         sizes = "lr_warmup_steps validation_steps dataloader_num_workers seed adam_weight_decay"
         check_options(self, sizes, "must be 0 or more", lambda value: 0 <= value < math.inf)
-        positive = "learning_rate lr_power max_grad_norm adam_epsilon"
+        positive = "learning_rate lr_power max_grad_norm adam_epsilon ema_power ema_inv_gamma"
         check_options(self, positive, "must be positive", lambda value: 0 < value < math.inf)
         check_options(self, "ema_decay adam_beta1 adam_beta2", "must be in [0, 1)", lambda value: 0 <= value < 1)
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """What to give to whatever downloads from the hub."""
+        return {"cache_dir": self.cache_dir, "token": self.hub_token}
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The services that the run is shown in."""
+        if self.report_to == "none":
+            return ()
+        if self.report_to != "all":
+            return (self.report_to,)
+        return tuple(name for name in get_args(Tracker) if is_installed(name))
+
+    def check_installed(self) -> None:
+        """Check, without importing them, that the libraries are there that the settings need.
+
+        Raises:
+            MissingExtraError: one is not; the message says how to install it.
+        """
+        for name in self.trackers:
+            if not is_installed(name):
+                raise MissingExtraError(
+                    f"report_to={self.report_to} needs {name}, which is not installed: pip install {LIBRARIES[name]}, "
+                    "or give another report_to"
+                )
+        if self.use_8bit_adam and not is_installed("bitsandbytes"):
+            raise MissingExtraError(
+                "use_8bit_adam needs bitsandbytes, which is not installed: pip install bitsandbytes, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -193,11 +299,19 @@ class DiffusionSettings(TrainSettings):
     """Add so much noise that is the same for all pixels of a channel, to learn very dark and bright pictures."""
     input_perturbation: float = 0.0
     """Add so much more noise to what the network is given, but not to what it is to predict; 0.1 is usual."""
+    dream_training: bool = False
+    """Train on what the network's own errors make of its input (DREAM), at the price of one more pass a step."""
+    dream_detail_preservation: float = 1.0
+    """How much --dream-training is left out where there is little noise: the power of its share, 0 for nowhere."""
+    validation_inference_steps: int = 25
+    """The number of sampling steps of the samples that are drawn while training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_options(self, "num_train_timesteps", "must be 1 or more", lambda value: value >= 1)
-        check_options(self, "noise_offset input_perturbation", "must be 0 or more", lambda value: 0 <= value < math.inf)
+        counts = "num_train_timesteps validation_inference_steps num_validation_images"
+        check_options(self, counts, "must be 1 or more", lambda value: value >= 1)
+        sizes = "noise_offset input_perturbation dream_detail_preservation"
+        check_options(self, sizes, "must be 0 or more", lambda value: 0 <= value < math.inf)
         check_options(self, "snr_gamma", "must be positive", lambda value: 0 < value < math.inf)
 
 
@@ -224,9 +338,14 @@ class PixelSettings(DiffusionSettings):
     image_column: ImageColumn = "image"
     label_column: str = "label"
     """The column of a dataset that holds the classes, for --class-conditional."""
+    dataset_config_name: DatasetConfigName = None
     max_train_samples: MaxTrainSamples = None
     pretrained_model_name_or_path: str | None = None
     """The pipeline whose U-Net to train further. If not given, a new U-Net is trained."""
+    model_config_name_or_path: str | None = None
+    """The U-Net or pipeline whose config.json describes a new U-Net. If not given, the options below do."""
+    num_validation_images: int | None = None
+    """How many samples are drawn while training. If not given, 2 of each class but not over 32; 16 without classes."""
     resolution: int | None = None
     """Resize (the shorter side) and crop images to so many pixels. If not given, 8 for digits, else 32."""
     center_crop: CenterCrop = True
@@ -263,8 +382,7 @@ class PictureSettings(TrainSettings):
             "dataset on the hub. Give this or --train-data-dir.",
         ),
     ] = None
-    dataset_config_name: str | None = None
-    """Which configuration of a dataset on the hub to use. If not given, its default."""
+    dataset_config_name: DatasetConfigName = None
     train_data_dir: Annotated[
         str | None,
         tyro.conf.arg(
@@ -342,6 +460,8 @@ class LatentSettings(DiffusionSettings, PictureSettings):
     """Train the text encoder, too. A new one is trained in any case."""
     validation_prompts: tuple[str, ...] = ()
     """The texts that are drawn at each validation. If not given, some captions of the data."""
+    num_validation_images: int = 1
+    """How many samples of each of --validation-prompts are drawn while training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -360,6 +480,8 @@ class TextToImageSettings(LatentSettings):
 
     pretrained_model_name_or_path: str | None = None
     """The pipeline to train further. If not given, everything but the autoencoder is made anew."""
+    non_ema_revision: str | None = None
+    """The revision of the U-Net alone, such as a branch whose weights are no average. If not given, --revision."""
     pretrained_vae_model_name_or_path: Annotated[
         str | None,
         tyro.conf.arg(
@@ -415,14 +537,27 @@ class LoraSettings(LatentSettings):
     rank: int = 4
     """The rank of the adapters' matrices, which is also their alpha: more learns more, in a larger file."""
     train_batch_size: TrainBatchSize = 16
-    max_train_steps: MaxTrainSteps = 500
     learning_rate: LearningRate = 1e-3
     lr_warmup_steps: WarmupSteps = 20
     use_ema: UseEMA = False
 
+    usual_steps: ClassVar[int] = 500
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_options(self, "rank", "must be 1 or more", lambda value: value >= 1)
+
+
+# The libraries of what has another name than the pip package, or that are asked for by the name of a service.
+LIBRARIES = {"tensorboard": "'ddim[train]'", "wandb": "wandb", "comet_ml": "comet-ml", "clearml": "clearml"}
+
+
+def is_installed(module: str) -> bool:
+    """Whether a library is there, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def check_options(settings: object, names: str, what: str, holds: Callable[[Any], bool]) -> None:

@@ -34,7 +34,7 @@ from ddim.training.objective import Losses, Objective
 from ddim.training.settings import LatentSettings, LoraSettings, TextToImageSettings
 from ddim.training.vocabulary import learn_tokenizer, words_of
 
-GUIDANCE, STEPS = 3.0, 25  # of a preview, whose guidance rescale is 0.7 where the terminal SNR is zero
+GUIDANCE = 3.0  # of a preview, whose guidance rescale is 0.7 where the terminal SNR is zero
 SHOWN = 16  # how many captions a preview draws, if no prompts are given
 
 
@@ -51,7 +51,7 @@ class Parts(NamedTuple):
 
 def new_parts(settings: TextToImageSettings, source: Source) -> Parts:
     """A new U-Net, text encoder and tokenizer for the captions of the source, on an autoencoder that is there."""
-    vae = load_vae(settings.pretrained_vae_model_name_or_path or "emoji")
+    vae = load_vae(settings.pretrained_vae_model_name_or_path or "emoji", **settings.hub)
     captions = [caption for options in source.captions or () for caption in options]
     tokenizer = learn_tokenizer(captions, settings.vocab_size, settings.max_tokens)
     widths = settings.block_out_channels
@@ -92,12 +92,17 @@ def new_parts(settings: TextToImageSettings, source: Source) -> Parts:
 
 def pretrained_parts(settings: TextToImageSettings | LoraSettings) -> Parts:
     """The parts of a pipeline, with the noise schedule that the settings ask for."""
-    pipe = StableDiffusionPipeline.from_pretrained(str(settings.pretrained_model_name_or_path))
+    name, hub = str(settings.pretrained_model_name_or_path), settings.hub
+    options: dict[str, Any] = {**hub, "revision": settings.revision, "variant": settings.variant}
+    if isinstance(settings, TextToImageSettings) and settings.non_ema_revision is not None:
+        of_unet = {**options, "revision": settings.non_ema_revision}
+        options["unet"] = UNet2DConditionModel.from_pretrained(name, subfolder="unet", **of_unet)
+    pipe = StableDiffusionPipeline.from_pretrained(name, **options)
     if pipe.tokenizer is None or pipe.text_encoder is None:
         raise ConfigError(f"{settings.pretrained_model_name_or_path} has no text encoder: there is nothing to train by")
     vae = pipe.vae
     if isinstance(settings, TextToImageSettings) and settings.pretrained_vae_model_name_or_path is not None:
-        vae = load_vae(settings.pretrained_vae_model_name_or_path)
+        vae = load_vae(settings.pretrained_vae_model_name_or_path, **hub)
     if pipe.unet.config.in_channels != vae.config.latent_channels:
         wrong = "inpainting models cannot be trained here"
         if vae is not pipe.vae:
@@ -134,7 +139,8 @@ class TextToImage(Objective):
         self.networks = nn.ModuleDict({"unet": unet, **({"text_encoder": text_encoder} if trains_text else {})})
         self.frozen = nn.ModuleDict({"vae": vae, **({} if trains_text else {"text_encoder": text_encoder})})
         self.frozen.requires_grad_(False)
-        self.loss = DiffusionLoss(self.scheduler, settings.snr_gamma)
+        dream = settings.dream_detail_preservation if settings.dream_training else None
+        self.loss = DiffusionLoss(self.scheduler, settings.snr_gamma, dream)
         self.num_train_timesteps = self.scheduler.config.num_train_timesteps
         resolution = settings.resolution or self._native_resolution()
         self._check_resolution(resolution)
@@ -144,6 +150,7 @@ class TextToImage(Objective):
             settings.center_crop,
             settings.random_flip,
             "named" if settings.random_background else "white",
+            settings.image_interpolation_mode,
         )
         self.latents: LatentCache | None = None
         if settings.cache_latents and settings.center_crop:
@@ -267,21 +274,38 @@ class TextToImage(Objective):
         pipe.words = self.words
         return pipe
 
-    def preview(self, finished: StableDiffusionPipeline) -> Image.Image:
+    def prompts(self) -> list[str]:
+        """What a preview draws: each of the prompts so many times as the settings say, or some captions."""
+        if self.settings.validation_prompts:
+            times = self.settings.num_validation_images
+            return [prompt for prompt in self.settings.validation_prompts for _ in range(times)]
+        stride = max(1, self.count // SHOWN)
+        return [options[0] for options in (self.source.captions or ())[::stride][:SHOWN]]
+
+    @property
+    def shown(self) -> int:  # type: ignore[override]
+        return len(self.prompts())
+
+    @property
+    def passes(self) -> int:  # type: ignore[override]
+        return 2 * self.settings.validation_inference_steps  # each step is guided
+
+    def preview(self, finished: StableDiffusionPipeline, most: int | None = None) -> Image.Image:
         finished.set_progress_bar_config(disable=True)
-        prompts = list(self.settings.validation_prompts)
-        if not prompts:
-            stride = max(1, self.count // SHOWN)
-            prompts = [options[0] for options in (self.source.captions or ())[::stride][:SHOWN]]
+        prompts = self.prompts()[:most]
+        steps = self.settings.validation_inference_steps
         images: list[Image.Image] = []
         rescale = 0.7 if self.scheduler.config.rescale_betas_zero_snr else 0.0
         for first in range(0, len(prompts), 8):
             chosen = prompts[first : first + 8]
             seeds = list(range(first, first + len(chosen)))
             images += finished(
-                chosen, seed=seeds, guidance_scale=GUIDANCE, guidance_rescale=rescale, num_inference_steps=STEPS
+                chosen, seed=seeds, guidance_scale=GUIDANCE, guidance_rescale=rescale, num_inference_steps=steps
             )[0]
-        return image_grid(images, columns=min(8, len(images)))
+        return image_grid(images, columns=min(8, len(images)), captions=prompts)
+
+    def next_command(self, folder: str) -> list[str]:
+        return ["ddim", "sample", self.prompts()[0], "--model", folder, "--out", f"{folder}/try.png"]
 
     def record(self) -> dict[str, Any]:
         captions = self.source.captions or ()
@@ -335,8 +359,12 @@ class Lora(TextToImage):
         states = {name: lora_state(module) for name, module in networks.items()}
         return _Adapters(pipe, states, self.settings.rank, self.new_words)
 
-    def preview(self, finished: Any) -> Image.Image:
-        return super().preview(finished.pipe)
+    def preview(self, finished: Any, most: int | None = None) -> Image.Image:
+        return super().preview(finished.pipe, most)
+
+    def next_command(self, folder: str) -> list[str]:
+        base = self.settings.pretrained_model_name_or_path
+        return ["ddim", "sample", self.prompts()[0], "--model", base, "--lora", folder, "--out", f"{folder}/try.png"]
 
 
 def text_to_image(settings: Any) -> TextToImage:
@@ -356,6 +384,7 @@ def text_to_image(settings: Any) -> TextToImage:
         image_column=settings.image_column,
         caption_column=settings.caption_column,
         max_train_samples=settings.max_train_samples,
+        **settings.hub,
     )
     if isinstance(settings, LoraSettings):
         return Lora(settings, source, pretrained_parts(settings))

@@ -13,6 +13,8 @@ import dataclasses
 import json
 import math
 import os
+import shlex
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
-from tqdm.auto import tqdm
 
 from ddim import __version__
 from ddim.checkpoint import Savable, atomic_write, write_json
+from ddim.data.progress import progress, say
 from ddim.errors import CheckpointError, ConfigError, NonFiniteError, require
 from ddim.training.checkpoints import (
     checkpoints,
@@ -38,15 +40,23 @@ from ddim.training.checkpoints import (
     trained,
     write_checkpoint,
 )
+from ddim.training.forecast import Forecast, advice, summary
+from ddim.training.interruption import Interrupted, Interruption, ignore_signals
 from ddim.training.objective import Losses, Objective
 from ddim.training.settings import TrainSettings
+from ddim.training.trackers import show_picture, start_trackers
 
 # Settings that may change between the start of a run and its resumption without changing what it computes.
 FREE = frozenset(
     "output_dir max_train_steps num_train_epochs checkpointing_steps checkpoints_total_limit resume_from_checkpoint "
-    "validation_steps validation_epochs validation_prompts logging_steps report_to save_dtype push_to_hub "
-    "dataloader_num_workers".split()
+    "validation_steps validation_epochs validation_prompts validation_inference_steps num_validation_images "
+    "save_model_epochs logging_steps report_to logging_dir tracker_project_name save_dtype push_to_hub hub_model_id "
+    "hub_private_repo hub_token revision variant non_ema_revision cache_dir dataloader_num_workers".split()
 )
+SECRET = frozenset({"output_dir", "hub_token"})  # settings that are written nowhere: one is another after a move
+FIRST = 90.0  # seconds after which there is a first checkpoint and a first preview, however few steps were made
+EARLY = 20.0  # seconds that this first preview may take, as far as can be known
+AGREE = 10  # steps after which several processes ask each other whether one of them was interrupted
 BINS = 10  # how many equal parts of the timesteps the loss is told of, one by one
 
 
@@ -116,8 +126,6 @@ class Trainer:
     """One training run: its objective, its loop and its checkpoints."""
 
     def __init__(self, settings: TrainSettings, objective: Objective, accelerator: Any) -> None:
-        if settings.report_to == "tensorboard":
-            require("tensorboard", "train")
         self.settings = settings
         self.objective = objective
         self.accelerator = accelerator
@@ -125,84 +133,223 @@ class Trainer:
         self.average = None
         if settings.use_ema:
             ema = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
+            if settings.ema_power is not None:
+                ema = self._rising_average
             self.average = AveragedModel(objective.networks, multi_avg_fn=ema)
-            self.average.to(accelerator.device)
+            self.average.to("cpu" if settings.offload_ema else accelerator.device)
         self.batch = settings.train_batch_size * accelerator.num_processes
         self.per_step = self.batch * settings.gradient_accumulation_steps
         self.rate = settings.learning_rate * (self.per_step if settings.scale_lr else 1)
         parameters = trained(objective.networks)
         self.names = list(parameters)
-        optimizer = torch.optim.AdamW(
-            parameters.values(),
-            lr=self.rate,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            eps=settings.adam_epsilon,
-            weight_decay=settings.adam_weight_decay,
-            fused=True,
-        )
+        options: dict[str, Any] = {
+            "lr": self.rate,
+            "betas": (settings.adam_beta1, settings.adam_beta2),
+            "eps": settings.adam_epsilon,
+            "weight_decay": settings.adam_weight_decay,
+        }
+        optimizer: torch.optim.Optimizer
+        if settings.use_8bit_adam:
+            optimizer = require("bitsandbytes", "train").optim.AdamW8bit(list(parameters.values()), **options)
+        else:
+            optimizer = torch.optim.AdamW(parameters.values(), fused=True, **options)
         self.model, self.optimizer = accelerator.prepare(objective.train(), optimizer)
-        self.total = settings.max_train_steps
-        if settings.num_train_epochs is not None:
-            self.total = math.ceil(settings.num_train_epochs * objective.count / self.per_step)
-        self.validate_every = settings.checkpointing_steps
-        if settings.validation_epochs is not None:
-            self.validate_every = math.ceil(settings.validation_epochs * objective.count / self.per_step)
+        self.total = settings.max_train_steps or self._steps(settings.num_train_epochs) or settings.usual_steps
+        self.validate_every = self._steps(settings.validation_epochs) or settings.checkpointing_steps
         if settings.validation_steps is not None:
             self.validate_every = settings.validation_steps
+        self.export_every = self._steps(settings.save_model_epochs)
+        self.interruption = Interruption(accelerator.num_processes)
+        self.clock = time.monotonic
         self.step = 0
+        self.saved = 0  # the step of the last checkpoint
+        self.drawn = False  # whether there was a preview
         self.began: dict[str, Any] = {}  # the record of the checkpoint that the run goes on from
 
+    def _steps(self, epochs: int | None) -> int:
+        """How many steps so many epochs are; 0 for None."""
+        return math.ceil((epochs or 0) * int(self.objective.count) / int(self.per_step))
+
+    def _rising_average(self, averaged: list[Tensor], current: list[Tensor], _: Any) -> None:
+        """An average whose decay rises with the steps, as EMAModel of diffusers has it with its warm-up."""
+        power, limit = self.settings.ema_power or 0.0, self.settings.ema_decay
+        decay = min(1 - (1 + self.step / self.settings.ema_inv_gamma) ** -power, limit)
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
     def run(self) -> Path:
-        """Train to the end and save the model; returns its folder."""
-        settings, accelerator = self.settings, self.accelerator
+        """Train to the end and save the model; returns its folder.
+
+        Raises:
+            Interrupted: by Ctrl-C or a signal; what was learnt is in a checkpoint.
+        """
         self.resume()
-        if accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             self._make_folder()
+        with self.interruption:
+            try:
+                self._train()
+                self._finish()
+            except Interrupted:
+                self._leave()
+        return self.output_dir
+
+    def _train(self) -> None:
+        """All steps."""
+        settings, accelerator = self.settings, self.accelerator
+        began = self.clock()
         if self.step < self.total:
+            self._introduce()
             with accelerator.local_main_process_first(), accelerator.autocast():  # it writes what the others read
                 self.objective.prepare(self.began)
-        if settings.report_to != "none":
-            accelerator.init_trackers("logs", {k: str(v) for k, v in dataclasses.asdict(settings).items()})
+        if settings.trackers:
+            start_trackers(accelerator, settings, self.step)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         batches = iter(self._loader())
-        bar = tqdm(
+        bar = progress(
             total=self.total,
             initial=self.step,
             desc="training",
             unit="step",
+            smoothing=0,
             disable=not accelerator.is_local_main_process,
         )
         log = _Log(BINS)
-        while self.step < self.total:
-            factor = learning_rate_factor(settings, self.step, settings.lr_decay_steps or self.total)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * factor
-            self._accumulate(batches, log)
-            norm = accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.average is not None:
-                self.average.update_parameters(self.objective.networks)
-            self.step += 1
-            bar.update()
-            due = self.step % settings.checkpointing_steps == 0 or self.step == self.total
-            if due or self.step % settings.logging_steps == 0:
-                self._report(log, norm, bar)
-                log = _Log(BINS)
-            if due:
-                self.save()
-            if self.validate_every and (self.step % self.validate_every == 0 or self.step == self.total):
-                self._validate()
-        bar.close()
+        forecast, started = self._forecast(), self.clock()
+        with contextlib.closing(bar), self.interruption.later():
+            while self.step < self.total:
+                at = self.clock()
+                factor = learning_rate_factor(settings, self.step, settings.lr_decay_steps or self.total)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.rate * factor
+                self._accumulate(batches, log)
+                norm = accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                if self.average is not None:
+                    self.average.update_parameters(self.objective.networks)
+                self.step += 1
+                if forecast.measures and self._timed(forecast, at) and self.step < self.total:
+                    self._say(forecast.say(started - began))
+                bar.update()
+                due = self.step % settings.checkpointing_steps == 0 or self.step == self.total
+                if due or self.step % settings.logging_steps == 0:
+                    self._report(log, norm, bar)
+                    log = _Log(BINS)
+                early = self.clock() - started >= FIRST and accelerator.is_main_process
+                if due or (early and not self.saved):
+                    forecast.checkpoint = self._checkpoint(bar, together=due)
+                if self._previews(early):
+                    full = not early or self.drawn
+                    seconds = self._draw(bar, None if full else self._affordable(forecast))
+                    forecast.preview = seconds if full else forecast.preview
+                if forecast.told and self.step < self.total:
+                    self._say(forecast.say(started - began))
+                exported = self.export_every and self.step % self.export_every == 0 and self.step < self.total
+                if exported and accelerator.is_main_process:
+                    self._export()
+                if self._is_to_stop():
+                    raise Interrupted
+
+    def _finish(self) -> None:
+        """Save the model."""
+        settings, accelerator = self.settings, self.accelerator
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            model = self.finished(getattr(torch, settings.save_dtype))
-            model.save_pretrained(self.output_dir)
-            write_json(self.output_dir / "training.json", self.record())
+            weights = "weights" if self.average is None else "averaged weights"
+            self._say(f"saving the {weights} in {self.output_dir}")
+            model = self._export()
             if settings.push_to_hub:  # the model alone, not the checkpoints, the cache and the logs beside it
-                model.push_to_hub(self.output_dir.resolve().name)
+                name = settings.hub_model_id or self.output_dir.resolve().name
+                self._say(f"uploading the model to {name}")
+                model.push_to_hub(name, token=settings.hub_token, private=settings.hub_private_repo or None)
         accelerator.end_training()
-        return self.output_dir
+        self._say(f"now try: {shlex.join(self.objective.next_command(str(self.output_dir)))}")
+
+    def _leave(self) -> None:
+        """Save a checkpoint, and raise what says so."""
+        with self.interruption.later():
+            if self.step > self.began.get("step", 0):
+                self.save()
+            self.accelerator.end_training()
+        there = f"step {self.step:,} of {self.total:,} is saved in {self.output_dir / f'checkpoint-{self.step}'}"
+        raise Interrupted(there if self.step else "no step was made yet")
+
+    def _is_to_stop(self) -> bool:
+        """Whether this process was interrupted or, as all have to stop at the same step, another one."""
+        if self.accelerator.num_processes == 1:
+            return self.interruption.asked
+        if self.step % AGREE:
+            return False
+        asked = torch.tensor([float(self.interruption.asked)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum").item())
+
+    # --- what is said ------------------------------------------------------------------------------------------------
+
+    def _say(self, what: str | None) -> None:
+        if what and self.accelerator.is_main_process:
+            say(what)
+
+    def _introduce(self) -> None:
+        """Say what data and settings come to, and what might be better."""
+        objective = self.objective
+        if self.accelerator.is_main_process:
+            resolution = objective.prepare_image.resolution
+            say(summary(objective.count, resolution, self.total, self.per_step))
+            for line in advice(self.settings, objective.source, resolution, self.total, self.per_step):
+                say(line)
+
+    def _forecast(self) -> Forecast:
+        """How long the steps that are left will take."""
+
+        def times(every: int) -> int:
+            """How often something is done that is done each `every` steps, and after the last one."""
+            return self.total // every - self.step // every + bool(self.total % every) if every else 0
+
+        share = self.objective.shown * self.objective.passes / (3 * self.per_step / self.accelerator.num_processes)
+        checkpoints_left = times(self.settings.checkpointing_steps)
+        return Forecast(self.total - self.step, times(self.validate_every), checkpoints_left, share)
+
+    def _timed(self, forecast: Forecast, at: float) -> bool:
+        """Tell the forecast how long a step took; whether it is time to say what it says."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()  # else the step may only have been begun
+        return forecast.step(self.clock() - at)
+
+    def _affordable(self, forecast: Forecast) -> int:
+        """How many pictures of a preview take at most about `EARLY` seconds."""
+        one = forecast.share * forecast.a_step / self.objective.shown
+        return max(1, min(self.objective.shown, int(EARLY / max(one, 1e-9))))
+
+    def _checkpoint(self, bar: Any, together: bool) -> float:
+        """Write a checkpoint, all processes together or the first one alone; returns the seconds that it took."""
+        began = self.clock()
+        if self.step == self.total:
+            self._say("the last step is made: writing the last checkpoint")
+        bar.set_description("writing a checkpoint")
+        if together:
+            self.save()
+        else:
+            self._write()
+        bar.set_description("training")
+        return self.clock() - began
+
+    def _previews(self, early: bool) -> bool:
+        """Whether a preview is due after this step, or the first one by the time."""
+        if not self.validate_every:
+            return False
+        return self.step % self.validate_every == 0 or self.step == self.total or (early and not self.drawn)
+
+    def _draw(self, bar: Any, most: int | None) -> float:
+        """Draw a preview; returns the seconds that it took."""
+        began = self.clock()
+        if self.step == self.total:
+            self._say("drawing the last preview")
+        bar.set_description("drawing a preview")
+        with self.interruption.later(wait=self.accelerator.num_processes > 1):
+            self._validate(most)
+        bar.set_description("training")
+        self.drawn = True
+        return self.clock() - began
 
     def _make_folder(self) -> None:
         """Make the output folder, so that one that cannot be written is an error now and not at the first checkpoint.
@@ -228,6 +375,7 @@ class Trainer:
                 self.accelerator.num_processes,
             ),
             num_workers=self.settings.dataloader_num_workers,
+            worker_init_fn=ignore_signals,
             pin_memory=self.accelerator.device.type == "cuda",
         )
 
@@ -264,7 +412,7 @@ class Trainer:
         values |= log.values(self.objective.num_train_timesteps)
         if norm is not None:
             values["gradient_norm"] = float(norm)
-        if self.settings.report_to != "none":
+        if self.settings.trackers:
             self.accelerator.log(values, step=self.step)
 
     # --- models and pictures -----------------------------------------------------------------------------------------
@@ -272,26 +420,30 @@ class Trainer:
     def finished(self, dtype: torch.dtype = torch.float32) -> Savable:
         """The model of the averaged weights as they are now (a copy)."""
         networks = self.objective.networks if self.average is None else self.average.module
-        copied = copy.deepcopy(networks).requires_grad_(False).eval().to(dtype)
+        copied = copy.deepcopy(networks).requires_grad_(False).eval().to(self.accelerator.device, dtype)
         assert isinstance(copied, nn.ModuleDict)
         return self.objective.finished(copied)
 
-    def _validate(self) -> None:
+    def _export(self) -> Savable:
+        """Write the model as it is into the output folder."""
+        model = self.finished(getattr(torch, self.settings.save_dtype))
+        model.save_pretrained(self.output_dir)
+        write_json(self.output_dir / "training.json", self.record())
+        return model
+
+    def _validate(self, most: int | None = None) -> None:
         if not self.accelerator.is_main_process:
             return
         with torch.random.fork_rng():
-            grid = self.objective.preview(self.finished())
-        if grid is None:
-            return
+            finished = self.finished()
+            grid = self.objective.preview(finished) if most is None else self.objective.preview(finished, most)
         name = self.objective.preview_name
         try:
             with atomic_write(self.output_dir / name / f"step-{self.step:07d}.png") as temporary:
                 grid.save(temporary)
         except CheckpointError as error:  # such as a full disk, which somebody may have made room on by the next save
             warnings.warn(f"training goes on, but a preview is missing: {error}", stacklevel=2)
-        if self.settings.report_to == "tensorboard":
-            writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
-            writer.add_image(name, np.asarray(grid), self.step, dataformats="HWC")
+        show_picture(self.accelerator, name, grid, self.step)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -303,14 +455,17 @@ class Trainer:
             "kind": type(self.settings).__name__,
             "processes": self.accelerator.num_processes,
             **self.objective.record(),
-            "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if k != "output_dir"},
+            "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in SECRET},
         }
 
     def save(self) -> None:
-        """Write a checkpoint: complete under a temporary name, then renamed; then drop the oldest over the limit."""
+        """Write a checkpoint, if this step has none yet, when all processes have come to it."""
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
+        if self.accelerator.is_main_process and self.saved < self.step:
+            self._write()
+
+    def _write(self) -> None:
+        """Write a checkpoint: complete under a temporary name, then renamed; then drop the oldest over the limit."""
         files = {
             "model": trained(self.objective.networks),
             "optimizer": optimizer_tensors(self.optimizer, self.names),
@@ -323,6 +478,7 @@ class Trainer:
             record["scaler"] = self.accelerator.scaler.state_dict()
         write_checkpoint(self.output_dir, self.step, files, record)
         drop_old(self.output_dir, self.settings.checkpoints_total_limit)
+        self.saved = self.step
 
     def resume(self) -> None:
         """Go on from a checkpoint, if there is one and the settings allow it.
@@ -357,6 +513,7 @@ class Trainer:
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.began = state["step"], state
+        self.saved, self.drawn = self.step, True
         self.accelerator.print(f"resuming from {folder}")
 
     def _changed(self, state: dict[str, Any]) -> list[str]:

@@ -1,0 +1,105 @@
+"""Flags of diffusers' training scripts that are no settings here: what they are called, and why they need not be.
+
+The scripts are `train_text_to_image.py`, `train_text_to_image_lora.py` and `train_unconditional.py`. Most of their
+flags are settings of ours, of the same name. The others are looked up here, before the command line is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+
+from ddim.errors import ConfigError
+from ddim.training.settings import LoraSettings, PixelSettings, TextToImageSettings, TrainSettings, VAESettings
+
+# What flags are called here.
+RENAMED = {
+    "validation_prompt": "validation_prompts",
+    "num_epochs": "num_train_epochs",
+    "logger": "report_to",
+    "eval_batch_size": "num_validation_images",
+    "save_images_epochs": "validation_epochs",
+    "ddpm_num_steps": "num_train_timesteps",
+    "ddpm_num_inference_steps": "validation_inference_steps",
+    "ddpm_beta_schedule": "beta_schedule",
+    "ema_max_decay": "ema_decay",
+    "dataset_name": "data",  # these two where there is no setting of the name: for pixels
+    "train_data_dir": "data",
+}
+
+_ATTENTION = "PyTorch's own attention is used, which takes as little memory"
+# Flags that change nothing of the result, and why they are not needed; those that take a value are marked.
+NEEDLESS = {
+    "enable_xformers_memory_efficient_attention": (_ATTENTION, False),
+    "enable_npu_flash_attention": (_ATTENTION, False),
+    "foreach_ema": ("the average of all weights is computed at once in any case", False),
+    "overwrite_output_dir": (
+        "as with diffusers' script nothing is deleted: give a new --output-dir to begin anew",
+        False,
+    ),
+    "local_rank": ("`accelerate launch` and torchrun say it by an environment variable", True),
+}
+
+# Flags that would change the result, and are not followed.
+REFUSED = {
+    "preserve_input_precision": "pictures are read with 8 bits a colour: leave it out",
+}
+
+COMMANDS: dict[str, type[TrainSettings]] = {
+    "pixels": PixelSettings,
+    "vae": VAESettings,
+    "text-to-image": TextToImageSettings,
+    "lora": LoraSettings,
+}
+
+
+def translate(kind: type[TrainSettings], arguments: Sequence[str]) -> list[str]:
+    """A command line in which every flag is one of the settings; says on stderr what is left out and why.
+
+    Args:
+        kind: the settings of the command.
+        arguments: as they were typed, after the command's name.
+
+    Raises:
+        ConfigError: a flag would change the result and is not followed, or is one of another command.
+    """
+    mine = _names(kind)
+    translated: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else ""
+        if name in NEEDLESS:
+            reason, takes_value = NEEDLESS[name]
+            if takes_value and not equals and rest:
+                rest.pop(0)
+            _say(f"{flag} is not needed: {reason}")
+        elif name in REFUSED:
+            raise ConfigError(f"{flag} is not followed: {REFUSED[name]}")
+        elif name in mine or name.removeprefix("no_") in mine:
+            translated.append(argument)
+        elif RENAMED.get(name) in mine:
+            translated.append(f"--{RENAMED[name].replace('_', '-')}{equals}{value}")
+        else:
+            others = [command for command, other in COMMANDS.items() if RENAMED.get(name, name) in _names(other)]
+            if others:
+                own = next(command for command, other in COMMANDS.items() if other is kind)
+                raise ConfigError(f"{flag} is an option of `ddim train {others[-1]}`, not of `ddim train {own}`")
+            translated.append(argument)
+    # The script's average begins with a small decay, and its options say how it rises.
+    names = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
+    if names & {"ema_max_decay", "ema_inv_gamma"} and "ema_power" not in names:
+        translated += ["--ema-power", "0.75"]
+    return translated
+
+
+def _names(kind: type[TrainSettings]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def _say(what: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # the first of several processes
+        print(f"ddim: {what}", file=sys.stderr)
