@@ -24,6 +24,7 @@ __all__ = ["DDIMSchedulerOutput", "Output", "Row", "take_step", "threshold"]
 # From so many elements on, it pays to compute a·x + b·y in one pass over memory, see `combine`. For fewer, the views
 # that this takes cost more than the second pass.
 LARGE = 2**18
+MOST = 1e38  # about the largest factor that float32 has
 LOPSIDED = 1e9  # how many times a is in b where b/a·y could be infinite, though b·y is not, see `combine`
 # Of so many tensors or pictures in a list, `described` says what they are.
 _SHOWN = 4
@@ -433,6 +434,9 @@ def combine(x: Tensor, y: Tensor, a: Any, b: Any, into: Tensor | None = None) ->
         return torch.addcmul(x * a, y, b) if into is None else torch.addcmul(x * a, y, b, out=into)
     if a == 0.0:  # 0·x would be NaN where x is not finite
         return torch.mul(y, b, out=into)
+    if (abs(a) > MOST or abs(b) > MOST) and x.dtype is torch.float32:
+        wide = torch.add(x.double() * a, y.double(), alpha=b).to(x.dtype)
+        return wide if into is None else into.copy_(wide)
     if x.numel() >= LARGE and _one_pass(x, y, into):
         column = None if into is None else into.view(-1, 1)
         column = torch.addr(x.view(-1, 1), y.view(-1), x.new_ones(1), beta=a, alpha=b, out=column)

@@ -358,6 +358,20 @@ def test_a_level_so_low_that_the_factors_are_lopsided() -> None:
     assert torch.equal(plan.step(out, 1, x.clone(), out=None).prev_sample, plan.step(out, 1, x, out=into).prev_sample)
 
 
+@pytest.mark.parametrize("side", [2, 520])
+def test_factors_that_float32_does_not_have(side: int) -> None:
+    plan = SamplingPlan((1,), (0.5, 1e-80), clip_range=None)
+    assert plan.row(1).p > 1e39
+    x = torch.full((1, 1, side, side), 1e-10)
+    x[..., 0] = 0.0
+    for into in (None, (torch.empty_like(x), torch.empty_like(x))):
+        result = plan.step(x * 1e-9, 1, x, out=into)
+        found = result.pred_original_sample
+        assert found is not None
+        assert found[0, 0, 0, 1].item() == pytest.approx(1e30, rel=1e-6)
+        assert found[0, 0, 0, 0].item() == 0
+
+
 def test_numbers_that_no_float_is_as_large_as_are_refused() -> None:
     for settings in ({"clip_sample_range": HUGE}, {"thresholding": True, "sample_max_value": HUGE}):
         with pytest.raises(ConfigError, match=r"clip_sample_range|sample_max_value"):
