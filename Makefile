@@ -58,8 +58,9 @@ sample: .venv/.core  ## draw a picture: make sample PROMPT="a grinning face" OUT
 test: .venv/.all  ## run the fast tests, in minutes, by two processes: WORKERS=8 on a larger machine
 	@$(PYTEST) $(call why,$(failed))
 
-test-all: .venv/.all  ## run the slow tests too, in tens of minutes
+test-all: .venv/.all  ## run the slow tests too, in tens of minutes, and all that the README shows
 	@$(PYTEST) -m "slow or not slow" $(call why,$(failed))
+	@$(BIN)/python scripts/newcomer $(call why,something that the README shows does not run: it is shown above)
 
 lint: .venv/.all  ## check formatting, lint and types
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 
 def script(name: str) -> ModuleType:
     """`script("figures/table1")`, made anew at each call."""
-    spec = importlib.util.spec_from_file_location(f"script_{name.replace('/', '_')}", SCRIPTS / f"{name}.py")
+    path = SCRIPTS / name if (SCRIPTS / name).is_file() else SCRIPTS / f"{name}.py"
+    title = f"script_{name.replace('/', '_')}"
+    spec = importlib.util.spec_from_loader(title, importlib.machinery.SourceFileLoader(title, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

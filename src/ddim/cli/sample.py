@@ -58,7 +58,7 @@ class SampleSettings:
         ddim sample "a red heart on a black background" --out heart.png
         ddim sample "a grinning face" --batch 4 --seed 1 --out faces/
         ddim sample --class-labels 7 --batch 1 --out seven.png
-        ddim sample "a blue heart" --image heart.png --strength 0.7 --out blue.png
+        ddim sample "a blue heart on black" --image heart.png --out blue.png
         ddim sample --from heart.png --out again.png
     """
 
