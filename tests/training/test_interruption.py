@@ -39,6 +39,18 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int, times: int 
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_asks_once_and_then_ends(number: int) -> None:
+    with Interruption() as interruption, interruption.later():
+        os.kill(os.getpid(), number)
+        assert interruption.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    with Interruption(), pytest.raises(Interrupted):
+        os.kill(os.getpid(), number)
+
+
+# The others only repeat the first.
+@pytest.mark.parametrize("number", [SIGNALS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in SIGNALS[1:])])
 def test_a_signal_saves_and_the_printed_command_goes_on_bit_for_bit(
     number: int, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
