@@ -181,10 +181,21 @@ def test_training_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["info", str(tmp_path / "run")]) == 0
 
 
-def test_settings_that_cannot_work_are_refused_by_the_parser(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--train-batch-size", "0"], "--train-batch-size must be 1 or more, not 0"),
+        (["--learning-rate", "nan"], "--learning-rate must be positive, not nan"),
+        (["--attention-levels", "7"], "--attention-levels has 7, but --block-out-channels has the levels 0 to 2"),
+    ],
+)
+def test_settings_of_training_are_refused_as_they_are_typed(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", "pixels", "--output-dir", str(tmp_path), "--train-batch-size", "0"])
-    assert stopped.value.code == 2
-    assert "train_batch_size must be 1 or more" in " ".join(capsys.readouterr().err.split())
+    assert main(["train", "pixels", "--output-dir", str(tmp_path / "run"), *options]) == 1
+    assert capsys.readouterr().err == f"ddim: {said}\n"
+
+
+def test_pictures_to_train_on_must_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "lora", "--output-dir", str(tmp_path / "run")]) == 1
+    assert "give --dataset-name or --train-data-dir, but not both" in capsys.readouterr().err

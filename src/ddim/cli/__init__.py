@@ -6,6 +6,7 @@ What takes time to import is imported by the command that needs it, and only the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(shown)
             raise SystemExit(0)
         words, settings, typed = _parse(arguments)
+        settings = _made(words, settings)
         load("ddim.cli.checks:check")(words, settings, typed)
         with _warnings_told(settings):
             result = load(COMMANDS[words].run)(settings)
@@ -175,9 +177,9 @@ def _words(arguments: list[str]) -> str:
 
 
 def _parse(arguments: list[str]) -> tuple[str, Any, frozenset[str]]:
-    """The command that is asked for, by its words; its settings; and the fields that were typed.
+    """The command that is asked for, by its words; its settings, unchecked; and the fields that were typed.
 
-    Exits with what is wrong.
+    Exits with what is wrong. What the settings themselves refuse is no matter of the parser, and told as other errors.
     """
     words = _words(arguments)
     if not words:
@@ -186,8 +188,15 @@ def _parse(arguments: list[str]) -> tuple[str, Any, frozenset[str]]:
     kind, typed = load(COMMANDS[words].settings), arguments[len(words.split()) :]
     if words.startswith("train "):
         typed = load("ddim.training.pasted:translate")(kind, typed)
-    settings = tyro.cli(kind, prog=f"ddim {words}", args=typed)
-    return words, load("ddim.cli.adapters:joined")(settings), given(kind, typed)
+    unchecked: Any = type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": kind.__doc__})
+    return words, tyro.cli(unchecked, prog=f"ddim {words}", args=typed), given(kind, typed)
+
+
+def _made(words: str, parsed: Any) -> Any:
+    """The settings of a command, which may refuse what was typed."""
+    kind = load(COMMANDS[words].settings)
+    settings = kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(kind) if field.init})
+    return load("ddim.cli.adapters:joined")(settings)
 
 
 def _unknown(arguments: list[str]) -> str:
