@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tiny import save_tiny
 
@@ -199,3 +200,34 @@ def test_settings_of_training_are_refused_as_they_are_typed(
 def test_pictures_to_train_on_must_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "lora", "--output-dir", str(tmp_path / "run")]) == 1
     assert "give --dataset-name or --train-data-dir, but not both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_runs_out_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ddim.cli.sample.open_pipeline", fail)
+    assert main(["sample"]) == 1
+    assert capsys.readouterr().err == (
+        "ddim: there is not enough memory: give less to do at a time by --batch, --height, --width, --dtype\n"
+    )
+
+
+def test_other_errors_of_pytorch_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("ddim.cli.sample.open_pipeline", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["sample"])
