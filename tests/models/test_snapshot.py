@@ -252,3 +252,48 @@ def test_a_run_looks_once_a_step() -> None:
             weight(unet).add_(1)
         assert unet.look() is not first
     assert held.look() is not first
+
+
+def test_a_run_within_a_run_has_looks_of_its_own() -> None:
+    unet = tiny_unet()
+    with holding([unet]):
+        outer = hold(unet)
+        assert hold(unet) is outer
+        with holding([unet]):
+            assert hold(unet) is not outer
+            hold(unet).is_alone = True
+        assert hold(unet) is outer
+        assert not outer.is_alone
+    assert hold(unet) is not hold(unet)
+
+
+@torch.no_grad()
+def test_a_run_without_callbacks_looks_for_what_other_threads_do_in_a_hundredth_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, looks = [0.0], []
+    monkeypatch.setattr("ddim.models.core.time.perf_counter", lambda: now[0])
+    unet = tiny_unet()
+    look = unet.look
+
+    def slow() -> Snapshot:
+        looks.append(now[0])
+        now[0] += 1.0
+        return look()
+
+    monkeypatch.setattr(unet, "look", slow)
+    held = Held(unet)
+    held.is_alone = True
+    first = held.look()
+    for _ in range(1000):
+        now[0] += 0.5
+        assert held.look() is first
+    assert len(looks) == 2 + 4  # the first to know it, the second to know what a look takes, then one in 100
+    weight(unet).add_(1)
+    now[0] += 100
+    assert held.look() is not first
+    held.is_alone = False
+    looks.clear()
+    held.look()
+    held.look()
+    assert len(looks) == 2

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from ddim.models.snapshot import Snapshot
 T = TypeVar("T")
 
 Runner = Callable[..., Tensor]
+
+SHARE = 0.01  # of the time, at most, goes into looking for changes that nobody in this thread can have made
 
 
 class _Weak(weakref.ref[Any]):
@@ -125,14 +128,18 @@ class Held:
     def __init__(self, network: Any) -> None:
         own = getattr(network, "_orig_mod", network)  # the network itself, if torch.compile has wrapped it
         self.network: HasCore | None = own if isinstance(own, HasCore) else None
-        self.runner: Runner | None = None if self.network is None else self.network.runner
+        outer = None if self.network is None else _held_here().get(self.network)
+        self.runner: Runner | None = outer.runner if outer is not None else getattr(self.network, "runner", None)
         self.seen: Snapshot | None = None
         self.is_fresh = False  # whether `seen` is of this step, and nobody has asked for it yet
         self.is_whole = False  # whether somebody found at this step that no part is replaced
+        self.is_alone = False  # whether no callback runs between the steps: only other threads can change weights
+        self.has_looked = False  # whether the last `look` did look
+        self._last: _Weak | None = None  # what it gave
+        self._next_look, self._cost = 0.0, float("inf")  # by the clock of `time.perf_counter`, in seconds
         self._noted: _Weak | None = None  # see `note`
         self._has_begun = False
-        self._before: Held | None = None  # what this thread held before, outside of this
-        self._is_within = False  # whether it held this object already
+        self._before: list[Held | None] = []  # what this thread held before, outside of each context
 
     def begin(self) -> None:
         """Tell the runner that a run begins, once."""
@@ -151,30 +158,42 @@ class Held:
         return self.is_whole and self.seen is not None and self._noted is not None and self._noted() is self.seen
 
     def look(self) -> Snapshot | None:
-        """The weights as they are at this step; see `HasCore.look`. None for a network without a core."""
-        if self.network is not None:
-            self.begin()
+        """The weights as they are at this step; see `HasCore.look`. None for a network without a core.
+
+        A run that is alone does not look at each step, as what other threads do may as well come a moment later.
+        """
+        if self.network is None:
+            return None
+        self.begin()
+        start = time.perf_counter()
+        last = None if self._last is None else self._last()
+        self.has_looked = not self.is_alone or last is None or start >= self._next_look
+        if last is None or self.has_looked:
             self.is_fresh = False
-            seen = self.seen = self.network.look()
-            self.is_fresh = True
-            return seen
-        return None
+            seen, end = self.network.look(), time.perf_counter()
+            if seen is last:
+                self._cost = min(self._cost, end - start)
+                self._next_look = end + self._cost / SHARE
+            else:
+                self._last, self._next_look, last = _Weak(seen), 0.0, seen
+        self.seen, self.is_fresh = last, True
+        return last
 
     def __enter__(self) -> None:
         """Within this context, this thread uses the network so."""
         if self.network is not None:
             here = _held_here()
-            before = here.get(self.network)
-            self._before, self._is_within = (None, True) if before is self else (before, False)
+            self._before.append(here.get(self.network))
             here[self.network] = self
 
     def __exit__(self, *_: object) -> None:
         self.is_fresh, self.is_whole, self.seen = False, False, None
-        if self.network is not None and not self._is_within:
-            here = _held_here()
-            here.pop(self.network, None)
-            if self._before is not None:
-                here[self.network], self._before = self._before, None
+        if self.network is not None:
+            here, before = _held_here(), self._before.pop()
+            if before is None:
+                here.pop(self.network, None)
+            else:
+                here[self.network] = before
 
 
 _HERE = threading.local()
@@ -196,15 +215,14 @@ def hold(network: Any) -> Held:
 
 @contextmanager
 def holding(networks: Iterable[Any]) -> Iterator[None]:
-    """A context in which this thread uses all networks with the runners that they have at its beginning."""
-    here = _held_here()
-    new = [held for held in map(Held, networks) if held.network is not None and held.network not in here]
-    here.update({held.network: held for held in new if held.network is not None})
-    try:
+    """A context in which this thread uses all networks with the runners that they have at its beginning.
+
+    Within another such context, that one's beginning counts.
+    """
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(Held(network))
         yield
-    finally:
-        for held in new:
-            here.pop(held.network, None)  # type: ignore[arg-type]
 
 
 def in_turn(given: Tensor | Iterator[T] | None) -> Tensor | T | None:

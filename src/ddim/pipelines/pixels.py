@@ -141,6 +141,7 @@ class DDIMPipeline(DiffusionPipeline):
             guidance_rescale=guidance_rescale,
             guidance_interval=guidance_interval,
         )
+        hold(self.unet).is_alone = callback_on_step_end is None
         x, generator = self._initial_noise(self._shape(batch_size, latents), generator, seed, latents)
         with self.in_use(self.unet), self.progress_bar(len(plan)) as bar:
             for step in sample(
@@ -264,7 +265,11 @@ class DDIMPipeline(DiffusionPipeline):
 
         def look() -> None:
             nonlocal cache, made_for
-            state = held.look(), can_cache and not is_replaced(unet)
+            weights = held.look()
+            if weights is made_for[0] and weights is not None and not held.has_looked:
+                held.is_whole = made_for[1]
+                return
+            state = weights, can_cache and not is_replaced(unet)
             held.is_whole = state[1]
             if state == made_for:
                 return

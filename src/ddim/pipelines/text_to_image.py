@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from ddim.models.core import hold
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.noise import Generators
 from ddim.pipelines.adapters import TakesAdapters
@@ -337,6 +338,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
                 cross_attention_kwargs=attention_kwargs,
             )
             about = Run(len(plan), guidance_scale, is_guided, guidance_rescale, clip_skip, cross_attention_kwargs)
+            hold(self.unet).is_alone = callback_on_step_end is None
             with self._run(about) as run:
                 x = self._sample(run, task, start, denoiser, callback_on_step_end, wanted)
             del denoiser  # it keeps the U-Net's weights where they are now, and an offloaded U-Net is about to go
