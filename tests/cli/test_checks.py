@@ -304,6 +304,17 @@ def test_no_time_is_lost(arguments: list[str], files: None) -> None:
     assert float(python(code)) < 0.5
 
 
+def test_a_hub_that_cannot_be_reached_is_one_sentence_before_pytorch_is_imported(tmp_path: Path) -> None:
+    code = f"""
+import os, sys, time
+os.environ |= {{"HF_HOME": {str(tmp_path)!r}, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}}
+from ddim.cli import main
+assert main(["sample", "a cat", "--model", "owner/name"]) == 1
+assert "torch" not in sys.modules
+print(time.process_time())"""
+    assert float(python(code)) < 1
+
+
 # --- the tables ------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """What a model's configs say of it before it is loaded, and what of a command's options cannot go with that.
 
-Only folders and bundled models are read, as that takes a millisecond and no PyTorch. Of others, and of what no config
-says, nothing is known, and the same is found out later, when the model is there.
+Only folders and bundled models are read, as that takes a millisecond and no PyTorch. The hub is asked whether it has
+the model, and no more. Of what is not known the same is found out later, when the model is there.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ SINGLE_FILE = Known(draws_texts=True, class_count=None, timesteps=1000, predicti
 
 
 def known(model: str) -> Known | None:
-    """What the configs of a folder or a bundled model say.
+    """What the configs of a folder or a bundled model say; None for a model of the hub, or one that is not understood.
 
     Raises:
-        CheckpointError: there can be no such model, or the folder holds no pipeline.
+        CheckpointError: there is no such model, it is no pipeline, or the hub cannot be reached.
     """
     repository = Repository(model)
-    if repository.folder is None:
-        return None
     path = repository.find(INDEX)
     if path is None:
         raise CheckpointError(f"{model} has no {INDEX}: it is no pipeline")
+    if repository.folder is None:
+        return None
     pipeline = read_json(path).get("_class_name")
     if pipeline not in (*PIXELS, *TEXTS):
         return None
