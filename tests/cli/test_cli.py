@@ -80,10 +80,18 @@ def test_a_picture_is_made_again_from_itself(model: str, tmp_path: Path) -> None
     main(["sample", "--model", model, *options, "--batch", "4", "--out", str(tmp_path / "many") + "/"])
     main(["sample", "--model", model, *options, "--batch", "4", "--out", str(tmp_path / "grid.png")])
     for name in ("many/00000.png", "many/00003.png", "grid.png"):
-        arguments = ["sample", "--from", str(tmp_path / name), "--out", str(tmp_path / "again.png"), "--overwrite"]
+        arguments = [
+            "sample",
+            "--trust",
+            "--from",
+            str(tmp_path / name),
+            "--out",
+            str(tmp_path / "again.png"),
+            "--overwrite",
+        ]
         assert main(arguments) == 0
         assert pixels(tmp_path / "again.png") == pixels(tmp_path / name)
-    assert main(["sample", "--from", str(tmp_path / "again.png"), "--out", str(tmp_path / "twice.png")]) == 0
+    assert main(["sample", "--trust", "--from", str(tmp_path / "again.png"), "--out", str(tmp_path / "twice.png")]) == 0
     assert pixels(tmp_path / "twice.png") == pixels(tmp_path / "grid.png")
 
 
@@ -96,7 +104,7 @@ def test_a_picture_that_does_not_say_how_it_was_made(
         Image.new("L", (8, 8)).save(path)
     else:
         path.write_bytes(content)
-    assert main(["sample", "--from", str(path)]) == 1
+    assert main(["sample", "--trust", "--from", str(path)]) == 1
     assert "says how ddim made it" in capsys.readouterr().err
 
 

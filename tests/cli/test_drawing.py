@@ -196,7 +196,7 @@ def test_the_same_image_whatever_the_chunk(texts: str, tmp_path: Path, monkeypat
 def test_one_of_many_is_made_again_byte_for_byte(classes: str, tmp_path: Path) -> None:
     out = tmp_path / "many"
     assert sample("--model", classes, "--batch", 5, "--out", f"{out}/") == 0
-    again = ["sample", "--from", str(out / "00003.png"), "--out"]
+    again = ["sample", "--trust", "--from", str(out / "00003.png"), "--out"]
     assert main([*again, str(tmp_path / "third.png")]) == 0
     assert (tmp_path / "third.png").read_bytes() == (out / "00003.png").read_bytes()
     before = contents(out)
@@ -302,7 +302,7 @@ def test_an_enlarged_picture_is_made_again_byte_for_byte(
     for count in (1, 3):
         out, again = tmp_path / f"{count}.png", tmp_path / f"{count}-again.png"
         assert sample(*model, "--batch", count, *options, "--out", out) == 0
-        assert main(["sample", "--from", str(out), "--out", str(again)]) == 0
+        assert main(["sample", "--trust", "--from", str(out), "--out", str(again)]) == 0
         assert again.read_bytes() == out.read_bytes()
     if options[:1] == ["--scale"]:
         own = 8 if kind == "classes" else 16

@@ -52,7 +52,7 @@ def test_a_picture_comes_back_from_its_noise(
     assert said.out.strip() == noise
     assert "there and back: off by" in said.err
     assert set(load_file(noise)) == {"state.0", "state.1"}
-    assert main(["sample", "--from", noise, "--out", str(again)]) == 0
+    assert main(["sample", "--trust", "--from", noise, "--out", str(again)]) == 0
     with Image.open(again) as image, Image.open(picture) as original:
         made = json.loads(image.info["ddim"])
         assert made["command"] == "invert"
@@ -66,7 +66,7 @@ def test_several_pictures_under_a_text(texts: str, picture: str, tmp_path: Path)
     noise = str(tmp_path / "noise.safetensors")
     arguments = ["invert", picture, picture, "--model", texts, "--prompt", "a red cat", "--steps", "2", "--no-check"]
     assert main([*arguments, "--out", noise]) == 0
-    assert main(["sample", "--from", noise, "--out", str(tmp_path / "both") + "/"]) == 0
+    assert main(["sample", "--trust", "--from", noise, "--out", str(tmp_path / "both") + "/"]) == 0
     assert len(list((tmp_path / "both").iterdir())) == 2
 
 
@@ -139,7 +139,7 @@ def test_what_cannot_work_is_one_line(
          "several"),
         (["invert", "--model", classes, "--out", noise], "one picture file or more"),
         (["edit", "--model", texts, "--source", "a", "--target", "b"], "one picture file or more"),
-        (["sample", "--from", noise], "noise.safetensors"),
+        (["sample", "--trust", "--from", noise], "noise.safetensors"),
     ):  # fmt: skip
         assert main(arguments) == 1
         (line,) = errors(capsys)
@@ -164,9 +164,9 @@ def test_noise_that_was_tampered_with_is_refused(
         (None, "shape"),
     ):
         save_file({"state.0": state[:, :, :4] if broken is None else state}, noise, said if broken is None else broken)
-        assert main(["sample", "--from", str(noise), "--out", str(tmp_path / "x.png")]) == 1
+        assert main(["sample", "--trust", "--from", str(noise), "--out", str(tmp_path / "x.png")]) == 1
         (line,) = errors(capsys)
         assert message in line
     noise.write_bytes(whole[:-20])
-    assert main(["sample", "--from", str(noise), "--out", str(tmp_path / "x.png")]) == 1
+    assert main(["sample", "--trust", "--from", str(noise), "--out", str(tmp_path / "x.png")]) == 1
     assert not (tmp_path / "x.png").exists()

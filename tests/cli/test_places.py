@@ -49,7 +49,7 @@ WRITING: dict[str, Callable[[Path, str, str, str], tuple[str, list[str]]]] = {
     "sample": lambda folder, classes, texts, picture: ("x.png", ["sample", "--model", classes, "--steps", "2"]),
     "sample --from": lambda folder, classes, texts, picture: (
         "x.png",
-        ["sample", "--from", noise(folder, classes, picture)],
+        ["sample", "--trust", "--from", noise(folder, classes, picture)],
     ),
     "interpolate": lambda folder, classes, texts, picture: (
         "x.png",

@@ -53,7 +53,7 @@ def test_a_single_file_draws(folder: Path, tmp_path: Path) -> None:
         assert main(["sample", "a cat", *given, *FAST, *more, "--out", str(out)]) == 0
         made.append(pixels(out))
     assert made[0] == made[1] != made[2]
-    assert main(["sample", "--from", str(out), "--out", str(tmp_path / "again.png")]) == 0
+    assert main(["sample", "--from", str(out), *given, "--out", str(tmp_path / "again.png")]) == 0
     assert pixels(tmp_path / "again.png") == made[2]
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from ddim._version import __version__
-from ddim.cli.typed import given, in_typed_words
+from ddim.cli.typed import NOW, given, in_typed_words
 from ddim.errors import DDIMError
 
 
@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SystemExit(0)
         words, settings, typed = _parse(arguments)
         settings = _made(words, settings)
+        NOW.set(typed)
         load("ddim.cli.checks:check")(words, settings, typed)
         with _warnings_told(settings):
             result = load(COMMANDS[words].run)(settings)

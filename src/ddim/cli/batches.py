@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ddim.cli.places import Places, places
+from ddim.cli.recipe import LONGEST, parse
 
 if TYPE_CHECKING:
     from tqdm import tqdm as Bar
@@ -90,11 +91,10 @@ def pictures_of(folder: str, numbers: range, made: Mapping[str, Any], overwrite:
 
 def _is_made_so(path: Path, made: Mapping[str, Any]) -> bool:
     """Whether a picture says that it was made in this way."""
-    from PIL import Image
+    from ddim.images import png_text
 
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            note = json.loads(str(image.info["ddim"]))
+        note = parse(png_text(path, "ddim", LONGEST) or "")
         return bool(_recipe(note) == _recipe(json.loads(json.dumps(made))))
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError):  # it is not one of ours
         return False

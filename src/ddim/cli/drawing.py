@@ -27,8 +27,6 @@ FROM_FILES = ("image", "mask_image")  # the settings that name the files of pict
 class Drawing:
     """All images that settings ask for, or the one with the number `only`.
 
-    Args:
-
     Attributes:
         settings: with the scale that was chosen.
         numbers: of the images.

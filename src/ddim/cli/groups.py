@@ -17,7 +17,7 @@ OF_DRAWING = {
     "How to go between them": "frames grid rows between_texts",
     "How to sample": "steps eta order spacing zero_snr seed method moments check",
     "Guidance": _GUIDANCE,
-    "To start from a picture": "image strength mask_image from_image",
+    "To start from a picture": "image strength mask_image from_image trust",
     "Where and how it runs": "dtype backend device batch_size",
     "What is written": "before loop fps scale labels out overwrite",
 }

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,6 +32,7 @@ from ddim.cli.options import (
 )
 from ddim.cli.pictures import check_images, choose_scale, made_by, save_pictures
 from ddim.cli.places import announce, place
+from ddim.cli.recipe import PICTURES, read_noise_recipe, read_plan
 from ddim.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddim.cli.known import Kind
+    from ddim.cli.sample import SampleSettings
     from ddim.pipelines import DiffusionPipeline
     from ddim.plan import SamplingPlan
     from ddim.sampling import Denoiser
@@ -137,44 +140,65 @@ def run_invert(settings: InvertSettings) -> None:
     )
 
 
-def sample_again(path: str, device: str | None, out: str, *, overwrite: bool, scale: int | None) -> None:
+def sample_again(path: str, given: SampleSettings) -> None:
     """Write the pictures of noise that `ddim invert` saved.
+
+    Args:
+        path: the file of the noise, which may be from anyone.
+        given: what was typed beside it.
 
     Raises:
         CheckpointError: no such file, or not of `ddim invert`.
+        ConfigError: what it says, or what was typed, cannot be followed.
     """
     import torch
 
     from ddim.checkpoint.files import read_metadata, read_tensors
+    from ddim.cli.batches import chunk_size, chunks
     from ddim.inversion import METHODS
-    from ddim.plan import SamplingPlan
 
     tensors = read_tensors(path)
     said = read_metadata(path)
-    try:
-        stored = json.loads(said["ddim"])["settings"]
-        settings = InvertSettings(**{**stored, "images": tuple(stored["images"])})
-        plan = SamplingPlan.from_dict(json.loads(said["plan"]))
-        way = METHODS[settings.method]
-        states = tuple(tensors[f"state.{index}"] for index in range(way.states))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not noise that `ddim invert` saved: give --from the file that it wrote"
-        ) from error
-    settings = dataclasses.replace(settings, device=device, spacing=None)  # the plan has the spacing
+    settings = read_noise_recipe(path, said, given)
+    plan = read_plan(path, said)
+    way = METHODS[settings.method]
+    states = [tensors.get(f"state.{index}") for index in range(way.states)]
+    settings = dataclasses.replace(settings, spacing=None)  # the plan has the spacing
     pipe = open_pipeline(settings, lambda kind: _check_kind(kind, settings))
-    shape = pipe.sample_shape(len(states[0]))
-    if any(tuple(state.shape) != shape for state in states):
-        raise CheckpointError(f"{path} holds noise of shape {tuple(states[0].shape)}, {settings.model} needs {shape}")
-    with torch.no_grad(), pipe.progress_bar(len(plan)) as bar:
-        placed = tuple(widened(state.to(pipe.device)) for state in states)
-        denoiser = _denoiser(pipe, plan, len(placed[0]), settings)
-        x = way.decode(denoiser, placed, plan, lambda step: bar.update())
-        images: list[Image.Image] = pipe.decode(x.to(pipe.dtype))
+    found = _noise(path, states, pipe)
+    count, shape = len(found[0]), pipe.picture_shape()
+    images: list[Image.Image] = []
+    parts = list(chunks(range(count), chunk_size(pipe, (shape[2], shape[1]))))
+    with torch.no_grad(), pipe.progress_bar(len(plan) * len(parts)) as bar:
+        for part in parts:
+            placed = tuple(widened(state[part.start : part.stop].to(pipe.device)) for state in found)
+            denoiser = _denoiser(pipe, plan, len(part), settings)
+            x = way.decode(denoiser, placed, plan, lambda step: bar.update())
+            images += pipe.decode(x.to(pipe.dtype))
     made = made_by("invert", settings, noise=path)
-    chosen = choose_scale(scale, images[0].size, len(images), out)
-    for written in save_pictures(images, out, made, overwrite=overwrite, scale=chosen):
+    chosen = choose_scale(given.scale, images[0].size, len(images), given.out)
+    for written in save_pictures(images, given.out, made, overwrite=given.overwrite, scale=chosen):
         print(written)
+
+
+def _noise(path: str, states: Sequence[Tensor | None], pipe: DiffusionPipeline) -> list[Tensor]:
+    """The states of a file of noise, (n c h w) each, if a pipeline can draw of them.
+
+    Raises:
+        CheckpointError: they are missing, of other shapes or types, or not finite.
+    """
+    found = [state for state in states if state is not None]
+    if len(found) < len(states):
+        raise CheckpointError(f"{path} is not noise that `ddim invert` saved: give --from the file that it wrote")
+    shape = pipe.sample_shape(1)[1:]
+    counts = {len(state) if state.ndim else 0 for state in found}
+    if any(tuple(state.shape[1:]) != shape for state in found) or len(counts) != 1:
+        raise CheckpointError(f"{path} holds noise of shape {tuple(found[0].shape)}, the model needs (n, *{shape})")
+    if not 1 <= min(counts) <= PICTURES:
+        raise CheckpointError(f"{path} holds noise of {min(counts)} pictures: from 1 to {PICTURES} are drawn")
+    if not all(state.is_floating_point() and bool(state.isfinite().all()) for state in found):
+        raise CheckpointError(f"{path} holds noise that is no finite numbers")
+    return found
 
 
 def widened(x: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def check_images(paths: Sequence[str]) -> None:
         check_picture(path, path)
 
 
-_OF_THE_FILE = ("from_image", "out", "overwrite")
+_OF_THE_FILE = ("from_image", "trust", "out", "overwrite")
 
 
 def made_by(command: str, settings: Any, **more: Any) -> dict[str, Any]:

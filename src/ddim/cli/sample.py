@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Collection
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ddim._version import __version__
 from ddim.cli.drawing import FROM_FILES, Drawing, draw_into_file, draw_into_folder
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
 from ddim.cli.options import (
@@ -41,6 +39,7 @@ from ddim.cli.options import (
 )
 from ddim.cli.pictures import check_images, check_look
 from ddim.cli.places import announce, is_folder
+from ddim.cli.recipe import check_drawn, read_picture_recipe
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -119,10 +118,14 @@ class SampleSettings:
         str | None,
         tyro.conf.arg(
             name="from",
-            help="A PNG that this command wrote, to make it again by its own settings, of which --out and --device "
-            "alone can be changed; or the noise that `ddim invert` saved, to draw the picture that it came from.",
+            help="A PNG that this command wrote, to make it again by its own settings; or the noise that `ddim invert` "
+            "saved, to draw the picture that it came from. Options that are given beside it go before what it says. As "
+            "it may be from anyone, files that it names are to be given again, and it decides neither --backend nor "
+            "--device; see also --trust.",
         ),
     ] = None
+    trust: bool = False
+    """Load whatever model --from names, and not only one that comes with ddim: you know who made it."""
     scale: Scale = None
     labels: Labels = False
     out: PictureOut = "samples.png"
@@ -146,15 +149,15 @@ class SampleSettings:
 def run_sample(settings: SampleSettings) -> None:
     if not is_folder(settings.out):
         announce(settings.out, settings.overwrite)
-    only = None  # the number of the image to make, of those that the settings make
     if settings.from_image is not None and settings.from_image.endswith(".safetensors"):
         from ddim.cli.invert import sample_again
 
-        again = settings.from_image, settings.device, settings.out
-        sample_again(*again, overwrite=settings.overwrite, scale=settings.scale)
+        sample_again(settings.from_image, settings)
         return
+    recipe = None
     if settings.from_image is not None:
-        settings, only = _remake(settings)
+        recipe = read_picture_recipe(settings)
+        settings = recipe.settings
     if settings.model is None:
         settings = dataclasses.replace(settings, model="digits" if settings.prompt is None else "emoji")
     started = time.perf_counter()
@@ -169,7 +172,9 @@ def run_sample(settings: SampleSettings) -> None:
     pipe = open_pipeline(settings, suits)
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
     settings = dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
-    drawing = Drawing(pipe, settings, only)
+    if recipe is not None:
+        check_drawn(pipe, recipe, settings)
+    drawing = Drawing(pipe, settings, None if recipe is None else recipe.only)
     drawn = draw_into_folder(drawing) if is_folder(settings.out) else draw_into_file(drawing)
     what = "" if settings.prompt is None else f"of {settings.prompt!r} "
     print(
@@ -179,36 +184,6 @@ def run_sample(settings: SampleSettings) -> None:
         + f"{time.perf_counter() - started:.1f} s",
         file=sys.stderr,
     )
-
-
-def _remake(settings: SampleSettings) -> tuple[SampleSettings, int | None]:
-    """The settings of a picture that was made before, and which image of theirs it is."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(str(settings.from_image)) as image:
-            made = json.loads(str(image.info["ddim"]))
-        if made.get("command", "sample") != "sample":
-            raise KeyError("command")
-        known = {field.name: field.default for field in dataclasses.fields(SampleSettings)}
-        stored = {key: made["settings"][key] for key in known if key in made["settings"]}
-        for name in ("class_labels", "guidance_interval"):
-            if stored.get(name) is not None:
-                stored[name] = tuple(stored[name])
-        only = made["image"]
-    except (UnidentifiedImageError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{settings.from_image} is no PNG of `ddim sample` that says how ddim made it: give --from a picture that "
-            "`ddim sample` wrote and no other program has saved since"
-        ) from error
-    if made.get("version") != __version__:
-        print(
-            f"ddim: {settings.from_image} was made by version {made.get('version')} of ddim, and this is version "
-            f"{__version__}: the picture may differ",
-            file=sys.stderr,
-        )
-    own = {"device": settings.device, "from_image": None, "out": settings.out, "overwrite": settings.overwrite}
-    return SampleSettings(**{**stored, **own}), only
 
 
 def _check_kind(kind: Kind, settings: SampleSettings) -> None:

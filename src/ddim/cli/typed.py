@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, get_type_hints
 
 import tyro
@@ -34,6 +35,10 @@ def typed(kind: type, field: str) -> str:
         return f"the {field}"
     named = [name for each in metadata if (name := getattr(each, "name", None))]
     return "--" + str(named[0] if named else field).replace("_", "-")
+
+
+# The fields that were typed, of the command that runs; None where it was called from Python.
+NOW: ContextVar[frozenset[str] | None] = ContextVar("NOW", default=None)
 
 
 def given(kind: type, arguments: Sequence[str]) -> frozenset[str]:

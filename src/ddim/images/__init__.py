@@ -18,7 +18,7 @@ from ddim.images.drawn import (
     to_pil,
     write_animation,
 )
-from ddim.images.reading import MAX_PIXELS, MAX_SIDE, check_picture, loaded, read_picture, upright
+from ddim.images.reading import MAX_PIXELS, MAX_SIDE, check_picture, loaded, png_text, read_picture, upright
 
 __all__ = [
     "MAX_PIXELS",
@@ -30,6 +30,7 @@ __all__ = [
     "enlarge",
     "image_grid",
     "loaded",
+    "png_text",
     "read_picture",
     "there_and_back",
     "to_images",

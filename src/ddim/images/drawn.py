@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddim.checkpoint.files import atomic_write
 from ddim.errors import ConfigError, require
+from ddim.images.reading import loaded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,6 +179,7 @@ def enlarge(image: Image.Image, scale: int | None = None, least: int = 64) -> Im
         scale: a whole number; unless told, one that gives a small picture's longer side about `least` pixels.
         least: pixels.
     """
+    image = loaded(image, "a picture")
     scale = scale or max(1, least // max(image.size))
     smooth = max(image.size) >= SMOOTH_FROM
     how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
@@ -211,6 +213,7 @@ def write_animation(
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(f"{path} must end in one of {', '.join(SUFFIXES)}")
+    frames = [loaded(frame, "a frame") for frame in frames]
     if len(frames) < 2 or len({frame.size for frame in frames}) != 1:
         raise ConfigError(f"an animation needs two or more frames of one size, not {len(frames)}")
     if not 1 <= fps <= 60:

@@ -12,6 +12,7 @@ import importlib
 import io
 import os
 import stat
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
@@ -19,8 +20,8 @@ from typing import IO, Any, TypeAlias, cast
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from ddim.errors import DataError
-from ddim.images.containers import find_picture
-from ddim.images.spans import BrokenError, Found, Spans
+from ddim.images.containers import find_picture, png_chunks
+from ddim.images.spans import BrokenError, Found, Spans, at
 
 MAX_PIXELS = 89_000_000  # a little less than the size at which Pillow warns of a decompression bomb
 MAX_SIDE = 32_767  # of width and height
@@ -87,6 +88,36 @@ def check_picture(picture: Picture, name: str, *, whole: bool = True) -> tuple[i
     with _explained(name), _opened(picture) as file:
         found = inspect(file, whole)
         return found.size[::-1] if found.orientation > 4 else found.size
+
+
+def png_text(path: str | Path, keyword: str, most: int) -> str | None:
+    """A text that a PNG holds under a keyword; None if it holds none.
+
+    Args:
+        path: the file.
+        keyword: of the text, in ASCII.
+        most: the most bytes that the text may have.
+
+    Raises:
+        DataError: it is no PNG, or cut off, or the text is longer.
+    """
+    start = keyword.encode() + b"\0"
+    with _explained(str(path)), _opened(path) as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            raise BrokenError("it is no PNG")
+        for kind, place, length in png_chunks(file):
+            if kind not in (b"tEXt", b"zTXt", b"iTXt") or length < len(start) or at(file, place, len(start)) != start:
+                continue
+            if length > most:
+                raise BrokenError(f"what it says under {keyword} has over {most} bytes")
+            text = at(file, place, length)[len(start) :]
+            is_packed = kind == b"zTXt"
+            if kind == b"iTXt":  # whether it is packed and how, the language, and the keyword in that language
+                is_packed, text = text[0] == 1, text[2:].split(b"\0", 2)[2]
+            if is_packed:
+                text = zlib.decompressobj().decompress(text[kind == b"zTXt" :], most)
+            return text.decode("utf-8" if kind == b"iTXt" else "latin-1")
+    return None
 
 
 def loaded(image: Image.Image, name: str) -> Image.Image:
