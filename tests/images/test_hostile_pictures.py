@@ -157,7 +157,7 @@ def test_commands_refuse_them_before_a_model_is_loaded(
     names = [name for name in broken() if name not in LATE]  # one door is tried with all of them, the others with some
     for path in (str(evil / name) for name in (names if door == "edit" else names[::6])):
         line = refused([*DOORS[door](path), "--out", f"out{'.safetensors' if door == 'invert' else '.png'}"], capsys)
-        assert line.startswith(f"ddim: {path} cannot be read: ")
+        assert f"{path} cannot be read: " in line
     assert contents(tmp_path) == before
 
 
@@ -175,7 +175,7 @@ def test_commands_refuse_damage_that_shows_late(
     before = contents(tmp_path)
     for name in ("no deflate.png", "rubbish.tif", "rubbish.webp") if door != "edit" else sorted(LATE):
         options = ["--model", texts, "--steps", "2", "--out", f"out{'.safetensors' if door == 'invert' else '.png'}"]
-        assert f"ddim: {evil / name} cannot be read: " in refused([*DOORS[door](str(evil / name)), *options], capsys)
+        assert f"{evil / name} cannot be read: " in refused([*DOORS[door](str(evil / name)), *options], capsys)
     assert contents(tmp_path) == before
 
 
