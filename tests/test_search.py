@@ -171,6 +171,5 @@ def test_the_command_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> N
     assert "--out" in capsys.readouterr().err
     assert main(["optimize", "emoji", "--out", "x"]) == 1
     assert "--prompts" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["optimize", "digits", "--out", "x", "--steps", "80"])
+    assert main(["optimize", "digits", "--out", "x", "--steps", "80"]) == 1
     assert "--reference" in capsys.readouterr().err

@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import pytest
 import tyro
 from PIL import Image
 
 from ddim.cli import COMMANDS, GROUPS, load, main
+from ddim.cli.completion import CompletionSettings, Shell, run_completion
 from ddim.cli.groups import OF_DRAWING, OF_MEASURING, OF_TRAINING, OTHER, TAKES, headings
 from ddim.cli.help import examples, options, summary
 
@@ -260,36 +261,89 @@ def test_every_shortened_command_is_one() -> None:
 
 # --- completion ------------------------------------------------------------------------------------------------------
 
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        (["ddim", "sa"], {"sample"}),
-        (["ddim", "train", "lo"], {"lora"}),
-        (["ddim", "sample", "--gui"], {"--guidance-scale", "--guidance-rescale", "--guidance-interval"}),
-        (["ddim", "sample", "--backend", "open"], {"openvino"}),
-    ],
-)
-def test_bash_completes(typed: list[str], offered: set[str], completion: Path) -> None:
-    words = " ".join(map(shlex.quote, typed))
-    code = f"source {completion}; COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; "
-    code += "f=$(complete -p ddim | sed 's/.*-F \\([^ ]*\\).*/\\1/'); $f ddim; printf '%s\\n' \"${COMPREPLY[@]}\""
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == offered
+TYPED = [
+    ("ddim sa", {"sample"}),
+    ("ddim --v", {"--version"}),
+    ("ddim train lo", {"lora"}),
+    ("ddim plot ", {"schedule", "trajectory", "tradeoff", "--help"}),
+    ("ddim completion z", {"zsh"}),
+    ("ddim sample --gui", {"--guidance-scale", "--guidance-rescale", "--guidance-interval"}),
+    ("ddim sample --backend open", {"openvino"}),
+    ("ddim sample --eta s", {"sigma_hat"}),
+    ("ddim train lora --mixed-precision b", {"bf16"}),
+    ("ddim train lora --out", {"--output-dir"}),
+    ("ddim train lora --no-use-e", {"--no-use-ema"}),
+]
 
 
 @pytest.fixture(scope="module")
-def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("completion") / "ddim.bash"
-    done = subprocess.run([sys.executable, "-m", "ddim", "completion", "bash"], capture_output=True, check=True)
-    path.write_bytes(done.stdout)
-    return path
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("completion")
+    commands = {words: settings(words) for words in COMMANDS}
+    for shell in get_args(Shell):
+        script = run_completion(CompletionSettings(shell))
+        assert script == run_completion(CompletionSettings(shell))
+        assert all(words.split()[-1] in script for words in commands)
+        (folder / shell).write_text(script, encoding="utf-8")
+    return folder
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_have_their_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    told = shown(capsys, "completion", shell)
-    assert "interpolate" in told
-    if shutil.which(shell) is not None:
-        subprocess.run([shell, "-n", "/dev/stdin"], input=told, text=True, check=True)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes(scripts: Path) -> None:
+    code = [f"source {scripts / 'bash'}"]
+    for typed, _ in TYPED:
+        words = [*typed.split(), *([""] if typed.endswith(" ") else [])]
+        code.append(f"COMP_WORDS=({' '.join(map(shlex.quote, words))}); COMP_CWORD={len(words) - 1}")
+        code.append("_ddim; echo ${COMPREPLY[@]}")
+    done = subprocess.run(["bash", "-euc", "\n".join(code)], capture_output=True, text=True, check=True)
+    offered = [set(line.split()) for line in done.stdout.split("\n")[:-1]]
+    for (typed, wanted), found in zip(TYPED, offered, strict=True):
+        assert found == wanted, typed
+    done = subprocess.run(
+        ["bash", "-c", f"source {scripts / 'bash'}; complete -p ddim"], capture_output=True, text=True
+    )
+    assert done.stdout == "complete -o default -F _ddim ddim\n"  # files where there are no words
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_completes(scripts: Path) -> None:
+    for typed, wanted in TYPED:
+        code = f"source {scripts / 'fish'}; complete -C {shlex.quote(typed)}"
+        done = subprocess.run(["fish", "-c", code], capture_output=True, text=True, check=True)
+        assert {line.split("\t")[0] for line in done.stdout.splitlines()} == wanted - {"--help"}, typed
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_reads_its_script(scripts: Path) -> None:
+    subprocess.run(["zsh", "-n", str(scripts / "zsh")], check=True)
+
+
+def test_the_script_is_printed(scripts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    assert capsys.readouterr().out.strip() == (scripts / "bash").read_text(encoding="utf-8").strip()
+
+
+# --- what cannot be parsed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["sample", "--sed", "3"], "`ddim sample` has no option --sed: did you mean --seed?"),
+        (["sample", "a cat", "--guidance_scal=3"], "has no option --guidance_scal: did you mean --guidance-scale?"),
+        (["train", "lora", "--output-dir", "x", "--rnak", "4"], "has no option --rnak: did you mean --rank?"),
+        (["sample", "--qwertyuiop"], "`ddim sample` has no option --qwertyuiop. `ddim sample --help` lists"),
+        (
+            ["sample", "a", "red", "heart"],
+            'no place for red heart: put a text of several words in quotes, as in `ddim sample "a',
+        ),
+        (["info", "emoji", "digits"], "`ddim info` has no place for digits. `ddim info --help` lists"),
+    ],
+)
+def test_what_cannot_be_parsed_is_one_line(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ddim: ")
+    assert why in line

@@ -8,20 +8,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import functools
 import importlib
-import operator
 import os
 import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, NamedTuple
-
-import tyro
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from ddim._version import __version__
+from ddim.cli.parsing import parse
 from ddim.cli.typed import NOW, given, in_typed_words
 from ddim.errors import DDIMError
 
@@ -189,8 +186,7 @@ def _parse(arguments: list[str]) -> tuple[str, Any, frozenset[str]]:
     kind, typed = load(COMMANDS[words].settings), arguments[len(words.split()) :]
     if words.startswith("train "):
         typed = load("ddim.training.pasted:translate")(kind, typed)
-    unchecked: Any = type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": kind.__doc__})
-    return words, tyro.cli(unchecked, prog=f"ddim {words}", args=typed), given(kind, typed)
+    return words, parse(words, kind, typed), given(kind, typed)
 
 
 def _made(words: str, parsed: Any) -> Any:
@@ -216,21 +212,3 @@ def _unknown(arguments: list[str]) -> str:
     near = difflib.get_close_matches(given.replace("_", "-"), known, n=1)
     meant = f": did you mean `ddim {known[near[0]]}`?" if near else "."
     return f"there is no command {given}{meant} `ddim --help` lists all"
-
-
-def every_command() -> Any:
-    """The settings of all commands as tyro takes them: a union, in which each group is one more."""
-    groups: dict[str, list[Any]] = {}
-    for words, command in COMMANDS.items():
-        first, _, second = words.partition(" ")
-        groups.setdefault(first, []).append(Annotated[load(command.settings), tyro.conf.subcommand(second or first)])
-    return _any_of(
-        Annotated[_any_of(kinds), tyro.conf.subcommand(first, description=GROUPS[first])]
-        if first in GROUPS
-        else kinds[0]
-        for first, kinds in groups.items()
-    )
-
-
-def _any_of(kinds: Iterable[Any]) -> Any:
-    return functools.reduce(operator.or_, kinds)

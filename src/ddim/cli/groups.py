@@ -11,8 +11,9 @@ OTHER = "Other"
 _GUIDANCE = "guidance_scale guidance_rescale guidance_interval source_guidance_scale"
 
 OF_DRAWING = {
+    "Which shell": "shell",
     "What to draw": "prompt prompts images model lora source target negative_prompt class_label class_labels batch "
-    "height width seeds results shell",
+    "height width seeds results",
     "Which of the model's files": "variant tokenizer prediction_type",
     "How to go between them": "frames grid rows between_texts",
     "How to sample": "steps eta order spacing zero_snr seed method moments check",

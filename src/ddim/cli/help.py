@@ -34,6 +34,8 @@ class Option(NamedTuple):
 
     Attributes:
         heading: what it stands under.
+        names: as they are typed, such as ("--steps",); none where it goes by its place.
+        takes: what follows a name, such as "INT" or "{1,2}"; "" for what is only switched on or off.
         usage: its names and what follows them, such as "--steps INT".
         text: what it does.
         default: what is taken where it is not given, in words; None where the text says so, or where it is required.
@@ -42,6 +44,8 @@ class Option(NamedTuple):
     """
 
     heading: str
+    names: tuple[str, ...]
+    takes: str
     usage: str
     text: str
     default: str | None
@@ -119,18 +123,21 @@ def _option(command: str, field: dataclasses.Field[Any], kind: Any, text: str | 
     is_required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     flag = "--" + (noted("name") or field.name).replace("_", "-")
     takes = noted("metavar") or _takes(bare, text_for(field.name))
+    names = (flag, *(noted("aliases") or ()))
+    usage = f"{', '.join(names)} {takes}"
     if is_positional:
         several = " ..." if get_origin(bare) is tuple else ""
-        usage = noted("metavar") or field.name.removesuffix("s" if several else "").upper() + several
+        names, usage = (), noted("metavar") or field.name.removesuffix("s" if several else "").upper() + several
     elif bare is bool and not is_required:
-        usage = f"{flag}, --no-{flag[2:]}" if field.default else flag
-    else:
-        usage = " ".join([", ".join([flag, *(noted("aliases") or ())]), takes])
+        names, takes = (flag, f"--no-{flag[2:]}"), ""
+        usage = ", ".join(names) if field.default else flag
     default = None if is_required or field.default in (None, (), "") else _shown(field.default)
     if bare is bool and not is_required:
         default = f"--{flag[2:]}" if field.default else None
     return Option(
         heading=heading(command, field.name),
+        names=names,
+        takes=takes,
         usage=usage,
         text=" ".join((noted("help") or text or "").split()),
         default=default,
