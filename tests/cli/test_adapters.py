@@ -88,7 +88,7 @@ def test_a_weight_that_is_no_number(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("no.safetensors", "there is no file or folder 'no.safetensors', which --lora names"),
+        ("no.safetensors", "there is no file or folder 'no.safetensors', given as --lora"),
         ("ik.safetensors", "did you mean ./ink.safetensors?"),
         ("./no", "there is no file or folder './no'"),
         ("no", "there is no file or folder 'no'"),

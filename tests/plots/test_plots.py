@@ -135,7 +135,7 @@ def test_plot_trajectory_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixture
     ("options", "message"),
     [
         (["a cat"], "draws no texts"),
-        (["--class-label", "9"], "class_labels"),
+        (["--class-label", "9"], "--class-label 9"),
         (["--moments", "0"], "moment"),
         (["--out", "x.txt"], ".svg"),
         (["--eta", "2"], "eta"),
@@ -232,7 +232,7 @@ def test_the_folder_that_evaluate_writes_is_plotted(tmp_path: Path, drawn: list[
         (("run/consistency.json",), "run", "{} has no distances to plot: it is of `ddim evaluate --consistency`"),
         (("run/results.json", "run/results.csv"), "run/results.csv", "{} is no results.json"),
         (("run/results.json",), "run", "{}/results.json: no results of `ddim evaluate`"),
-        (("other/x",), "nowhere", "there is no {}: give the folder"),
+        (("other/x",), "nowhere", "there is no file or folder '{}'"),
     ],
 )
 def test_a_folder_without_results_is_refused(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ddim.errors import ConfigError
 
@@ -121,7 +121,7 @@ def check_kinds(cls: type, config: Mapping[str, Any], path: Path) -> None:
     """
     for name, hint in get_type_hints(cls.__init__).items():  # type: ignore[misc]
         options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        kinds = [_KINDS[kind] for option in options if (kind := get_origin(option) or option) in _KINDS]
+        kinds = [_KINDS[kind] for option in options if (kind := _kind(option)) in _KINDS]
         if name not in config or not kinds or Any in options:
             continue
         value = config[name]
@@ -129,3 +129,9 @@ def check_kinds(cls: type, config: Mapping[str, Any], path: Path) -> None:
         if type(value) not in accepted or (isinstance(value, int) and abs(value) > MAX_INT):
             wanted = " or ".join(dict.fromkeys(words for words, _ in kinds))
             raise ConfigError(f"{path}: {name} must be {wanted}, not {'null' if value is None else repr(value)[:100]}")
+
+
+def _kind(option: Any) -> Any:
+    """What a type of an annotation is of: a list for a list of numbers, a string for a choice of words."""
+    origin = get_origin(option)
+    return type(get_args(option)[0]) if origin is Literal else origin or option

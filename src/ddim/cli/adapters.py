@@ -104,7 +104,7 @@ def check_adapter(given: str | Sequence[str], option: str) -> None:
         return
     if place.lower().endswith(FILES) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place):
         meant = nearby(place, lambda path: path.suffix.lower() in FILES or path.is_dir())
-        raise ConfigError(f"there is no file or folder {place[:300]!r}, which {option} names{did_you_mean(meant)}")
+        raise ConfigError(f"there is no file or folder {place[:300]!r}, given as {option}{did_you_mean(meant)}")
 
 
 def refuse_adapters(model: str, given: Sequence[str | Sequence[str]] | None) -> None:

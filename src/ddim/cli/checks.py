@@ -118,7 +118,7 @@ def _present(value: str, option: str) -> None:
                 raise ConfigError(f"{option} {value} cannot be read: its permissions forbid it")
             return
     meant = did_you_mean(nearby(value, lambda path: path.exists()))
-    raise ConfigError(f"there is no file or folder {value[:300]!r}, which {option} names{meant}")
+    raise ConfigError(f"there is no file or folder {value[:300]!r}, given as {option}{meant}")
 
 
 def _checkpoint(value: str | None, output_dir: str) -> None:
@@ -127,7 +127,7 @@ def _checkpoint(value: str | None, output_dir: str) -> None:
     if value not in (None, "latest", "none") and not any(place.exists() for place in places):
         meant = nearby(str(places[1]), Path.is_dir)
         raise ConfigError(
-            f"there is no checkpoint {value!r:.300}, which --resume-from-checkpoint names{did_you_mean(meant)}"
+            f"there is no checkpoint {value!r:.300}, given as --resume-from-checkpoint{did_you_mean(meant)}"
         )
 
 
@@ -138,7 +138,7 @@ def data(value: str, option: str) -> None:
     if re.search(r"^[./~]|\\|/.*/", value) or value.endswith((".parquet", ".zip", ".tar", ".csv", ".jsonl")):
         _present(value, option)
     if "/" not in value and alike(value, ["digits"]):
-        raise ConfigError(f"there is no data {value}, which {option} names: did you mean digits?")
+        raise ConfigError(f"there is no data {value}, given as {option}: did you mean digits?")
 
 
 # --- what is drawn with ----------------------------------------------------------------------------------------------

@@ -303,7 +303,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             raise TypeError(f"the parts of a {type(pipeline).__name__} make no {cls.__name__}")
         own = {name: part for name, part in own.items() if name in (*cls.parts, *cls.left_out)}
         made = cls(**{**own, **parts})
-        made.loaded_from = pipeline.loaded_from
+        made.loaded_from = getattr(pipeline, "loaded_from", None)  # a pipeline of diffusers has no such thing
         return made
 
     def save_pretrained(
