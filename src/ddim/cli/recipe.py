@@ -179,7 +179,10 @@ def read_picture_recipe(settings: SampleSettings) -> Recipe:
 
     path = str(settings.from_image)
     try:
-        made = parse(png_text(path, "ddim", LONGEST) or "")
+        said = png_text(path, "ddim", LONGEST)
+        if said is None:
+            raise ValueError("it says nothing")
+        made = parse(said)
         if made.get("command", "sample") != "sample":
             raise ValueError("it is of another command")
         stored = made["settings"]
