@@ -95,7 +95,10 @@ SAMPLE = [
     (["--image", "results.json"], "--image results.json"),
     (["--image", "picture.png", "--mask-image", "results.json"], "--mask-image results.json"),
     (["--from", "picture.png"], "picture.png is no PNG of `ddim sample` that says how ddim made it"),
-    (["--image", "picture.png", "--mask-image", "no.png"], "there is no file or folder 'no.png', given as --mask-image"),
+    (
+        ["--image", "picture.png", "--mask-image", "no.png"],
+        "there is no file or folder 'no.png', given as --mask-image",
+    ),
     (["--from", "nope.png"], "there is no file or folder 'nope.png', given as --from"),
     (["--lora", "nope.safetensors"], "there is no file or folder 'nope.safetensors', given as --lora"),
     (["--lora", "picture.png"], "--lora picture.png is no .safetensors or .bin file"),
@@ -230,7 +233,9 @@ def test_all_other_commands(
 def test_a_model_that_is_missing_stands_before_the_options(files: None, capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("evaluate", "optimize", "info"):
         assert "there is no model emojo: did you mean emoji?" in refusal(capsys, words, "emojo")
-    assert "there is no file or folder 'no.json', given as the results" in refusal(capsys, "plot", "tradeoff", "no.json")
+    assert "there is no file or folder 'no.json', given as the results" in refusal(
+        capsys, "plot", "tradeoff", "no.json"
+    )
     assert "there is no file or folder 'no.png', given as the images" in refusal(capsys, "invert", "no.png")
     assert "the images results.json" in refusal(capsys, "invert", "picture.png", "results.json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import subprocess
@@ -12,25 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tqdm.std
 from PIL import Image
 from tiny import save_tiny
-from tiny_sd import tiny_reference
 
-from ddim.cli import batches, drawing, main
+from ddim.cli import drawing, main
 from ddim.pipelines import DDIMPipeline
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    return save_tiny(tmp_path_factory.mktemp("classes"), num_class_embeds=4)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("texts")
-    tiny_reference(folder, 1, prediction_type="v_prediction")
-    return str(folder)
 
 
 @pytest.fixture
@@ -235,20 +223,24 @@ def test_memory_is_flat(tmp_path: Path) -> None:
 def test_progress_is_by_picture(classes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Where stderr is no terminal, by a line now and then, and never by a bar for each chunk."""
-    monkeypatch.setattr(batches.PictureProgress, "_EVERY", 0.0)
+    seconds = itertools.count(0, 2)
+    monkeypatch.setattr(tqdm.std, "time", lambda: next(seconds))
     monkeypatch.setattr(drawing, "chunk_size", lambda pipe, size: 4)
     assert sample("--model", classes, "--batch", 8, "--out", f"{tmp_path}/many/") == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if "pictures, about" in line]
-    assert [line.partition(",")[0] for line in lines] == [f"ddim: {k} of 8 pictures" for k in (2, 4, 6, 8)]
-    monkeypatch.setattr(batches.PictureProgress, "_EVERY", 10.0)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("drawing: ")]
+    assert {"drawing: 2/8 pictures", "drawing: 8/8 pictures"} <= {line.partition(",")[0] for line in lines}
+    assert len(lines) <= 5
+    monkeypatch.setattr(tqdm.std, "time", lambda: 0.0)
     assert sample("--model", classes, "--batch", 8, "--out", tmp_path / "grid.png") == 0
     said = capsys.readouterr().err
-    assert "pictures, about" not in said
+    assert "drawing" not in said
     assert "it/s" not in said
 
 
 def test_a_bar_of_pictures_on_a_terminal(classes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    seconds = itertools.count(0, 2)
+    monkeypatch.setattr(tqdm.std, "time", lambda: next(seconds))
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setattr(drawing, "chunk_size", lambda pipe, size: 4)
     assert sample("--model", classes, "--batch", 8, "--out", f"{tmp_path}/many/") == 0

@@ -8,28 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from tiny import save_tiny
-from tiny_sd import tiny_reference
 
 from ddim.cli import COMMANDS, load, main
 from ddim.cli.places import place, places
 
 KEPT = b"somebody's own"
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    return save_tiny(tmp_path_factory.mktemp("classes"), num_class_embeds=4)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("texts")
-    tiny_reference(folder, 1, prediction_type="v_prediction")
-    return str(folder)
 
 
 def results(folder: Path) -> str:

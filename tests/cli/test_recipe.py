@@ -21,8 +21,6 @@ from hostile import Rise, contents
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny
-from tiny_sd import tiny_reference
 
 from ddim.backends import openvino
 from ddim.checkpoint.files import read_metadata
@@ -33,19 +31,6 @@ from ddim.errors import ConfigError, DDIMError
 from ddim.pipelines import DiffusionPipeline
 
 SECONDS, MEBIBYTES = 10, 476  # 500 MB
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    return save_tiny(tmp_path_factory.mktemp("classes"), num_class_embeds=4)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("sd")
-    tiny_reference(folder, 1, prediction_type="v_prediction")
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)

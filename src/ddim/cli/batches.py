@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ddim.cli.places import Places, places
 from ddim.cli.recipe import LONGEST, parse
 
 if TYPE_CHECKING:
-    from tqdm import tqdm as Bar
+    from tqdm.std import tqdm as Bar
 
     from ddim.pipelines import DiffusionPipeline
 
@@ -108,48 +106,9 @@ def _recipe(note: Mapping[str, Any]) -> dict[str, Any]:
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 
-class PictureProgress:
-    """Says on stderr how many pictures are drawn: by a bar or, where it is no terminal, by a line now and then."""
+def picture_bar(total: int) -> Bar[Any]:
+    """Progress by picture, of which a part may be done: a bar or, where stderr is no terminal, a line now and then."""
+    from ddim.data.progress import progress
 
-    _EVERY = 10.0  # seconds between two lines
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0.0
-        self._bar: Bar[Any] | None = None
-        self._started = self._said = time.monotonic()
-
-    def __enter__(self) -> Self:
-        from tqdm.auto import tqdm
-
-        if sys.stderr.isatty():
-            shown = "{percentage:3.0f}%|{bar}| {n:.0f} of {total} pictures [{elapsed}<{remaining}]"
-            self._bar = tqdm(total=self._total, bar_format=shown)
-        return self
-
-    def update(self, pictures: float) -> None:
-        """Count so many more pictures, or so much of one."""
-        before, self._done = self._done, min(self._done + pictures, self._total)
-        if self._bar is not None:
-            self._bar.update(self._done - before)
-            return
-        now = time.monotonic()
-        if now - self._said >= self._EVERY:
-            self._said = now
-            left = (now - self._started) * (self._total / self._done - 1)
-            print(f"ddim: {self._done:.0f} of {self._total} pictures, about {_spelt(left)} left", file=sys.stderr)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _spelt(seconds: float) -> str:
-    """
-    >>> _spelt(4.2), _spelt(200), _spelt(7300)
-    ('5 s', '4 min', '2.1 h')
-    """
-    if seconds < 90:
-        return f"{int(seconds) + 1} s"
-    return f"{int(seconds / 60) + 1} min" if seconds < 5400 else f"{seconds / 3600 + 0.05:.1f} h"
+    shown = "{percentage:3.0f}%|{bar}| {n:.0f} of {total} pictures [{elapsed}<{remaining}]"
+    return progress(total=total, desc="drawing", unit="picture", bar_format=shown)

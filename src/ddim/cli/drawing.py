@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddim.cli.batches import PictureProgress, chunk_size, chunks, pictures_of
+from ddim.cli.batches import chunk_size, chunks, picture_bar, pictures_of
 from ddim.cli.fitting import fit_start, warn_of_size
 from ddim.cli.pictures import choose_scale, made_by, save_picture, save_pictures
 from ddim.cli.places import is_folder
 
 if TYPE_CHECKING:
     from PIL import Image
+    from tqdm.std import tqdm as Bar
 
     from ddim.cli.sample import SampleSettings
     from ddim.pipelines import DiffusionPipeline
@@ -131,7 +132,7 @@ def draw_into_file(drawing: Drawing) -> int:
     if len(numbers) == 1:
         images = drawing.draw(numbers)
     else:
-        with PictureProgress(len(numbers)) as bar:
+        with picture_bar(len(numbers)) as bar:
             parts = chunks(numbers, drawing.at_a_time)
             images = [image for part in parts for image in drawing.draw(part, _counting(bar, len(part)))]
     (path,) = save_pictures(
@@ -162,7 +163,7 @@ def draw_into_folder(drawing: Drawing) -> int:
     there = pictures_of(settings.out, numbers, drawing.made, settings.overwrite)
     written: list[Path] = []
     try:
-        with PictureProgress(len(numbers) - len(there.done)) as bar:
+        with picture_bar(len(numbers) - len(there.done)) as bar:
             for part in chunks(numbers, drawing.at_a_time):
                 missing = [number for number in part if number not in there.done]
                 if not missing:
@@ -190,7 +191,7 @@ def _print(files: list[Path]) -> None:
         print(file)
 
 
-def _counting(bar: PictureProgress, pictures: int) -> Callable[[float], object]:
+def _counting(bar: Bar[Any], pictures: int) -> Callable[[float], object]:
     """What counts a share of so many pictures."""
     return lambda share: bar.update(share * pictures)
 

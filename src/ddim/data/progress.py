@@ -52,7 +52,7 @@ class Lines(tqdm.std.tqdm):  # type: ignore[misc]
 
     def __init__(self, iterable: Iterable[Any] | None = None, **options: Any) -> None:
         self.due = 0.0  # seconds from the start: when to write the next line
-        self.told = -1  # what the last line said was done
+        self.told: float = -1  # what the last line said was done
         super().__init__(iterable, **{**options, "miniters": 1, "mininterval": 1, "file": sys.stderr})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -65,7 +65,8 @@ class Lines(tqdm.std.tqdm):  # type: ignore[misc]
 
     def _line(self, elapsed: float) -> str:
         unit = "" if self.unit == "it" else " batches" if self.unit == "batch" else f" {self.unit}s"
-        parts = [f"{self.n:,}{unit}" if self.total is None else f"{self.n:,}/{self.total:,}{unit}"]
+        done = f"{int(self.n):,}"  # a part of the next one may be done
+        parts = [f"{done}{unit}" if self.total is None else f"{done}/{self.total:,}{unit}"]
         parts += [self.postfix] if self.postfix else []
         made = self.n - self.initial
         if self.total is not None and made and self.n < self.total:

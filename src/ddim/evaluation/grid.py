@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddim.data import Source
-from ddim.data.progress import progress
+from ddim.data.progress import duration, progress
 from ddim.errors import ConfigError
 from ddim.evaluation.drawing import Conditions, Loop, draw_numbered, load_pictures, make_plan, run_plan
 from ddim.evaluation.features import FeatureExtractor
@@ -177,19 +177,9 @@ class _Estimate:
         self.told = True
         each = batch.seconds / len(batch.features) / len(self.plans[cell])
         times = {c.steps: each * len(self.plans[c]) * self.samples for c in cells}
-        listed = ", ".join(f"S={steps} {_duration(seconds)}" for steps, seconds in times.items())
+        listed = ", ".join(f"S={steps} {duration(seconds)}" for steps, seconds in times.items())
         total = sum(each * len(self.plans[c]) * self.samples for c in cells)
-        bar.write(f"each cell will take about: {listed}; all {len(cells)}: {_duration(total)}", file=sys.stderr)
-
-
-def _duration(seconds: float) -> str:
-    """
-    >>> _duration(8.24), _duration(100), _duration(10_000)
-    ('8.2 s', '1.7 min', '2.8 h')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+        bar.write(f"each cell will take about: {listed}; all {len(cells)}: {duration(total)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
