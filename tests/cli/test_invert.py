@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny
-from tiny_sd import tiny_reference
 
 from ddim.cli import edit, main
 from ddim.cli.pictures import read_image
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("sd")
-    tiny_reference(folder, 1, prediction_type="v_prediction")
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("classes")
-    torch.manual_seed(0)
-    return save_tiny(folder, num_class_embeds=4)
 
 
 @pytest.fixture
@@ -60,6 +45,23 @@ def test_a_picture_comes_back_from_its_noise(
         small = original.convert("L").resize((8, 8), Image.Resampling.LANCZOS)
         found = image.convert("L").resize((8, 8), Image.Resampling.NEAREST)
         assert max(abs(a - b) for a, b in zip(found.tobytes(), small.tobytes(), strict=True)) <= 1
+
+
+def test_the_way_back_is_compared_with_the_file_too(
+    texts: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is said is the error of the picture that `sample --from` draws, which the autoencoder has its part in."""
+    noise, again = str(tmp_path / "noise.safetensors"), tmp_path / "again.png"
+    options = ["--prompt", "a red cat", "--method", "bidirectional", "--steps", "4"]
+    assert main(["invert", picture, "--model", texts, *options, "--out", noise]) == 0
+    told = re.search(r"mean square (\S+) of pixels in \[0, 1\], and (\S+) against the file at", capsys.readouterr().err)
+    assert told is not None
+    assert main(["sample", "--trust", "--from", noise, "--scale", "1", "--out", str(again)]) == 0
+    with Image.open(again) as image, Image.open(picture) as original:
+        given = original.convert("RGB").resize(image.size, Image.Resampling.LANCZOS)
+        error = float(np.square((np.asarray(image, float) - np.asarray(given, float)) / 255).mean())
+    assert float(told[2]) == pytest.approx(error, rel=0.05)
+    assert float(told[1]) < float(told[2]) / 10
 
 
 def test_several_pictures_under_a_text(texts: str, picture: str, tmp_path: Path) -> None:
