@@ -337,7 +337,6 @@ def test_compiles_without_a_graph_break(name: str) -> None:
         torch.testing.assert_close(cached, expected, atol=2e-5, rtol=0)
 
 
-@pytest.mark.slow
 def test_exports_for_any_batch_and_text_length() -> None:
     torch.manual_seed(0)
     model = UNet2DConditionModel(**SMALL).eval()

@@ -355,7 +355,7 @@ class UNet2DConditionModel(Backbone):
             raise ValueError(f"sample must have shape (b, {self.in_channels}, h, w), not {tuple(sample.shape)}")
         if added_cond_kwargs:
             raise ValueError(f"added_cond_kwargs are not implemented: leave out {', '.join(added_cond_kwargs)}")
-        text = self._text(encoder_hidden_states, len(sample)) if text_cache is None else None
+        text = self._text(encoder_hidden_states, sample.shape[0]) if text_cache is None else None
         if self.center_input_sample:
             sample = 2 * sample - 1
         more = {
