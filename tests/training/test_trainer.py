@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from tiny_training import (
     Place,
     as_options,
     assert_same,
+    assert_same_runs,
     lora_settings,
     place,
     text_settings,
@@ -35,6 +38,7 @@ from ddim.errors import CheckpointError, ConfigError, DDIMError, NonFiniteError
 from ddim.training import text_to_image, train
 from ddim.training.checkpoints import checkpoints, discard
 from ddim.training.diffusion import draw_noise, draw_timesteps
+from ddim.training.interruption import Interrupted
 from ddim.training.objective import Losses
 from ddim.training.run import make_objective, make_trainer
 from ddim.training.settings import LoraSettings, PixelSettings, TextToImageSettings, TrainSettings, VAESettings
@@ -138,6 +142,146 @@ def test_the_learning_rate_reaches_the_optimizer_and_scales(tmp_path: Path, plac
     trainer.optimizer.step = noted
     trainer.run()
     assert rates == pytest.approx([8e-4 * factor for factor in (0.5, 1.0, 0.8, 0.6, 0.4, 0.2)])
+
+
+# --- the time --------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_share_falls_by_steps_or_by_the_time(tmp_path: Path, place: Place) -> None:
+    chosen = text_settings(tmp_path, place, lr_scheduler="warmup_stable_decay", lr_warmup_steps=2, lr_decay_share=0.25)
+    steps = [learning_rate_factor(chosen, step, 42) for step in (0, 1, 2, 31, 32, 37, 42)]
+    assert steps == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 0.5, 0])
+    times = [learning_rate_factor(chosen, 10, 10_000, time) for time in (0.0, 0.75, 0.8, 0.95, 1.0)]
+    assert times == pytest.approx([1, 1, 0.8, 0.2, 0])
+    linear = dataclasses.replace(chosen, lr_scheduler="linear")
+    assert learning_rate_factor(linear, 10, 10_000, 0.3) == pytest.approx(0.7)
+    assert learning_rate_factor(linear, 0, 10_000, 0.9) == pytest.approx(1 / 3)  # the warm-up is by steps
+    assert learning_rate_factor(linear, 22, 42, 0.1) == pytest.approx(0.5)  # whichever is farther
+
+
+def timed(trainer: Trainer, seconds: float = 10.0, before: float = 0.0) -> list[float]:
+    """Let each step take so many seconds, and what is before the first one; the learning rates of the steps."""
+    first, rates, prepared = trainer.step, [], []
+    prepare, step = trainer.objective.prepare, trainer.optimizer.step
+    trainer.clock = lambda: (before if prepared else 0.0) + seconds * (trainer.step - first)
+
+    def noted(*_: Any) -> None:
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        step()
+
+    def preparing(began: dict[str, Any]) -> None:
+        prepare(began)
+        prepared.append(True)
+
+    trainer.optimizer.step, trainer.objective.prepare = noted, preparing  # type: ignore[method-assign]
+    return rates
+
+
+@pytest.mark.parametrize("steps", [None, 500])
+def test_a_run_ends_by_the_time_with_a_checkpoint_and_a_model(
+    steps: int | None, tmp_path: Path, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: dict[str, Any] = {
+        "max_train_steps": steps,
+        "max_train_seconds": 65.0,
+        "lr_scheduler": "warmup_stable_decay",
+        "lr_decay_share": 0.5,
+        "lr_warmup_steps": 1,
+        "checkpointing_steps": 100,
+        "validation_steps": 100,
+        "validation_inference_steps": 1,
+    }
+    trainer = make_trainer(text_settings(tmp_path, place, **changes))
+    rates = timed(trainer, before=20.0)
+    trainer.run()
+    assert trainer.step == 5  # the first step that ends after 65 seconds, of which 20 are before the first
+    assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 2e-3 * (1 - 30 / 45), 2e-3 * (1 - 40 / 45)])
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5"]
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-0000005.png"]
+    average = read_tensors(tmp_path / "checkpoint-5" / "average.safetensors")
+    pipe = ddim.DiffusionPipeline.from_pretrained(tmp_path)
+    assert torch.equal(pipe.unet.conv_in.weight, average["unet.conv_in.weight"])
+    told = capsys.readouterr().err
+    assert "ends by the time, 65 seconds after it began, in about 4 steps of 10 s" in told
+    assert "epochs" not in told.replace("500 steps of 4: 167 epochs", "")
+    again = make_trainer(text_settings(tmp_path, place, **changes))  # has as much time again
+    again.resume()
+    assert again.step == 5
+    timed(again)
+    again.run()
+    assert again.step == 12
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-12"]
+
+
+def test_steps_that_are_made_before_the_time_end_a_run_as_ever(tmp_path: Path, place: Place) -> None:
+    whole, timeless = (tmp_path / name for name in ("whole", "timeless"))
+    for folder, changes in ((whole, {"max_train_seconds": 1000.0}), (timeless, {})):  # of a constant learning rate
+        trainer = make_trainer(text_settings(folder, place, lr_scheduler="constant", **changes))
+        timed(trainer)
+        trainer.run()
+        assert trainer.step == 6
+    assert_same_runs(whole, timeless)
+
+
+def test_a_run_that_ends_by_the_time_can_be_interrupted_before(tmp_path: Path, place: Place) -> None:
+    trainer = make_trainer(text_settings(tmp_path, place, max_train_steps=None, max_train_seconds=1000.0))
+    timed(trainer)
+    step = trainer.optimizer.step
+
+    def signalled(*_: Any) -> None:
+        step()
+        if trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.optimizer.step = signalled
+    with pytest.raises(Interrupted, match=r"step 4 is saved in .*checkpoint-4"):
+        trainer.run()
+    assert checkpoints(tmp_path)[-1].name == "checkpoint-4"
+
+
+def test_several_processes_agree_on_the_time_and_on_whether_to_stop(tmp_path: Path, place: Place) -> None:
+    trainer = make_trainer(text_settings(tmp_path, place, max_train_seconds=1000.0))
+    asked: list[list[float]] = []
+
+    def reduce(told: torch.Tensor, how: str) -> torch.Tensor:
+        asked.append(told.tolist())
+        return (told + torch.tensor([1.0, 30.0])) / 2  # the other process was interrupted and has another clock
+
+    trainer.accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
+    trainer.clock = lambda: 105.0
+    for trainer.step in range(1, 11):
+        trainer._agree(began=5.0)
+        assert (trainer.stops, trainer.seconds) == ((True, 65.0) if trainer.step == 10 else (False, 0.0))
+    assert asked == [[0.0, 100.0]]
+
+
+@pytest.mark.parametrize("given", [{"max_train_seconds": 0}, {"lr_decay_share": 0}, {"lr_decay_share": 1.5}])
+def test_times_that_cannot_be_are_refused(given: dict[str, Any], tmp_path: Path, place: Place) -> None:
+    with pytest.raises(ConfigError, match=next(iter(given))):
+        text_settings(tmp_path, place, **given)
+
+
+def test_a_step_never_waits_for_the_device(tmp_path: Path, place: Place) -> None:
+    """On the device "meta", which has no numbers, whoever asks it for one gets an error."""
+    for changes in ({}, {"random_background": True, "random_flip": True}):
+        trainer = make_trainer(text_settings(tmp_path / str(len(changes)), place, **changes))
+        trainer.objective.prepare({})
+        trainer.objective.to("meta")
+        assert trainer.average is not None
+        trainer.average.module.to("meta")
+        batches, log, losses = iter(trainer._loader()), _Log(1), []
+        trainer.accelerator = SimpleNamespace(
+            device=torch.device("meta"), process_index=0, num_processes=1, backward=lambda loss: loss.backward()
+        )
+        for _ in range(2):
+            trainer._accumulate(batches, log)
+            torch.nn.utils.clip_grad_norm_(trainer.objective.networks.parameters(), 1.0)
+            trainer.average.update_parameters(trainer.objective.networks)
+            losses.append(log.losses[-1])
+            trainer.step += 1
+        assert [loss.device.type for loss in losses] == ["meta"] * 2
+        with pytest.raises(RuntimeError, match="meta"):
+            float(losses[0])
 
 
 # --- what is logged --------------------------------------------------------------------------------------------------

@@ -48,8 +48,8 @@ OF_TRAINING = {
     "snr_gamma noise_offset input_perturbation dream_training dream_detail_preservation class_dropout caption_dropout "
     "kl_weight mse_weight gradient_weight",
     "Steps and optimizer": "train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs "
-    "learning_rate scale_lr lr_scheduler lr_decay_steps lr_warmup_steps lr_num_cycles lr_power adam_beta1 adam_beta2 "
-    "adam_weight_decay adam_epsilon use_8bit_adam max_grad_norm seed",
+    "max_train_seconds learning_rate scale_lr lr_scheduler lr_decay_steps lr_warmup_steps lr_num_cycles lr_power "
+    "lr_decay_share adam_beta1 adam_beta2 adam_weight_decay adam_epsilon use_8bit_adam max_grad_norm seed",
     "The average of the weights": "use_ema ema_decay ema_power ema_inv_gamma offload_ema",
     "Memory and speed": "mixed_precision allow_tf32 gradient_checkpointing dataloader_num_workers cache_latents "
     "cache_text_embeddings",

@@ -129,11 +129,16 @@ class LatentCache:
         assert table is not None
         return table.view(self.source.count, -1, *table.shape[1:])
 
-    def sample(self, index: Tensor, variant: Tensor, device: torch.device) -> Tensor:
-        """Latents of pictures, drawn at random: (b z h w) float32, not scaled."""
+    def rows(self, index: int, variant: int) -> Tensor:
+        """What the autoencoder says of a variant of a picture: means and deviations, (2 z h w) float16."""
         assert self.table is not None
-        rows = self.table[index.cpu(), variant.cpu()].to(device).float()  # (b 2 z h w)
-        return rows[:, 0] + rows[:, 1] * torch.randn_like(rows[:, 0])
+        return self.table[index, variant]
+
+
+def draw_latents(rows: Tensor) -> Tensor:
+    """Latents drawn at random from means and deviations (b 2 z h w): (b z h w) float32, not scaled."""
+    mean, deviation = rows.float().unbind(1)
+    return mean + deviation * torch.randn_like(mean)
 
 
 class CaptionCache:
@@ -163,7 +168,7 @@ class CaptionCache:
             parts.append(vectors.float().cpu())
         self.table = torch.cat(parts)
 
-    def embeddings(self, captions: list[str], device: torch.device) -> Tensor:
-        """The vectors of captions: (b s d)."""
+    def embedding(self, caption: str) -> Tensor:
+        """The vectors of a caption: (s d)."""
         assert self.table is not None
-        return self.table[[self.rows[caption] for caption in captions]].to(device)
+        return self.table[self.rows[caption]]

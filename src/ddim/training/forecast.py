@@ -15,6 +15,7 @@ from ddim.training.settings import LatentSettings, LoraSettings, TextToImageSett
 FEW = 300  # pictures: of fewer, a whole model learns little but them
 LOOKED_AT = 32  # how many pictures' sizes are looked at
 PATIENCE = 3.0  # seconds that this may take
+ENDLESS = 1_000_000_000  # steps of a run that nothing but the time ends
 MEASURED = 5  # how many steps are timed before the time for all is said
 
 
@@ -23,10 +24,14 @@ def summary(count: int, resolution: int, steps: int, per_step: int) -> str:
 
     >>> summary(5209, 64, 10_000, 64)
     '5,209 pictures of 64x64, 10,000 steps of 64: 123 epochs'
+    >>> summary(5209, 64, ENDLESS, 64)
+    '5,209 pictures of 64x64, steps of 64'
     """
     epochs = steps * per_step / count
     told = f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"
     pictures = f"{count:,} picture{'s' * (count != 1)}"
+    if steps >= ENDLESS:
+        return f"{pictures} of {resolution}x{resolution}, steps of {per_step}"
     return f"{pictures} of {resolution}x{resolution}, {steps:,} steps of {per_step}: {told} epoch{'s' * (told != '1')}"
 
 
@@ -61,7 +66,7 @@ def advice(settings: TrainSettings, source: Source, resolution: int, steps: int,
     elif isinstance(settings, (TextToImageSettings, VAESettings)) and is_new and steps * per_step < 20_000:
         said.append(f"a new model learns little from {steps * per_step:,} pictures seen: 500,000 and more are usual")
     most = 2_000 if is_whole else 1_000
-    if epochs > most:
+    if epochs > most and settings.max_train_seconds is None:
         suits = max(1, round(most / 4 * count / per_step))
         said.append(
             f"{epochs:,.0f} epochs: each picture is seen so often that it is learnt by heart; --max-train-steps "
@@ -89,9 +94,11 @@ class Forecast:
         steps: how many are to be made.
         previews, checkpoints: how many there will be.
         share: how many steps' time a preview takes, as a guess.
+        limit: seconds after which the run ends if it has not before, or None.
     """
 
-    def __init__(self, steps: int, previews: int, checkpoints: int, share: float) -> None:
+    def __init__(self, steps: int, previews: int, checkpoints: int, share: float, limit: float | None = None) -> None:
+        self.limit = math.inf if limit is None else limit
         self.steps, self.previews, self.checkpoints, self.share = steps, previews, checkpoints, share
         self.seconds: list[float] = []  # of the first steps
         self.preview: float | None = None  # seconds
@@ -126,10 +133,18 @@ class Forecast:
             before: seconds that went by before the first step, such as for encoding the pictures.
         """
         total = before + self.total()
+        if total > self.limit:
+            if self.told:
+                return None
+            self.told = self.limit
+            steps = max(1, int((self.limit - before) / (self.total() / self.steps)))
+            return (
+                f"here the run ends by the time, {duration(self.limit)} after it began, in about {steps:,} steps of "
+                f"{self._each()}. Ctrl-C saves what was learnt and ends it"
+            )
         if self.told and abs(total - self.told) < max(0.2 * self.told, 60):
             return None
-        each = f"{self.a_step:.2g}" if self.a_step < 10 else f"{self.a_step:.0f}"
-        parts = [f"{self.steps:,} steps of {each} s"]
+        parts = [f"{self.steps:,} steps of {self._each()}"]
         if self.previews:
             cost = "" if self.preview is None else f" of {duration(self.preview)}"
             parts.append(f"{self.previews} preview{'s' * (self.previews > 1)}{cost}")
@@ -138,3 +153,7 @@ class Forecast:
         again = "it is rather" if self.told else "here the whole run takes"
         self.told = total
         return f"{again} about {duration(total)}: {', '.join(parts)}. Ctrl-C saves what was learnt and ends it"
+
+    def _each(self) -> str:
+        """The time of a step."""
+        return f"{self.a_step:.2g} s" if self.a_step < 10 else f"{self.a_step:.0f} s"

@@ -28,7 +28,15 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 Interpolation = Literal["nearest", "nearest_exact", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Tracker = Literal["tensorboard", "wandb", "comet_ml", "clearml"]
-Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+Schedule = Literal[
+    "constant",
+    "constant_with_warmup",
+    "warmup_stable_decay",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+]
 
 
 def _switch(arguments: list[str]) -> bool | None:
@@ -59,7 +67,7 @@ MaxTrainSteps = Annotated[
     int | None,
     tyro.conf.arg(
         help="How many optimizer steps to make in all. If not given, what --num-train-epochs says, or else 10,000, and "
-        "500 for adapters."
+        "500 for adapters; with --max-train-seconds as many as there is time for."
     ),
 ]
 LearningRate = Annotated[float, tyro.conf.arg(help="The learning rate after the warm-up, where it is highest.")]
@@ -104,6 +112,16 @@ class TrainSettings:
     max_train_steps: MaxTrainSteps = None
     num_train_epochs: int | None = None
     """How many times to go through the data, instead of --max-train-steps."""
+    max_train_seconds: Annotated[
+        float | None,
+        tyro.conf.arg(
+            help="End at the first step after so many seconds, if the steps have not come to their end before: with a "
+            "checkpoint and the finished model, as after the last step. Encoding the pictures counts, loading the "
+            "model and writing it in the end do not. A run that is resumed has so many seconds again. A learning "
+            "rate that falls does so by the time then, so that such a run is not the same bit for bit. If not given, "
+            "the steps alone end a run."
+        ),
+    ] = None
     learning_rate: LearningRate = 2e-4
     scale_lr: bool = False
     """Multiply the learning rate by the batch size, the accumulated batches and the processes."""
@@ -116,6 +134,8 @@ class TrainSettings:
     """How many times the learning rate falls to zero, for --lr-scheduler cosine_with_restarts."""
     lr_power: float = 1.0
     """The power with which the learning rate falls to zero, for --lr-scheduler polynomial."""
+    lr_decay_share: float = 0.2
+    """The last share of the steps, in which the learning rate falls to zero, for --lr-scheduler warmup_stable_decay."""
     adam_beta1: float = 0.9
     """The decay of the optimizer's (AdamW's) mean of the gradients, per step."""
     adam_beta2: float = 0.999
@@ -228,7 +248,8 @@ class TrainSettings:
         check_options(self, counts, "must be 1 or more", lambda value: value >= 1)
         sizes = "lr_warmup_steps validation_steps dataloader_num_workers seed adam_weight_decay"
         check_options(self, sizes, "must be 0 or more", lambda value: 0 <= value < math.inf)
-        positive = "learning_rate lr_power max_grad_norm adam_epsilon ema_power ema_inv_gamma"
+        check_options(self, "lr_decay_share", "must be in (0, 1]", lambda value: 0 < value <= 1)
+        positive = "max_train_seconds learning_rate lr_power max_grad_norm adam_epsilon ema_power ema_inv_gamma"
         check_options(self, positive, "must be positive", lambda value: 0 < value < math.inf)
         check_options(self, "ema_decay adam_beta1 adam_beta2", "must be in [0, 1)", lambda value: 0 <= value < 1)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ddim.checkpoint import Savable, Saving
 from ddim.data import Source, captioned_source
@@ -28,7 +29,7 @@ from ddim.pipelines import StableDiffusionPipeline
 from ddim.pipelines.words import WordList
 from ddim.scheduler import DDIMScheduler
 from ddim.training.autoencoder import load_vae
-from ddim.training.caches import CaptionCache, LatentCache
+from ddim.training.caches import CaptionCache, LatentCache, draw_latents
 from ddim.training.diffusion import DiffusionLoss, draw_noise, draw_timesteps, train_scheduler
 from ddim.training.objective import Losses, Objective
 from ddim.training.settings import LatentSettings, LoraSettings, TextToImageSettings
@@ -113,6 +114,40 @@ def pretrained_parts(settings: TextToImageSettings | LoraSettings) -> Parts:
         )
     scheduler = train_scheduler(settings, pipe.scheduler.config, "scaled_linear")
     return Parts(vae, pipe.tokenizer, pipe.text_encoder, pipe.unet, scheduler, pipe.words)
+
+
+class Ready(Dataset[dict[str, Any]]):
+    """A stream whose items have all that a step computes with, so that it never waits for what the device is doing.
+
+    To an item of the stream come "latents", what the autoencoder says of the picture (2 z h w), if that is known, and
+    "text" (s d), the vectors of the caption, if these are, or else "ids" (s), its tokens.
+
+    Args:
+        stream: pictures with captions.
+        tokenizer: makes tokens of captions.
+        latents, texts: what was computed beforehand, or None.
+    """
+
+    def __init__(
+        self,
+        stream: CaptionedStream,
+        tokenizer: CLIPTokenizer,
+        latents: LatentCache | None,
+        texts: CaptionCache | None,
+    ) -> None:
+        self.stream, self.tokenizer = stream, tokenizer
+        self.latents = latents
+        self.texts = None if texts is None or texts.table is None else texts
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        item = self.stream[position]
+        if self.latents is not None:
+            item["latents"] = self.latents.rows(item["index"], item["variant"])
+        if self.texts is not None:
+            item["text"] = self.texts.embedding(item["caption"])
+        else:
+            item["ids"] = self.tokenizer.ids(item["caption"], warn=False)[0]
+        return item
 
 
 class TextToImage(Objective):
@@ -215,8 +250,8 @@ class TextToImage(Objective):
                 stacklevel=2,
             )
 
-    def dataset(self) -> CaptionedStream:
-        return CaptionedStream(
+    def dataset(self) -> Ready:
+        stream = CaptionedStream(
             self.source,
             self.prepare_image,
             self.settings.seed,
@@ -224,6 +259,7 @@ class TextToImage(Objective):
             encoded=self.latents is not None,
             transparent=None if self.latents is None else self.latents.transparent,
         )
+        return Ready(stream, self.tokenizer, self.latents, self.texts)
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 
@@ -231,22 +267,22 @@ class TextToImage(Objective):
         """Latents of a batch, drawn from what the autoencoder says of the pictures, scaled: (b z h w) float32."""
         vae = self.vae
         if self.latents is not None:
-            latents = self.latents.sample(batch["index"], batch["variant"], vae.device)
+            latents = draw_latents(batch["latents"])
         else:
             with torch.no_grad():
                 latents = vae.encode(batch["image"].to(vae.dtype)).latent_dist.sample().float()
         scaled: Tensor = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
         return scaled
 
-    def encode_captions(self, captions: list[str]) -> Tensor:
-        """The text encoder's vectors for captions: (b s d)."""
-        if self.texts is not None and self.texts.table is not None:
-            return self.texts.embeddings(captions, self.loss.weight.device)
+    def encode_captions(self, batch: dict[str, Any]) -> Tensor:
+        """The text encoder's vectors for the captions of a batch: (b s d)."""
+        if "text" in batch:
+            known: Tensor = batch["text"]
+            return known
         trains = "text_encoder" in self.networks
         encoder = self.networks["text_encoder"] if trains else self.frozen["text_encoder"]
-        ids = self.tokenizer.ids(captions, warn=False).to(self.loss.weight.device)
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            text: Tensor = encoder(ids)[0]
+            text: Tensor = encoder(batch["ids"])[0]
         return text
 
     def forward(self, batch: dict[str, Any]) -> Losses:
@@ -256,7 +292,7 @@ class TextToImage(Objective):
         perturbation = None
         if self.settings.input_perturbation:
             perturbation = self.settings.input_perturbation * torch.randn_like(x0)
-        text = self.encode_captions(batch["caption"])
+        text = self.encode_captions(batch)
 
         def denoiser(x: Tensor, t: Tensor) -> Tensor:
             out: Tensor = self.unet(x, t, text).sample

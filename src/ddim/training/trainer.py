@@ -40,7 +40,7 @@ from ddim.training.checkpoints import (
     trained,
     write_checkpoint,
 )
-from ddim.training.forecast import Forecast, advice, summary
+from ddim.training.forecast import ENDLESS, Forecast, advice, summary
 from ddim.training.interruption import Interrupted, Interruption, ignore_signals
 from ddim.training.objective import Losses, Objective
 from ddim.training.settings import TrainSettings
@@ -48,10 +48,11 @@ from ddim.training.trackers import show_picture, start_trackers
 
 # Settings that may change between the start of a run and its resumption without changing what it computes.
 FREE = frozenset(
-    "output_dir max_train_steps num_train_epochs checkpointing_steps checkpoints_total_limit resume_from_checkpoint "
-    "validation_steps validation_epochs validation_prompts validation_inference_steps num_validation_images "
-    "save_model_epochs logging_steps report_to logging_dir tracker_project_name save_dtype push_to_hub hub_model_id "
-    "hub_private_repo hub_token revision variant non_ema_revision cache_dir dataloader_num_workers".split()
+    "output_dir max_train_steps num_train_epochs max_train_seconds checkpointing_steps checkpoints_total_limit "
+    "resume_from_checkpoint validation_steps validation_epochs validation_prompts validation_inference_steps "
+    "num_validation_images save_model_epochs logging_steps report_to logging_dir tracker_project_name save_dtype "
+    "push_to_hub hub_model_id hub_private_repo hub_token revision variant non_ema_revision cache_dir "
+    "dataloader_num_workers".split()
 )
 SECRET = frozenset({"output_dir", "hub_token"})  # settings that are written nowhere: one is another after a move
 FIRST = 90.0  # seconds after which there is a first checkpoint and a first preview, however few steps were made
@@ -60,16 +61,22 @@ AGREE = 10  # steps after which several processes ask each other whether one of 
 BINS = 10  # how many equal parts of the timesteps the loss is told of, one by one
 
 
-def learning_rate_factor(settings: TrainSettings, step: int, total: int) -> float:
-    """What the peak learning rate is multiplied by at a step, of which the first is 0."""
+def learning_rate_factor(settings: TrainSettings, step: int, total: int, time: float = 0.0) -> float:
+    """What the peak learning rate is multiplied by at a step, of which the first is 0.
+
+    Args:
+        total: the number of steps after which it has fallen to zero, if it falls.
+        time: the share of the run's time that is over, from 0 to 1, if the run ends by the time.
+    """
     warm = settings.lr_warmup_steps
     if step < warm:
         return (step + 1) / (warm + 1)
-    progress = min(1.0, (step - warm) / max(1, total - warm))
+    progress = min(1.0, max(time, (step - warm) / max(1, total - warm)))
     cycle = progress * settings.lr_num_cycles % 1 if progress < 1 else 1.0
     factors: dict[str, float] = {
         "constant": 1.0,
         "constant_with_warmup": 1.0,
+        "warmup_stable_decay": min(1.0, (1 - progress) / settings.lr_decay_share),
         "linear": 1 - progress,
         "polynomial": (1 - progress) ** settings.lr_power,
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
@@ -137,6 +144,7 @@ class Trainer:
                 ema = self._rising_average
             self.average = AveragedModel(objective.networks, multi_avg_fn=ema)
             self.average.to("cpu" if settings.offload_ema else accelerator.device)
+            self.average.n_averaged = self.average.n_averaged.cpu()  # it is asked at each step, which would wait there
         self.batch = settings.train_batch_size * accelerator.num_processes
         self.per_step = self.batch * settings.gradient_accumulation_steps
         self.rate = settings.learning_rate * (self.per_step if settings.scale_lr else 1)
@@ -154,13 +162,16 @@ class Trainer:
         else:
             optimizer = torch.optim.AdamW(parameters.values(), fused=True, **options)
         self.model, self.optimizer = accelerator.prepare(objective.train(), optimizer)
-        self.total = settings.max_train_steps or self._steps(settings.num_train_epochs) or settings.usual_steps
+        usual = settings.usual_steps if settings.max_train_seconds is None else ENDLESS
+        self.total = settings.max_train_steps or self._steps(settings.num_train_epochs) or usual
         self.validate_every = self._steps(settings.validation_epochs) or settings.checkpointing_steps
         if settings.validation_steps is not None:
             self.validate_every = settings.validation_steps
         self.export_every = self._steps(settings.save_model_epochs)
         self.interruption = Interruption(accelerator.num_processes)
         self.clock = time.monotonic
+        self.stops = False  # whether the run was interrupted
+        self.seconds = 0.0  # that went by since it began
         self.step = 0
         self.saved = 0  # the step of the last checkpoint
         self.drawn = False  # whether there was a preview
@@ -206,7 +217,7 @@ class Trainer:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         batches = iter(self._loader())
         bar = progress(
-            total=self.total,
+            total=None if self.total == ENDLESS else self.total,
             initial=self.step,
             desc="training",
             unit="step",
@@ -215,10 +226,12 @@ class Trainer:
         )
         log = _Log(BINS)
         forecast, started = self._forecast(), self.clock()
+        self.seconds = first = started - began
         with contextlib.closing(bar), self.interruption.later():
             while self.step < self.total:
                 at = self.clock()
-                factor = learning_rate_factor(settings, self.step, settings.lr_decay_steps or self.total)
+                decayed = settings.lr_decay_steps or self.total
+                factor = learning_rate_factor(settings, self.step, decayed, self._share_of_time(first))
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.rate * factor
                 self._accumulate(batches, log)
@@ -228,6 +241,9 @@ class Trainer:
                 if self.average is not None:
                     self.average.update_parameters(self.objective.networks)
                 self.step += 1
+                self._agree(began)
+                if self.seconds >= (settings.max_train_seconds or math.inf):
+                    self.total = self.step
                 if forecast.measures and self._timed(forecast, at) and self.step < self.total:
                     self._say(forecast.say(started - began))
                 bar.update()
@@ -247,7 +263,7 @@ class Trainer:
                 exported = self.export_every and self.step % self.export_every == 0 and self.step < self.total
                 if exported and accelerator.is_main_process:
                     self._export()
-                if self._is_to_stop():
+                if self.stops:
                     raise Interrupted
 
     def _finish(self) -> None:
@@ -271,17 +287,38 @@ class Trainer:
             if self.step > self.began.get("step", 0):
                 self.save()
             self.accelerator.end_training()
-        there = f"step {self.step:,} of {self.total:,} is saved in {self.output_dir / f'checkpoint-{self.step}'}"
+        of_all = f" of {self.total:,}" if self.total < ENDLESS else ""
+        there = f"step {self.step:,}{of_all} is saved in {self.output_dir / f'checkpoint-{self.step}'}"
         raise Interrupted(there if self.step else "no step was made yet")
 
-    def _is_to_stop(self) -> bool:
-        """Whether this process was interrupted or, as all have to stop at the same step, another one."""
-        if self.accelerator.num_processes == 1:
-            return self.interruption.asked
-        if self.step % AGREE:
-            return False
-        asked = torch.tensor([float(self.interruption.asked)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum").item())
+    def _agree(self, began: float) -> None:
+        """Note the time, and whether this process or another one was interrupted.
+
+        All processes have to go the same way at the same step. Several of them ask each other now and then.
+
+        Args:
+            began: what the clock showed when the run began.
+        """
+        asked, seconds = float(self.interruption.asked), self.seconds
+        if self.settings.max_train_seconds is not None:
+            seconds = self.clock() - began
+        if self.accelerator.num_processes > 1:
+            if self.step % AGREE:
+                return
+            told = torch.tensor([asked, seconds], device=self.accelerator.device)
+            asked, seconds = self.accelerator.reduce(told, "mean").tolist()
+        self.stops, self.seconds = asked > 0, seconds
+
+    def _share_of_time(self, first: float) -> float:
+        """The share of the steps' time that is over, from 0 to 1; 0 for a run that does not end by the time.
+
+        Args:
+            first: the seconds that went by before the first step.
+        """
+        limit = self.settings.max_train_seconds
+        if limit is None or self.settings.lr_decay_steps is not None:
+            return 0.0
+        return min(1.0, (self.seconds - first) / max(limit - first, 1e-9))
 
     # --- what is said ------------------------------------------------------------------------------------------------
 
@@ -307,7 +344,8 @@ class Trainer:
 
         share = self.objective.shown * self.objective.passes / (3 * self.per_step / self.accelerator.num_processes)
         checkpoints_left = times(self.settings.checkpointing_steps)
-        return Forecast(self.total - self.step, times(self.validate_every), checkpoints_left, share)
+        limit = self.settings.max_train_seconds
+        return Forecast(self.total - self.step, times(self.validate_every), checkpoints_left, share, limit)
 
     def _timed(self, forecast: Forecast, at: float) -> bool:
         """Tell the forecast how long a step took; whether it is time to say what it says."""
