@@ -115,7 +115,7 @@ def their_scheduler(peer: str, config: Mapping[str, Any]) -> Any:
     import diffusers
 
     kind, changed = THEIRS[peer]
-    own = {name: value for name, value in config.items() if name[0] != "_" and name != "optimized_timesteps"}
+    own = {name: value for name, value in config.items() if name[0] != "_" and name not in DDIMScheduler.own_keys}
     return getattr(diffusers, kind).from_config({**own, **changed})
 
 

@@ -107,7 +107,7 @@ KINDS = {
 NOT_MEANT: dict[str, str] = {
     r"^schedulers/.*::test_betas$": "betas above 1, of which no noise schedule can be made, are refused",
     r"^schedulers/.*::test_trained_betas$": "trained_betas of another number than num_train_timesteps are refused",
-    r"^schedulers/.*::test_from_pretrained$": "the config also has the two settings that are ours alone, and says that "
+    r"^schedulers/.*::test_from_pretrained$": "the config also has the settings that are ours alone, and says that "
     "they are at their defaults, so that diffusers' from_config leaves them out without a warning",
     r"^models/.*::TestNCSNppModel": "NCSN++ is trained on noise of exploding variance, which no DDIM scheduler "
     "samples, and a ConfigError says so",

@@ -59,13 +59,17 @@ other("a red heart", image=first).images[0].save("other.png")
 
 digits = DDIMPipeline.from_pretrained("digits")
 reveal_type(digits(class_labels=[3], order=2).images)  # list[Image]
+reveal_type(digits(num_inference_steps=None, guidance_scale=None, order=None).images)  # list[Image]
 reveal_type(digits(output_type="pt").images)  # Tensor
 digits(output_type="jpeg")  # wrong: call-overload
 
 scheduler = DDIMScheduler(beta_schedule="linear", prediction_type="v_prediction", timestep_spacing="trailing")
 DDIMScheduler(timestep_spacing="trailling")  # wrong: arg-type
+DDIMScheduler(recommended_steps=8, recommended_order=2, recommended_spacing="optimized", trained_timesteps=[9, 1])
+DDIMScheduler(recommended_order=3)  # wrong: arg-type
 plan = scheduler.plan(10, eta="sigma_hat")
 scheduler.plan(10, order=3)  # wrong: arg-type
+scheduler.plan(10, spacing="trailling")  # wrong: arg-type
 reveal_type(plan[-1])  # Row
 reveal_type(plan[2:5])  # tuple
 scheduler.set_timesteps(10)

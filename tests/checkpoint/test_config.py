@@ -25,7 +25,16 @@ COMPATIBLES = sorted(
     {*diffusers.DDIMScheduler().compatibles} - {diffusers.EDMEulerScheduler}, key=lambda cls: cls.__name__
 )
 # What diffusers does not know, and where it is.
-OWN = {"legacy_previous_timestep": False, "optimized_timesteps": None}
+OWN = {
+    "legacy_previous_timestep": False,
+    "optimized_timesteps": None,
+    "recommended_steps": None,
+    "recommended_order": None,
+    "recommended_spacing": None,
+    "recommended_guidance_scale": None,
+    "recommended_guidance_rescale": None,
+    "trained_timesteps": None,
+}
 UNUSUAL = {
     "num_train_timesteps": 500,
     "beta_start": 0.00085,

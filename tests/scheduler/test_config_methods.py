@@ -16,7 +16,11 @@ PAIRS = [
     pytest.param(ddim.DDIMScheduler, diffusers.DDIMScheduler, id="scheduler"),
     pytest.param(ddim.DDIMInverseScheduler, diffusers.DDIMInverseScheduler, id="inverse"),
 ]
-OWN = {"legacy_previous_timestep", "optimized_timesteps"}
+OF_SAMPLING = {
+    *("recommended_steps", "recommended_order", "recommended_spacing", "trained_timesteps"),
+    *("recommended_guidance_scale", "recommended_guidance_rescale"),
+}
+OWN = {"legacy_previous_timestep", "optimized_timesteps", *OF_SAMPLING}
 SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 

@@ -58,7 +58,11 @@ def test_arguments_have_diffusers_names_order_and_defaults(ours: type, theirs: t
     assert [p.name for p in found[: len(wanted)]] == [p.name for p in wanted]
     assert [p.default for p in found[: len(wanted)]] == [p.default for p in wanted]
     extra = {p.name: p.default for p in found[len(wanted) :]}
-    assert extra == ({"legacy_previous_timestep": False, "optimized_timesteps": None} if method == "__init__" else {})
+    of_config = {"legacy_previous_timestep": False, "optimized_timesteps": None}
+    if ours is DDIMScheduler:
+        names = ("steps", "order", "spacing", "guidance_scale", "guidance_rescale")
+        of_config |= {f"recommended_{name}": None for name in names} | {"trained_timesteps": None}
+    assert extra == (of_config if method == "__init__" else {})
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)

@@ -12,7 +12,7 @@ import inspect
 import json
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar, overload
 
 from ddim.errors import ConfigError
@@ -71,7 +71,7 @@ class LiveConfig(Config):
             raise AttributeError(f"{name} has had its effect when the object was made: {self._fixed[name]}")
         if name not in self:
             raise AttributeError(f"the config has no {name!r}; it has {', '.join(sorted(self))}")
-        dict.__setitem__(self, name, _freeze(value))
+        dict.update(self, {**_still_defaults(self, [name]), name: _freeze(value)})
         object.__setattr__(self, "writes", self.writes + 1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LiveConfig:
@@ -79,6 +79,12 @@ class LiveConfig(Config):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _live_config, (dict(self), dict(self._fixed))
+
+
+def _still_defaults(config: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The entry `_use_default_values` of a config, if it has one, without what is given now."""
+    left = config.get("_use_default_values")
+    return {} if left is None else {"_use_default_values": tuple(name for name in left if name not in given)}
 
 
 def _live_config(values: dict[str, Any], fixed: dict[str, str]) -> LiveConfig:
@@ -102,11 +108,14 @@ def _named(init: Callable[..., None]) -> list[str]:
     return [name for name, parameter in inspect.signature(init).parameters.items() if parameter.kind not in kinds][1:]
 
 
-def _level_of_caller() -> int:
-    """The `stacklevel` by which a warning of the function that asks points at whoever called this package."""
-    package = __name__.partition(".")[0]
+def level_of_caller() -> int:
+    """The `stacklevel` by which a warning of the function that asks points at whoever called this package.
+
+    PyTorch is passed over, too, whose decorators lie around our functions.
+    """
+    inside = (__name__.partition(".")[0], "torch")
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in inside:
         frame, level = frame.f_back, level + 1
     return level
 
@@ -160,7 +169,9 @@ class ConfigMixin:
 
     def register_to_config(self, **values: Any) -> None:
         """Put settings into `self.config`, in the place of those that have the same names."""
-        object.__setattr__(self, "_internal_dict", self.make_config({**getattr(self, "_internal_dict", {}), **values}))
+        before = getattr(self, "_internal_dict", {})
+        merged = {**before, **_still_defaults(before, values), **values}
+        object.__setattr__(self, "_internal_dict", self.make_config(merged))
 
     @classmethod
     def make_config(cls, values: Mapping[str, Any]) -> Config:
@@ -217,7 +228,7 @@ class ConfigMixin:
         if unknown:
             warnings.warn(
                 f"{cls.__name__} does not know these settings and ignores them: {', '.join(unknown)}",
-                stacklevel=_level_of_caller(),
+                stacklevel=level_of_caller(),
             )
         try:
             built = cls(**arguments)
@@ -265,7 +276,7 @@ class ConfigMixin:
         values = {
             key: value
             for key, value in self.config.items()
-            if key != "_use_default_values" and not (key in self.own_keys and value == self._default(key))
+            if key != "_use_default_values" and not (key in self.own_keys and value in (None, self._default(key)))
         }
         values["_class_name"] = type(self).__name__
         values["_diffusers_version"] = DIFFUSERS_VERSION

@@ -23,6 +23,7 @@ from ddim.pipelines.familiar import FamiliarLatents
 from ddim.pipelines.inputs import Pictures, positive, refuse_unsupported, to_tensor
 from ddim.pipelines.outputs import LatentOutputType
 from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_prompts, for_each_image
+from ddim.pipelines.recommended import warn_if_not_trained
 from ddim.pipelines.words import FILE, KnowsWords
 from ddim.plan import SamplingPlan
 from ddim.scheduler import DDIMScheduler
@@ -176,6 +177,9 @@ class LatentPipeline(KnowsWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
 
         Raises:
             ValueError, TypeError: texts or embeddings that do not fit together or the count.
+
+        Warns:
+            UserWarning: the network was distilled for other timesteps, or to need no guidance.
         """
         if prompt is None and prompt_embeds is None:
             prompt = ""
@@ -185,6 +189,8 @@ class LatentPipeline(KnowsWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         with torch.no_grad():
             embeds, negative = self._encode_prompts(request, self.is_guided(guidance_scale), clip_skip)
         images = count // request.size
+        takes_scale = self.unet.config.get("time_cond_proj_dim") is not None
+        warn_if_not_trained(self.scheduler, plan, guidance_scale, takes_scale=takes_scale)
         return TextDenoiser(
             self.unet,
             plan,

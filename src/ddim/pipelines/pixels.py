@@ -21,11 +21,13 @@ from ddim.noise import Generators
 from ddim.pipelines.base import DiffusionPipeline, same_shape
 from ddim.pipelines.inputs import Pictures, to_tensor
 from ddim.pipelines.outputs import Array, Drawn, ImagePipelineOutput, PlainOutput
+from ddim.pipelines.recommended import plan_of_call, warn_if_not_trained
 from ddim.pipelines.runs import one_backend
 from ddim.plan import SamplingPlan
 from ddim.process import Eta, Order
 from ddim.sampling import Denoiser, sample
 from ddim.scheduler import DDIMScheduler
+from ddim.scheduler.recommended import choose_guidance
 
 # How many numbers a run may compute of its timesteps and classes before its first step, and keep; 64 MiB in float32.
 LARGEST_CACHE = 2**24
@@ -60,16 +62,16 @@ class DDIMPipeline(DiffusionPipeline):
         batch_size: int = 1,
         generator: Generators = None,
         eta: Eta = 0.0,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         use_clipped_model_output: bool | None = None,
         output_type: Literal["pil"] = "pil",
         return_dict: Literal[True] = True,
         *,
         class_labels: int | Sequence[int] | Tensor | None = None,
-        guidance_scale: float = 1.0,
-        guidance_rescale: float = 0.0,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
         guidance_interval: tuple[int, int] | None = None,
-        order: Order = 1,
+        order: Order | None = None,
         seed: int | Sequence[int] | None = None,
         latents: Tensor | None = None,
         timesteps: Sequence[int] | None = None,
@@ -82,16 +84,16 @@ class DDIMPipeline(DiffusionPipeline):
         batch_size: int = 1,
         generator: Generators = None,
         eta: Eta = 0.0,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         use_clipped_model_output: bool | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         *,
         class_labels: int | Sequence[int] | Tensor | None = None,
-        guidance_scale: float = 1.0,
-        guidance_rescale: float = 0.0,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
         guidance_interval: tuple[int, int] | None = None,
-        order: Order = 1,
+        order: Order | None = None,
         seed: int | Sequence[int] | None = None,
         latents: Tensor | None = None,
         timesteps: Sequence[int] | None = None,
@@ -103,15 +105,17 @@ class DDIMPipeline(DiffusionPipeline):
             batch_size: how many; a list of class labels, seeds or generators, or latents, say so too.
             generator: of all noise: one for the batch, or a list with one for each image.
             eta: η of equation 16: 0 is DDIM, 1 is DDPM; or "sigma_hat".
-            num_inference_steps: N, from 1 to T.
+            num_inference_steps: N, from 1 to T. What the scheduler's config recommends unless told, or else 50.
             use_clipped_model_output: see `SamplingPlan.step`.
             output_type: "pil", "np" or "pt".
             return_dict: False gives a plain tuple (images,).
             class_labels: for a class-conditional model; one, or one for each image.
-            guidance_scale: how much to prefer the class over none; 1 is no guidance.
-            guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`.
+            guidance_scale: how much to prefer the class over none; 1 is no guidance. What the scheduler's config
+                recommends unless told, or else 1.
+            guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`. What is recommended unless told, or else 0.
             guidance_interval: guide only at timesteps from the first to the second.
-            order: 2 for steps of second order, at eta=0: as many evaluations, nearer the ODE's solution.
+            order: 2 for steps of second order, at eta=0: as many evaluations, nearer the ODE's solution. What is
+                recommended with the recommended number of steps unless told, or else 1.
             seed: instead of a generator: image k of a seed is the same whatever the batch size, device or thread
                 count. A list has one for each image.
             latents: x_T, (batch, channels, height, width), instead of noise.
@@ -122,6 +126,9 @@ class DDIMPipeline(DiffusionPipeline):
         Raises:
             ConfigError, ValueError, TypeError: settings, shapes or types that cannot work, before anything is run.
             NonFiniteError: the network gave NaN; names the step.
+
+        Warns:
+            UserWarning: the network was distilled for other timesteps, or to need no guidance.
         """
         self.require_parts("unet", "scheduler")
         if output_type not in OUTPUT_TYPES:
@@ -130,8 +137,9 @@ class DDIMPipeline(DiffusionPipeline):
             batch_size = _count(class_labels, seed, generator, latents)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive int, not {batch_size!r}")
-        plan = self.scheduler.plan(
-            num_inference_steps if timesteps is None else None, eta=eta, timesteps=timesteps, order=order
+        plan = plan_of_call(self.scheduler, num_inference_steps, eta, timesteps, order)
+        guidance_scale, guidance_rescale = choose_guidance(
+            self.scheduler.config, guidance_scale, guidance_rescale, usual=1.0
         )
         denoiser = self.denoiser(
             plan,
@@ -236,7 +244,9 @@ class DDIMPipeline(DiffusionPipeline):
                 raise ConfigError("this model knows no classes: class_labels are not for it")
             if guidance_scale != 1:
                 warnings.warn("this model knows no classes: guidance_scale has no effect", stacklevel=3)
+            warn_if_not_trained(self.scheduler, plan, 1.0)
             return self._predictor(plan, None)
+        warn_if_not_trained(self.scheduler, plan, guidance_scale)
         none = torch.full((count,), classes - 1, device=self.device)
         labels = none if class_labels is None else _as_labels(class_labels, count, classes).to(self.device)
         conditional = self._predictor(plan, labels)

@@ -20,12 +20,14 @@ from ddim.pipelines.image_processor import ImageProcessor
 from ddim.pipelines.inputs import Pictures, check_callback, refuse_unsupported
 from ddim.pipelines.outputs import Array, Drawn, LatentOutputType, PlainOutput, StableDiffusionPipelineOutput
 from ddim.pipelines.prompts import Prompt, check_prompts
+from ddim.pipelines.recommended import plan_of_call
 from ddim.pipelines.runs import Run, Runs, one_backend
 from ddim.pipelines.single_file import PARTS, load_single_file
 from ddim.pipelines.starts import Origin, Start, StartsFromPictures, Task
 from ddim.process import Eta, Order, PredictionType
 from ddim.sampling import SampleStep, sample
 from ddim.scheduler import DDIMScheduler
+from ddim.scheduler.recommended import choose_guidance
 
 _OUTPUT_TYPES = get_args(LatentOutputType)
 
@@ -174,10 +176,10 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         prompt: Prompt = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: Prompt = None,
         num_images_per_prompt: int | None = 1,
         eta: Eta = 0.0,
@@ -190,13 +192,13 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         output_type: Literal["pil"] = "pil",
         return_dict: Literal[True] = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
-        guidance_rescale: float = 0.0,
+        guidance_rescale: float | None = None,
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         *,
         guidance_interval: tuple[int, int] | None = None,
-        order: Order = 1,
+        order: Order | None = None,
         seed: int | Sequence[int] | None = None,
         image: Pictures | None = None,
         strength: float = 0.8,
@@ -213,10 +215,10 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         prompt: Prompt = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: Prompt = None,
         num_images_per_prompt: int | None = 1,
         eta: Eta = 0.0,
@@ -229,13 +231,13 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         output_type: LatentOutputType = "pil",
         return_dict: bool = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
-        guidance_rescale: float = 0.0,
+        guidance_rescale: float | None = None,
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         *,
         guidance_interval: tuple[int, int] | None = None,
-        order: Order = 1,
+        order: Order | None = None,
         seed: int | Sequence[int] | None = None,
         image: Pictures | None = None,
         strength: float = 0.8,
@@ -251,9 +253,10 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
             prompt: a text, or a list of b.
             height, width: in pixels, multiples of `vae_scale_factor`. What the U-Net was trained on unless told; that
                 of `image`, if there is one without a mask.
-            num_inference_steps: N, from 1 to T.
+            num_inference_steps: N, from 1 to T. What the scheduler's config recommends unless told, or else 50.
             timesteps: the timesteps themselves, instead of N.
-            guidance_scale: how much to prefer the text over the negative one; 1 or less is no guidance.
+            guidance_scale: how much to prefer the text over the negative one; 1 or less is no guidance. What the
+                scheduler's config recommends unless told, or else 7.5.
             negative_prompt: what to keep away from; one for all, or a list of b. The empty text unless told.
             num_images_per_prompt: n; the images of one prompt follow one another.
             eta: η of equation 16: 0 is DDIM, 1 is DDPM; or "sigma_hat".
@@ -264,7 +267,8 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
             return_dict: False gives a plain tuple (images, nsfw_content_detected).
             cross_attention_kwargs: what the U-Net hands on to its attention processors. A "scale" in it, by which
                 diffusers weakens adapters, is refused if adapters are in use: `set_adapters` does so here.
-            guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`; 0.7 suits zero terminal SNR.
+            guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`; 0.7 suits zero terminal SNR. What is
+                recommended unless told, or else 0.
             clip_skip: how many of the text encoder's last layers to leave out, for the prompt alone.
             callback_on_step_end: called as (pipe, index, timestep, a dict of what the next argument names) after each
                 step. The run goes on with what it returns in a dict; False stops it here, as `pipe._interrupt = True`
@@ -273,7 +277,8 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
             callback_on_step_end_tensor_inputs: of "latents", "prompt_embeds" (under guidance the negative ones come
                 first), "negative_prompt_embeds" and "pred_original_sample".
             guidance_interval: guide only at timesteps from the first to the second.
-            order: 2 for steps of second order, at eta=0: as many evaluations, nearer the ODE's solution.
+            order: 2 for steps of second order, at eta=0: as many evaluations, nearer the ODE's solution. What is
+                recommended with the recommended number of steps unless told, or else 1.
             seed: instead of a generator: image k of a seed is the same whatever the batch size, device or thread
                 count. A list has one for each image.
             image: a picture to start from, or a list with one for each prompt or image; see `inputs.to_tensor`. A
@@ -291,6 +296,9 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         Raises:
             ConfigError, ValueError, TypeError: settings, shapes or types that cannot work, before anything is run.
             NonFiniteError: the network gave NaN; names the step.
+
+        Warns:
+            UserWarning: the network was distilled for other timesteps, or to need no guidance.
         """
         self.require_parts("unet", "vae", "scheduler")
         refuse_unsupported(
@@ -316,9 +324,10 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         )
         origin.check(output_type)
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        plan = self.scheduler.plan(
-            num_inference_steps if timesteps is None else None, eta=eta, timesteps=timesteps, order=order
+        guidance_scale, guidance_rescale = choose_guidance(
+            self.scheduler.config, guidance_scale, guidance_rescale, usual=7.5
         )
+        plan = plan_of_call(self.scheduler, num_inference_steps, eta, timesteps, order)
         plan = plan if image is None else plan.shortened(strength)
         task = self._task(origin, plan, request.size, num_images_per_prompt, generator, seed)
 

@@ -20,6 +20,7 @@ from ddim.schedule import BetaSchedule, Spacing, as_timesteps, is_part, make_alp
 from ddim.scheduler.identity import Home, KnownToDiffusers, classes_of_diffusers
 from ddim.scheduler.levels import Fixed, Levels
 from ddim.scheduler.methods import OF_A_RUN, OF_A_STEP, PlanOfMethods, step_by_methods
+from ddim.scheduler.recommended import KEYS, OF_STEPS
 from ddim.step import DDIMSchedulerOutput, threshold
 
 __all__ = ["DDIMInverseScheduler", "DDIMScheduler"]
@@ -57,7 +58,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
 
     config_name: ClassVar[str] = "scheduler_config.json"
     foreign_keys: ClassVar[frozenset[str]] = frozenset(_FOREIGN)
-    own_keys: ClassVar[frozenset[str]] = frozenset({"legacy_previous_timestep", "optimized_timesteps"})
+    own_keys: ClassVar[frozenset[str]] = frozenset({"legacy_previous_timestep", "optimized_timesteps"}) | KEYS
     order: ClassVar[int] = 1
     has_compatibles: ClassVar[bool] = True
     _deprecated_kwargs: ClassVar[list[str]] = []
@@ -78,6 +79,17 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
         _check_betas(config, cls.__name__)
+
+    @classmethod
+    def _sort_settings(
+        cls, config: Mapping[str, Any], overrides: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """As of any config; but another spacing than the recommended one is not for the steps that were recommended."""
+        spacing = overrides.get("timestep_spacing")
+        suited = config.get("recommended_spacing") or config.get("timestep_spacing", "leading")
+        if spacing not in (None, suited) and not OF_STEPS & set(overrides):
+            config = {key: value for key, value in config.items() if key not in OF_STEPS}
+        return super()._sort_settings(config, overrides)
 
     def _set_up(self) -> None:
         """Make the noise schedule that the config describes."""
@@ -111,6 +123,7 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         eta: Eta = 0.0,
         timesteps: Sequence[int] | Tensor | None = None,
         order: Order = 1,
+        spacing: Spacing | Literal["optimized"] | None = None,
     ) -> SamplingPlan:
         """The table of a run, made from `config` as it is now. The scheduler is not changed.
 
@@ -120,10 +133,16 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
             timesteps: the timesteps themselves, instead of N: all different, in the order of the run.
             order: 1 is DDIM. 2 is a multistep method of second order, for eta=0, which evaluates the network as often
                 and follows the ODE more closely.
+            spacing: which N timesteps, instead of what `config.timestep_spacing` says.
 
         Raises:
             ConfigError: N, the timesteps or the settings cannot work; the message names a setting that would.
         """
+        if spacing is not None and spacing != self.config.timestep_spacing:
+            spaced = copy.copy(self)
+            spaced._kept = {}
+            spaced.register_to_config(timestep_spacing=spacing)
+            return spaced.plan(num_inference_steps, eta=eta, timesteps=timesteps, order=order)
         if not self._replaced_of_a_run:
             return self._plan(num_inference_steps, eta, timesteps, order)
         own = copy.copy(self)  # a method of somebody else's may change what it likes
@@ -502,6 +521,14 @@ class DDIMScheduler(_Scheduler):
             needs a network that predicts v or x0.
         legacy_previous_timestep: step to t - T//N as diffusers does, even where that is not the run's next timestep.
         optimized_timesteps: for "optimized", {"N": the N timesteps that a search found}; see `ddim.search`.
+        recommended_steps: the number of steps that suits the model. Pipelines and commands use it, with the next two,
+            where they are told neither the number nor the order of the steps; see `scheduler.recommended`.
+        recommended_order: the order of these steps, 1 or 2.
+        recommended_spacing: which timesteps they are at, where `timestep_spacing` says what diffusers is to use.
+        recommended_guidance_scale: the guidance that suits the model; 1 for one that has learnt its guidance.
+        recommended_guidance_rescale: φ in [0, 1] beside it.
+        trained_timesteps: the only timesteps that the network was trained at, if it was distilled for few steps. A run
+            at others works, and warns.
 
     Raises:
         ConfigError: no noise schedule can be made of these settings. Those that cannot work for other reasons, such as
@@ -531,6 +558,12 @@ class DDIMScheduler(_Scheduler):
         rescale_betas_zero_snr: bool = False,
         legacy_previous_timestep: bool = False,
         optimized_timesteps: Mapping[str, Sequence[int]] | None = None,
+        recommended_steps: int | None = None,
+        recommended_order: Order | None = None,
+        recommended_spacing: Spacing | Literal["optimized"] | None = None,
+        recommended_guidance_scale: float | None = None,
+        recommended_guidance_rescale: float | None = None,
+        trained_timesteps: Sequence[int] | None = None,
     ) -> None:
         self._set_up()
 
@@ -635,8 +668,8 @@ class DDIMScheduler(_Scheduler):
 class DDIMInverseScheduler(_Scheduler):
     """The sampler run backwards, from an image to its noise: each step leads from ᾱ_prev to ᾱ of a sampling step.
 
-    The arguments are those of `DDIMScheduler`, except those of thresholding. What the config of any scheduler has
-    besides is taken and has no effect, as in diffusers. `timesteps` rise.
+    The arguments are those of `DDIMScheduler`, except those of thresholding and of what is recommended for sampling.
+    What the config of any scheduler has besides is taken and has no effect, as in diffusers. `timesteps` rise.
 
     Raises:
         ConfigError: as `DDIMScheduler`.
@@ -644,7 +677,7 @@ class DDIMInverseScheduler(_Scheduler):
     """
 
     foreign_keys: ClassVar[frozenset[str]] = frozenset(
-        [*_FOREIGN, "thresholding", "dynamic_thresholding_ratio", "sample_max_value"]
+        [*_FOREIGN, *KEYS, "thresholding", "dynamic_thresholding_ratio", "sample_max_value"]
     )
     _inverse: ClassVar[bool] = True
 
