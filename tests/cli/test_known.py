@@ -26,6 +26,8 @@ def check(model: str) -> None:
         pipe.scheduler.config.num_train_timesteps,
         pipe.scheduler.config.prediction_type,
         pipe.vae_scale_factor if isinstance(pipe, LatentPipeline) else None,
+        pipe.scheduler.config.recommended_guidance_scale,
+        pipe.unet.config.get("time_cond_proj_dim") is not None,
     )
 
 

@@ -81,6 +81,16 @@ def number(least: float = -math.inf, most: float = math.inf, *, above: bool = Fa
     return rule
 
 
+def check_order(order: int | None, eta: float | str) -> None:
+    """Refuse steps of second order with noise.
+
+    Raises:
+        ConfigError: says which options do not go together.
+    """
+    if order == 2 and eta != 0:
+        raise ConfigError(f"--order 2 needs an --eta of 0, not {eta}: leave one of them out")
+
+
 # --- files and folders that are read ---------------------------------------------------------------------------------
 
 

@@ -28,6 +28,10 @@ FROM_FILES = ("image", "mask_image")  # the settings that name the files of pict
 class Drawing:
     """All images that settings ask for, or the one with the number `only`.
 
+    Args:
+        settings: in which the steps, their order and the guidance are chosen.
+        only: a number; None for all.
+
     Attributes:
         settings: with the scale that was chosen.
         numbers: of the images.
@@ -50,7 +54,7 @@ class Drawing:
         self.numbers = range(count) if only is None else range(only, only + 1)
         if len(self.numbers) > 1:
             pipe.set_progress_bar_config(disable=True)  # progress is by pictures then, not by the steps of each batch
-        plan = pipe.scheduler.plan(settings.steps, eta=settings.eta, order=settings.order)
+        plan = pipe.scheduler.plan(settings.steps, eta=settings.eta, order=settings.order or 1)
         self._steps = len(plan if settings.image is None else plan.shortened(settings.strength))
         self._request: dict[str, Any] = {
             "num_inference_steps": settings.steps,

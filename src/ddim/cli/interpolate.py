@@ -14,7 +14,7 @@ import tyro
 
 from ddim.cli.checks import ANIMATIONS
 from ddim.cli.fitting import fit_pictures
-from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
+from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance, suitable_steps
 from ddim.cli.options import (
     Backend,
     Device,
@@ -27,7 +27,8 @@ from ddim.cli.options import (
     Overwrite,
     Predicts,
     Spacing,
-    Steps,
+    SuitableOrder,
+    SuitableSteps,
     TokenizerPlace,
     Variant,
 )
@@ -79,7 +80,8 @@ class InterpolateSettings:
         tyro.conf.arg(
             help="The picture files to go between, instead of seeds. Each is led up to its noise by inverting DDIM, "
             "under its text or class and without guidance. As the way down comes back to the pictures only without "
-            "guidance, --guidance-scale is 1 then, if it is not given.",
+            "guidance and by many steps, --guidance-scale is 1 then and --steps 50, of first order, if they are not "
+            "given.",
         ),
     ] = ()
     method: Annotated[
@@ -106,7 +108,8 @@ class InterpolateSettings:
     """Draw a strip that has a row from each point to the next, rather than one row for all."""
     between_texts: Literal["linear", "spherical"] = "linear"
     """How to go between the embeddings of two texts. Noises always go along a sphere."""
-    steps: Steps = 50
+    steps: SuitableSteps = None
+    order: SuitableOrder = None
     guidance_scale: GuidanceScale = None
     guidance_rescale: GuidanceRescale = None
     spacing: Spacing = None
@@ -139,6 +142,8 @@ class InterpolateSettings:
         _check_out(_with_points(self))
         if "method" in given and not self.images:
             raise ConfigError("--method says how --images are led up to their noise: give some, or leave it out")
+        if self.images and self.order == 2:
+            raise ConfigError("--order 2 leads --images to no noise that they come back from: leave one of them out")
         if "between_texts" in given and len(self.prompts) < 2:
             raise ConfigError("--between-texts says how to go from one text to another: give two, or leave it out")
         if "fps" in given and not _is_animation(self):
@@ -160,10 +165,16 @@ def run_interpolate(settings: InterpolateSettings) -> None:
     import torch
 
     from ddim.interpolation import draw
+    from ddim.scheduler.recommended import USUAL_STEPS, guidance_in_words
 
     settings = _with_guidance(settings, pipe)
+    if settings.images:  # they come back from their noise by many steps of first order, whatever suits the way down
+        steps = suitable_steps(pipe, settings.steps or USUAL_STEPS, 1)
+    else:
+        steps = suitable_steps(pipe, settings.steps, settings.order)
+    settings = dataclasses.replace(settings, steps=steps.number, order=steps.order, spacing=steps.spacing)
     pictures = fit_pictures(settings.images, pipe)
-    plan = pipe.scheduler.plan(settings.steps)
+    plan = pipe.scheduler.plan(steps.number, order=steps.order)
     if settings.images:
         plan = plan.unclipped()
     frames = len(_stations(settings)[0])
@@ -175,8 +186,9 @@ def run_interpolate(settings: InterpolateSettings) -> None:
     for path in _write(frames_drawn, settings):
         print(path)
     print(
-        f"{frames} frames by {settings.model}: {settings.steps} steps, guidance {settings.guidance_scale:g}, rescale "
-        f"{settings.guidance_rescale:g}, {time.perf_counter() - started:.1f} s",
+        f"{frames} frames by {settings.model}: {steps}, "
+        f"{guidance_in_words(settings.guidance_scale or 0.0, settings.guidance_rescale or 0.0)}, "
+        f"{time.perf_counter() - started:.1f} s",
         file=sys.stderr,
     )
 
@@ -323,7 +335,7 @@ def _denoisers(pipe: DiffusionPipeline, plan: SamplingPlan, settings: Interpolat
     if isinstance(pipe, LatentPipeline):
         embeds, negative = pipe.encode_prompt(
             list(settings.prompts) or "",
-            do_classifier_free_guidance=guidance["guidance_scale"] > 1,
+            do_classifier_free_guidance=pipe.is_guided(guidance["guidance_scale"]),
             negative_prompt=settings.negative_prompt,
         )
         each = {"prompt_embeds": _along(embeds, settings, settings.between_texts)}

@@ -80,8 +80,13 @@ class InvertSettings:
         ),
     ] = "ddim"
     steps: Steps = 50
-    guidance_scale: float = 1.0
-    """How strongly to prefer the text or class over none. The default of 1, which is no guidance, comes back best."""
+    guidance_scale: Annotated[
+        float,
+        tyro.conf.arg(
+            help="How strongly to prefer the text or class over none. The default of 1, which is no guidance, comes "
+            "back best, whatever the model recommends for drawing.",
+        ),
+    ] = 1.0
     guidance_rescale: float = 0.0
     """How much of the contrast that guidance adds to take back, from 0 (none) to 1 (all)."""
     spacing: Spacing = None

@@ -6,6 +6,7 @@ the model, and no more. Of what is not known the same is found out later, when t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +41,8 @@ class Known:
         timesteps: how many it was trained on.
         prediction_type: what its network predicts.
         factor: how many pixels a latent stands for, on each side.
+        guidance: the guidance scale that it recommends.
+        takes_scale: whether its network takes the guidance scale as an input.
     """
 
     draws_texts: bool
@@ -47,6 +50,8 @@ class Known:
     timesteps: int | None
     prediction_type: str | None
     factor: int | None
+    guidance: float | None = None
+    takes_scale: bool = False
 
 
 # What all single files hold that are read: Stable Diffusion 1 or 2.
@@ -77,7 +82,17 @@ def known(model: str) -> Known | None:
         timesteps=_count(scheduler.get("num_train_timesteps", 1000)),
         prediction_type=prediction if isinstance(prediction, str) else None,
         factor=2 ** (len(levels) - 1) if isinstance(levels, list) and 0 < len(levels) < 10 else None,
+        **guidance_of(unet, scheduler),
     )
+
+
+def guidance_of(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configs of a U-Net and a scheduler say of guidance, as arguments of `Known`."""
+    scale = scheduler.get("recommended_guidance_scale")
+    return {
+        "guidance": float(scale) if isinstance(scale, (int, float)) else None,
+        "takes_scale": unet.get("time_cond_proj_dim") is not None,
+    }
 
 
 def _config(repository: Repository, part: str) -> dict[str, Any]:

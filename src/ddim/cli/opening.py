@@ -6,11 +6,11 @@ import contextlib
 import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ddim.cli.adapters import add_adapters, refuse_adapters
 from ddim.cli.checks import address_on_hub, is_single_file
-from ddim.cli.known import SINGLE_FILE, Kind, check_against, known
+from ddim.cli.known import SINGLE_FILE, Kind, check_against, guidance_of, known
 from ddim.cli.options import Backend
 from ddim.errors import CheckpointError, ConfigError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from ddim.pipelines import DiffusionPipeline
+    from ddim.scheduler.recommended import Steps
 
 _SHOWN = 10  # how many unknown words are shown
 TOKENIZER = "openai/clip-vit-large-patch14"  # that of Stable Diffusion, where --tokenizer is not given
@@ -56,7 +57,7 @@ def open_pipeline(settings: Any, suits: Callable[[Kind], None] = lambda kind: No
         pipe = DiffusionPipeline.from_pretrained(model, dtype=how, variant=_option(settings, "variant"))
     if not is_known:
         suits(pipe)
-        check_guidance(pipe, settings)
+        check_guidance(pipe, settings, **guidance_of(pipe.components["unet"].config, pipe.scheduler.config))
     changes = {
         "timestep_spacing": _option(settings, "spacing"),
         "rescale_betas_zero_snr": _option(settings, "zero_snr"),
@@ -89,7 +90,7 @@ def check_model(settings: Any, suits: Callable[[Kind], None]) -> bool:
     found = SINGLE_FILE if is_single_file(model) else known(model)
     if found is not None:
         suits(found)
-        check_guidance(found, settings)
+        check_guidance(found, settings, found.guidance, found.takes_scale)
         check_against(model, found, settings)
         if not found.draws_texts:
             refuse_adapters(model, _option(settings, "lora"))
@@ -235,12 +236,14 @@ def check_kind(
         raise ConfigError(f"{model} draws what a text says: give one, for example {example}")
 
 
-def check_guidance(kind: Kind, settings: Any) -> None:
+def check_guidance(kind: Kind, settings: Any, guidance: float | None = None, takes_scale: bool = False) -> None:
     """Refuse options about guidance where there is none.
 
     Args:
         kind: what the model is for.
         settings: a command's settings, of which those are looked at that are named as here.
+        guidance: the scale that the model recommends.
+        takes_scale: whether its network takes the scale as an input, and so needs no second prediction to be guided.
 
     Raises:
         ConfigError: says what to give, or to leave out.
@@ -250,16 +253,23 @@ def check_guidance(kind: Kind, settings: Any) -> None:
         raise ConfigError(
             f"--guidance-scale {scale:g} has nothing to prefer, as {model} knows neither texts nor classes"
         )
-    if kind.draws_texts:  # where pictures are inverted, suitable guidance is none
-        is_guided = not _option(settings, "images") or hasattr(settings, "source") if scale is None else scale > 1
+    inverts = _option(settings, "images") and not hasattr(settings, "source")
+    if scale is None and not inverts:  # where pictures are inverted, suitable guidance is none
+        scale = guidance
+        is_guided = kind.draws_texts if scale is None else scale != 1
     else:
-        is_guided = scale not in (None, 1)
+        is_guided = scale is not None and (scale > 1 if kind.draws_texts else scale != 1)
     about = {
         "--negative-prompt": _option(settings, "negative_prompt") is not None,
         "--guidance-rescale": bool(_option(settings, "guidance_rescale")),
         "--guidance-interval": _option(settings, "guidance_interval") is not None,
     }
     for option, is_given in about.items():
+        if is_given and takes_scale:
+            raise ConfigError(
+                f"{option} changes nothing here: {model} was distilled under guidance and takes its scale as an input, "
+                "so that there is no second prediction to compare with; leave it out"
+            )
         if is_given and not is_guided:
             raise ConfigError(
                 f"{option} changes nothing without guidance: give a --guidance-scale above 1, or leave it out"
@@ -284,16 +294,41 @@ def suitable_guidance(
 ) -> tuple[float, float]:
     """(guidance_scale, guidance_rescale): what was given, and what suits the model where nothing was.
 
-    For texts at zero terminal SNR that is 3 and 0.7, by which the bundled model was judged; for other texts 7.5 and 0,
-    as is usual; without texts 1 and 0, which is no guidance.
+    That is what its folder recommends. Where it says nothing, for texts at zero terminal SNR it is 3 and 0.7; for other
+    texts 7.5 and 0, as is usual; without texts 1 and 0, which is no guidance.
 
     Args:
-        for_texts: the scale for texts instead of 3 and 7.5.
+        for_texts: the scale for texts, whatever the model recommends.
+
+    Raises:
+        ConfigError: what the folder recommends cannot be followed.
     """
-    is_zero_snr = pipe.scheduler.config.rescale_betas_zero_snr
-    if scale is None:
-        suitable = for_texts or (3.0 if is_zero_snr else 7.5)
-        scale = suitable if pipe.draws_texts else 1.0
-    if rescale is None:
-        rescale = 0.7 if pipe.draws_texts and scale != 1 and is_zero_snr else 0.0
-    return scale, rescale
+    from ddim.scheduler.recommended import choose_guidance
+
+    config = pipe.scheduler.config
+    is_zero_snr = config.rescale_betas_zero_snr and pipe.draws_texts
+    if scale is None and pipe.draws_texts:
+        scale = for_texts
+    usual = 1.0 if not pipe.draws_texts else 3.0 if is_zero_snr else 7.5
+    chosen, less = choose_guidance(config, scale, rescale, usual)
+    if rescale is None and config.get("recommended_guidance_rescale") is None and chosen != 1 and is_zero_snr:
+        less = 0.7
+    return chosen, less
+
+
+def suitable_steps(
+    pipe: DiffusionPipeline, number: int | None, order: Literal[1, 2] | None = None, *, eta: Any = 0.0
+) -> Steps:
+    """The steps of a run: what was given, and what suits the model where nothing was.
+
+    From then on the pipeline's scheduler has their spacing, as if --spacing had said it.
+
+    Raises:
+        ConfigError: what the folder recommends cannot be followed.
+    """
+    from ddim.scheduler.recommended import choose_steps
+
+    config = pipe.scheduler.config
+    steps = choose_steps(config, number, order, eta=eta)
+    pipe.scheduler = pipe.scheduler.from_config(config, timestep_spacing=steps.spacing)
+    return steps

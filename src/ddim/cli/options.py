@@ -81,25 +81,43 @@ PictureFiles = Annotated[
 GuidanceScale = Annotated[
     float | None,
     tyro.conf.arg(
-        help="How strongly to prefer the text or class over none; 1 is no guidance. If not given: 1 for classes, 3 "
-        "for a text-to-image model with zero terminal SNR, 7.5 for other text-to-image models."
+        help="How strongly to prefer the text or class over none; 1 is no guidance. If not given, what the model "
+        "recommends, which `ddim info` shows; or else 1 for classes, 3 for a text-to-image model with zero terminal "
+        "SNR, 7.5 for other text-to-image models."
     ),
 ]
 GuidanceRescale = Annotated[
     float | None,
     tyro.conf.arg(
-        help="How much of the contrast that guidance adds to take back, from 0 (none) to 1 (all). If not given: 0.7 "
-        "where a text-to-image model with zero terminal SNR is guided, else 0."
+        help="How much of the contrast that guidance adds to take back, from 0 (none) to 1 (all). If not given, what "
+        "the model recommends; or else 0.7 where a text-to-image model with zero terminal SNR is guided, and 0 "
+        "elsewhere."
     ),
 ]
 Steps = Annotated[
     int, tyro.conf.arg(help="The number of sampling steps, from 1 to the number of the model's training timesteps.")
+]
+SuitableSteps = Annotated[
+    int | None,
+    tyro.conf.arg(
+        help="The number of sampling steps, from 1 to the number of the model's training timesteps. If not given, as "
+        "many as the model recommends, which `ddim info` shows, or else 50. The recommended number comes with the "
+        "order and the spacing that are recommended with it."
+    ),
 ]
 Order = Annotated[
     Literal[1, 2],
     tyro.conf.arg(
         help="The order of the steps. Those of second order ask the network as often as those of first order, and "
         "come nearer to what many steps give. They need an eta of 0."
+    ),
+]
+SuitableOrder = Annotated[
+    Literal[1, 2] | None,
+    tyro.conf.arg(
+        help="The order of the steps. Those of second order ask the network as often as those of first order, and "
+        "come nearer to what many steps give. They need an eta of 0. If not given, what the model recommends with the "
+        "number of steps that it recommends, and else 1."
     ),
 ]
 Eta = Annotated[

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
+from ddim.cli.checks import check_order
+from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance, suitable_steps
 from ddim.cli.options import (
     Device,
     Eta,
@@ -23,7 +25,8 @@ from ddim.cli.options import (
     Predicts,
     Prompt,
     Spacing,
-    Steps,
+    SuitableOrder,
+    SuitableSteps,
     TokenizerPlace,
     Variant,
     ZeroSNR,
@@ -73,8 +76,9 @@ class PlotTrajectorySettings:
     """The class to draw, for a class-conditional model. If not given, no class in particular."""
     guidance_scale: GuidanceScale = None
     guidance_rescale: GuidanceRescale = None
-    steps: Steps = 50
+    steps: SuitableSteps = None
     eta: Eta = 0.0
+    order: SuitableOrder = None
     spacing: Spacing = None
     zero_snr: ZeroSNR = None
     seed: int = 0
@@ -86,6 +90,9 @@ class PlotTrajectorySettings:
     device: Device = None
     out: PlotOut = "trajectory.png"
     overwrite: Overwrite = False
+
+    def check_together(self, given: Collection[str]) -> None:
+        check_order(self.order, self.eta)
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,8 @@ def run_trajectory(settings: PlotTrajectorySettings) -> Path:
     from ddim.plots.trajectory import plot_trajectory, record
 
     conditions = _conditions(pipe, settings)
-    plan = pipe.scheduler.plan(settings.steps, eta=settings.eta)
+    steps = suitable_steps(pipe, settings.steps, settings.order, eta=settings.eta)
+    plan = pipe.scheduler.plan(steps.number, eta=settings.eta, order=steps.order)
     generators = seeded_generators(settings.seed, 1)
     x = gaussian_noise(pipe.sample_shape(1), generators, pipe.device, pipe.dtype)
     with pipe.progress_bar(len(plan)) as bar:
@@ -134,7 +142,7 @@ def run_trajectory(settings: PlotTrajectorySettings) -> Path:
     if settings.class_label is not None:
         subject = f"class {settings.class_label} of {model}"
     eta = "σ̂" if settings.eta == "sigma_hat" else f"η = {settings.eta:g}"
-    title = f"{subject}: {len(plan)} steps, {eta}, seed {settings.seed}"
+    title = f"{subject}: {len(plan)} steps{' of second order' * (plan.order == 2)}, {eta}, seed {settings.seed}"
     return plot_trajectory(trajectory, pipe.decode, title, str(place(settings.out, settings.overwrite)))
 
 

@@ -196,7 +196,7 @@ def read_picture_recipe(settings: SampleSettings) -> Recipe:
         ) from error
     _say_version(path, made)
     own = typed_fields(settings)
-    told = followed(path, "picture", type(settings), stored, settings)
+    told = followed(path, "picture", type(settings), _with_steps_that_fit(path, stored, settings), settings)
     merged = dataclasses.replace(settings, **told)
     if told.get("batch") is not None and only is not None and only >= told["batch"]:
         raise ConfigError(f"{path} says that it is number {only} of {told['batch']} pictures: they are counted from 0")
@@ -205,6 +205,27 @@ def read_picture_recipe(settings: SampleSettings) -> Recipe:
 
     check("sample", merged, own - {"from_image"})
     return Recipe(merged, None if "batch" in own else only, told)
+
+
+def _with_steps_that_fit(path: str, stored: Mapping[str, Any], settings: SampleSettings) -> dict[str, Any]:
+    """What a picture says, but for what of its steps, their order and their spacing does not go with what was typed.
+
+    Searched timesteps are of one model and for one number of steps, and steps with noise are of first order. A line on
+    stderr says what is left out.
+    """
+    own, left = typed_fields(settings), set()
+    if stored.get("spacing") == "optimized" and "spacing" not in own:
+        if "model" in own and settings.model != stored.get("model"):
+            left |= {"steps", "order", "spacing"}
+        elif "steps" in own and settings.steps != stored.get("steps"):
+            left |= {"order", "spacing"}
+    if "eta" in own and settings.eta != 0 and stored.get("order") == 2:
+        left.add("order")
+    left -= own
+    if left:
+        told = " and ".join(f"{typed(type(settings), name)} {_shown(stored.get(name))}" for name in sorted(left))
+        print(f"ddim: {path} has {told}, which do not go with what is given beside it", file=sys.stderr)
+    return {name: value for name, value in stored.items() if name not in left}
 
 
 def read_noise_recipe(path: str, said: Mapping[str, str], settings: SampleSettings) -> InvertSettings:

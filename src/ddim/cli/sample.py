@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from ddim.cli.checks import check_order
 from ddim.cli.drawing import FROM_FILES, Drawing, draw_into_file, draw_into_folder
-from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
+from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance, suitable_steps
 from ddim.cli.options import (
     Backend,
     Device,
@@ -24,7 +25,6 @@ from ddim.cli.options import (
     Loras,
     ModelOrBundled,
     NegativePrompt,
-    Order,
     Overwrite,
     PictureOut,
     Predicts,
@@ -32,7 +32,8 @@ from ddim.cli.options import (
     Scale,
     Side,
     Spacing,
-    Steps,
+    SuitableOrder,
+    SuitableSteps,
     TokenizerPlace,
     Variant,
     ZeroSNR,
@@ -79,9 +80,9 @@ class SampleSettings:
             "timesteps take half the work. If not given, all timesteps are guided.",
         ),
     ] = None
-    steps: Steps = 50
+    steps: SuitableSteps = None
     eta: Eta = 0.0
-    order: Order = 1
+    order: SuitableOrder = None
     spacing: Spacing = None
     zero_snr: ZeroSNR = None
     seed: int = 0
@@ -139,8 +140,7 @@ class SampleSettings:
             raise ConfigError("--strength says how much of --image is lost: give one, or leave it out")
         if self.image is None and self.mask_image is not None:
             raise ConfigError("--mask-image says where --image is to be painted anew: give one, or leave it out")
-        if self.order == 2 and self.eta != 0:
-            raise ConfigError(f"--order 2 needs an --eta of 0, not {self.eta}: leave one of them out")
+        check_order(self.order, self.eta)
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             first, second = self.guidance_interval
             raise ConfigError(f"--guidance-interval {first} {second} is the wrong way round: give {second} {first}")
@@ -170,16 +170,26 @@ def run_sample(settings: SampleSettings) -> None:
     if given:
         check_images(given)
     pipe = open_pipeline(settings, suits)
+    from ddim.scheduler.recommended import guidance_in_words
+
     scale, rescale = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
-    settings = dataclasses.replace(settings, guidance_scale=scale, guidance_rescale=rescale)
+    steps = suitable_steps(pipe, settings.steps, settings.order, eta=settings.eta)
+    settings = dataclasses.replace(
+        settings,
+        guidance_scale=scale,
+        guidance_rescale=rescale,
+        steps=steps.number,
+        order=steps.order,
+        spacing=steps.spacing,
+    )
     if recipe is not None:
         check_drawn(pipe, recipe, settings)
     drawing = Drawing(pipe, settings, None if recipe is None else recipe.only)
     drawn = draw_into_folder(drawing) if is_folder(settings.out) else draw_into_file(drawing)
     what = "" if settings.prompt is None else f"of {settings.prompt!r} "
     print(
-        f"{drawn} image{'s' * (drawn != 1)} {what}by {settings.model}: {settings.steps} steps, guidance "
-        f"{settings.guidance_scale:g}, rescale {settings.guidance_rescale:g}, seed {settings.seed}, "
+        f"{drawn} image{'s' * (drawn != 1)} {what}by {settings.model}: {steps}, "
+        f"{guidance_in_words(scale, rescale)}, seed {settings.seed}, "
         + f"{pipe.backend}, " * (settings.backend != "eager")
         + f"{time.perf_counter() - started:.1f} s",
         file=sys.stderr,

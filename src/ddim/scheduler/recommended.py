@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from ddim.errors import ConfigError
 from ddim.plan import as_eta
 from ddim.process import Order
+from ddim.schedule import Spacing
 
 # The keys that belong together, and all keys of a recommendation.
 OF_STEPS = frozenset({"recommended_steps", "recommended_order", "recommended_spacing"})
@@ -34,7 +35,7 @@ class Steps(NamedTuple):
 
     number: int
     order: Order
-    spacing: str
+    spacing: Spacing | Literal["optimized"]
 
     def __str__(self) -> str:
         """
@@ -66,7 +67,7 @@ def recommended_steps(config: Mapping[str, Any]) -> Steps | None:
     return Steps(
         USUAL_STEPS if number is None else number,
         cast(Order, 1 if order is None else order),
-        config["timestep_spacing"] if spacing is None else spacing,
+        config["timestep_spacing"] if spacing is None else cast(Spacing, spacing),
     )
 
 
