@@ -5,6 +5,7 @@
     python scripts/emoji/train.py model      # U-Net and text encoder; stop it (Ctrl-C) when there was time enough
     python scripts/emoji/train.py anneal     # the learning rate falls to zero
     python scripts/emoji/train.py refine     # once more, from where it fell to: larger batches, a lower rate
+    python scripts/emoji/train.py further    # on from the shipped weights, as long as you like: see further.py
     python scripts/emoji/train.py ship       # the newest average into src/ddim/weights/emoji
     python scripts/emoji/judge.py            # what it is worth
 
@@ -201,28 +202,59 @@ def begin(run: TextToImageSettings) -> None:
     """What a run after the first needs: the long run's average, and its encoded pictures."""
     if not (RUNS / "averaged").exists():
         newest(MODEL).finished().save_pretrained(RUNS / "averaged")
-    if not (Path(run.output_dir) / "cache").exists():
-        shutil.copytree(RUNS / "model" / "cache", Path(run.output_dir) / "cache", copy_function=os.link)
+    share_cache(RUNS / "model", Path(run.output_dir))
+
+
+def share_cache(run: Path, other: Path) -> None:
+    """Let a run have the encoded pictures of another one, if it has none of its own."""
+    if (run / "cache").exists() and not (other / "cache").exists():
+        shutil.copytree(run / "cache", other / "cache", copy_function=os.link)
 
 
 def ship() -> None:
     """Put the newest average into the package."""
-    from words import word_list  # which imports this file
+    from further import averaged, goes, record  # which import this file, as words does
+    from words import word_list
 
-    trainer = newest(REFINE, ANNEAL, MODEL)
-    trainer.finished(torch.float16).save_pretrained(WEIGHTS)
-    record = json.dumps(trainer.record()).replace(f"{HERE}/", "")  # paths as they are from the project's folder
-    write_json(WEIGHTS / "training.json", json.loads(record))
+    trained = [folder for folder in goes() if checkpoints(folder)]
+    if trained:
+        pipe, told, what = averaged(trained[-1]).to(torch.float16), record(trained[-1]), str(trained[-1])
+    else:
+        trainer = newest(REFINE, ANNEAL, MODEL)
+        pipe, told, what = trainer.finished(torch.float16), trainer.record(), trainer.settings.output_dir
+    pipe.save_pretrained(WEIGHTS)
+    # Paths are as they are from the project's folder.
+    write_json(WEIGHTS / "training.json", json.loads(json.dumps(told).replace(f"{HERE}/", "")))
     word_list().write(WEIGHTS)
     DiffusionPipeline.from_pretrained(WEIGHTS)
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
-    print(f"{WEIGHTS}: {size / 1e6:.1f} MB, after {trainer.step} steps of {trainer.settings.output_dir}")
+    print(f"{WEIGHTS}: {size / 1e6:.1f} MB, after {told['step']} steps of {what}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("data", *STAGES, "ship"))
-    what = parser.parse_args().what
+    parser.add_argument("what", choices=("data", *STAGES, "further", "ship"))
+    of_further = parser.add_argument_group("of further")
+    of_further.add_argument("--seconds", type=float, help="end by itself after so many seconds, encoding included")
+    of_further.add_argument("--steps", type=int, help="end after so many steps in all")
+    of_further.add_argument("--batch", type=int, help="pictures of a step: 64, and 512 on a CUDA device")
+    of_further.add_argument("--rate", type=float, help="the learning rate: 3e-4 for 64, and by the root for others")
+    of_further.add_argument("--ema", type=float, default=0.9995, help="what the average's decay rises to: %(default)s")
+    of_further.add_argument("--precision", choices=("no", "bf16", "fp16"), help="bf16 where the device has it")
+    of_further.add_argument(
+        "--anneal", type=float, nargs="?", const=0.3, metavar="SHARE",
+        help="the last share of the seconds or steps, in which the learning rate falls to zero: 0.3 if none is said",
+    )  # fmt: skip
+    of_further.add_argument("--from", dest="start", metavar="MODEL", help="begin from this model, not the last go's")
+    of_further.add_argument("--out", type=Path, metavar="FOLDER", help="write the average in float16 there too")
+    options = parser.parse_args()
+    what = options.what
+    if options.anneal and not (options.seconds or options.steps):
+        parser.error("--anneal needs --seconds or --steps: else it is not known when to begin with it")
+    if options.start is not None and os.path.exists(options.start):
+        options.start = os.path.abspath(options.start)
+    if options.out is not None:
+        options.out = options.out.absolute()
     os.chdir(HERE)
     if what == "data" or not TRAIN.exists():
         write_data()
@@ -230,6 +262,10 @@ def main() -> None:
         begin(STAGES[what])
     if what in STAGES:
         print(train(STAGES[what]))
+    if what == "further":
+        from further import further
+
+        further(options)
     if what == "ship":
         ship()
 

@@ -85,6 +85,20 @@ def learning_rate_factor(settings: TrainSettings, step: int, total: int, time: f
     return factors[settings.lr_scheduler]
 
 
+def changed_settings(settings: TrainSettings, state: dict[str, Any]) -> list[str]:
+    """Which settings are not those of a checkpoint, whose state is given, of those that matter.
+
+    One that the checkpoint does not have is younger than it, and was then what is the default now.
+    """
+    kind = type(settings).__name__
+    if state.get("kind", kind) != kind:
+        return [f"{state['kind']} -> {kind}"]
+    default = {field.name: field.default for field in dataclasses.fields(settings)}
+    default, mine = (json.loads(json.dumps(x, default=str)) for x in (default, dataclasses.asdict(settings)))
+    theirs = {key: state["settings"].get(key, default[key]) for key in mine}
+    return [f"{key}: {theirs[key]} -> {mine[key]}" for key in mine if key not in FREE and theirs[key] != mine[key]]
+
+
 class _Positions(Sampler[int]):
     """The positions in the stream that one process of several reads, from a step on to the end of the run."""
 
@@ -537,7 +551,7 @@ class Trainer:
         if not folder.exists() and (self.output_dir / wanted).exists():
             folder = self.output_dir / wanted
         state = read_state(folder)
-        changed = self._changed(state)
+        changed = changed_settings(self.settings, state)
         if changed:
             raise ConfigError(
                 f"{folder} was made with other settings ({'; '.join(changed)}): use the same, or another output_dir"
@@ -553,16 +567,3 @@ class Trainer:
         self.step, self.began = state["step"], state
         self.saved, self.drawn = self.step, True
         self.accelerator.print(f"resuming from {folder}")
-
-    def _changed(self, state: dict[str, Any]) -> list[str]:
-        """Which settings are not those of a checkpoint, of those that matter.
-
-        One that the checkpoint does not have is younger than it, and was then what is the default now.
-        """
-        kind = type(self.settings).__name__
-        if state.get("kind", kind) != kind:
-            return [f"{state['kind']} -> {kind}"]
-        default = {field.name: field.default for field in dataclasses.fields(self.settings)}
-        default, mine = (json.loads(json.dumps(x, default=str)) for x in (default, dataclasses.asdict(self.settings)))
-        theirs = {key: state["settings"].get(key, default[key]) for key in mine}
-        return [f"{key}: {theirs[key]} -> {mine[key]}" for key in mine if key not in FREE and theirs[key] != mine[key]]
