@@ -119,6 +119,14 @@ def averaged(folder: Path) -> Any:
     return pipe
 
 
+def beginning(told: str | None) -> tuple[Any, str]:
+    """What is trained further, and what it is called: the model that was told, or the newest average."""
+    before = goes()
+    if told is not None or not before:
+        return DiffusionPipeline.from_pretrained(told or SHIPPED), told or SHIPPED
+    return averaged(before[-1]), str(before[-1])
+
+
 def is_open(folder: Path, options: argparse.Namespace) -> bool:
     """Whether these options go on with a go, and do not begin another one."""
     found = checkpoints(folder)
@@ -144,8 +152,7 @@ def next_go(options: argparse.Namespace) -> Path:
         return before[-1]
     number = number_of(before[-1]) + 1 if before else 1
     folder = stages.RUNS / ("further" if number == 1 else f"further-{number}")
-    begins = options.start or (str(before[-1]) if before else SHIPPED)
-    pipe = averaged(before[-1]) if before and not options.start else DiffusionPipeline.from_pretrained(begins)
+    pipe, begins = beginning(options.start)
     pipe.save_pretrained(folder / "start")
     write_json(folder / "start" / "origin.json", {"from": begins})
     for other in (*reversed(before), *(stages.RUNS / name for name in ("refine", "anneal", "model"))):

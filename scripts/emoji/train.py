@@ -169,12 +169,13 @@ def is_kept(icon: str, concept: str, names: list[str]) -> bool:
     return ending == f"{chosen} skin tone"
 
 
-def write_data() -> None:
+def write_data(split: str = "train", path: Path = TRAIN) -> None:
+    """Write the pictures of a split of the data ("train" or "held-out") with what may be said of them."""
     table = pq.read_table(DATA)
     rows = [
         row
         for row in table.to_pylist()
-        if row["split"] == "train" and is_kept(row["icon"], row["concept"], row["captions"])
+        if row["split"] == split and is_kept(row["icon"], row["concept"], row["captions"])
     ]
     said = [captions(row["captions"], row["style"]) for row in rows]
     chosen = pa.table(
@@ -184,10 +185,10 @@ def write_data() -> None:
             **{name: [row[name] for row in rows] for name in ("style", "concept", "icon", "category")},
         }
     )
-    RUNS.mkdir(parents=True, exist_ok=True)
-    with atomic_write(TRAIN) as path:
-        pq.write_table(chosen, path, compression="zstd")
-    print(f"{TRAIN}: {len(rows)} of {table.num_rows} pictures")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as unfinished:
+        pq.write_table(chosen, unfinished, compression="zstd")
+    print(f"{path}: {len(rows)} of {table.num_rows} pictures")
 
 
 def newest(*runs: TextToImageSettings) -> Trainer:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import io
 import json
 import os
 import signal
@@ -14,56 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from program import SCRIPTS
-from tiny_training import Place, drawing, place, text_settings
+from tiny_goes import further, model, options
+from tiny_training import place
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint import read_tensors
-from ddim.training import train
 from ddim.training.checkpoints import checkpoints, read_state
 from ddim.training.trainer import Trainer
 
-pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-pytest.importorskip("datasets")
-pytest.importorskip("accelerate")
-
-__all__ = ["place"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, place: Place) -> Path:
-    """What stands for the shipped model."""
-    folder = tmp_path_factory.mktemp("shipped")
-    kind: dict[str, Any] = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    train(text_settings(folder, place, max_train_steps=1, **kind))
-    return folder
-
-
-@pytest.fixture
-def further(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS / "emoji"))
-    program = importlib.import_module("further")
-    stages = program.stages
-    rows = []
-    for color in ("red", "green", "blue"):
-        file = io.BytesIO()
-        drawing(color, True).save(file, "PNG")
-        rows.append({"image": {"bytes": file.getvalue(), "path": None}, "text": [f"a {color} square, flat style"]})
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    pq.write_table(pa.Table.from_pylist(rows), runs / "train.parquet")
-    monkeypatch.setattr(stages, "HERE", tmp_path)
-    monkeypatch.setattr(stages, "RUNS", runs)
-    monkeypatch.setattr(stages, "TRAIN", runs / "train.parquet")
-    monkeypatch.setattr(program, "SHIPPED", str(model))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    return program
-
-
-def options(**given: Any) -> argparse.Namespace:
-    usual = {"seconds": None, "steps": None, "batch": 2, "rate": None, "ema": 0.9995, "precision": "no"}
-    return argparse.Namespace(**{**usual, "anneal": None, "start": None, "out": None, **given})
+__all__ = ["further", "model", "place"]
 
 
 def weight(folder: Path) -> torch.Tensor:
