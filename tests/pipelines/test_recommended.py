@@ -73,14 +73,35 @@ def test_texts(folder: str) -> None:
 
 def test_pictures_to_start_from(folder: str) -> None:
     plain, pipe = texts(folder), texts(folder, **STEPS, **GUIDANCE)
-    start = {"image": torch.zeros(1, 3, 16, 16), "strength": 0.5}
-    assert torch.equal(drawn(pipe, **start), explicit(plain, **start))
-    assert pipe.num_timesteps == 2
+    start: dict[str, Any] = {"image": torch.zeros(1, 3, 16, 16), "strength": 0.5}
+    listed = [499, 400, 90]  # half of the training timesteps, and not half of the list
+
+    def from_half(**options: Any) -> Tensor:
+        said = {"timesteps": listed, "order": 2, "guidance_scale": 3.0, "guidance_rescale": 0.5}
+        return drawn(plain, **{**start, **said, "strength": 1.0, **options})
+
+    expected = from_half()
+    assert torch.equal(drawn(pipe, **start), expected)
+    assert pipe.num_timesteps == 3
     other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
-    assert torch.equal(other("a cat", **start, seed=3, output_type="pt").images, explicit(plain, **start))
-    start["mask_image"] = torch.ones(1, 1, 16, 16)
+    assert torch.equal(other("a cat", **start, seed=3, output_type="pt").images, expected)
+    assert torch.equal(drawn(pipe, **{**start, "strength": 1.0}), explicit(plain, **{**start, "strength": 1.0}))
+    drawn(pipe, **start, num_inference_steps=6)
+    assert pipe.num_timesteps == 3  # a share of the steps, as in diffusers
+    with pytest.raises(ConfigError, match="strength"):
+        drawn(pipe, **{**start, "strength": 0.0001})
     masked = StableDiffusionInpaintPipeline.from_pipe(pipe)
-    assert torch.equal(masked("a cat", **start, seed=3, output_type="pt").images, explicit(plain, **start))
+    start["mask_image"] = torch.ones(1, 1, 16, 16)
+    whole = masked("a cat", image=start["image"], mask_image=start["mask_image"], seed=3, output_type="pt").images
+    assert torch.equal(whole, explicit(plain, **{**start, "strength": 1.0}))
+    assert masked.num_timesteps == 4
+
+
+def test_a_student_starts_from_a_picture_at_timesteps_that_it_knows(folder: str) -> None:
+    said = {"recommended_steps": 4, "recommended_spacing": "optimized", "trained_timesteps": LISTS["4"]}
+    pipe = texts(folder, **said, recommended_guidance_scale=1.0)
+    assert warned(pipe, image=torch.zeros(1, 3, 16, 16), strength=0.6) == []
+    assert pipe.num_timesteps == 2
 
 
 def test_a_folder_that_says_nothing_is_sampled_as_before(folder: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,15 @@ def test_more_steps_come_nearer_to_the_limit(pipe: DDIMPipeline) -> None:
     errors = [float(np.abs(images - reference).mean()) for images in (fine, coarse)]
     assert errors[0] < 0.7 * errors[1]
     assert errors[0] < 0.1
+
+
+def test_what_it_recommends_looks_like_many_steps(pipe: DDIMPipeline) -> None:
+    asked: dict[str, Any] = {"class_labels": list(range(10)), "seed": 0, "output_type": "pt"}
+    by_itself, many = pipe(**asked).images, pipe(**asked, num_inference_steps=50).images
+    assert torch.equal(by_itself, pipe(**asked, num_inference_steps=9, order=2).images)
+    first = pipe(**asked, num_inference_steps=9, order=1).images
+    near, far = (float((images - many).abs().median()) for images in (by_itself, first))
+    assert near < 0.8 * far
 
 
 def test_guidance_and_no_class_work(pipe: DDIMPipeline) -> None:

@@ -77,6 +77,25 @@ def test_its_scheduler_is_that_of_the_four_fixes(pipe: Any) -> None:
     assert pipe.scheduler.plan(10).timesteps[0] == 999
 
 
+def test_what_it_recommends_looks_like_many_steps(
+    pipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A call that says nothing, and a command; and diffusers goes on by the spacing that it knows."""
+    prompts: dict[str, Any] = {"prompt": ["a red heart", "an owl"], "seed": [0, 0], "output_type": "pt"}
+    by_itself = pipe(**prompts).images
+    assert (pipe.num_timesteps, pipe.guidance_scale, pipe.guidance_rescale) == (9, 3.0, 0.7)
+    many, few = (pipe(**prompts, num_inference_steps=steps, order=1).images for steps in (50, 9))
+    near, far = (float((2 * (images - many)).square().mean().sqrt()) for images in (by_itself, few))
+    assert near < 0.04
+    assert near < 0.6 * far
+    assert main(["sample", "a red heart", "--scale", "1", "--out", str(tmp_path / "x.png")]) == 0
+    said = "9 steps of second order at searched timesteps, guidance 3, rescale 0.7, seed 0"
+    assert said in capsys.readouterr().err
+    with Image.open(tmp_path / "x.png") as image:
+        drawn = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    assert float((drawn - by_itself[0]).abs().max()) < 0.01
+
+
 @pytest.mark.filterwarnings("ignore")  # diffusers' and transformers'
 def test_diffusers_draws_the_same_by_its_defaults(pipe: Any) -> None:
     diffusers = pytest.importorskip("diffusers")
@@ -139,7 +158,10 @@ def test_seeds_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["sample", "a red heart", "--steps", "3", "--scale", "1", "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert said.out.strip() == str(out)
-    assert "'a red heart' by emoji: 3 steps, guidance 3, rescale 0.7, seed 0" in said.err
+    assert (
+        "'a red heart' by emoji: 3 steps of first order at trailing timesteps, guidance 3, rescale 0.7, seed 0"
+        in said.err
+    )
     with Image.open(out) as image:
         assert image.size == (64, 64)
     assert "emoji" in bundled_models()

@@ -48,14 +48,16 @@ class Drawing:
         settings: SampleSettings,
         only: int | None,
     ) -> None:
+        from ddim.pipelines.recommended import plan_of_call
+
         self.pipe, self.only = pipe, only
         self._labels = settings.class_labels or range(pipe.class_count or 0)
         count = settings.batch or len(self._labels) or (1 if pipe.draws_texts else 16)
         self.numbers = range(count) if only is None else range(only, only + 1)
         if len(self.numbers) > 1:
             pipe.set_progress_bar_config(disable=True)  # progress is by pictures then, not by the steps of each batch
-        plan = pipe.scheduler.plan(settings.steps, eta=settings.eta, order=settings.order or 1)
-        self._steps = len(plan if settings.image is None else plan.shortened(settings.strength))
+        share = 1.0 if settings.image is None else settings.strength
+        self._steps = len(plan_of_call(pipe.scheduler, settings.steps, settings.eta, None, settings.order, share))
         self._request: dict[str, Any] = {
             "num_inference_steps": settings.steps,
             "eta": settings.eta,

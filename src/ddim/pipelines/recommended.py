@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ddim.checkpoint.config import level_of_caller
@@ -19,20 +20,39 @@ def plan_of_call(
     eta: Eta,
     timesteps: Sequence[int] | None,
     order: Order | None,
+    strength: float = 1.0,
 ) -> SamplingPlan:
     """The plan that a call asks for; what it leaves open is as the model recommends it or, without that, as usual.
 
     Args:
         num_inference_steps, eta, timesteps, order: as in a call of a pipeline. `timesteps` go before the number.
+        strength: of a run that starts from a picture, the share of the steps that is made, as in diffusers. Searched
+            timesteps are not evenly apart, so of them it is the share of the training timesteps: the run starts there,
+            and goes on through those of the list that are below.
 
     Raises:
         ConfigError: no such plan can be made, or what the model recommends cannot be followed.
     """
     if timesteps is not None:
-        return scheduler.plan(eta=eta, timesteps=timesteps, order=1 if order is None else order)
+        plan = scheduler.plan(eta=eta, timesteps=timesteps, order=1 if order is None else order)
+        return plan if strength == 1 else plan.shortened(strength)
     steps = choose_steps(scheduler.config, num_inference_steps, order, eta=eta)
     other: dict[str, Any] = {} if steps.spacing == scheduler.config.timestep_spacing else {"spacing": steps.spacing}
-    return scheduler.plan(steps.number, eta=eta, order=steps.order, **other)
+    plan = scheduler.plan(steps.number, eta=eta, order=steps.order, **other)
+    if strength == 1:
+        return plan
+    if steps.spacing == "optimized" and scheduler.config.get("trained_timesteps") is None:
+        return _from_level(plan, strength)
+    return plan.shortened(strength)
+
+
+def _from_level(plan: SamplingPlan, strength: float) -> SamplingPlan:
+    """The plan from the timestep on below which a share `strength` of all T timesteps is."""
+    share = strength if isinstance(strength, (int, float)) and 0 <= strength < 1 else 0.0
+    start = round(share * len(plan.alphas_cumprod)) - 1
+    if start < 0:
+        return plan.shortened(strength)  # which says what is wrong with it
+    return replace(plan, timesteps=(start, *(timestep for timestep in plan.timesteps if timestep < start)))
 
 
 def warn_if_not_trained(

@@ -284,7 +284,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
             image: a picture to start from, or a list with one for each prompt or image; see `inputs.to_tensor`. A
                 tensor may hold latents.
             strength: in [0, 1], the share of the steps that are made, and so how much of the picture is lost; see
-                `SamplingPlan.shortened`.
+                `SamplingPlan.shortened`, and of searched timesteps `recommended.plan_of_call`.
             mask_image: white where the picture is to be painted anew; see `inputs.to_mask`.
             masked_image_latents: of the picture without what the mask covers, for a U-Net that looks at them.
             padding_mask_crop: paint what the mask covers and so many pixels around it in the full size, then put it
@@ -327,8 +327,8 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         guidance_scale, guidance_rescale = choose_guidance(
             self.scheduler.config, guidance_scale, guidance_rescale, usual=7.5
         )
-        plan = plan_of_call(self.scheduler, num_inference_steps, eta, timesteps, order)
-        plan = plan if image is None else plan.shortened(strength)
+        share = 1.0 if image is None else strength
+        plan = plan_of_call(self.scheduler, num_inference_steps, eta, timesteps, order, share)
         task = self._task(origin, plan, request.size, num_images_per_prompt, generator, seed)
 
         is_guided = self.is_guided(guidance_scale)
