@@ -1,0 +1,230 @@
+"""Distillation: a student that makes in one step what its teacher makes in many, with guidance that is part of it.
+
+A run of the teacher, under guidance, passes through the student's timesteps, and the student learns to step from each
+of them to the next (`trajectories`). So it needs fewer steps, and no second prediction at each of them, which guidance
+costs its teacher (Meng et al. 2023). It starts from its teacher's weights. No pictures are needed, because the teacher
+draws them: only texts, for a text-to-image model.
+
+- "direct": the student learns from the teacher's own steps, in one run.
+- "progressive" (Salimans and Ho 2022): a first student makes as many steps as the teacher, and learns the guidance
+  alone; each further one makes half as many steps as the one before, which is its teacher. Every stage is a run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ddim.checkpoint import Savable, fingerprint
+from ddim.errors import ConfigError, DataError
+from ddim.images import image_grid
+from ddim.lora import add_lora, lora_state
+from ddim.models.embeddings import sinusoids
+from ddim.pipelines import DiffusionPipeline
+from ddim.plan import SamplingPlan
+from ddim.sampling import Denoiser
+from ddim.scheduler import DDIMScheduler
+from ddim.training.caches import CaptionCache
+from ddim.training.objective import Losses, Objective
+from ddim.training.settings import DistillSettings
+from ddim.training.text_to_image import Adapters
+from ddim.training.trajectories import Trajectories
+
+class Stage(NamedTuple):
+    """What a student learns, and from which steps of its teacher."""
+
+    steps: int
+    teacher_steps: int
+    teacher_order: int
+    guidance_scale: float
+    guidance_rescale: float
+
+
+SHOWN = 16  # how many pictures a preview has
+CONDITION = 256  # channels of the guidance scale's sinusoids, for a student that takes it
+
+
+def student_scheduler(teacher: DDIMScheduler, prediction_type: str | None, steps: int) -> DDIMScheduler:
+    """The scheduler of a student: trailing timesteps, so that it begins with pure noise, and nothing clipped."""
+    changes: dict[str, Any] = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
+    if prediction_type is not None:
+        changes["prediction_type"] = prediction_type
+    changes |= {"recommended_steps": steps, "recommended_guidance_scale": 1.0, "optimized_timesteps": None}
+    scheduler: DDIMScheduler = teacher.from_config(teacher.config, **changes)
+    return scheduler
+
+
+class Distillation(Objective):
+    """The loss of one stage: the squared error of the student's predictions on its teacher's trajectories.
+
+    Args:
+        settings: of the run. The trajectories are kept in its `output_dir`.
+        stage: what this stage is.
+        teacher: the pipeline that is learnt from. It is not needed any more once the trajectories are there.
+        prompts: the texts that are drawn, in turn; empty for a model that draws none.
+    """
+
+    timesteps: Tensor
+
+    def __init__(
+        self, settings: DistillSettings, stage: Stage, teacher: DiffusionPipeline, prompts: Sequence[str]
+    ) -> None:
+        super().__init__()
+        if teacher.draws_texts and not prompts:
+            raise DataError("a text-to-image model is distilled on texts: give --prompts, or data with captions")
+        self.settings, self.stage, self.teacher, self.prompts = settings, stage, teacher, tuple(prompts)
+        self.scheduler = student_scheduler(teacher.scheduler, settings.prediction_type, stage.steps)
+        spaced = teacher.scheduler.from_config(teacher.scheduler.config, timestep_spacing="trailing")
+        self.plan = self.scheduler.plan(stage.steps)
+        self.teacher_plan = spaced.plan(stage.teacher_steps, order=stage.teacher_order)
+        self.num_train_timesteps = self.scheduler.config.num_train_timesteps
+        asked = (self.prompts, teacher.class_count, settings.caption_dropout)
+        self.trajectories = Trajectories(
+            Path(settings.output_dir) / "trajectories",
+            settings.trajectories,
+            settings.train_batch_size,
+            self.plan,
+            self.teacher_plan,
+            repr((fingerprint(teacher.unet), asked, stage, settings.guidance_range)),
+            settings.seed,
+        )
+        self.count = len(self.trajectories)
+        unet = new_student(teacher.unet, takes_scale=settings.guidance_range is not None)
+        if settings.rank is not None:
+            add_lora(unet, settings.rank)
+        if settings.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        self.networks = nn.ModuleDict({"unet": unet})
+        self.texts: CaptionCache | None = None
+        self.register_buffer("timesteps", torch.tensor(self.plan.timesteps), persistent=False)
+
+    def dataset(self) -> Trajectories:
+        return self.trajectories
+
+    # --- what is drawn -----------------------------------------------------------------------------------------------
+
+    def prompt(self, number: int) -> str:
+        """The text of a trajectory."""
+        if np.random.default_rng([self.settings.seed, 4, number]).random() < self.settings.caption_dropout:
+            return ""
+        return self.prompts[number % len(self.prompts)]
+
+    def label(self, number: int) -> int:
+        """The class of a trajectory; the last one stands for none."""
+        classes = self.teacher.class_count or 0
+        if np.random.default_rng([self.settings.seed, 4, number]).random() < self.settings.caption_dropout:
+            return classes
+        return number % classes
+
+    def scale(self, number: int) -> float:
+        """The guidance scale of a trajectory, which is that of its part."""
+        if self.settings.guidance_range is None:
+            return self.stage.guidance_scale
+        part = number // self.trajectories.batch
+        low, high = self.settings.guidance_range
+        return float(np.random.default_rng([self.settings.seed, 5, part]).uniform(low, high))
+
+    def _teach(self, numbers: Sequence[int]) -> Denoiser:
+        """The teacher, ready to run some trajectories."""
+        asked: dict[str, Any] = {}
+        if self.prompts:
+            asked["prompt"] = [self.prompt(number) for number in numbers]
+        elif self.teacher.class_count:
+            asked["class_labels"] = [self.label(number) for number in numbers]
+        if asked:
+            asked |= {"guidance_scale": self.scale(numbers[0]), "guidance_rescale": self.stage.guidance_rescale}
+        return self.teacher.denoiser(self.teacher_plan, len(numbers), **asked)
+
+    def prepare(self, began: dict[str, Any]) -> None:
+        """Run the teacher, and encode the texts."""
+        pipe = self.teacher.to(self.timesteps.device)
+        if any(self.trajectories.missing()):
+            pipe.accelerate(self.settings.backend)
+            self.trajectories.fill(self._teach, pipe.sample_shape(1)[1:], pipe.device, pipe.dtype)
+            pipe.accelerate("eager")
+        if self.prompts:
+            self.texts = CaptionCache(["", *sorted({*self.prompts} - {""})])
+            self.texts.fill(pipe.tokenizer, pipe.text_encoder)
+
+    # --- the loss ----------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        timesteps = self.timesteps[batch["step"]]
+        out = self._predict(batch["sample"], timesteps, batch["number"].tolist()).float()
+        return Losses((out - batch["target"]).square().flatten(1).mean(1), timesteps)
+
+    def _predict(self, x: Tensor, timesteps: Tensor, numbers: Sequence[int]) -> Tensor:
+        given: dict[str, Any] = {}
+        if self.prompts:
+            given["encoder_hidden_states"] = self._embed([self.prompt(number) for number in numbers], x.device)
+        elif self.teacher.class_count:
+            given["class_labels"] = torch.tensor([self.label(number) for number in numbers], device=x.device)
+        if self.settings.guidance_range is not None:
+            scales = torch.tensor([(self.scale(number) - 1) * 1000.0 for number in numbers])
+            width = self.networks["unet"].config.time_cond_proj_dim
+            given["timestep_cond"] = sinusoids(scales, width, flip_sin_to_cos=False, freq_shift=1).to(x.device)
+        out: Tensor = self.networks["unet"](x, timesteps, **given).sample
+        return out
+
+    def _embed(self, prompts: list[str], device: torch.device) -> Tensor:
+        if self.texts is not None and self.texts.table is not None:
+            return self.texts.embeddings(prompts, device)
+        with torch.no_grad():
+            embeds: Tensor = self.teacher.text_encoder(self.teacher.tokenizer.ids(prompts, warn=False).to(device))[0]
+        return embeds.float()
+
+    # --- what comes of it --------------------------------------------------------------------------------------------
+
+    def finished(self, networks: nn.ModuleDict) -> Savable:
+        """The teacher's pipeline with the student and its scheduler, or the student's adapters alone."""
+        unet = networks["unet"]
+        parts = {name: self.teacher.components[name] for name in self.teacher.parts}
+        pipe = type(self.teacher)(**{**parts, "unet": unet, "scheduler": self.scheduler})
+        pipe = copy_as(pipe, unet.dtype)
+        if self.settings.rank is None:
+            return pipe
+        return Adapters(pipe, {"unet": lora_state(unet)}, self.settings.rank)
+
+    def preview(self, finished: Any) -> Image.Image:
+        pipe = finished.pipe if isinstance(finished, Adapters) else finished
+        pipe.set_progress_bar_config(disable=True)
+        drawn: dict[str, Any] = {"num_inference_steps": self.stage.steps, "guidance_scale": 1.0}
+        if self.prompts:
+            prompts = [*dict.fromkeys(self.prompts[: 4 * SHOWN])][:SHOWN]
+            images = pipe(prompts, seed=list(range(len(prompts))), **drawn).images
+        else:
+            classes = self.teacher.class_count
+            labels = None if classes is None else [k % classes for k in range(SHOWN)]
+            images = pipe(SHOWN, class_labels=labels, seed=0, **drawn).images
+        return image_grid(images, columns=8)
+
+    def record(self) -> dict[str, Any]:
+        return {"trajectories": self.trajectories.name, "stage": list(self.stage)}
+
+
+def new_student(teacher: nn.Module, takes_scale: bool) -> Any:
+    """A copy of the teacher's U-Net, all of it to be trained.
+
+    Args:
+        takes_scale: give it an input for the guidance scale, which has no effect before it is trained. A U-Net that has
+            one already keeps it.
+    """
+    teacher = getattr(teacher, "_orig_mod", teacher)
+    config = dict(teacher.config)
+    if not takes_scale or config.get("time_cond_proj_dim") is not None:
+        return copy.deepcopy(teacher).train().requires_grad_(True)
+    if "time_cond_proj_dim" not in config:
+        raise ConfigError(f"a {type(teacher).__name__} has no input for a guidance scale: leave out guidance_range")
+    student = type(teacher).from_config(config, time_cond_proj_dim=CONDITION)
+    with torch.no_grad():
+        missing, _ = student.load_state_dict(teacher.state_dict(), strict=False)
+        assert missing == ["time_embedding.cond_proj.weight"]
+        student.time_embedding.cond_proj.weight.zero_()
+    return student.train()
