@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "train vae": Command("ddim.training.settings:VAESettings", "ddim.training:train"),
     "train text-to-image": Command("ddim.training.settings:TextToImageSettings", "ddim.training:train"),
     "train lora": Command("ddim.training.settings:LoraSettings", "ddim.training:train"),
+    "distill": Command("ddim.training.settings:DistillSettings", "ddim.training:distill"),
     "interpolate": Command("ddim.cli.interpolate:InterpolateSettings", "ddim.cli.interpolate:run_interpolate"),
     "invert": Command("ddim.cli.invert:InvertSettings", "ddim.cli.invert:run_invert"),
     "edit": Command("ddim.cli.edit:EditSettings", "ddim.cli.edit:run_edit"),
@@ -62,7 +63,7 @@ GROUPS = {
 # How `ddim --help` arranges the commands.
 _TITLES = {
     "Draw": ("sample", "interpolate", "invert", "edit"),
-    "Train": ("train pixels", "train vae", "train text-to-image", "train lora"),
+    "Train": ("train pixels", "train vae", "train text-to-image", "train lora", "distill"),
     "Look inside": ("info", "plot schedule", "plot trajectory", "plot tradeoff"),
     "Measure and improve": ("evaluate", "optimize"),
 }

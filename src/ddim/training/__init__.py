@@ -10,7 +10,8 @@ trackers        where a run is shown
 pasted          flags of diffusers' scripts that are no settings here
 checkpoints     what a run goes on from
 diffusion       what diffusion models are trained on: schedules, noise, targets, weights
-pixels, autoencoder, text_to_image   the objectives
+pixels, autoencoder, text_to_image, distillation   the objectives
+trajectories    what a teacher does, for its student
 caches          latents and texts that are computed once
 vocabulary      a tokenizer learnt from captions
 """
@@ -21,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ddim.training.settings import TrainSettings
+    from ddim.training.settings import DistillSettings, TrainSettings
 
-__all__ = ["train"]
+__all__ = ["distill", "train"]
 
 
 def train(settings: TrainSettings) -> Path:
@@ -39,3 +40,16 @@ def train(settings: TrainSettings) -> Path:
     from ddim.training.run import make_trainer  # and with it PyTorch, which settings and `--help` do without
 
     return make_trainer(settings).run()
+
+
+def distill(settings: DistillSettings) -> Path:
+    """Teach a student to draw in few steps; returns its folder, which `from_pretrained` loads.
+
+    Raises:
+        ConfigError, DataError: settings, model or prompts that cannot work together, before anything is written.
+        MissingExtraError, Interrupted, NonFiniteError: as `train`.
+    """
+    settings.check_installed()
+    from ddim.training.run import distill as run
+
+    return run(settings)

@@ -23,6 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ddim.checkpoint import Savable, fingerprint
+from ddim.data import captioned_source
+from ddim.data.progress import say
 from ddim.errors import ConfigError, DataError
 from ddim.images import image_grid
 from ddim.lora import add_lora, lora_state
@@ -33,8 +35,8 @@ from ddim.sampling import Denoiser
 from ddim.scheduler import DDIMScheduler
 from ddim.training.caches import CaptionCache
 from ddim.training.objective import Losses, Objective
-from ddim.training.settings import DistillSettings
-from ddim.training.text_to_image import Adapters
+from ddim.training.settings import DistillSettings, TrainSettings
+from ddim.training.text_to_image import Adapters, copy_as
 from ddim.training.trajectories import Trajectories
 
 class Stage(NamedTuple):
@@ -48,17 +50,47 @@ class Stage(NamedTuple):
 
 
 SHOWN = 16  # how many pictures a preview has
+TEACHER_STEPS = 16  # about how many steps the teacher makes: of second order they are as good as 50 of first
 CONDITION = 256  # channels of the guidance scale's sinusoids, for a student that takes it
 
 
-def student_scheduler(teacher: DDIMScheduler, prediction_type: str | None, steps: int) -> DDIMScheduler:
-    """The scheduler of a student: trailing timesteps, so that it begins with pure noise, and nothing clipped."""
-    changes: dict[str, Any] = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
-    if prediction_type is not None:
-        changes["prediction_type"] = prediction_type
-    changes |= {"recommended_steps": steps, "recommended_guidance_scale": 1.0, "optimized_timesteps": None}
-    scheduler: DDIMScheduler = teacher.from_config(teacher.config, **changes)
-    return scheduler
+def stages_of(settings: DistillSettings, guidance: tuple[float, float]) -> list[Stage]:
+    """What is to be learnt, one stage after another.
+
+    Args:
+        guidance: the guidance scale and rescale of the model that is learnt from.
+    """
+    steps, times = settings.steps, max(1, round(TEACHER_STEPS / settings.steps))
+    if settings.method == "direct":
+        teacher_steps = settings.teacher_steps or steps * times
+        return [Stage(steps, teacher_steps, 2 if teacher_steps > steps else 1, *guidance)]
+    most = settings.teacher_steps or steps * 2 ** (times - 1).bit_length()
+    halved = [most]
+    while halved[-1] > steps:
+        halved.append(halved[-1] // 2)
+    return [Stage(most, most, 1, *guidance), *(Stage(each, 2 * each, 1, 1.0, 0.0) for each in halved[1:])]
+
+
+def student_scheduler(teacher: DDIMScheduler, prediction_type: str | None, stage: Stage) -> DDIMScheduler:
+    """The scheduler of a student: trailing timesteps, so that it begins with the most noise, and nothing clipped.
+
+    It predicts v where its teacher predicts the noise: at the first timesteps of few, where there is hardly any signal,
+    a small error of the predicted noise is a large one of the picture (Salimans and Ho 2022, section 4).
+    """
+    if prediction_type is None and teacher.config.prediction_type == "epsilon":
+        prediction_type = "v_prediction"
+    scheduler: DDIMScheduler = teacher.from_config(
+        teacher.config,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        thresholding=False,
+        prediction_type=prediction_type or teacher.config.prediction_type,
+        optimized_timesteps=None,
+    )
+    said = {"recommended_steps": stage.steps, "recommended_guidance_scale": 1.0, "recommended_guidance_rescale": 0.0}
+    listed = list(scheduler.plan(stage.steps).timesteps)
+    final: DDIMScheduler = scheduler.from_config(scheduler.config, **said, trained_timesteps=listed)
+    return final
 
 
 class Distillation(Objective):
@@ -72,15 +104,14 @@ class Distillation(Objective):
     """
 
     timesteps: Tensor
+    passes = 1
 
     def __init__(
         self, settings: DistillSettings, stage: Stage, teacher: DiffusionPipeline, prompts: Sequence[str]
     ) -> None:
         super().__init__()
-        if teacher.draws_texts and not prompts:
-            raise DataError("a text-to-image model is distilled on texts: give --prompts, or data with captions")
         self.settings, self.stage, self.teacher, self.prompts = settings, stage, teacher, tuple(prompts)
-        self.scheduler = student_scheduler(teacher.scheduler, settings.prediction_type, stage.steps)
+        self.scheduler = student_scheduler(teacher.scheduler, settings.prediction_type, stage)
         spaced = teacher.scheduler.from_config(teacher.scheduler.config, timestep_spacing="trailing")
         self.plan = self.scheduler.plan(stage.steps)
         self.teacher_plan = spaced.plan(stage.teacher_steps, order=stage.teacher_order)
@@ -183,30 +214,65 @@ class Distillation(Objective):
     # --- what comes of it --------------------------------------------------------------------------------------------
 
     def finished(self, networks: nn.ModuleDict) -> Savable:
-        """The teacher's pipeline with the student and its scheduler, or the student's adapters alone."""
+        """The teacher's pipeline with the student and its scheduler; or the student's adapters alone."""
         unet = networks["unet"]
         parts = {name: self.teacher.components[name] for name in self.teacher.parts}
+        parts |= {name: copy_as(part, unet.dtype) for name, part in parts.items() if isinstance(part, nn.Module)}
         pipe = type(self.teacher)(**{**parts, "unet": unet, "scheduler": self.scheduler})
-        pipe = copy_as(pipe, unet.dtype)
+        if hasattr(self.teacher, "words"):
+            pipe.words = self.teacher.words
         if self.settings.rank is None:
             return pipe
-        return Adapters(pipe, {"unet": lora_state(unet)}, self.settings.rank)
+        return Adapters(pipe, {"unet": lora_state(unet)}, self.settings.rank, None)
 
-    def preview(self, finished: Any) -> Image.Image:
+    @property
+    def shown(self) -> int:  # type: ignore[override]
+        return len(self._shown()) if self.prompts else SHOWN
+
+    def _shown(self) -> list[str]:
+        """The texts of a preview."""
+        return list(self.settings.validation_prompts or dict.fromkeys(self.prompts[: 4 * SHOWN]))[:SHOWN]
+
+    def preview(self, finished: Any, most: int | None = None) -> Image.Image:
         pipe = finished.pipe if isinstance(finished, Adapters) else finished
         pipe.set_progress_bar_config(disable=True)
-        drawn: dict[str, Any] = {"num_inference_steps": self.stage.steps, "guidance_scale": 1.0}
+        count = min(self.shown, most or SHOWN)
+        drawn: dict[str, Any] = {"num_inference_steps": self.stage.steps, "seed": list(range(count))}
         if self.prompts:
-            prompts = [*dict.fromkeys(self.prompts[: 4 * SHOWN])][:SHOWN]
-            images = pipe(prompts, seed=list(range(len(prompts))), **drawn).images
+            captions = self._shown()[:count]
+            drawn |= {"prompt": captions, "guidance_scale": self.stage.guidance_scale if self._takes_scale else 1.0}
         else:
             classes = self.teacher.class_count
-            labels = None if classes is None else [k % classes for k in range(SHOWN)]
-            images = pipe(SHOWN, class_labels=labels, seed=0, **drawn).images
-        return image_grid(images, columns=8)
+            labels = None if classes is None else [number % classes for number in range(count)]
+            captions = None if labels is None else [f"class {label}" for label in labels]
+            drawn |= {"class_labels": labels, "batch_size": count}
+        return image_grid(pipe(**drawn).images, columns=min(8, count), captions=captions)
+
+    def next_command(self, folder: str) -> list[str]:
+        prompt = self._shown()[:1] if self.prompts else []
+        options = ["--model", folder]
+        if self.settings.rank is not None:
+            options = ["--model", self.settings.model, "--lora", folder, "--steps", str(self.stage.steps)]
+            options += ["--guidance-scale", "1", "--spacing", "trailing"]
+        return ["ddim", "sample", *prompt, *options, "--out", f"{folder}/try.png"]
+
+    def introduction(self, settings: TrainSettings, steps: int, per_step: int) -> list[str]:
+        stage, runs = self.stage, self.trajectories.parts * self.trajectories.batch
+        guided = "" if stage.guidance_scale == 1 else f" under guidance {stage.guidance_scale:g}"
+        if self._takes_scale:
+            guided = " under guidance {:g} to {:g}".format(*self.settings.guidance_range or (1, 1))
+        epochs = steps * per_step / self.count
+        return [
+            f"{stage.teacher_steps} steps of {settings.model}{guided} become {stage.steps}: {runs:,} runs to learn "
+            f"from, {steps:,} steps of {per_step}: {epochs:.2g} times through them"
+        ]
 
     def record(self) -> dict[str, Any]:
         return {"trajectories": self.trajectories.name, "stage": list(self.stage)}
+
+    @property
+    def _takes_scale(self) -> bool:
+        return self.settings.guidance_range is not None
 
 
 def new_student(teacher: nn.Module, takes_scale: bool) -> Any:
@@ -228,3 +294,65 @@ def new_student(teacher: nn.Module, takes_scale: bool) -> Any:
         assert missing == ["time_embedding.cond_proj.weight"]
         student.time_embedding.cond_proj.weight.zero_()
     return student.train()
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def read_prompts(settings: DistillSettings) -> list[str]:
+    """The texts that the settings name.
+
+    Raises:
+        DataError: there are none, or the file cannot be read.
+    """
+    if settings.prompts_file is not None:
+        try:
+            lines = Path(settings.prompts_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{settings.prompts_file} cannot be read as text: {error}") from error
+        prompts = [line.strip() for line in lines if line.strip()]
+    elif settings.dataset_name is not None or settings.train_data_dir is not None:
+        source = captioned_source(
+            train_data_dir=settings.train_data_dir,
+            dataset_name=settings.dataset_name,
+            caption_column=settings.caption_column,
+            **settings.hub,
+        )
+        prompts = [options[0] for options in source.captions or ()]
+    else:
+        raise DataError(
+            "a text-to-image model is distilled on texts: give prompts_file, a file with a prompt a line, or data with "
+            "captions by dataset_name or train_data_dir"
+        )
+    if not prompts:
+        raise DataError(f"{settings.prompts_file or settings.dataset_name or settings.train_data_dir} has no prompts")
+    order = np.random.default_rng([settings.seed, 6]).permutation(len(prompts))
+    return [prompts[index] for index in order]
+
+
+def check_fits(settings: DistillSettings, teacher: DiffusionPipeline) -> None:
+    """Raise a ConfigError for settings that have no meaning for the model that is learnt from."""
+    if not teacher.draws_texts:
+        given = [name for name in ("prompts_file", "dataset_name", "train_data_dir") if getattr(settings, name)]
+        if given:
+            raise ConfigError(f"{settings.model} draws no texts: leave out {given[0]}")
+        if settings.guidance_range is not None:
+            raise ConfigError(f"{settings.model} draws no texts: leave out guidance_range, and give guidance_scale")
+    if not teacher.draws_texts and teacher.class_count is None and settings.guidance_scale not in (None, 1):
+        raise ConfigError(f"{settings.model} knows neither texts nor classes: leave out guidance_scale")
+    total = teacher.scheduler.config.num_train_timesteps
+    if max(settings.steps, settings.teacher_steps or 1) > total:
+        raise ConfigError(f"{settings.model} was trained on {total} timesteps: steps cannot be more")
+
+
+def guidance_of(settings: DistillSettings, teacher: DiffusionPipeline) -> tuple[float, float]:
+    """The guidance scale and rescale of the teacher: what is given, else what suits the model."""
+    config = teacher.scheduler.config
+    is_zero_snr = bool(config.rescale_betas_zero_snr)
+    scale, rescale = settings.guidance_scale, settings.guidance_rescale
+    if scale is None:
+        usual = (3.0 if is_zero_snr else 7.5) if teacher.draws_texts else 1.0
+        scale = config.get("recommended_guidance_scale") or usual
+    if rescale is None:
+        rescale = 0.7 if teacher.draws_texts and is_zero_snr and scale != 1 else 0.0
+    return float(scale), float(rescale)

@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 from ddim.checkpoint import Savable
 from ddim.data import Preparation, Source
 from ddim.errors import ConfigError
+from ddim.training.forecast import advice, summary
+from ddim.training.settings import TrainSettings
 
 
 class Losses(NamedTuple):
@@ -45,6 +47,18 @@ class Objective(nn.Module, ABC):
     num_train_timesteps: int = 0
     shown: int
     passes: int
+
+    def introduction(self, settings: TrainSettings, steps: int, per_step: int) -> list[str]:
+        """What to say before a run begins: what data and settings come to, and what might be better.
+
+        Args:
+            settings: of the run.
+            steps: how many steps it has.
+            per_step: how many examples each of them takes.
+        """
+        resolution = self.prepare_image.resolution
+        told = summary(self.count, resolution, steps, per_step)
+        return [told, *advice(settings, self.source, resolution, steps, per_step)]
 
     @abstractmethod
     def dataset(self) -> Dataset[dict[str, Any]]:

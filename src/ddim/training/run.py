@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from ddim.errors import ConfigError, MissingExtraError, require
 from ddim.training.objective import Objective
-from ddim.training.settings import PixelSettings, TrainSettings, VAESettings
+from ddim.training.settings import DistillSettings, PixelSettings, TrainSettings, VAESettings
 from ddim.training.trainer import Trainer
 
 # How long processes wait for the first one to encode the pictures.
 ENCODING = timedelta(days=1)
+
+Kind = TypeVar("Kind", bound=TrainSettings)
 
 
 def make_objective(settings: TrainSettings) -> Objective:
@@ -39,6 +43,17 @@ def make_objective(settings: TrainSettings) -> Objective:
 
 def make_trainer(settings: TrainSettings) -> Trainer:
     """A run of what the settings say, ready to begin or to go on."""
+    settings, accelerator = make_accelerator(settings)
+    return Trainer(settings, make_objective(settings), accelerator)
+
+
+def make_accelerator(settings: Kind) -> tuple[Kind, Any]:
+    """What runs a training on the devices that there are, and the settings with the precision that is used.
+
+    Raises:
+        MissingExtraError: a library that the settings need is not installed.
+        ConfigError: there is no such precision.
+    """
     settings.check_installed()
     accelerate = require("accelerate", "train")
     precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -61,4 +76,34 @@ def make_trainer(settings: TrainSettings) -> Trainer:
         raise MissingExtraError(
             f"report_to={settings.report_to}: accelerate does not find {', '.join(lost)}: install it anew"
         )
-    return Trainer(settings, make_objective(settings), accelerator)
+    return settings, accelerator
+
+
+def distill(settings: DistillSettings) -> Path:
+    """Make a student of few steps, stage by stage; returns its folder, which `from_pretrained` loads.
+
+    A stage that is finished is not made again, and one that was interrupted goes on.
+
+    Raises:
+        ConfigError, DataError: settings, model or data that cannot work together, before anything is written.
+        Interrupted, NonFiniteError: as `train`.
+    """
+    from ddim.pipelines import DiffusionPipeline
+    from ddim.training.distillation import Distillation, check_fits, guidance_of, read_prompts, stages_of
+
+    settings.check_installed()
+    teacher = DiffusionPipeline.from_pretrained(settings.model, **settings.hub)
+    check_fits(settings, teacher)
+    prompts = read_prompts(settings) if teacher.draws_texts else []
+    stages = stages_of(settings, guidance_of(settings, teacher))
+    folder = Path(settings.output_dir)
+    for stage in stages:
+        is_last = stage is stages[-1]
+        own = replace(settings, output_dir=str(folder if is_last else folder / f"steps-{stage.steps}"))
+        if is_last or not (Path(own.output_dir) / "training.json").is_file():
+            own, accelerator = make_accelerator(own)
+            torch.manual_seed(settings.seed)
+            Trainer(own, Distillation(own, stage, teacher, prompts), accelerator).run()
+        if not is_last:
+            teacher = DiffusionPipeline.from_pretrained(own.output_dir)
+    return folder

@@ -14,6 +14,7 @@ from ddim.errors import ConfigError, MissingExtraError
 
 __all__ = [
     "DiffusionSettings",
+    "DistillSettings",
     "LatentSettings",
     "LoraSettings",
     "PictureSettings",
@@ -579,6 +580,103 @@ def is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
+
+
+@dataclass(frozen=True)
+class DistillSettings(TrainSettings):
+    """Teach a student to draw in few steps, and without guidance, what a model draws in many; save it as a pipeline.
+
+    The student starts from the model's weights and learns to make each of its steps from runs of the model, which are
+    made once and kept in --output-dir. No pictures are needed: only texts, for a text-to-image model.
+
+        ddim distill digits --output-dir runs/digits-fast --steps 4
+        ddim distill emoji --output-dir runs/emoji-fast --steps 4 --prompts-file captions.txt
+    """
+
+    model: tyro.conf.Positional[str] = "emoji"
+    """The model to learn from, the teacher: a folder in diffusers' layout, a bundled model, or an id on the hub."""
+    steps: int = 4
+    """How many steps the student is to make."""
+    method: Literal["direct", "progressive"] = "direct"
+    """Learn from the model's own steps at once (direct), or halve the steps again and again (progressive)."""
+    teacher_steps: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="How many steps the model makes, a multiple of --steps; with progressive also a power of 2 times it. "
+            "If not given, the multiple of --steps that is nearest to 16, or for progressive from 16 on.",
+        ),
+    ] = None
+    trajectories: int = 12_800
+    """How many runs of the model to learn from, for each stage."""
+    prompts_file: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="A text file with a prompt a line, for a text-to-image model. Give this or data with captions."
+        ),
+    ] = None
+    dataset_name: str | None = None
+    """Data with captions to take the prompts from: a .parquet file or a folder of them, or an id on the hub."""
+    train_data_dir: str | None = None
+    """A folder of pictures with captions to take the prompts from."""
+    caption_column: str = "text"
+    """The column of a dataset that holds the captions; of several for a picture, the first is taken."""
+    caption_dropout: float = 0.05
+    """The share of runs without a prompt or class, so that the student knows these too."""
+    guidance_scale: Annotated[
+        float | None,
+        tyro.conf.arg(help="The model's guidance that the student learns. If not given, what suits the model."),
+    ] = None
+    guidance_rescale: Annotated[
+        float | None,
+        tyro.conf.arg(
+            help="How much of the contrast that guidance adds the student is to take back. If not given, what suits "
+            "the model."
+        ),
+    ] = None
+    guidance_range: Annotated[
+        tuple[float, float] | None,
+        tyro.conf.arg(
+            help="Learn all guidance scales between these two, instead of one: the student's U-Net gets an input for "
+            "the scale, as those of latent consistency models have it. Text-to-image models only."
+        ),
+    ] = None
+    prediction_type: PredictionType | None = None
+    """What the student predicts. If not given, v_prediction where the model predicts epsilon, else as the model."""
+    rank: int | None = None
+    """Train low-rank adapters of this rank (LoRA) and save them, instead of a whole U-Net. If not given, a whole one."""
+    backend: Literal["eager", "compile", "openvino", "auto"] = "auto"
+    """What runs the model that is learnt from."""
+    validation_prompts: tuple[str, ...] = ()
+    """The texts that previews show. If not given, the first prompts."""
+    max_train_steps: MaxTrainSteps = 4_000
+    learning_rate: LearningRate = 2e-4
+    lr_warmup_steps: WarmupSteps = 100
+    ema_decay: float = 0.998
+    """The decay of the moving average of the weights, per step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self, "steps teacher_steps trajectories rank", "must be 1 or more", lambda value: value >= 1)
+        check_options(self, "caption_dropout guidance_rescale", "must be in [0, 1]", lambda value: 0 <= value <= 1)
+        check_options(self, "guidance_scale", "must be a finite number", math.isfinite)
+        if self.guidance_range is not None and not 1 <= self.guidance_range[0] < self.guidance_range[1] < math.inf:
+            raise ConfigError(f"guidance_range must be two numbers from 1 up, the smaller first: {self.guidance_range}")
+        if self.guidance_range is not None and self.guidance_scale is not None:
+            raise ConfigError("give guidance_scale or guidance_range, not both: the student learns one or all of them")
+        if sum(value is not None for value in (self.prompts_file, self.dataset_name, self.train_data_dir)) > 1:
+            raise ConfigError("give one of prompts_file, dataset_name and train_data_dir: they all say what is drawn")
+        if self.teacher_steps is not None and self.teacher_steps % self.steps:
+            raise ConfigError(
+                f"teacher_steps must be a multiple of the {self.steps} steps of the student, not {self.teacher_steps}"
+            )
+        if self.method == "progressive" and self.rank is not None:
+            raise ConfigError("rank is for method direct: the students on the way would have to be whole")
+        if self.method == "progressive" and self.teacher_steps is not None:
+            if (self.teacher_steps // self.steps).bit_count() != 1:
+                raise ConfigError(
+                    f"progressive halves the steps: teacher_steps must be {self.steps} times a power of 2, not "
+                    f"{self.teacher_steps}"
+                )
 
 
 def check_options(settings: object, names: str, what: str, holds: Callable[[Any], bool]) -> None:

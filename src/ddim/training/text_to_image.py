@@ -358,7 +358,7 @@ def copy_as(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module if next(module.parameters()).dtype == dtype else copy.deepcopy(module).to(dtype)
 
 
-class _Adapters(Savable):
+class Adapters(Savable):
     """What a LoRA run saves: the adapters and the words of their captions. `pipe` has them in use, for pictures."""
 
     def __init__(
@@ -389,11 +389,11 @@ class Lora(TextToImage):
             add_lora(parts.text_encoder, settings.rank, targets=TEXT_TARGETS)
         super().__init__(settings, source, parts, trains_text=settings.train_text_encoder)
 
-    def finished(self, networks: nn.ModuleDict) -> _Adapters:
+    def finished(self, networks: nn.ModuleDict) -> Adapters:
         pipe = super().finished(networks)
         assert isinstance(pipe, StableDiffusionPipeline)
         states = {name: lora_state(module) for name, module in networks.items()}
-        return _Adapters(pipe, states, self.settings.rank, self.new_words)
+        return Adapters(pipe, states, self.settings.rank, self.new_words)
 
     def preview(self, finished: Any, most: int | None = None) -> Image.Image:
         return super().preview(finished.pipe, most)

@@ -40,7 +40,7 @@ from ddim.training.checkpoints import (
     trained,
     write_checkpoint,
 )
-from ddim.training.forecast import ENDLESS, Forecast, advice, summary
+from ddim.training.forecast import ENDLESS, Forecast
 from ddim.training.interruption import Interrupted, Interruption, ignore_signals
 from ddim.training.objective import Losses, Objective
 from ddim.training.settings import TrainSettings
@@ -342,11 +342,8 @@ class Trainer:
 
     def _introduce(self) -> None:
         """Say what data and settings come to, and what might be better."""
-        objective = self.objective
         if self.accelerator.is_main_process:
-            resolution = objective.prepare_image.resolution
-            say(summary(objective.count, resolution, self.total, self.per_step))
-            for line in advice(self.settings, objective.source, resolution, self.total, self.per_step):
+            for line in self.objective.introduction(self.settings, self.total, self.per_step):
                 say(line)
 
     def _forecast(self) -> Forecast:
