@@ -43,14 +43,15 @@ def gaussian(plan: SamplingPlan) -> Denoiser:
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample", "epsilon"])
-@pytest.mark.parametrize("steps, times", [(1, 2), (4, 2), (8, 2), (4, 5), (3, 1)])
+@pytest.mark.parametrize(("steps", "times"), [(1, 2), (4, 2), (8, 2), (4, 5), (3, 1)])
 def test_a_step_of_a_perfect_student_is_as_many_of_the_teachers(kind: str, steps: int, times: int) -> None:
     made = scheduler(kind)
     student, teacher = made.plan(steps), made.plan(steps * times)
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     states = run(gaussian(teacher), x, student, teacher)
     wanted = targets(states, student)
-    assert states.shape == (3, steps + 1, 2, 4, 4) and wanted.shape == (3, steps, 2, 4, 4)
+    assert states.shape == (3, steps + 1, 2, 4, 4)
+    assert wanted.shape == (3, steps, 2, 4, 4)
     for index, row in enumerate(student):
         prev = student.step(wanted[:, index].double(), row.timestep, states[:, index]).prev_sample
         scale = 1 + abs(row.b)
@@ -114,11 +115,13 @@ def test_what_was_run_is_kept_and_gone_on_from(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         filled(tmp_path / "parts", asked, stop_after=2)
     again = filled(tmp_path / "parts", asked)
-    assert asked == [0, 4, 8] and len(again) == 24
+    assert asked == [0, 4, 8]
+    assert len(again) == 24
     for position in (0, 5, 23, 24, 100):
         mine, theirs = again[position], whole[position]
         assert (mine["step"], mine["number"]) == (theirs["step"], theirs["number"])
-        assert torch.equal(mine["sample"], theirs["sample"]) and torch.equal(mine["target"], theirs["target"])
+        assert torch.equal(mine["sample"], theirs["sample"])
+        assert torch.equal(mine["target"], theirs["target"])
     filled(tmp_path / "parts", asked, what="another one")
     assert asked == [0, 4, 8, 0, 4, 8]
 
@@ -135,4 +138,4 @@ def test_what_is_no_number_is_not_kept(tmp_path: Path) -> None:
     data = Trajectories(tmp_path, 4, 4, made.plan(2), made.plan(4), "", seed=0)
     with pytest.raises(NonFiniteError, match="float16"):
         data.fill(lambda _: lambda x, t: 1e30 * x, (1, 2, 2), torch.device("cpu"), torch.float32)
-    assert list(data.missing()) == [0]
+    assert data.missing() == [0]

@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         kept = f": {stop}" if str(stop) else ""
-        if arguments[:1] == ["train"]:
+        if arguments[:1] in (["train"], ["distill"]):
             how = load("ddim.training.interruption:go_on_command")(arguments)
             print(f"ddim: interrupted{kept}\nddim: to go on: {how}", file=sys.stderr)
         else:

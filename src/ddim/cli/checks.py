@@ -333,6 +333,7 @@ RULES: dict[str, Rule] = {
     "image": picture,
     "images": picture,
     "mask_image": picture,
+    "prompts_file": file,
     "results": file_or_folder,
     "train_data_dir": folder,
     # what is written
@@ -360,4 +361,5 @@ NEEDED: dict[str, tuple[tuple[str, str], ...]] = {
     "evaluate": (("matplotlib", "plot"),),
     "plot": (("matplotlib", "plot"),),
     "train": (("accelerate", "train"),),
+    "distill": (("accelerate", "train"),),
 }

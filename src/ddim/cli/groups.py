@@ -37,8 +37,10 @@ OF_MEASURING = {
 
 OF_TRAINING = {
     "What is written": "output_dir save_dtype save_model_epochs",
-    "The data": "data dataset_name dataset_config_name train_data_dir image_column caption_column label_column "
-    "class_conditional max_train_samples",
+    "The teacher and the student": "model steps method teacher_steps guidance_scale guidance_rescale guidance_range "
+    "trajectories backend",
+    "The data": "prompts_file data dataset_name dataset_config_name train_data_dir image_column caption_column "
+    "label_column class_conditional max_train_samples",
     "What is done to the pictures": "resolution image_interpolation_mode center_crop random_flip random_background "
     "permute_colors",
     "The model": "pretrained_model_name_or_path pretrained_vae_model_name_or_path model_config_name_or_path rank "
@@ -62,7 +64,7 @@ OF_TRAINING = {
 # What is to be typed for the options that are text, where that says more than "TEXT".
 TAKES = {
     "PATH": "features_weights from_image image images mask_image out output_dir resume_from_checkpoint train_data_dir "
-    "logging_dir cache_dir",
+    "logging_dir cache_dir prompts_file",
     "MODEL": "model pretrained_model_name_or_path pretrained_vae_model_name_or_path model_config_name_or_path",
 }
 
@@ -78,7 +80,7 @@ def heading(command: str, field: str) -> str:
 
 def headings(command: str) -> dict[str, str]:
     """All headings of a command, each with the names of fields that stand under it."""
-    tables = {"train": OF_TRAINING, "evaluate": OF_MEASURING, "optimize": OF_MEASURING}
+    tables = {"train": OF_TRAINING, "distill": OF_TRAINING, "evaluate": OF_MEASURING, "optimize": OF_MEASURING}
     return tables.get(command.split()[0], OF_DRAWING)
 
 

@@ -24,13 +24,12 @@ from torch import Tensor, nn
 
 from ddim.checkpoint import Savable, fingerprint
 from ddim.data import captioned_source
-from ddim.data.progress import say
 from ddim.errors import ConfigError, DataError
 from ddim.images import image_grid
 from ddim.lora import add_lora, lora_state
 from ddim.models.embeddings import sinusoids
 from ddim.pipelines import DiffusionPipeline
-from ddim.plan import SamplingPlan
+from ddim.process import Order
 from ddim.sampling import Denoiser
 from ddim.scheduler import DDIMScheduler
 from ddim.training.caches import CaptionCache
@@ -39,12 +38,13 @@ from ddim.training.settings import DistillSettings, TrainSettings
 from ddim.training.text_to_image import Adapters, copy_as
 from ddim.training.trajectories import Trajectories
 
+
 class Stage(NamedTuple):
     """What a student learns, and from which steps of its teacher."""
 
     steps: int
     teacher_steps: int
-    teacher_order: int
+    teacher_order: Order
     guidance_scale: float
     guidance_rescale: float
 
@@ -87,9 +87,13 @@ def student_scheduler(teacher: DDIMScheduler, prediction_type: str | None, stage
         prediction_type=prediction_type or teacher.config.prediction_type,
         optimized_timesteps=None,
     )
-    said = {"recommended_steps": stage.steps, "recommended_guidance_scale": 1.0, "recommended_guidance_rescale": 0.0}
-    listed = list(scheduler.plan(stage.steps).timesteps)
-    final: DDIMScheduler = scheduler.from_config(scheduler.config, **said, trained_timesteps=listed)
+    said: dict[str, Any] = {
+        "recommended_steps": stage.steps,
+        "recommended_guidance_scale": 1.0,
+        "recommended_guidance_rescale": 0.0,
+        "trained_timesteps": list(scheduler.plan(stage.steps).timesteps),
+    }
+    final: DDIMScheduler = scheduler.from_config(scheduler.config, **said)
     return final
 
 
@@ -136,6 +140,11 @@ class Distillation(Objective):
         self.texts: CaptionCache | None = None
         self.register_buffer("timesteps", torch.tensor(self.plan.timesteps), persistent=False)
 
+    @property
+    def unet(self) -> Any:
+        """The student."""
+        return self.networks["unet"]
+
     def dataset(self) -> Trajectories:
         return self.trajectories
 
@@ -176,7 +185,7 @@ class Distillation(Objective):
     def prepare(self, began: dict[str, Any]) -> None:
         """Run the teacher, and encode the texts."""
         pipe = self.teacher.to(self.timesteps.device)
-        if any(self.trajectories.missing()):
+        if self.trajectories.missing():
             pipe.accelerate(self.settings.backend)
             self.trajectories.fill(self._teach, pipe.sample_shape(1)[1:], pipe.device, pipe.dtype)
             pipe.accelerate("eager")
@@ -199,9 +208,9 @@ class Distillation(Objective):
             given["class_labels"] = torch.tensor([self.label(number) for number in numbers], device=x.device)
         if self.settings.guidance_range is not None:
             scales = torch.tensor([(self.scale(number) - 1) * 1000.0 for number in numbers])
-            width = self.networks["unet"].config.time_cond_proj_dim
+            width = self.unet.config.time_cond_proj_dim
             given["timestep_cond"] = sinusoids(scales, width, flip_sin_to_cos=False, freq_shift=1).to(x.device)
-        out: Tensor = self.networks["unet"](x, timesteps, **given).sample
+        out: Tensor = self.unet(x, timesteps, **given).sample
         return out
 
     def _embed(self, prompts: list[str], device: torch.device) -> Tensor:
@@ -215,13 +224,14 @@ class Distillation(Objective):
 
     def finished(self, networks: nn.ModuleDict) -> Savable:
         """The teacher's pipeline with the student and its scheduler; or the student's adapters alone."""
-        unet = networks["unet"]
+        unet: Any = networks["unet"]
         parts = {name: self.teacher.components[name] for name in self.teacher.parts}
         parts |= {name: copy_as(part, unet.dtype) for name, part in parts.items() if isinstance(part, nn.Module)}
-        pipe = type(self.teacher)(**{**parts, "unet": unet, "scheduler": self.scheduler})
+        pipe: Any = type(self.teacher)(**{**parts, "unet": unet, "scheduler": self.scheduler})
         if hasattr(self.teacher, "words"):
             pipe.words = self.teacher.words
         if self.settings.rank is None:
+            assert isinstance(pipe, Savable)
             return pipe
         return Adapters(pipe, {"unet": lora_state(unet)}, self.settings.rank, None)
 
@@ -244,9 +254,9 @@ class Distillation(Objective):
         else:
             classes = self.teacher.class_count
             labels = None if classes is None else [number % classes for number in range(count)]
-            captions = None if labels is None else [f"class {label}" for label in labels]
+            captions = [f"class {label}" for label in labels or ()]
             drawn |= {"class_labels": labels, "batch_size": count}
-        return image_grid(pipe(**drawn).images, columns=min(8, count), captions=captions)
+        return image_grid(pipe(**drawn).images, columns=min(8, count), captions=captions or None)
 
     def next_command(self, folder: str) -> list[str]:
         prompt = self._shown()[:1] if self.prompts else []
@@ -261,10 +271,10 @@ class Distillation(Objective):
         guided = "" if stage.guidance_scale == 1 else f" under guidance {stage.guidance_scale:g}"
         if self._takes_scale:
             guided = " under guidance {:g} to {:g}".format(*self.settings.guidance_range or (1, 1))
-        epochs = steps * per_step / self.count
+        times = steps * per_step / self.count
         return [
-            f"{stage.teacher_steps} steps of {settings.model}{guided} become {stage.steps}: {runs:,} runs to learn "
-            f"from, {steps:,} steps of {per_step}: {epochs:.2g} times through them"
+            f"{stage.teacher_steps} steps of {self.settings.model}{guided} become {stage.steps}: {runs:,} runs to "
+            f"learn from, {steps:,} steps of {per_step}: {times:.2g} times through them"
         ]
 
     def record(self) -> dict[str, Any]:
@@ -275,7 +285,7 @@ class Distillation(Objective):
         return self.settings.guidance_range is not None
 
 
-def new_student(teacher: nn.Module, takes_scale: bool) -> Any:
+def new_student(teacher: Any, takes_scale: bool) -> Any:
     """A copy of the teacher's U-Net, all of it to be trained.
 
     Args:

@@ -615,9 +615,9 @@ class DistillSettings(TrainSettings):
         ),
     ] = None
     dataset_name: str | None = None
-    """Data with captions to take the prompts from: a .parquet file or a folder of them, or an id on the hub."""
+    """Data whose captions are the prompts, instead of --prompts-file: a .parquet file, a folder of them, a hub id."""
     train_data_dir: str | None = None
-    """A folder of pictures with captions to take the prompts from."""
+    """A folder of pictures whose captions are the prompts, instead of --prompts-file."""
     caption_column: str = "text"
     """The column of a dataset that holds the captions; of several for a picture, the first is taken."""
     caption_dropout: float = 0.05
@@ -643,7 +643,7 @@ class DistillSettings(TrainSettings):
     prediction_type: PredictionType | None = None
     """What the student predicts. If not given, v_prediction where the model predicts epsilon, else as the model."""
     rank: int | None = None
-    """Train low-rank adapters of this rank (LoRA) and save them, instead of a whole U-Net. If not given, a whole one."""
+    """Train low-rank adapters of this rank (LoRA), and save them alone. If not given, a whole U-Net is trained."""
     backend: Literal["eager", "compile", "openvino", "auto"] = "auto"
     """What runs the model that is learnt from."""
     validation_prompts: tuple[str, ...] = ()
@@ -671,12 +671,11 @@ class DistillSettings(TrainSettings):
             )
         if self.method == "progressive" and self.rank is not None:
             raise ConfigError("rank is for method direct: the students on the way would have to be whole")
-        if self.method == "progressive" and self.teacher_steps is not None:
-            if (self.teacher_steps // self.steps).bit_count() != 1:
-                raise ConfigError(
-                    f"progressive halves the steps: teacher_steps must be {self.steps} times a power of 2, not "
-                    f"{self.teacher_steps}"
-                )
+        if self.method == "progressive" and ((self.teacher_steps or self.steps) // self.steps).bit_count() != 1:
+            raise ConfigError(
+                f"progressive halves the steps: teacher_steps must be {self.steps} times a power of 2, not "
+                f"{self.teacher_steps}"
+            )
 
 
 def check_options(settings: object, names: str, what: str, holds: Callable[[Any], bool]) -> None:

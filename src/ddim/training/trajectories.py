@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from ddim.checkpoint import read_tensors, save_tensors
+from ddim.data.progress import progress
 from ddim.errors import CheckpointError, ConfigError, NonFiniteError
 from ddim.noise import gaussian_noise, seeded_generators
 from ddim.plan import SamplingPlan
@@ -102,9 +102,9 @@ class Trajectories(Dataset[dict[str, Any]]):
         """The file of a part."""
         return self.folder / f"{self.name}-{part:06d}.safetensors"
 
-    def missing(self) -> Iterator[int]:
+    def missing(self) -> list[int]:
         """The parts that are still to be run."""
-        return (part for part in range(self.parts) if not self.path(part).is_file())
+        return [part for part in range(self.parts) if not self.path(part).is_file()]
 
     def fill(self, teacher: Teacher, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
         """Run the teacher for what is not on disk yet; goes on where an earlier call was interrupted.
@@ -117,10 +117,8 @@ class Trajectories(Dataset[dict[str, Any]]):
             NonFiniteError: the teacher gave what is no number.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = list(self.missing())
-        bar = tqdm(missing, desc="running the teacher", unit="batch", delay=1, disable=not missing)
         with torch.inference_mode():
-            for part in bar:
+            for part in progress(self.missing(), desc="running the teacher", unit="batch"):
                 numbers = range(part * self.batch, (part + 1) * self.batch)
                 generators = seeded_generators(self.seed, self.batch, numbers[0])
                 x = gaussian_noise((self.batch, *shape), generators, device, dtype)
