@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ddim.checkpoint import Savable, fingerprint
 from ddim.data import captioned_source
@@ -145,8 +146,8 @@ class Distillation(Objective):
         """The student."""
         return self.networks["unet"]
 
-    def dataset(self) -> Trajectories:
-        return self.trajectories
+    def dataset(self) -> Dataset[dict[str, Any]]:
+        return _Asked(self)
 
     # --- what is drawn -----------------------------------------------------------------------------------------------
 
@@ -197,28 +198,19 @@ class Distillation(Objective):
 
     def forward(self, batch: dict[str, Any]) -> Losses:
         timesteps = self.timesteps[batch["step"]]
-        out = self._predict(batch["sample"], timesteps, batch["number"].tolist()).float()
-        return Losses((out - batch["target"]).square().flatten(1).mean(1), timesteps)
-
-    def _predict(self, x: Tensor, timesteps: Tensor, numbers: Sequence[int]) -> Tensor:
         given: dict[str, Any] = {}
-        if self.prompts:
-            given["encoder_hidden_states"] = self._embed([self.prompt(number) for number in numbers], x.device)
-        elif self.teacher.class_count:
-            given["class_labels"] = torch.tensor([self.label(number) for number in numbers], device=x.device)
-        if self.settings.guidance_range is not None:
-            scales = torch.tensor([(self.scale(number) - 1) * 1000.0 for number in numbers])
+        if "label" in batch:
+            given["class_labels"] = batch["label"]
+        if "text" in batch:
+            given["encoder_hidden_states"] = batch["text"]
+        if "ids" in batch:
+            with torch.no_grad():
+                given["encoder_hidden_states"] = self.teacher.text_encoder(batch["ids"])[0].float()
+        if "scale" in batch:
             width = self.unet.config.time_cond_proj_dim
-            given["timestep_cond"] = sinusoids(scales, width, flip_sin_to_cos=False, freq_shift=1).to(x.device)
-        out: Tensor = self.unet(x, timesteps, **given).sample
-        return out
-
-    def _embed(self, prompts: list[str], device: torch.device) -> Tensor:
-        if self.texts is not None and self.texts.table is not None:
-            return self.texts.embeddings(prompts, device)
-        with torch.no_grad():
-            embeds: Tensor = self.teacher.text_encoder(self.teacher.tokenizer.ids(prompts, warn=False).to(device))[0]
-        return embeds.float()
+            given["timestep_cond"] = sinusoids(1000 * (batch["scale"] - 1), width, flip_sin_to_cos=False, freq_shift=1)
+        out = self.unet(batch["sample"], timesteps, **given).sample.float()
+        return Losses((out - batch["target"]).square().flatten(1).mean(1), timesteps)
 
     # --- what comes of it --------------------------------------------------------------------------------------------
 
@@ -283,6 +275,28 @@ class Distillation(Objective):
     @property
     def _takes_scale(self) -> bool:
         return self.settings.guidance_range is not None
+
+
+class _Asked(Dataset[dict[str, Any]]):
+    """The trajectories' steps with what the student is asked for: "text" (s d) or "ids" (s,), "label" and "scale"."""
+
+    def __init__(self, stage: Distillation) -> None:
+        self.stage, self.trajectories = stage, stage.trajectories
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        item = self.trajectories[position]
+        stage, number = self.stage, item.pop("number")
+        if stage.prompts:
+            prompt = stage.prompt(number)
+            if stage.texts is not None and stage.texts.table is not None:
+                item["text"] = stage.texts.embedding(prompt)
+            else:
+                item["ids"] = stage.teacher.tokenizer.ids(prompt, warn=False)[0]
+        elif stage.teacher.class_count:
+            item["label"] = stage.label(number)
+        if stage.settings.guidance_range is not None:
+            item["scale"] = torch.tensor(stage.scale(number))
+        return item
 
 
 def new_student(teacher: Any, takes_scale: bool) -> Any:

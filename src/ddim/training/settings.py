@@ -648,11 +648,12 @@ class DistillSettings(TrainSettings):
     """What runs the model that is learnt from."""
     validation_prompts: tuple[str, ...] = ()
     """The texts that previews show. If not given, the first prompts."""
-    max_train_steps: MaxTrainSteps = 4_000
     learning_rate: LearningRate = 2e-4
     lr_warmup_steps: WarmupSteps = 100
     ema_decay: float = 0.998
     """The decay of the moving average of the weights, per step."""
+
+    usual_steps: ClassVar[int] = 4_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
