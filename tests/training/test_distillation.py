@@ -15,9 +15,10 @@ from ddim.checkpoint import read_json, read_tensors
 from ddim.errors import ConfigError, DataError
 from ddim.pipelines import DDIMPipeline, DiffusionPipeline, StableDiffusionPipeline
 from ddim.scheduler import DDIMScheduler
-from ddim.training import distill
+from ddim.training import distill, train
+from ddim.training.diffusion import train_scheduler
 from ddim.training.distillation import Distillation, Stage, stages_of
-from ddim.training.settings import DistillSettings
+from ddim.training.settings import DistillSettings, PixelSettings
 from ddim.training.trainer import Trainer
 from ddim.training.trajectories import Trajectories
 
@@ -178,6 +179,20 @@ def test_adapters_alone(texts: str, prompts: str, tmp_path: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(texts)
     pipe.load_lora_weights(folder)
     assert pipe.get_active_adapters() == ["default_0"]
+
+
+def test_a_student_that_is_trained_further_is_an_ordinary_model_again(classes: str, tmp_path: Path) -> None:
+    student = distill(settings(tmp_path / "fast", classes))
+    more = PixelSettings(
+        output_dir=str(tmp_path / "more"), pretrained_model_name_or_path=str(student), data="digits", resolution=8,
+        class_conditional=False, **{**COMMON, "max_train_steps": 1},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="class embeddings"):  # those of the digits are others
+        train(more)
+    config = DiffusionPipeline.from_pretrained(student).scheduler.config
+    assert config.trained_timesteps is not None
+    made = train_scheduler(more, config, "linear").config
+    assert (made.trained_timesteps, made.recommended_steps, made.recommended_guidance_scale) == (None, None, None)
 
 
 def test_what_is_drawn_does_not_depend_on_the_batch(classes: str, tmp_path: Path) -> None:

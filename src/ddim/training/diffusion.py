@@ -41,6 +41,10 @@ def train_scheduler(
     if pretrained is not None:
         if chosen.get("rescale_betas_zero_snr") and not pretrained.get("rescale_betas_zero_snr"):
             chosen.setdefault("timestep_spacing", "trailing")
+        if pretrained.get("trained_timesteps"):  # of a distilled student, which becomes a model of all timesteps
+            chosen |= dict.fromkeys(
+                ("trained_timesteps", "recommended_steps", "recommended_guidance_scale", "recommended_guidance_rescale")
+            )
         if "beta_schedule" in chosen or "num_train_timesteps" in chosen:
             chosen["trained_betas"] = None  # else these would count, and not what was chosen
         scheduler: DDIMScheduler = DDIMScheduler.from_config(pretrained, **chosen)

@@ -90,6 +90,8 @@ def student_scheduler(teacher: DDIMScheduler, prediction_type: str | None, stage
     )
     said: dict[str, Any] = {
         "recommended_steps": stage.steps,
+        "recommended_order": None,
+        "recommended_spacing": None,
         "recommended_guidance_scale": 1.0,
         "recommended_guidance_rescale": 0.0,
         "trained_timesteps": list(scheduler.plan(stage.steps).timesteps),
@@ -377,6 +379,8 @@ def guidance_of(settings: DistillSettings, teacher: DiffusionPipeline) -> tuple[
     if scale is None:
         usual = (3.0 if is_zero_snr else 7.5) if teacher.draws_texts else 1.0
         scale = config.get("recommended_guidance_scale") or usual
+    if rescale is None and settings.guidance_scale is None:
+        rescale = config.get("recommended_guidance_rescale")
     if rescale is None:
         rescale = 0.7 if teacher.draws_texts and is_zero_snr and scale != 1 else 0.0
     return float(scale), float(rescale)
