@@ -1,8 +1,10 @@
 """Judge the emoji model: does it draw what was said, also what it never saw together, and are its pictures no copies?
 
-    python scripts/emoji/judge.py [MODEL] [--steps 25] [--guidance 3] [--rescale 0.7] [--count 500]
-                                  [--json FILE] [--grid FILE]
-    python scripts/emoji/judge.py [MODEL] --gallery FILE      # 25 prompts, 4 seeds, and no judgement
+    python scripts/emoji/judge.py --steps 25 --guidance 3 --rescale 0.7 --json FILE --grid FILE
+    python scripts/emoji/judge.py --model FOLDER --steps 4 --guidance 1     # any other model, such as a student
+    python scripts/emoji/judge.py --model FOLDER --gallery FILE    # 25 prompts, 4 seeds, and no judgement
+
+What is not said of steps, order, spacing and guidance is as the model recommends it, or else as in the first line.
 
 Two sets of captions, all chosen by a fixed hash:
 
@@ -27,6 +29,11 @@ most pixels of the outer two rings are nearest to; the distance to the nearest t
 mirrored or not, as the root of the mean squared difference of pixels in [0, 1] and as the cosine of the scorer's
 features; and the share of near copies, whose pixels differ by less than `COPY`.
 
+How much the pictures differ: `spread` is the mean distance of two of the four pictures that four seeds give for one
+caption, in the scorer's features (whose vectors have length one) and as a root mean square of pixels; `precision` is
+the share of pictures that lie where the real ones of these captions lie, in these features, and `recall` the share of
+the real ones that lie where the pictures do.
+
 The same is said of real pictures, as they are and after the autoencoder: what the model could reach at best. There are
 no real pictures of the `new style` half. Distances are set beside those of real held-out pictures.
 """
@@ -42,7 +49,7 @@ import platform
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,9 +81,13 @@ from train import captions, is_kept
 from ddim import DiffusionPipeline, __version__
 from ddim.checkpoint import atomic_write
 from ddim.data.preparation import BACKGROUNDS
+from ddim.evaluation.manifold import precision_recall
+from ddim.scheduler.recommended import choose_guidance, choose_steps, recommended_steps
 
 BATCH = 32
 COPY = 0.05
+NEIGHBOUR = 3  # to which a ball reaches, for precision and recall
+SEEDS = 4  # pictures of a caption, whose differences are the spread
 PARTS = ("training", "compositions")
 
 
@@ -216,6 +227,23 @@ def spread(values: Tensor) -> dict[str, float]:
     return {f"{share:.0%}": round(float(values.quantile(share)), 4) for share in (0.05, 0.5, 0.95)}
 
 
+def spread_of_seeds(pipe: Any, scorer: Scorer, items: Sequence[Item], first: int, **options: Any) -> dict[str, Any]:
+    """How far apart the pictures of `SEEDS` seeds are, which begin with `first`, for each of the captions."""
+    texts = [item.caption.text for item in items for _ in range(SEEDS)]
+    images = generate(pipe, texts, [first + number for _ in items for number in range(SEEDS)], **options)
+    pairs = torch.combinations(torch.arange(SEEDS))
+    result: dict[str, Any] = {"captions": len(items), "seeds": SEEDS}
+    for name, vectors, scale in (
+        ("features", features(scorer, images), 1.0),
+        ("pixels", images.flatten(1), 0.5 / images[0].numel() ** 0.5),
+    ):
+        sets = vectors.unflatten(0, (-1, SEEDS))  # (captions, seeds, d)
+        apart = (sets[:, pairs[:, 0]] - sets[:, pairs[:, 1]]).norm(dim=-1).mean(1) * scale  # (captions)
+        result[name] = round(float(apart.mean()), 4)
+        result[f"{name}_error"] = round(float(apart.std() / len(apart) ** 0.5), 4)
+    return result
+
+
 def judge(
     scorer: Scorer, distractors: Distractors, nearest: Nearest | None, items: Sequence[Item], images: Tensor
 ) -> dict[str, Any]:
@@ -277,8 +305,17 @@ def real_pictures(items: Sequence[Item]) -> tuple[list[Item], Tensor]:
     return drawn, torch.stack([compose(item.row["image"]["bytes"], item.caption.color or "white") for item in drawn])
 
 
-def judge_model(pipe: Any, scorer: Scorer, rows: Sequence[Row], count: int, grid: Path | None, **options: Any) -> Any:
-    """All figures of a pipeline, by set and by whose pictures they are."""
+def judge_model(
+    pipe: Any, scorer: Scorer, rows: Sequence[Row], count: int, grid: Path | None, spread_over: int = 50, **options: Any
+) -> Any:
+    """All figures of a pipeline, by set and by whose pictures they are.
+
+    Args:
+        count: of the captions in each of the two sets.
+        grid: where to draw some of the pictures, or None.
+        spread_over: how many of the captions to draw with several seeds; none with 0.
+        options: of the pipeline.
+    """
     distractors, nearest = Distractors(rows), Nearest(scorer, trained_on(rows))
     unseen = held_out(rows)
     figures: dict[str, Any] = {}
@@ -294,6 +331,13 @@ def judge_model(pipe: Any, scorer: Scorer, rows: Sequence[Row], count: int, grid
             "real": judge(scorer, distractors, None, drawn, real),
             "real_reencoded": judge(scorer, distractors, None, drawn, reencode(pipe.vae, real)),
         }
+        if len(drawn) > NEIGHBOUR:
+            own = torch.tensor([number for number, item in enumerate(items) if item.row is not None])
+            manifold = precision_recall(features(scorer, images[own]), features(scorer, real), k=NEIGHBOUR)
+            figures[name]["generated"] |= {side: round(share, 4) for side, share in manifold._asdict().items()}
+        if spread_over:
+            some = items[:: max(1, len(items) // spread_over)][:spread_over]
+            figures[name]["spread"] = spread_of_seeds(pipe, scorer, some, 10_000 * part, **options)
         colors = ["white" if name == "training" else some_color(row["style"], row["icon"]) for row in unseen]
         others = torch.stack([compose(row["image"]["bytes"], c) for row, c in zip(unseen, colors, strict=True)])
         pixels, cosines = nearest(others, colors)
@@ -312,24 +356,44 @@ def judge_model(pipe: Any, scorer: Scorer, rows: Sequence[Row], count: int, grid
     return figures
 
 
+def how_to_draw(config: Mapping[str, Any], options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Options of the pipeline, and the spacing of its timesteps.
+
+    They are what was typed; else what the scheduler's config recommends; else 25 steps, guidance 3, rescale 0.7.
+    """
+    is_told = recommended_steps(config) is not None or options.order is not None
+    steps = choose_steps(config, options.steps or (None if is_told else 25), options.order)
+    scale, rescale = choose_guidance(config, options.guidance, options.rescale, 3.0)
+    if options.rescale is None and config.get("recommended_guidance_rescale") is None and scale != 1:
+        rescale = 0.7
+    how = {
+        "num_inference_steps": steps.number,
+        "order": steps.order,
+        "guidance_scale": scale,
+        "guidance_rescale": rescale,
+    }
+    return how, options.spacing or steps.spacing
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="emoji")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--rescale", type=float, default=0.7)
+    parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, help="a folder or a bundled model")
+    parser.add_argument("--model", default="emoji", help="the same")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--order", type=int, choices=(1, 2))
+    parser.add_argument("--spacing", help="of the timesteps, such as trailing or optimized")
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--rescale", type=float)
     parser.add_argument("--count", type=int, default=500, help="captions in each of the two sets")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--grid", type=Path, help="draw 48 of each set there, every tenth, uncurated")
     parser.add_argument("--gallery", type=Path, help="draw 25 prompts with 4 seeds there, and judge nothing")
+    parser.add_argument("--spread", type=int, default=50, help="captions of each set to draw with four seeds; 0: none")
     options = parser.parse_args()
     pipe = DiffusionPipeline.from_pretrained(options.model)
     pipe.set_progress_bar_config(disable=True)
-    how = {
-        "num_inference_steps": options.steps,
-        "guidance_scale": options.guidance,
-        "guidance_rescale": options.rescale,
-    }
+    how, spacing = how_to_draw(pipe.scheduler.config, options)
+    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
     if options.gallery:
         gallery = draw_gallery(lambda prompts, seeds: generate(pipe, prompts, seeds, **how))
         with atomic_write(options.gallery) as path:
@@ -339,12 +403,13 @@ def main() -> None:
         "command": " ".join(["python", "scripts/emoji/judge.py", *sys.argv[1:]]),
         "model": options.model,
         **how,
+        "timestep_spacing": pipe.scheduler.config.timestep_spacing,
         "chance": {"top1": 0.01, "top5": 0.05, "style": round(1 / 3, 4), "background": round(1 / len(COLORS), 4)},
         "copy": COPY,
         "scorer_sha256": hashlib.sha256((FOLDER / "scorer.safetensors").read_bytes()).hexdigest(),
         "versions": {"ddim": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    figures = judge_model(pipe, load_scorer(), read_rows(), options.count, options.grid, **how)
+    figures = judge_model(pipe, load_scorer(), read_rows(), options.count, options.grid, options.spread, **how)
     for name, by_source in figures.items():
         for source, each in by_source.items():
             print(f"{name}, {source}: {json.dumps(each)}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import doctest
 import importlib
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,6 +21,7 @@ pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("accelerate")  # train.py imports the trainer
 
 from ddim.data.preparation import BACKGROUNDS
+from ddim.scheduler import DDIMScheduler
 
 Rows = list[dict[str, Any]]
 
@@ -242,19 +245,91 @@ def test_all_is_judged_and_parts_add_up(judge: ModuleType, scoring: ModuleType, 
         patch.setattr(judge, "choose", lambda *_: items)
         patch.setattr(judge, "trained_on", lambda _: few)
         patch.setattr(judge, "held_out", lambda _: unseen)
-        figures = judge.judge_model(Pipe(), scorer, rows, 24, tmp_path / "grid.png", num_inference_steps=3)
+        figures = judge.judge_model(Pipe(), scorer, rows, 24, tmp_path / "grid.png", 5, num_inference_steps=3)
     assert set(figures) == {"training", "compositions"}
     for name, found in figures.items():
         assert found["generated"]["count"] == 24
         assert found["generated"]["near_copies"] == 0
         assert found["real"]["top1"] == found["real_reencoded"]["top1"]  # this autoencoder changes nothing
         assert found["real"]["background"] > 0.8 > found["generated"]["background"]
+        assert found["spread"].keys() >= {"features", "features_error", "pixels", "pixels_error"}
+        assert (found["spread"]["captions"], found["spread"]["seeds"]) == (5, 4)
+        assert found["spread"]["pixels"] == pytest.approx((1 / 6) ** 0.5, abs=2e-3)  # of uniform noise in [0, 1]
+        assert found["generated"]["recall"] < 0.5  # noise is no emoji
+        assert 0 <= found["generated"]["precision"] <= 1
         assert found["real"]["count"] == (24 if name == "training" else 12)
     parts = figures["compositions"]["generated"]["parts"]
     assert parts["new style"]["count"] == parts["new concept"]["count"] == 12
     assert sum(part["count"] for kind, part in parts.items() if ":" in kind) == 12
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 1000
+
+
+def test_four_seeds_of_a_caption_are_compared_among_themselves(judge: ModuleType, scoring: ModuleType) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def pipe(prompts: list[str], seed: list[int], output_type: str) -> Any:
+        seen.extend(zip(prompts, seed, strict=True))
+        levels = [(0.1 * (number % 10) if "heart" in text else 0.5) for text, number in zip(prompts, seed, strict=True)]
+        return SimpleNamespace(images=torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 3, 64, 64))
+
+    items = [judge.Item(scoring.Caption(name), "training") for name in ("red heart", "owl")]
+    found = judge.spread_of_seeds(pipe, scoring.Scorer([]).eval(), items, 10_000)
+    assert seen == [(text, 10_000 + number) for text in ("a red heart", "an owl") for number in range(4)]
+    apart = (3 * 0.1 + 2 * 0.2 + 0.3) / 6  # of six pairs; the owls are all the same
+    assert found["pixels"] == pytest.approx(apart / 2, abs=1e-4)
+    assert found["pixels_error"] == pytest.approx(apart / 2, abs=1e-4)
+    assert 0 < found["features"] <= 2
+
+
+@pytest.mark.parametrize(
+    ("recommended", "typed", "expected"),
+    [
+        ({}, {}, (25, 1, 3.0, 0.7, "trailing")),
+        ({}, {"steps": 8, "order": 2, "spacing": "optimized"}, (8, 2, 3.0, 0.7, "optimized")),
+        ({}, {"steps": 4, "guidance": 1.0}, (4, 1, 1.0, 0.0, "trailing")),
+        ({"steps": 4, "guidance_scale": 1.0}, {}, (4, 1, 1.0, 0.0, "trailing")),
+        ({"steps": 4, "guidance_scale": 1.0}, {"steps": 2}, (2, 1, 1.0, 0.0, "trailing")),
+        ({"steps": 8, "order": 2, "spacing": "optimized"}, {}, (8, 2, 3.0, 0.7, "optimized")),
+        (
+            {"steps": 8, "order": 2, "spacing": "optimized"},
+            {"steps": 50, "rescale": 0.0},
+            (50, 1, 3.0, 0.0, "trailing"),
+        ),
+    ],
+)
+def test_what_is_not_typed_is_as_the_model_recommends(
+    judge: ModuleType, recommended: dict[str, Any], typed: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    config = {"timestep_spacing": "trailing", **{f"recommended_{name}": value for name, value in recommended.items()}}
+    names = ("steps", "order", "spacing", "guidance", "rescale")
+    how, spacing = judge.how_to_draw(config, argparse.Namespace(**{name: typed.get(name) for name in names}))
+    assert (*how.values(), spacing) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model"), [([], "emoji"), (["a-folder"], "a-folder"), (["--model", "a-folder"], "a-folder")]
+)
+def test_any_model_is_judged(
+    arguments: list[str], model: str, judge: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def opens(name: str) -> Any:
+        opened.append(name)
+        scheduler = DDIMScheduler(timestep_spacing="trailing", recommended_steps=4, recommended_guidance_scale=1.0)
+        return SimpleNamespace(scheduler=scheduler, set_progress_bar_config=lambda **_: None)
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(judge, "DiffusionPipeline", SimpleNamespace(from_pretrained=opens))
+    monkeypatch.setattr(judge, "judge_model", lambda *given, **how: asked.append(how) or {"training": {}})
+    monkeypatch.setattr("sys.argv", ["judge.py", *arguments, "--json", str(tmp_path / "found.json")])
+    judge.main()
+    assert opened == [model]
+    how = {"num_inference_steps": 4, "order": 1, "guidance_scale": 1.0, "guidance_rescale": 0.0}
+    assert asked == [how]
+    told = json.loads((tmp_path / "found.json").read_text())
+    assert told.items() >= {**how, "model": model, "timestep_spacing": "trailing"}.items()
 
 
 def test_a_model_of_another_size_is_refused(judge: ModuleType) -> None:
