@@ -1,6 +1,8 @@
 """How good each sampler's pictures are by its number of steps; nothing is timed here, so other work may run.
 
-    python benchmarks/quality.py digits emoji
+    python benchmarks/quality.py digits emoji              # and emoji-fast and digits-fast, where these are there
+    python benchmarks/quality.py emoji --student FOLDER    # a student beside the goal, diffusers' DDIM with 50 steps
+    python benchmarks/quality.py emoji --student FOLDER --samples 8     # whether it works; says nothing of quality
 
 The samplers run on the same network, guidance and noises, so that they differ by their steps alone: for each number of
 steps the Fréchet distance to the data of 3 seeds of samples, and the error to 1,000 steps of DDIM from the same x_T:
@@ -12,8 +14,10 @@ gone on from.
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,9 @@ import torch
 from torch import Tensor
 
 from ddim import DiffusionPipeline
+from ddim.checkpoint import bundled_models
 from ddim.checkpoint.files import read_json, read_tensors, save_tensors, write_json
+from ddim.data import Source
 from ddim.evaluation import load_features
 from ddim.evaluation.drawing import Conditions, DenoiserFor, Loop, conditions, draw_numbered, open_data, run_plan
 from ddim.evaluation.grid import Grid
@@ -30,6 +36,7 @@ from ddim.evaluation.state import Cell, Folder, digest
 from ddim.noise import Generators
 from ddim.plan import SamplingPlan
 from ddim.scheduler import DDIMScheduler
+from ddim.scheduler.recommended import choose_steps
 
 HERE = Path(__file__).parent.parent
 RUNS = HERE / "runs" / "quality"
@@ -38,6 +45,7 @@ ERRORS = ("error", "median")
 GOAL, SOLVER, OURS = "diffusers DDIM", "diffusers DPM-Solver++", "ddim, order 2, optimized"
 FIRST = "ddim, order 1"
 STEPS = 50  # of the goal
+OF_STUDENTS = (1, 2, 4)  # steps
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,33 @@ class Model:
     nearer: Mapping[str, tuple[int, ...]]  # and with how many more for the error alone
     backend: str
 
-    def pipe(self) -> Any:
-        pipe = DiffusionPipeline.from_pretrained(self.name).accelerate(self.backend)
+    @property
+    def runs(self) -> Path:
+        """Where what was measured is kept; what was tried with fewer samples lies elsewhere."""
+        usual = MODELS[self.name].samples
+        return RUNS / (self.name if self.samples == usual else f"{self.name}-of-{self.samples}")
+
+    def pipe(self, student: str | None = None) -> Any:
+        pipe = DiffusionPipeline.from_pretrained(student or self.name).accelerate(self.backend)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def conditions(self, pipe: Any, source: Any) -> Conditions:
-        return conditions(pipe, source, "turn", self.guidance)
+    def source(self) -> Source:
+        return open_data(
+            self.against, captioned=self.name == "emoji", labelled=False,
+            image_column="image", label_column="label", caption_column="captions",
+        )  # fmt: skip
+
+    def conditions(self, pipe: Any, source: Source, guidance: tuple[float, float] | None = None) -> Conditions:
+        return conditions(pipe, source, "turn", guidance or self.guidance)
+
+    def tried(self, samples: int | None) -> Model:
+        """The same with fewer samples, if these are given."""
+        return self if samples is None else replace(self, samples=samples, compared=min(samples, self.compared))
+
+    def goal_alone(self) -> Model:
+        """The same with the goal as its only sampler."""
+        return replace(self, peers={GOAL: (STEPS,)}, nearer={})
 
 
 MODELS = {
@@ -149,6 +177,17 @@ def our_loop(peer: str, model: DDIMScheduler) -> Loop:
     return run
 
 
+def student_loop(own: DDIMScheduler) -> Loop:
+    """A student's way from noise to samples: steps of first order, spaced as its scheduler recommends it."""
+
+    def run(denoiser_for: DenoiserFor, x: Tensor, plan: SamplingPlan, generators: Generators) -> Tensor:
+        spacing = choose_steps(own.config, len(plan)).spacing
+        spaced = own.from_config(own.config, timestep_spacing=spacing)
+        return run_plan(denoiser_for, x, spaced.plan(len(plan)), generators)
+
+    return run
+
+
 def loop_of(peer: str, model: DDIMScheduler) -> Loop:
     """What a sampler does between noise and samples, for the model whose scheduler is given."""
     return (their_loop if peer in THEIRS else our_loop)(peer, model)
@@ -166,6 +205,8 @@ class Point:
     distances: tuple[float, ...]  # of each seed
     error: float
     median: float
+    precision: float = math.nan
+    recall: float = math.nan
 
     @property
     def distance(self) -> float:
@@ -187,58 +228,93 @@ class Point:
 
 def measure_model(model: Model) -> list[Point]:
     """All samplers of a model; what was measured before is taken from runs/quality."""
-    source = open_data(
-        model.against, captioned=model.name == "emoji", labelled=False,
-        image_column="image", label_column="label", caption_column="captions",
-    )  # fmt: skip
-    pipe, extractor, points = model.pipe(), load_features(model.features), []
+    pipe, source, points = model.pipe(), model.source(), []
     condition = model.conditions(pipe, source)
     errors = measure_errors(model, pipe, condition)
     for peer, numbers in model.peers.items():
-        place = RUNS / model.name / peer.replace(" ", "-").replace(",", "").lower()
-        settings = {"samples": model.samples, "batch": model.batch, "digest": digest(pipe), "backend": pipe.backend}
-        grid = Grid(
-            pipe, source, extractor, Folder(place, settings), condition,
-            samples=model.samples, batch=model.batch, loop=loop_of(peer, pipe.scheduler),
-        )  # fmt: skip
-        cells = [Cell(0.0, steps, seed) for steps in numbers for seed in SEEDS]
-        for _ in grid.run(cells):
-            pass
-        for steps in numbers:
-            found = tuple((grid.folder.figures(Cell(0.0, steps, seed)) or {})["frechet"] for seed in SEEDS)
-            points.append(Point(peer, steps, found, *errors[f"{peer} {steps}"]))
+        place = model.runs / peer.replace(" ", "-").replace(",", "").lower()
+        loop = loop_of(peer, pipe.scheduler)
+        points += measure_points(model, peer, numbers, place, pipe, source, condition, loop, errors)
+    return points
+
+
+def measure_student(model: Model, student: str) -> list[Point]:
+    """A model that was distilled from `model`: a folder or a bundled one."""
+    teacher, pipe, source = model.pipe(), model.pipe(student), model.source()
+    condition = model.conditions(pipe, source, (1.0, 0.0))
+    peer, loop = f"student {Path(student).name}", student_loop(pipe.scheduler)
+    place = model.runs / f"{peer.replace(' ', '-')}-{digest(pipe)[:8]}"
+    file = place / f"errors-{model.compared}.json"
+    kept: dict[str, list[float]] = read_json(file) if file.exists() else {}
+    goal = reference(model, teacher, model.conditions(teacher, source))
+    for steps in OF_STUDENTS:
+        if f"{peer} {steps}" not in kept:
+            numbers = range(model.compared)
+            drawn = draw_numbered(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, condition, loop=loop)
+            kept[f"{peer} {steps}"] = errors_of(drawn, goal)
+            write_json(file, kept)
+    return measure_points(model, peer, OF_STUDENTS, place, pipe, source, condition, loop, kept)
+
+
+def measure_points(
+    model: Model, peer: str, numbers: Iterable[int], place: Path, pipe: Any, source: Source, condition: Conditions,
+    loop: Loop, errors: Mapping[str, list[float]],
+) -> list[Point]:  # fmt: skip
+    """A sampler with each of these numbers of steps."""
+    settings = {"samples": model.samples, "batch": model.batch, "digest": digest(pipe), "backend": pipe.backend}
+    grid = Grid(
+        pipe, source, load_features(model.features), Folder(place, settings), condition,
+        samples=model.samples, batch=model.batch, loop=loop,
+    )  # fmt: skip
+    for _ in grid.run([Cell(0.0, steps, seed) for steps in numbers for seed in SEEDS]):
+        pass
+    points = []
+    for steps in numbers:
+        found = [grid.folder.figures(Cell(0.0, steps, seed)) or {} for seed in SEEDS]
+        shares = (float(np.mean([each[side] for each in found])) for side in ("precision", "recall"))
+        distances = tuple(each["frechet"] for each in found)
+        points.append(Point(peer, steps, distances, *errors[f"{peer} {steps}"], *shares))
     return points
 
 
 @torch.inference_mode()
 def measure_errors(model: Model, pipe: Any, condition: Conditions) -> dict[str, list[float]]:
     """The `ERRORS` of each sampler, by "peer steps"."""
-    folder, numbers = RUNS / model.name, range(model.compared)
-    file, reference = folder / f"errors-{model.compared}.json", folder / f"reference-{model.compared}.safetensors"
+    file = model.runs / f"errors-{model.compared}.json"
     kept: dict[str, list[float]] = read_json(file) if file.exists() else {}
     every = [(peer, steps) for table in (model.peers, model.nearer) for peer, some in table.items() for steps in some]
     wanted = [(peer, steps) for peer, steps in every if f"{peer} {steps}" not in kept]
     if not wanted:
         return kept
-
-    def drawn(peer: str, steps: int) -> Tensor:
-        loop = loop_of(peer, pipe.scheduler)
-        return draw_numbered(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, condition, loop=loop)
-
-    if not reference.exists():
-        print(f"{model.name}: the reference of 1,000 steps, some minutes", flush=True)
-        save_tensors(reference, {"pictures": drawn(FIRST, 1000).contiguous()})
-    goal = read_tensors(reference)["pictures"]
+    goal, numbers = reference(model, pipe, condition), range(model.compared)
     for peer, steps in wanted:
-        each = (drawn(peer, steps) - goal).square().flatten(1).mean(dim=1)  # (n)
-        kept[f"{peer} {steps}"] = [float(each.mean().sqrt()), float(each.median().sqrt())]
+        loop = loop_of(peer, pipe.scheduler)
+        drawn = draw_numbered(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, condition, loop=loop)
+        kept[f"{peer} {steps}"] = errors_of(drawn, goal)
         write_json(file, kept)
     return kept
 
 
+def reference(model: Model, pipe: Any, condition: Conditions) -> Tensor:
+    """What 1,000 steps of DDIM draw, which errors are to: (n c h w), made once."""
+    file = model.runs / f"reference-{model.compared}.safetensors"
+    if not file.exists():
+        print(f"{model.name}: the reference of 1,000 steps, some minutes", flush=True)
+        loop, numbers = loop_of(FIRST, pipe.scheduler), range(model.compared)
+        drawn = draw_numbered(pipe, pipe.scheduler.plan(1000), SEEDS[0], numbers, condition, loop=loop)
+        save_tensors(file, {"pictures": drawn.contiguous()})
+    return read_tensors(file)["pictures"]
+
+
+def errors_of(drawn: Tensor, goal: Tensor) -> list[float]:
+    """The `ERRORS` of pictures (n c h w)."""
+    each = (drawn - goal).square().flatten(1).mean(dim=1)  # (n)
+    return [float(each.mean().sqrt()), float(each.median().sqrt())]
+
+
 def measured_errors(model: Model) -> list[Point]:
     """Every sampler and number of steps whose error was measured, without distances."""
-    found: dict[str, list[float]] = read_json(RUNS / model.name / f"errors-{model.compared}.json")
+    found: dict[str, list[float]] = read_json(model.runs / f"errors-{model.compared}.json")
     named = [(name.rpartition(" ")[::2], errors) for name, errors in found.items()]
     return sorted((Point(peer, int(steps), (), *errors) for (peer, steps), errors in named), key=lambda p: p.steps)
 
@@ -260,16 +336,35 @@ def fewest(points: Iterable[Point], peer: str, goal: Point) -> Point | None:
     return min(good, key=lambda point: point.steps, default=None)
 
 
+def students_of(name: str, told: list[str]) -> list[str]:
+    """Those that were told, or the bundled one of a model if there is one."""
+    usual = f"{name}-fast"
+    if told or usual in bundled_models():
+        return told or [usual]
+    print(f"{usual} is not bundled: its rows are left out", file=sys.stderr)
+    return []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", choices=MODELS)
-    for name in parser.parse_args().models:
-        points = measure_model(MODELS[name])
+    parser.add_argument("--student", nargs="+", default=[], metavar="MODEL", help="measure these and the goal alone")
+    parser.add_argument("--samples", type=int, help="of each seed, to try something; kept apart")
+    options = parser.parse_args()
+    if options.student and len(options.models) > 1:
+        parser.error("--student is for one model: the one that it was distilled from")
+    for name in options.models:
+        model = MODELS[name].tried(options.samples)
+        points = measure_model(model.goal_alone() if options.student else model)
         goal = next(point for point in points if (point.peer, point.steps) == (GOAL, STEPS))
+        for student in students_of(name, options.student):
+            points += measure_student(model, student)
+        print("model    sampler                            steps distance          error  median precision recall")
         for point in points:
             print(
-                f"{name:8} {point.peer:34} {point.steps:4} {point.distance:.3f} ± {point.deviation:.3f} "
-                f"{point.error:.4f} {point.median:.4f} {'*' if point.is_as_good_as(goal) else ''}"
+                f"{name:8} {point.peer:34} {point.steps:5} {point.distance:.3f} ± {point.deviation:.3f} "
+                f"{point.error:.4f} {point.median:.4f} {point.precision:9.3f} {point.recall:6.3f} "
+                f"{'*' if point.is_as_good_as(goal) else ''}"
             )
 
 
