@@ -155,7 +155,8 @@ def test_the_last_share_falls_by_steps_or_by_the_time(tmp_path: Path, place: Pla
     assert times == pytest.approx([1, 1, 0.8, 0.2, 0])
     linear = dataclasses.replace(chosen, lr_scheduler="linear")
     assert learning_rate_factor(linear, 10, 10_000, 0.3) == pytest.approx(0.7)
-    assert learning_rate_factor(linear, 0, 10_000, 0.9) == pytest.approx(1 / 3)  # the warm-up is by steps
+    assert learning_rate_factor(linear, 0, 10_000, 0.1) == pytest.approx(1 / 3)  # the warm-up is by steps
+    assert learning_rate_factor(linear, 1, 10_000, 0.9) == pytest.approx(0.1)  # but the end may come before its end
     assert learning_rate_factor(linear, 22, 42, 0.1) == pytest.approx(0.5)  # whichever is farther
 
 

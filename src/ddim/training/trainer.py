@@ -69,8 +69,6 @@ def learning_rate_factor(settings: TrainSettings, step: int, total: int, time: f
         time: the share of the run's time that is over, from 0 to 1, if the run ends by the time.
     """
     warm = settings.lr_warmup_steps
-    if step < warm:
-        return (step + 1) / (warm + 1)
     progress = min(1.0, max(time, (step - warm) / max(1, total - warm)))
     cycle = progress * settings.lr_num_cycles % 1 if progress < 1 else 1.0
     factors: dict[str, float] = {
@@ -82,7 +80,7 @@ def learning_rate_factor(settings: TrainSettings, step: int, total: int, time: f
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
         "cosine_with_restarts": 0.5 * (1 + math.cos(math.pi * cycle)),
     }
-    return factors[settings.lr_scheduler]
+    return min(factors[settings.lr_scheduler], (step + 1) / (warm + 1))
 
 
 def changed_settings(settings: TrainSettings, state: dict[str, Any]) -> list[str]:
