@@ -123,7 +123,10 @@ def test_a_service_is_shown_losses_and_samples(tmp_path: Path, place: Place) -> 
 
 
 def test_an_interrupted_run_closes_what_it_shows(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "_is_to_stop", lambda self: self.step == 2)
+    def agree(self: Trainer, began: float) -> None:
+        self.stops = self.step == 2
+
+    monkeypatch.setattr(Trainer, "_agree", agree)
     with pytest.raises(Interrupted):
         train(text_settings(tmp_path, place, **SHOWN))
     assert [point.step for point in events(tmp_path / "logs").Scalars("loss")] == [1, 2]
