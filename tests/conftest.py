@@ -9,6 +9,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tiny_models import classes, texts
+
+__all__ = ["classes", "texts"]
 
 settings.register_profile(
     "ddim",

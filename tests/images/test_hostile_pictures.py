@@ -24,7 +24,6 @@ from evil_pictures import GOOD, broken, nothings, poisoned
 from hostile import Rise, contents
 from PIL import Image
 from tiny import save_tiny
-from tiny_sd import tiny_reference
 
 from ddim.cli import main
 from ddim.cli.pictures import read_image
@@ -51,13 +50,6 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     return save_tiny(tmp_path_factory.mktemp("pixels"))
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("sd")
-    tiny_reference(folder, 1, prediction_type="v_prediction")
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import save_tiny
 from tiny_sd import tiny_reference
 from tiny_training import COMMON
 
@@ -31,12 +30,6 @@ SOME: dict[str, Any] = {
     "ema_decay": 0.5,
 }
 UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    return save_tiny(tmp_path_factory.mktemp("classes"), num_class_embeds=4)
 
 
 @pytest.fixture(scope="module")

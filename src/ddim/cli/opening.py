@@ -292,10 +292,7 @@ def _listed(names: list[str]) -> str:
 def suitable_guidance(
     pipe: DiffusionPipeline, scale: float | None, rescale: float | None, *, for_texts: float | None = None
 ) -> tuple[float, float]:
-    """(guidance_scale, guidance_rescale): what was given, and what suits the model where nothing was.
-
-    That is what its folder recommends. Where it says nothing, for texts at zero terminal SNR it is 3 and 0.7; for other
-    texts 7.5 and 0, as is usual; without texts 1 and 0, which is no guidance.
+    """(guidance_scale, guidance_rescale): what was given, and what suits the model; see `recommended`.
 
     Args:
         for_texts: the scale for texts, whatever the model recommends.
@@ -303,17 +300,11 @@ def suitable_guidance(
     Raises:
         ConfigError: what the folder recommends cannot be followed.
     """
-    from ddim.scheduler.recommended import choose_guidance
+    from ddim.scheduler import recommended
 
-    config = pipe.scheduler.config
-    is_zero_snr = config.rescale_betas_zero_snr and pipe.draws_texts
     if scale is None and pipe.draws_texts:
         scale = for_texts
-    usual = 1.0 if not pipe.draws_texts else 3.0 if is_zero_snr else 7.5
-    chosen, less = choose_guidance(config, scale, rescale, usual)
-    if rescale is None and config.get("recommended_guidance_rescale") is None and chosen != 1 and is_zero_snr:
-        less = 0.7
-    return chosen, less
+    return recommended.suitable_guidance(pipe.scheduler.config, pipe.draws_texts, scale, rescale)
 
 
 def suitable_steps(

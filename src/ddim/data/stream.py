@@ -22,10 +22,10 @@ from ddim.errors import DataError
 _SAY_WHITE = 0.25  # the share of captions that mention a white background; every other background is always mentioned
 
 
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray[Any, Any]:
-    """The order (count,) in which an epoch goes through a source."""
-    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+@functools.lru_cache(maxsize=8)
+def shuffled(count: int, *key: int) -> np.ndarray[Any, Any]:
+    """The numbers below `count` in an order that depends on the key alone, such as a seed and an epoch: (count,)."""
+    return np.random.default_rng(key).permutation(count)
 
 
 class Stream(Dataset[dict[str, Any]]):
@@ -47,7 +47,7 @@ class Stream(Dataset[dict[str, Any]]):
     def at(self, position: int) -> tuple[int, np.random.Generator]:
         """The number of the image at a position, and a generator for all that is random about the item."""
         epoch, offset = divmod(position, self.source.count)
-        index = int(_order(self.seed, epoch, self.source.count)[offset])
+        index = int(shuffled(self.source.count, self.seed, 0, epoch)[offset])
         return index, np.random.default_rng([self.seed, 1, position])
 
     def image(self, index: int, choice: Choice) -> Tensor:

@@ -5,7 +5,6 @@ Picture k of a seed is the same however many are drawn at once, so a run that wa
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ddim.data import IMAGE_SUFFIXES, Source, captioned_source, digits, open_source
 from ddim.data.preparation import Preparation
+from ddim.data.stream import shuffled
 from ddim.errors import ConfigError, DataError
 from ddim.noise import Generators, gaussian_noise, seeded_generators
 from ddim.plan import SamplingPlan
@@ -89,12 +89,7 @@ def load_pictures(source: Source, shape: tuple[int, int, int], numbers: Sequence
 
 def _in_order(count: int, seed: int, numbers: Sequence[int]) -> list[int]:
     """For each picture a number below `count`: all of them in an order of the seed, and then in another order."""
-    return [int(_shuffled(count, seed, number // count)[number % count]) for number in numbers]
-
-
-@functools.lru_cache(maxsize=4)
-def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+    return [int(shuffled(count, seed, number // count)[number % count]) for number in numbers]
 
 
 def conditions(pipe: Pipeline, source: Source | None, labels: str, guidance: tuple[float, float]) -> Conditions:

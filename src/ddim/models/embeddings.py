@@ -48,6 +48,14 @@ def sinusoids(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) 
     return F.pad(torch.cat(waves, dim=-1), (0, dim % 2))  # (b dim); an odd dim ends in a zero
 
 
+def guidance_condition(scale: Tensor, width: int) -> Tensor:
+    """Guidance scales as the input of a U-Net that was distilled under guidance: (b,) -> (b width).
+
+    Such a U-Net has `time_cond_proj_dim` (Meng et al. 2023; the numbers are those of latent consistency models).
+    """
+    return sinusoids(1000 * (scale - 1), width, flip_sin_to_cos=False, freq_shift=1)
+
+
 class Timesteps(nn.Module):
     """`sinusoids` as a layer; it has no parameters."""
 

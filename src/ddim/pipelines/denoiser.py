@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddim.guidance import guide
 from ddim.models.core import hold
-from ddim.models.embeddings import sinusoids
+from ddim.models.embeddings import guidance_condition
 from ddim.models.replaced import is_replaced
 from ddim.models.snapshot import Snapshot, Written
 from ddim.plan import SamplingPlan
@@ -59,8 +59,7 @@ class TextDenoiser:
         width = unet.config.get("time_cond_proj_dim")
         self._cond: Tensor | None = None
         if width is not None:  # a U-Net distilled under guidance (Meng et al. 2023) takes the scale as an input
-            steps = torch.tensor([(scale - 1) * 1000.0])
-            self._cond = sinusoids(steps, width, flip_sin_to_cos=False, freq_shift=1).to(embeds)  # (1 width)
+            self._cond = guidance_condition(torch.tensor([scale], dtype=torch.float64), width).to(embeds)  # (1 width)
         self._made_for = self._state_of_unet()
         self._time = self._project_time()
         self.negative: Tensor | None = None

@@ -28,7 +28,7 @@ from ddim.data import captioned_source
 from ddim.errors import ConfigError, DataError
 from ddim.images import image_grid
 from ddim.lora import add_lora, lora_state
-from ddim.models.embeddings import sinusoids
+from ddim.models.embeddings import guidance_condition
 from ddim.pipelines import DiffusionPipeline
 from ddim.process import Order
 from ddim.sampling import Denoiser
@@ -87,17 +87,14 @@ def student_scheduler(teacher: DDIMScheduler, prediction_type: str | None, stage
         thresholding=False,
         prediction_type=prediction_type or teacher.config.prediction_type,
         optimized_timesteps=None,
+        recommended_steps=stage.steps,
+        recommended_order=None,
+        recommended_spacing=None,
+        recommended_guidance_scale=1.0,
+        recommended_guidance_rescale=0.0,
+        trained_timesteps=list(teacher.plan(stage.steps, spacing="trailing").timesteps),
     )
-    said: dict[str, Any] = {
-        "recommended_steps": stage.steps,
-        "recommended_order": None,
-        "recommended_spacing": None,
-        "recommended_guidance_scale": 1.0,
-        "recommended_guidance_rescale": 0.0,
-        "trained_timesteps": list(scheduler.plan(stage.steps).timesteps),
-    }
-    final: DDIMScheduler = scheduler.from_config(scheduler.config, **said)
-    return final
+    return scheduler
 
 
 class Distillation(Objective):
@@ -119,9 +116,8 @@ class Distillation(Objective):
         super().__init__()
         self.settings, self.stage, self.teacher, self.prompts = settings, stage, teacher, tuple(prompts)
         self.scheduler = student_scheduler(teacher.scheduler, settings.prediction_type, stage)
-        spaced = teacher.scheduler.from_config(teacher.scheduler.config, timestep_spacing="trailing")
         self.plan = self.scheduler.plan(stage.steps)
-        self.teacher_plan = spaced.plan(stage.teacher_steps, order=stage.teacher_order)
+        self.teacher_plan = teacher.scheduler.plan(stage.teacher_steps, order=stage.teacher_order, spacing="trailing")
         self.num_train_timesteps = self.scheduler.config.num_train_timesteps
         asked = (self.prompts, teacher.class_count, settings.caption_dropout)
         self.trajectories = Trajectories(
@@ -134,7 +130,7 @@ class Distillation(Objective):
             settings.seed,
         )
         self.count = len(self.trajectories)
-        unet = new_student(teacher.unet, takes_scale=settings.guidance_range is not None)
+        unet = new_student(teacher.unet, self.takes_scale)
         if settings.rank is not None:
             add_lora(unet, settings.rank)
         if settings.gradient_checkpointing:
@@ -142,6 +138,11 @@ class Distillation(Objective):
         self.networks = nn.ModuleDict({"unet": unet})
         self.texts: CaptionCache | None = None
         self.register_buffer("timesteps", torch.tensor(self.plan.timesteps), persistent=False)
+
+    @property
+    def takes_scale(self) -> bool:
+        """Whether the student takes the guidance scale as an input."""
+        return self.settings.guidance_range is not None
 
     @property
     def unet(self) -> Any:
@@ -155,16 +156,17 @@ class Distillation(Objective):
 
     def prompt(self, number: int) -> str:
         """The text of a trajectory."""
-        if np.random.default_rng([self.settings.seed, 4, number]).random() < self.settings.caption_dropout:
-            return ""
-        return self.prompts[number % len(self.prompts)]
+        return "" if self._is_dropped(number) else self.prompts[number % len(self.prompts)]
 
     def label(self, number: int) -> int:
         """The class of a trajectory; the last one stands for none."""
         classes = self.teacher.class_count or 0
-        if np.random.default_rng([self.settings.seed, 4, number]).random() < self.settings.caption_dropout:
-            return classes
-        return number % classes
+        return classes if self._is_dropped(number) else number % classes
+
+    def _is_dropped(self, number: int) -> bool:
+        """Whether a trajectory is drawn without its prompt or class."""
+        draw = np.random.default_rng([self.settings.seed, 4, number]).random()
+        return bool(draw < self.settings.caption_dropout)
 
     def scale(self, number: int) -> float:
         """The guidance scale of a trajectory, which is that of its part."""
@@ -209,8 +211,7 @@ class Distillation(Objective):
             with torch.no_grad():
                 given["encoder_hidden_states"] = self.teacher.text_encoder(batch["ids"])[0].float()
         if "scale" in batch:
-            width = self.unet.config.time_cond_proj_dim
-            given["timestep_cond"] = sinusoids(1000 * (batch["scale"] - 1), width, flip_sin_to_cos=False, freq_shift=1)
+            given["timestep_cond"] = guidance_condition(batch["scale"], self.unet.config.time_cond_proj_dim)
         out = self.unet(batch["sample"], timesteps, **given).sample.float()
         return Losses((out - batch["target"]).square().flatten(1).mean(1), timesteps)
 
@@ -244,7 +245,7 @@ class Distillation(Objective):
         drawn: dict[str, Any] = {"num_inference_steps": self.stage.steps, "seed": list(range(count))}
         if self.prompts:
             captions = self._shown()[:count]
-            drawn |= {"prompt": captions, "guidance_scale": self.stage.guidance_scale if self._takes_scale else 1.0}
+            drawn |= {"prompt": captions, "guidance_scale": self.stage.guidance_scale if self.takes_scale else 1.0}
         else:
             classes = self.teacher.class_count
             labels = None if classes is None else [number % classes for number in range(count)]
@@ -263,7 +264,7 @@ class Distillation(Objective):
     def introduction(self, settings: TrainSettings, steps: int, per_step: int) -> list[str]:
         stage, runs = self.stage, self.trajectories.parts * self.trajectories.batch
         guided = "" if stage.guidance_scale == 1 else f" under guidance {stage.guidance_scale:g}"
-        if self._takes_scale:
+        if self.takes_scale:
             guided = " under guidance {:g} to {:g}".format(*self.settings.guidance_range or (1, 1))
         times = steps * per_step / self.count
         return [
@@ -273,10 +274,6 @@ class Distillation(Objective):
 
     def record(self) -> dict[str, Any]:
         return {"trajectories": self.trajectories.name, "stage": list(self.stage)}
-
-    @property
-    def _takes_scale(self) -> bool:
-        return self.settings.guidance_range is not None
 
 
 class _Asked(Dataset[dict[str, Any]]):
@@ -296,7 +293,7 @@ class _Asked(Dataset[dict[str, Any]]):
                 item["ids"] = stage.teacher.tokenizer.ids(prompt, warn=False)[0]
         elif stage.teacher.class_count:
             item["label"] = stage.label(number)
-        if stage.settings.guidance_range is not None:
+        if stage.takes_scale:
             item["scale"] = torch.tensor(stage.scale(number))
         return item
 
@@ -369,18 +366,3 @@ def check_fits(settings: DistillSettings, teacher: DiffusionPipeline) -> None:
     total = teacher.scheduler.config.num_train_timesteps
     if max(settings.steps, settings.teacher_steps or 1) > total:
         raise ConfigError(f"{settings.model} was trained on {total} timesteps: steps cannot be more")
-
-
-def guidance_of(settings: DistillSettings, teacher: DiffusionPipeline) -> tuple[float, float]:
-    """The guidance scale and rescale of the teacher: what is given, else what suits the model."""
-    config = teacher.scheduler.config
-    is_zero_snr = bool(config.rescale_betas_zero_snr)
-    scale, rescale = settings.guidance_scale, settings.guidance_rescale
-    if scale is None:
-        usual = (3.0 if is_zero_snr else 7.5) if teacher.draws_texts else 1.0
-        scale = config.get("recommended_guidance_scale") or usual
-    if rescale is None and settings.guidance_scale is None:
-        rescale = config.get("recommended_guidance_rescale")
-    if rescale is None:
-        rescale = 0.7 if teacher.draws_texts and is_zero_snr and scale != 1 else 0.0
-    return float(scale), float(rescale)

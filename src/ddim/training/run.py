@@ -89,13 +89,15 @@ def distill(settings: DistillSettings) -> Path:
         Interrupted, NonFiniteError: as `train`.
     """
     from ddim.pipelines import DiffusionPipeline
-    from ddim.training.distillation import Distillation, check_fits, guidance_of, read_prompts, stages_of
+    from ddim.scheduler.recommended import suitable_guidance
+    from ddim.training.distillation import Distillation, check_fits, read_prompts, stages_of
 
     settings.check_installed()
     teacher = DiffusionPipeline.from_pretrained(settings.model, **settings.hub)
     check_fits(settings, teacher)
     prompts = read_prompts(settings) if teacher.draws_texts else []
-    stages = stages_of(settings, guidance_of(settings, teacher))
+    given = settings.guidance_scale, settings.guidance_rescale
+    stages = stages_of(settings, suitable_guidance(teacher.scheduler.config, teacher.draws_texts, *given))
     folder = Path(settings.output_dir)
     for stage in stages:
         is_last = stage is stages[-1]

@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddim.checkpoint import read_tensors, save_tensors
 from ddim.data.progress import progress
+from ddim.data.stream import shuffled
 from ddim.errors import CheckpointError, ConfigError, NonFiniteError
 from ddim.noise import gaussian_noise, seeded_generators
 from ddim.plan import SamplingPlan
@@ -136,7 +136,7 @@ class Trajectories(Dataset[dict[str, Any]]):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         epoch, offset = divmod(position, len(self))
-        number, step = divmod(int(_order(self.seed, epoch, len(self))[offset]), len(self.student))
+        number, step = divmod(int(shuffled(len(self), self.seed, 3, epoch)[offset]), len(self.student))
         part, row = divmod(number, self.batch)
         tensors = self._open(part)
         return {
@@ -145,8 +145,3 @@ class Trajectories(Dataset[dict[str, Any]]):
             "step": step,
             "number": number,
         }
-
-
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray[Any, Any]:
-    return np.random.default_rng([seed, 3, epoch]).permutation(count)

@@ -1,4 +1,4 @@
-"""Tiny models that several commands are tried on."""
+"""Tiny models in folders, which every test can ask for by these names: `tests/conftest.py` hands them on."""
 
 from __future__ import annotations
 
