@@ -31,9 +31,20 @@ def gaussian_noise(shape: Sequence[int], generator: Generators, device: torch.de
         return torch.randn(tuple(shape), device=device, dtype=dtype)
     check_generator(generator, shape[0])
     if isinstance(generator, torch.Generator):
-        return torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=dtype).to(device)
-    rows = [torch.randn((1, *shape[1:]), generator=g, device=g.device, dtype=dtype).to(device) for g in generator]
-    return torch.cat(rows)
+        return _moved(torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=dtype), device)
+    rows = [torch.randn((1, *shape[1:]), generator=g, device=g.device, dtype=dtype) for g in generator]
+    if all(row.device == rows[0].device for row in rows):
+        return _moved(torch.cat(rows), device)  # one copy instead of one for each sample
+    return torch.cat([_moved(row, device) for row in rows])
+
+
+def _moved(drawn: Tensor, device: torch.device) -> Tensor:
+    """New numbers on a device.
+
+    From the host to CUDA they are copied without waiting for what the device still has to do, else a run with noise at
+    each step would wait at each. That is safe, as CUDA has read memory that is not pinned before the call returns.
+    """
+    return drawn.to(device, non_blocking=drawn.device.type == "cpu" and torch.device(device).type == "cuda")
 
 
 def check_generator(generator: Generators, count: int) -> None:

@@ -26,6 +26,10 @@ def as_timesteps(timestep: Tensor | float, batch: int, device: torch.device) -> 
         return torch.full((batch,), timestep, dtype=torch.float32, device=device)
     if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch)):
         raise ValueError(f"timestep must have shape () or ({batch},), not {tuple(timestep.shape)}")
+    on_host = timestep.device.type == "cpu" and device.type != "cpu"
+    if on_host and timestep.numel() == 1 and not torch.compiler.is_compiling():
+        # Copying it would make the host wait for all that the device still has to do.
+        return torch.full((batch,), timestep.item(), dtype=torch.float32, device=device)
     return timestep.to(device=device, dtype=torch.float32).expand(batch)
 
 

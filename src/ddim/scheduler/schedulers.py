@@ -442,8 +442,12 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
             )
         wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
         shape = (-1, *[1] * (first.ndim - 1)) if first.ndim else ()
-        roots = self._levels.table(first.device).index_select(0, timesteps.reshape(-1).to(first.device)).to(wide)
-        signal, deviation = (column.view(shape) for column in roots.unbind(1))
+        table, at = self._levels.table(first.device), timesteps.reshape(-1)
+        if at.numel() == 1 and at.device.type == "cpu" and not torch.compiler.is_compiling():
+            roots = table.narrow(0, int(at), 1)  # a view, as copying the timestep would make the host wait for a device
+        else:
+            roots = table.index_select(0, at.to(first.device))
+        signal, deviation = (column.view(shape) for column in roots.to(wide).unbind(1))
         return torch.addcmul(first.to(wide) * signal, second.to(wide), sign * deviation).to(dtype)
 
     def _as_indices(self, timesteps: Any) -> Tensor:

@@ -141,6 +141,26 @@ class _Log:
         return values
 
 
+class _Average(AveragedModel):
+    """torch's average of weights, which never waits for the device.
+
+    For the average's function torch copies the number of updates to the device at each of them, and the host waits for
+    that copy. The functions that are used here do not look at the number.
+    """
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights as they are now into the average, and the buffers as they are; at first, take them over."""
+        if self.multi_avg_fn is None or self.use_buffers or not int(self.n_averaged):
+            super().update_parameters(model)
+            return
+        own = [parameter.detach() for parameter in self.module.parameters()]
+        new = [p.detach().to(q.device) for p, q in zip(model.parameters(), own, strict=True)]
+        self.multi_avg_fn(own, new, self.n_averaged)
+        for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            mine.detach().copy_(theirs.detach())
+        self.n_averaged += 1
+
+
 class Trainer:
     """One training run: its objective, its loop and its checkpoints."""
 
@@ -154,7 +174,7 @@ class Trainer:
             ema = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
             if settings.ema_power is not None:
                 ema = self._rising_average
-            self.average = AveragedModel(objective.networks, multi_avg_fn=ema)
+            self.average = _Average(objective.networks, multi_avg_fn=ema)
             self.average.to("cpu" if settings.offload_ema else accelerator.device)
             self.average.n_averaged = self.average.n_averaged.cpu()  # it is asked at each step, which would wait there
         self.batch = settings.train_batch_size * accelerator.num_processes
