@@ -8,6 +8,7 @@ does not answer within two seconds, what is in the cache is used.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import threading
@@ -20,6 +21,7 @@ from ddim.checkpoint.nearby import alike, did_you_mean, nearby
 from ddim.errors import CheckpointError
 
 BUNDLED = Path(__file__).parent.parent / "weights"
+BASE = "base.json"  # names the model that a bundled model is a difference to: see `checkpoint.difference`
 # If a folder is called as a bundled model is, the folder is meant if it has one of these files.
 _CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
 
@@ -31,6 +33,13 @@ _reached: dict[str, tuple[float, bool]] = {}  # the hub's address -> when it was
 def bundled_models() -> list[str]:
     """The names of the models that are bundled with the package, sorted."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/model_index.json"))
+
+
+def base_of(folder: Path) -> Path | None:
+    """The folder of the bundled model that has what a bundled model does not have itself; None if it has all."""
+    if folder.parent != BUNDLED or not (folder / BASE).is_file():
+        return None
+    return BUNDLED / str(json.loads((folder / BASE).read_text(encoding="utf-8"))["base"])
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,11 @@ class Repository:
             return local
         return BUNDLED / self.name if bundled else None
 
+    @property
+    def base(self) -> Path | None:
+        """The folder of the bundled model that this bundled model is a difference to; None if it is none."""
+        return base_of(self.folder) if self.folder is not None else None
+
     def find(self, filename: str, subfolder: str | None = None) -> Path | None:
         """The local path of one of the repository's files, downloaded if need be; None if there is no such file.
 
@@ -105,7 +119,8 @@ class Repository:
             raise CheckpointError(f"{relative[:200]!r} is not a path inside a checkpoint ({self.name})")
         folder = self.folder
         if folder is not None:
-            return _inside(folder, relative)
+            found = _inside(folder, relative)
+            return found if found is not None or self.base is None else _inside(self.base, relative)
         self.check_name()
         return self._download(relative)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim.checkpoint.config import ConfigMixin
+from ddim.checkpoint.difference import DIFFERENCE, add_difference
 from ddim.checkpoint.files import atomic_write, outline, read_json, read_tensors, write_text
 from ddim.checkpoint.hub import Repository, upload
 from ddim.checkpoint.limits import check_kinds, check_size
@@ -367,6 +368,8 @@ class PretrainedModel(Stored, nn.Module):
         with skeleton():
             model: Self = cls.construct(config, path, **overrides)
         load_weights(model, find_weights(repository, cls.weights_name, subfolder, variant, use_safetensors), dtype)
+        if repository.base is not None and (apart := repository.find(DIFFERENCE, subfolder)) is not None:
+            add_difference(model, apart)
         return model.eval()
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:

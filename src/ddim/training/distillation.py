@@ -301,6 +301,8 @@ class _Asked(Dataset[dict[str, Any]]):
 def new_student(teacher: Any, takes_scale: bool) -> Any:
     """A copy of the teacher's U-Net, all of it to be trained.
 
+    It has no dropout: what it is to predict has no noise, of which dropout would only add some.
+
     Args:
         takes_scale: give it an input for the guidance scale, which has no effect before it is trained. A U-Net that has
             one already keeps it.
@@ -308,7 +310,7 @@ def new_student(teacher: Any, takes_scale: bool) -> Any:
     teacher = getattr(teacher, "_orig_mod", teacher)
     config = dict(teacher.config)
     if not takes_scale or config.get("time_cond_proj_dim") is not None:
-        return copy.deepcopy(teacher).train().requires_grad_(True)
+        return without_dropout(copy.deepcopy(teacher)).train().requires_grad_(True)
     if "time_cond_proj_dim" not in config:
         raise ConfigError(f"a {type(teacher).__name__} has no input for a guidance scale: leave out guidance_range")
     student = type(teacher).from_config(config, time_cond_proj_dim=CONDITION)
@@ -316,7 +318,15 @@ def new_student(teacher: Any, takes_scale: bool) -> Any:
         missing, _ = student.load_state_dict(teacher.state_dict(), strict=False)
         assert missing == ["time_embedding.cond_proj.weight"]
         student.time_embedding.cond_proj.weight.zero_()
-    return student.train()
+    return without_dropout(student).train()
+
+
+def without_dropout(network: nn.Module) -> Any:
+    """The same network, whose dropout drops nothing in training either."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return network
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
