@@ -8,7 +8,7 @@ The samplers run on the same network, guidance and noises, so that they differ b
 steps the Fréchet distance to the data of 3 seeds of samples, and the error to 1,000 steps of DDIM from the same x_T:
 the root mean square over all pixels, in [-1, 1], and the median of that of single pictures. A few pictures that turn
 into something else dominate the first, and have no say in the second. What was measured is kept in runs/quality, and
-gone on from.
+gone on from; a model with other weights is refused there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from ddim.evaluation.state import Cell, Folder, digest
 from ddim.noise import Generators
 from ddim.plan import SamplingPlan
 from ddim.scheduler import DDIMScheduler
-from ddim.scheduler.recommended import choose_steps
+from ddim.scheduler.recommended import KEYS, choose_steps
 
 HERE = Path(__file__).parent.parent
 RUNS = HERE / "runs" / "quality"
@@ -45,7 +46,6 @@ ERRORS = ("error", "median")
 GOAL, SOLVER, OURS = "diffusers DDIM", "diffusers DPM-Solver++", "ddim, order 2, optimized"
 FIRST = "ddim, order 1"
 STEPS = 50  # of the goal
-OF_STUDENTS = (1, 2, 4)  # steps
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,12 @@ def our_loop(peer: str, model: DDIMScheduler) -> Loop:
     return run
 
 
+def steps_of_student(own: DDIMScheduler) -> tuple[int, ...]:
+    """With how many steps a student is measured: what it was made for, and fewer."""
+    usual = choose_steps(own.config).number
+    return (*(number for number in (1, 2) if number < usual), usual)
+
+
 def student_loop(own: DDIMScheduler) -> Loop:
     """A student's way from noise to samples: steps of first order, spaced as its scheduler recommends it."""
 
@@ -226,9 +232,26 @@ class Point:
         return bool(differences.mean() <= differences.std(ddof=1) / np.sqrt(len(SEEDS)))
 
 
+def weights(pipe: Any) -> str:
+    """A hash of a pipeline's networks and noise schedule, without the steps that were searched or are recommended."""
+    config = {**pipe.scheduler.config, "optimized_timesteps": None, **dict.fromkeys(KEYS)}
+    components = {**pipe.components, "scheduler": DDIMScheduler.from_config(config)}
+    return digest(SimpleNamespace(components=components))  # type: ignore[arg-type]
+
+
+def check_weights(model: Model, pipe: Any) -> None:
+    """End the program if what was kept of a model was measured with other weights."""
+    file, own = model.runs / "weights.json", {"weights": weights(pipe)}
+    if not file.exists():
+        write_json(file, own)
+    elif read_json(file) != own:
+        sys.exit(f"{model.runs} has what was measured of {model.name} with other weights: remove it, and start again")
+
+
 def measure_model(model: Model) -> list[Point]:
     """All samplers of a model; what was measured before is taken from runs/quality."""
     pipe, source, points = model.pipe(), model.source(), []
+    check_weights(model, pipe)
     condition = model.conditions(pipe, source)
     errors = measure_errors(model, pipe, condition)
     for peer, numbers in model.peers.items():
@@ -241,19 +264,21 @@ def measure_model(model: Model) -> list[Point]:
 def measure_student(model: Model, student: str) -> list[Point]:
     """A model that was distilled from `model`: a folder or a bundled one."""
     teacher, pipe, source = model.pipe(), model.pipe(student), model.source()
+    check_weights(model, teacher)
     condition = model.conditions(pipe, source, (1.0, 0.0))
     peer, loop = f"student {Path(student).name}", student_loop(pipe.scheduler)
     place = model.runs / f"{peer.replace(' ', '-')}-{digest(pipe)[:8]}"
     file = place / f"errors-{model.compared}.json"
     kept: dict[str, list[float]] = read_json(file) if file.exists() else {}
     goal = reference(model, teacher, model.conditions(teacher, source))
-    for steps in OF_STUDENTS:
+    numbers = steps_of_student(pipe.scheduler)
+    for steps in numbers:
         if f"{peer} {steps}" not in kept:
-            numbers = range(model.compared)
-            drawn = draw_numbered(pipe, pipe.scheduler.plan(steps), SEEDS[0], numbers, condition, loop=loop)
+            compared = range(model.compared)
+            drawn = draw_numbered(pipe, pipe.scheduler.plan(steps), SEEDS[0], compared, condition, loop=loop)
             kept[f"{peer} {steps}"] = errors_of(drawn, goal)
             write_json(file, kept)
-    return measure_points(model, peer, OF_STUDENTS, place, pipe, source, condition, loop, kept)
+    return measure_points(model, peer, numbers, place, pipe, source, condition, loop, kept)
 
 
 def measure_points(
@@ -261,7 +286,8 @@ def measure_points(
     loop: Loop, errors: Mapping[str, list[float]],
 ) -> list[Point]:  # fmt: skip
     """A sampler with each of these numbers of steps."""
-    settings = {"samples": model.samples, "batch": model.batch, "digest": digest(pipe), "backend": pipe.backend}
+    known = weights(pipe) if peer != OURS else digest(pipe)  # the only one that draws at searched timesteps
+    settings = {"samples": model.samples, "batch": model.batch, "digest": known, "backend": pipe.backend}
     grid = Grid(
         pipe, source, load_features(model.features), Folder(place, settings), condition,
         samples=model.samples, batch=model.batch, loop=loop,

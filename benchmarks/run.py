@@ -27,6 +27,7 @@ SECTIONS = {
     "unet": unet.section,
     "text_to_image": text_to_image.section,
     "equal_quality": equal_quality.section,
+    "students": equal_quality.students_section,
     "start": start.section,
     "loading": loading.section,
     "training": training.section,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -42,16 +43,25 @@ def run(quality: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -
     quality.main()
 
 
+def made_for(folder: Path, steps: int) -> None:
+    """Let a folder's scheduler say that its model was made for so many steps of first order."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    config |= {"recommended_steps": steps, "recommended_order": 1, "timestep_spacing": "trailing"}
+    file.write_text(json.dumps(config))
+
+
 def test_a_student_stands_beside_the_goal(
     quality: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     student = tmp_path / "pupil"
     shutil.copytree(BUNDLED / "digits", student)
+    made_for(student, 3)
     given = ("digits", "--student", str(student), "--samples", "8")
     run(quality, monkeypatch, *given)
     said = capsys.readouterr().out
     rows = [line.split() for line in said.splitlines() if line.startswith("digits ")]
-    assert [row[1:4] for row in rows] == [["diffusers", "DDIM", "5"], *(["student", "pupil", n] for n in "124")]
+    assert [row[1:4] for row in rows] == [["diffusers", "DDIM", "5"], *(["student", "pupil", n] for n in "123")]
     for row in rows:
         distance, _, deviation, error, median, precision, recall = map(str, row[4:11])
         assert float(distance) > 0
@@ -111,3 +121,30 @@ def test_what_is_only_tried_is_kept_apart(quality: ModuleType, tmp_path: Path) -
     few = model.tried(8)
     assert (few.samples, few.compared, few.runs) == (8, 8, tmp_path / "runs" / "emoji-of-8")
     assert model.tried(500).compared == model.compared
+
+
+def test_a_student_is_measured_with_what_it_was_made_for_and_fewer(quality: ModuleType) -> None:
+    measured = {
+        steps: quality.steps_of_student(DDIMScheduler(recommended_steps=steps, timestep_spacing="trailing"))
+        for steps in (1, 2, 3, 4, 8)
+    }
+    assert measured == {1: (1,), 2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 4), 8: (1, 2, 8)}
+
+
+def test_figures_of_other_weights_are_not_gone_on_from(quality: ModuleType) -> None:
+    model, pipe = quality.MODELS["digits"].tried(8), DiffusionPipeline.from_pretrained("digits")
+    quality.check_weights(model, pipe)
+    quality.check_weights(model, pipe)
+    # Other searched timesteps and another recommendation are no other model …
+    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, optimized_timesteps=None, recommended_steps=7)
+    quality.check_weights(model, pipe)
+    # … but another noise schedule is, and so are other weights.
+    same = pipe.scheduler
+    pipe.scheduler = same.from_config(same.config, beta_end=0.03)
+    with pytest.raises(SystemExit, match="digits-of-8 has what was measured of digits with other weights"):
+        quality.check_weights(model, pipe)
+    pipe.scheduler = same
+    with torch.no_grad():
+        pipe.unet.conv_in.bias += 1
+    with pytest.raises(SystemExit, match="remove it, and start again"):
+        quality.check_weights(model, pipe)
