@@ -6,7 +6,10 @@
     │   └── WeightsError                             weights whose names or shapes are not the model's
     ├── DataError             (ValueError)           training data that cannot be used
     ├── NonFiniteError        (ArithmeticError)      a model or a loss gave NaN or infinity
-    └── MissingExtraError     (ImportError)          an optional library is not installed
+    ├── MissingExtraError     (ImportError)          an optional library is not installed
+    ├── QueueFullError        (RuntimeError)         as many requests wait as may: ask again later
+    ├── DeadlineExceededError (TimeoutError)         a request took longer than it said it may
+    └── EngineClosedError     (RuntimeError)         an engine that was closed takes no more requests
 
 An argument of a wrong type or shape, by contrast, is Python's own `TypeError` or `ValueError`.
 """
@@ -23,8 +26,11 @@ __all__ = [
     "ConfigError",
     "DDIMError",
     "DataError",
+    "DeadlineExceededError",
+    "EngineClosedError",
     "MissingExtraError",
     "NonFiniteError",
+    "QueueFullError",
     "WeightsError",
 ]
 
@@ -55,6 +61,18 @@ class NonFiniteError(DDIMError, ArithmeticError):
 
 class MissingExtraError(DDIMError, ImportError):
     """An optional library is not installed; the message has the pip command that installs it."""
+
+
+class QueueFullError(DDIMError, RuntimeError):
+    """As many requests wait already as may; the same request may be taken later."""
+
+
+class DeadlineExceededError(DDIMError, TimeoutError):
+    """A request was not finished within the time that it allowed."""
+
+
+class EngineClosedError(DDIMError, RuntimeError):
+    """An engine was closed, and takes no more requests."""
 
 
 def require(module: str, extra: str) -> ModuleType:

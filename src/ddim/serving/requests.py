@@ -1,0 +1,90 @@
+"""What can be asked of the engine, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ddim.pipelines.inputs import Pictures
+from ddim.process import Eta, Order
+
+__all__ = ["Picture", "Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture, and how it is to be drawn.
+
+    All that is left open is as in a call of the pipeline: what the model recommends, or else what is usual. The picture
+    is that of the call with the same settings and the same seed, whatever else the engine draws beside it.
+
+    Attributes:
+        prompt: the text, for a model that draws texts.
+        negative_prompt: what to keep away from, under guidance; the empty text unless told.
+        class_label: the class, for a model that knows classes; no class in particular unless told.
+        seed: an int of 0 or more; chosen at random unless told. `Picture.seed` says which it was.
+        number: which picture of the seed it is: number k is picture k of a call that draws several.
+        steps: N, from 1 to T.
+        eta: η of equation 16: 0 is DDIM, 1 is DDPM; or "sigma_hat".
+        order: 2 for steps of second order, at eta=0.
+        spacing: how the N timesteps are chosen, as a scheduler's `timestep_spacing` says it, or "optimized".
+        timesteps: the timesteps themselves, falling, instead of `steps` and `spacing`.
+        guidance_scale: how much to prefer the text or the class over none.
+        guidance_rescale: φ in [0, 1], see `guidance.rescale_noise`.
+        guidance_interval: guide only at timesteps from the first to the second, both included.
+        width, height: in pixels, whole latents; what the model was trained on unless told. Of a start picture without a
+            mask, its own.
+        image: one picture to start from: a PIL image, an array (h w c) or a tensor (c h w), see `pipelines.inputs`.
+        strength: in [0, 1], the share of the steps that are made from `image`, and so how much of it is lost; as the
+            pipeline's call has it unless told.
+        mask: one picture, white where `image` is to be painted anew.
+        previews: of how many steps, at most, the predicted x0 is shown on the way, evenly spread over the run.
+        preview_every: show the predicted x0 of every so manieth step, instead.
+        deadline: in how many seconds from now the request has to be finished; else it fails with a
+            `DeadlineExceededError`. None waits for ever.
+        output_type: "pil" for PIL images; "pt" for tensors (c h w) in [0, 1] on the CPU. Previews are of the same type.
+    """
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    class_label: int | None = None
+    seed: int | None = None
+    number: int = 0
+    steps: int | None = None
+    eta: Eta = 0.0
+    order: Order | None = None
+    spacing: str | None = None
+    timesteps: Sequence[int] | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: Sequence[int] | None = None
+    width: int | None = None
+    height: int | None = None
+    image: Pictures | None = None
+    strength: float | None = None
+    mask: Pictures | None = None
+    previews: int = 0
+    preview_every: int | None = None
+    deadline: float | None = None
+    output_type: Literal["pil", "pt"] = "pil"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a request has become.
+
+    Attributes:
+        image: a PIL image or, if the request says so, a tensor (c h w) in [0, 1] on the CPU.
+        seed: of its noise; a request with this seed gives this picture again.
+        settings: all that it was drawn by, with what the request left open, by the names of `Request`; no pictures.
+        is_flagged: what the pipeline's safety checker says of it; None where there is none.
+        seconds: from submission to the picture, of which `waited` were spent in the queue.
+    """
+
+    image: Any
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    is_flagged: bool | None = None
+    seconds: float = 0.0
+    waited: float = 0.0
