@@ -45,7 +45,7 @@ from ddim.sampling import sample
 from ddim.training import distill, train
 from ddim.training.checkpoints import checkpoints
 from ddim.training.run import make_trainer
-from ddim.training.settings import DistillSettings, PixelSettings, TrainSettings, VAESettings
+from ddim.training.settings import DistillSettings, LoraSettings, PixelSettings, TrainSettings, VAESettings
 from ddim.training.trainer import Trainer
 
 __all__ = ["place"]
@@ -62,6 +62,10 @@ only_cuda = pytest.mark.skipif(not IS_CUDA, reason="on a CPU nothing can be wait
 
 # Two devices add the same numbers in another order, and the steps of a run carry that on.
 NEAR, ON_AVERAGE = 0.02, 1e-3  # of pictures in [0, 1]: the largest difference, and the mean one
+
+# What half precision may change beside float32, from the same latents. On a CPU float16, with 11 bits, changes the
+# pictures of the bundled models by .0046 at most and .00018 on average, bfloat16, with 8, by .052 and .0018.
+HALF = {torch.float16: (0.1, 1e-3), torch.bfloat16: (0.3, 0.01)}
 
 
 # --- what the tests share --------------------------------------------------------------------------------------------
@@ -115,6 +119,12 @@ def assert_near(found: Any, expected: Any, most: float = NEAR, mean: float = ON_
     assert np.isfinite(difference).all()
     assert difference.max() < most, f"at most {difference.max():.2g}, on average {difference.mean():.2g}"
     assert difference.mean() < mean, f"at most {difference.max():.2g}, on average {difference.mean():.2g}"
+
+
+def latents_for(pipe: Any, dtype: torch.dtype, count: int = 2) -> Tensor:
+    """Noises to begin from that are numbers of this type, in float32: those of a seed differ from type to type."""
+    drawn = gaussian_noise(pipe.sample_shape(count), seeded_generators(0, count), CPU, torch.float32)
+    return drawn.to(dtype).float()
 
 
 def numbers(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -275,22 +285,33 @@ def test_a_model_may_be_loaded_onto_the_device(emoji: tuple[Any, Any]) -> None:
 # --- half precision --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("model", ["emoji", "digits"])
 def test_half_precision_draws_nearly_the_same(model: str, dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
     asked: dict[str, Any] = {"prompt": PROMPTS} if model == "emoji" else {"class_labels": [3, 7]}
-    pipe = loaded(model, dtype=dtype)
+    pipe, (exact, _) = loaded(model, dtype=dtype), request.getfixturevalue(model)
     assert pipe.dtype == dtype
-    expected = pixels(request.getfixturevalue(model)[1], seed=[0, 1], **asked)
-    # bfloat16 has 8 bits, and where a run forks, an edge may move.
-    assert_near(pixels(pipe, seed=[0, 1], **asked), expected, most=1.0, mean=0.02 if dtype == torch.float16 else 0.08)
+    asked["latents"] = latents_for(exact, dtype)
+    expected, found = pixels(exact, **asked), pixels(pipe, **asked)
+    assert_near(found, expected, *HALF[dtype])
+    assert np.abs(found - expected).max() > 1e-5  # it is another precision
+
+
+def test_noise_of_a_seed_in_half_precision_is_that_of_the_cpu() -> None:
+    shape = (2, 4, 16, 16)
+    for dtype in HALF:
+        drawn = gaussian_noise(shape, seeded_generators(5, 2), torch.device(DEVICE), dtype)
+        assert drawn.dtype == dtype
+        assert torch.equal(drawn.cpu(), gaussian_noise(shape, seeded_generators(5, 2), CPU, dtype))
 
 
 def test_half_precision_in_channels_last_draws_nearly_the_same(emoji: tuple[Any, Any]) -> None:
     pipe = loaded("emoji", dtype=torch.float16)
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.vae.to(memory_format=torch.channels_last)
-    assert_near(pixels(pipe, PROMPTS, seed=[0, 1]), pixels(emoji[1], PROMPTS, seed=[0, 1]), most=1.0, mean=0.02)
+    latents = latents_for(emoji[0], torch.float16)
+    found, expected = (pixels(each, PROMPTS, latents=latents) for each in (pipe, emoji[0]))
+    assert_near(found, expected, *HALF[torch.float16])
 
 
 # --- the host does not wait ------------------------------------------------------------------------------------------
@@ -514,7 +535,8 @@ def test_slices_and_tiles_of_the_autoencoder_work_on_the_device(emoji: tuple[Any
 def test_adapters_are_loaded_into_networks_on_the_device(texts: str, dtype: torch.dtype) -> None:
     pipes = loaded(texts, "cpu"), loaded(texts, dtype=dtype)
     adapter = named(known(pipes[0], unet=EVERY), present)
-    given: dict[str, Any] = {"seed": 0, "num_inference_steps": 3, "guidance_scale": 2.0}
+    given: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 2.0}
+    given["latents"] = latents_for(pipes[0], dtype, 1)
     before = [pixels(pipe, "a photo of a red cat", **given) for pipe in pipes]
     kept = {name: value.clone() for name, value in pipes[1].unet.state_dict().items()}
     for pipe in pipes:
@@ -522,8 +544,7 @@ def test_adapters_are_loaded_into_networks_on_the_device(texts: str, dtype: torc
         pipe.set_adapters("one", 0.5)
         assert {value.device.type for value in pipe.unet.state_dict().values()} == {pipe.device.type}
     after = [pixels(pipe, "a photo of a red cat", **given) for pipe in pipes]
-    most, mean = (NEAR, ON_AVERAGE) if dtype == torch.float32 else (0.5, 0.05)
-    assert_near(after[1], after[0], most, mean)
+    assert_near(after[1], after[0], *HALF.get(dtype, (NEAR, ON_AVERAGE)))
     assert np.abs(after[1] - before[1]).max() > 0.01
     pipes[1].fuse_lora()
     pipes[1].unfuse_lora()
@@ -592,6 +613,14 @@ def trained_tensors(folder: Path) -> dict[str, Tensor]:
     return {f"{name}:{key}": value for name in names for key, value in read_tensors(last / name).items()}
 
 
+def assert_near_runs(first: Path, second: Path) -> None:
+    """What the last checkpoints have differs by less than a step of the optimizer, on average: its rate is 1e-3."""
+    one, two = trained_tensors(first), trained_tensors(second)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert float((one[name].double() - two[name].double()).abs().mean()) < 1e-3, name
+
+
 def test_networks_are_trained_on_the_device(make: Make, tmp_path: Path) -> None:
     trainer = make_trainer(make(tmp_path, {"max_train_steps": 8, "validation_steps": 8}))
     assert trainer.accelerator.device.type == torch.device(DEVICE).type
@@ -608,11 +637,18 @@ def test_networks_are_trained_on_the_device(make: Make, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_reproducible")
 def test_a_run_in_two_parts_ends_with_the_same_weights(make: Make, tmp_path: Path) -> None:
-    """Bit for bit, as on the CPU, with those of CUDA's algorithms that give the same bits twice."""
-    train(make(tmp_path / "whole", {}))
+    """Bit for bit, as on the CPU, with those of CUDA's algorithms that give the same bits twice.
+
+    Adapters are not: on an H200 the two runs of theirs added in another order, and were near by.
+    """
+    settings = make(tmp_path / "whole", {})
+    train(settings)
     interrupt(make(tmp_path / "parts", {}))
     train(make(tmp_path / "parts", {}))
-    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+    if IS_CUDA and isinstance(settings, LoraSettings):
+        assert_near_runs(tmp_path / "whole", tmp_path / "parts")
+    else:
+        assert_same_runs(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_run_in_two_parts_ends_near_by_with_the_usual_algorithms(make: Make, tmp_path: Path) -> None:
@@ -620,10 +656,7 @@ def test_a_run_in_two_parts_ends_near_by_with_the_usual_algorithms(make: Make, t
     train(make(tmp_path / "whole", {}))
     interrupt(make(tmp_path / "parts", {}))
     train(make(tmp_path / "parts", {}))
-    whole, parts = trained_tensors(tmp_path / "whole"), trained_tensors(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    for name in whole:
-        assert float((whole[name].double() - parts[name].double()).abs().mean()) < 1e-3, name
+    assert_near_runs(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
