@@ -1,6 +1,7 @@
 """Drawing and training on a CUDA device beside diffusers, on the same weights and the same card, in one run.
 
-    python benchmarks/cuda.py --json cuda.json
+    python benchmarks/cuda.py --json docs/cuda.json
+    python benchmarks/cuda_page.py                         # and the tables of docs/cuda.md
     python benchmarks/cuda.py --device cpu --tiny          # tries the program out; its figures mean nothing
 
 Each row of the table is one thing that is timed. The peers of a row group are timed in turn, several rounds over, after
