@@ -141,8 +141,10 @@ def test_settings_are_by_the_device(further: ModuleType, tmp_path: Path, monkeyp
     stub = SimpleNamespace(is_available=lambda: True, is_bf16_supported=lambda including_emulation: True)
     monkeypatch.setattr(torch, "cuda", stub)
     on_gpu = further.go_settings(folder, usual)
-    assert (on_gpu.train_batch_size, on_gpu.mixed_precision, on_gpu.allow_tf32) == (512, "bf16", True)
-    assert on_gpu.learning_rate == pytest.approx(3e-4 * 8**0.5)
+    assert (on_gpu.train_batch_size, on_gpu.mixed_precision, on_gpu.allow_tf32) == (2048, "bf16", True)
+    assert on_gpu.learning_rate == 1.6e-3  # the root of 32 would make it 1.7e-3
+    some = further.go_settings(folder, options(batch=512, precision=None))
+    assert some.learning_rate == pytest.approx(3e-4 * 8**0.5)
     assert on_gpu.dataloader_num_workers >= 1
     larger = further.go_settings(folder, options(batch=1024, rate=1e-3, precision=None))
     assert (larger.train_batch_size, larger.learning_rate) == (1024, 1e-3)
