@@ -239,7 +239,9 @@ def main() -> None:
     of_further.add_argument("--seconds", type=float, help="end by itself after so many seconds, encoding included")
     of_further.add_argument("--steps", type=int, help="end after so many steps in all")
     of_further.add_argument("--batch", type=int, help="pictures of a step: 64, and 2,048 on a CUDA device")
-    of_further.add_argument("--rate", type=float, help="the learning rate: 3e-4 for 64, by the root for others, 1.6e-3 at most")
+    of_further.add_argument(
+        "--rate", type=float, help="the learning rate: 3e-4 for 64, by the root for others, to 1.6e-3"
+    )
     of_further.add_argument("--ema", type=float, default=0.9995, help="what the average's decay rises to: %(default)s")
     of_further.add_argument("--precision", choices=("no", "bf16", "fp16"), help="bf16 where the device has it")
     of_further.add_argument(
