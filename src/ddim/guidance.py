@@ -16,7 +16,7 @@ from torch import Tensor
 from ddim.errors import ConfigError
 from ddim.sampling import Denoiser
 
-__all__ = ["guide", "rescale_noise"]
+__all__ = ["check_guidance", "guide", "rescale_noise", "weigh"]
 
 
 def guide(
@@ -42,12 +42,7 @@ def guide(
     Raises:
         ConfigError: the scale is not finite, rescale is outside [0, 1], or the interval is empty.
     """
-    if not math.isfinite(scale):
-        raise ConfigError(f"guidance_scale must be finite, not {scale}")
-    if not 0 <= rescale <= 1:
-        raise ConfigError(f"guidance_rescale must be in [0, 1], not {rescale}")
-    if interval is not None and interval[0] > interval[1]:
-        raise ConfigError(f"guidance_interval {interval} is empty: give (lowest timestep, highest timestep)")
+    check_guidance(scale, rescale, interval)
     if scale == 1:
         return conditional
 
@@ -55,13 +50,41 @@ def guide(
         if interval is not None and not interval[0] <= int(timestep) <= interval[1]:
             return conditional(x, timestep)
         without, within = both(torch.cat([x, x]), timestep).chunk(2)
-        combined = torch.lerp(without, within, scale)
-        return rescale_noise(combined, within, rescale) if rescale else combined
+        return weigh(without, within, scale, rescale)
 
     return guided
 
 
-def rescale_noise(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor:
+def weigh(without: Tensor, within: Tensor, scale: float | Tensor, rescale: float | Tensor = 0.0) -> Tensor:
+    """The guided prediction, (batch …), of those without and with the condition.
+
+    Args:
+        scale, rescale: w and φ, see `guide`; or tensors (batch 1 …) in float32, with one of each for each sample.
+    """
+    if isinstance(scale, Tensor):
+        combined = torch.lerp(without.to(scale.dtype), within.to(scale.dtype), scale).to(within.dtype)
+    else:
+        combined = torch.lerp(without, within, scale)
+    if not isinstance(rescale, Tensor) and not rescale:
+        return combined
+    return rescale_noise(combined, within, rescale)
+
+
+def check_guidance(scale: float, rescale: float = 0.0, interval: tuple[int, int] | None = None) -> None:
+    """Check what `guide` is to be told.
+
+    Raises:
+        ConfigError: the scale is not finite, rescale is outside [0, 1], or the interval is empty.
+    """
+    if not math.isfinite(scale):
+        raise ConfigError(f"guidance_scale must be finite, not {scale}")
+    if not 0 <= rescale <= 1:
+        raise ConfigError(f"guidance_rescale must be in [0, 1], not {rescale}")
+    if interval is not None and interval[0] > interval[1]:
+        raise ConfigError(f"guidance_interval {interval} is empty: give (lowest timestep, highest timestep)")
+
+
+def rescale_noise(guided: Tensor, conditional: Tensor, rescale: float | Tensor) -> Tensor:
     """φ·guided·std(conditional)/std(guided) + (1-φ)·guided, with a standard deviation for each sample.
 
     This is equations 15 and 16 of Lin et al. 2024. A constant prediction, whose deviation is zero, is left as it is.
@@ -69,7 +92,7 @@ def rescale_noise(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor
     Args:
         guided: the prediction under guidance, (batch, …).
         conditional: the prediction with the condition, of the same shape.
-        rescale: φ in [0, 1].
+        rescale: φ in [0, 1]; or one for each sample, (batch 1 …) in float32.
 
     Returns:
         (batch, …), of the type of `guided`.

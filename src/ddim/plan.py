@@ -14,7 +14,7 @@ x_prev = √ᾱ_prev·x0' + direction·eps + σ·z, from columns of the same tab
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from html import escape
@@ -320,7 +320,7 @@ class SamplingPlan:
             ConfigError: a timestep out of range, or one at which these settings have no finite result.
         """
         dtype, wide = check_step(model_output, sample)
-        clip = None if self.clip_range is None and self.thresholding is None else self._clip
+        clip = self.clipping
         noise = None
         if self.eta != 0:
             noise = step_noise(model_output, generator, variance_noise)
@@ -340,6 +340,11 @@ class SamplingPlan:
             return_x0=return_x0,
             out=out,
         )
+
+    @property
+    def clipping(self) -> Callable[[Tensor], Tensor] | None:
+        """What clips or thresholds a predicted x0, to which it may write; None for a plan that does neither."""
+        return None if self.clip_range is None and self.thresholding is None else self._clip
 
     def _clip(self, original: Tensor) -> Tensor:
         if self.thresholding is not None:

@@ -24,7 +24,7 @@ from ddim.errors import NonFiniteError
 from ddim.noise import Generators
 from ddim.plan import SamplingPlan
 from ddim.process import Eta, Order
-from ddim.step import Row, fields_repr
+from ddim.step import Row, carry_on, fields_repr
 
 __all__ = ["Denoiser", "Pipeline", "SampleStep", "Scheduler", "sample"]
 
@@ -168,7 +168,7 @@ def sample(
         if x.device.type != "cpu":
             sums.append(total)
         elif not math.isfinite(total.item()):
-            raise _not_finite(index, plan)
+            raise not_finite(index, plan)
         prev, original = plan.step(
             output,
             row.timestep,
@@ -179,22 +179,17 @@ def sample(
         )
         if original is not None and plan.order == 2:
             if last is not None:
-                prev = _carry_on(prev, original, last, row.carried)
+                prev = carry_on(prev, original, last, row.carried)
             last = original
         step = SampleStep.of(index, row, prev, original, output)
         yield step
         x = step.sample
     if sums and not bool(torch.stack(sums).isfinite().all()):
-        raise _not_finite(next(i for i, total in enumerate(sums) if not total.isfinite()), plan)
+        raise not_finite(next(i for i, total in enumerate(sums) if not total.isfinite()), plan)
 
 
-def _carry_on(prev: Tensor, x0: Tensor, last: Tensor, share: float) -> Tensor:
-    """prev + share·(x0 - last); half precision is computed in float32."""
-    wide = torch.promote_types(prev.dtype, torch.float32)
-    return torch.add(prev.to(wide), x0.to(wide) - last.to(wide), alpha=share).to(prev.dtype)
-
-
-def _not_finite(index: int, plan: SamplingPlan) -> NonFiniteError:
+def not_finite(index: int, plan: SamplingPlan) -> NonFiniteError:
+    """The error of a run whose network gave NaN or infinity at the step of this index."""
     return NonFiniteError(
         f"the network's output is not finite at step {index + 1} of {len(plan)} "
         f"(timestep {plan.timesteps[index]}): check its input and its weights; "

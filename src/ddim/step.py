@@ -311,6 +311,21 @@ def take_step(
     return DDIMSchedulerOutput(prev.to(dtype), None if original is None else original.to(dtype))
 
 
+def carry_on(prev: Tensor, x0: Tensor, last: Tensor, share: Any) -> Tensor:
+    """prev + share·(x0 - last), what second order adds to a step; half precision is computed in float32.
+
+    Args:
+        prev: x_prev, as a step of first order gives it.
+        x0, last: the predicted x0 of this step and of the one before.
+        share: the row's `carried`.
+    """
+    wide = torch.promote_types(prev.dtype, torch.float32)
+    change = x0.to(wide) - last.to(wide)
+    if isinstance(share, Tensor):
+        return torch.addcmul(prev.to(wide), change, share).to(prev.dtype)
+    return torch.add(prev.to(wide), change, alpha=share).to(prev.dtype)
+
+
 def check_step(model_output: Any, sample: Any) -> tuple[torch.dtype, torch.dtype]:
     """Check that a network's output and a sample fit each other, and say in which types their step is made.
 

@@ -129,6 +129,10 @@ class OpenVINORunner(Runner):
         self.next_look = end + (end - start) / SHARE
         return is_same
 
+    def rounded(self, batch: int) -> int:
+        """The next power of two: of a picture size, a new one is met a few times at most, and each is compiled for."""
+        return batch if self.has_failed else 1 << (batch - 1).bit_length()
+
     def run(self, *inputs: Tensor) -> Tensor:
         if any(x.device.type != "cpu" for x in inputs):
             raise ValueError(f"OpenVINO runs on the CPU only here, but the inputs are on {inputs[0].device}")

@@ -52,6 +52,10 @@ class Runner:
             self.give_up(error)
             return result
 
+    def rounded(self, batch: int) -> int:
+        """To how many samples a batch is best filled up, so that few sizes are met; the batch itself unless told."""
+        return batch
+
     def run(self, *inputs: Tensor) -> Tensor:
         """What the core returns for these inputs, computed by the backend; a subclass says how.
 

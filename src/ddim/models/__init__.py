@@ -1,6 +1,6 @@
 """Networks that load weights in the layout of diffusers and transformers unchanged."""
 
-from ddim.models.backbone import ClassTimeCache, TimeCache, UNet2DOutput
+from ddim.models.backbone import ChosenTimes, ClassTimeCache, TimeCache, UNet2DOutput
 from ddim.models.clip import CLIPTextModel, CLIPTextOutput
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.models.unet import UNet2DModel
@@ -13,6 +13,7 @@ __all__ = [
     "CLIPTextModel",
     "CLIPTextOutput",
     "CLIPTokenizer",
+    "ChosenTimes",
     "ClassTimeCache",
     "DecoderOutput",
     "DiagonalGaussianDistribution",

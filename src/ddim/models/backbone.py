@@ -92,6 +92,17 @@ class ClassTimeCache(NamedTuple):
         return self.cache.at(timestep).index_select(0, self.rows)
 
 
+class ChosenTimes(NamedTuple):
+    """What every residual block makes of the timestep and class of each sample of a batch, each its own."""
+
+    table: Tensor  # (n K), of all timesteps and classes that are asked for
+    rows: Tensor  # (b), which of them each sample has
+
+    def at(self, timestep: Tensor | float) -> Tensor:
+        """The projections of all samples, (b K), whatever the timestep: the rows say it."""
+        return self.table.index_select(0, self.rows)
+
+
 class Residuals(NamedTuple):
     """What another network, such as a ControlNet (Zhang et al. 2023) or a T2I-Adapter (Mou et al. 2023), adds.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
 from ddim.models.attention import spatial_attention
-from ddim.models.backbone import Backbone, ClassTimeCache, Level, TimeCache, UNet2DOutput
+from ddim.models.backbone import Backbone, ChosenTimes, ClassTimeCache, Level, TimeCache, UNet2DOutput
 from ddim.models.blocks import Style, UNetMidBlock2D
 from ddim.models.embeddings import (
     GaussianFourierProjection,
@@ -173,7 +173,7 @@ class UNet2DModel(Backbone):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         *,
-        time_cache: TimeCache | ClassTimeCache | None = None,
+        time_cache: TimeCache | ClassTimeCache | ChosenTimes | None = None,
     ) -> UNet2DOutput | Any:
         """Predict from noisy samples.
 

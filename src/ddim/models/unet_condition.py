@@ -12,7 +12,7 @@ from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
 from ddim.models.activations import activation
 from ddim.models.attention import KeyValue
-from ddim.models.backbone import Backbone, Level, Residuals, TimeCache, UNet2DOutput
+from ddim.models.backbone import Backbone, ChosenTimes, Level, Residuals, TimeCache, UNet2DOutput
 from ddim.models.blocks import AttentionFactory, Style, Times, UNetMidBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D
 from ddim.models.embeddings import TimestepEmbedding, Timesteps, as_timesteps
 from ddim.models.settings import check_levels, look_up
@@ -321,7 +321,7 @@ class UNet2DConditionModel(Backbone):
         return_dict: bool = True,
         *,
         text_cache: TextCache | None = None,
-        time_cache: TimeCache | None = None,
+        time_cache: TimeCache | ChosenTimes | None = None,
     ) -> UNet2DOutput | Any:
         """Predict from noisy latents.
 

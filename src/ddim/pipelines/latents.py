@@ -22,7 +22,7 @@ from ddim.pipelines.denoiser import TextDenoiser
 from ddim.pipelines.familiar import FamiliarLatents
 from ddim.pipelines.inputs import Pictures, positive, refuse_unsupported, to_tensor
 from ddim.pipelines.outputs import LatentOutputType
-from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_prompts, for_each_image
+from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_prompts, encode_texts, for_each_image
 from ddim.pipelines.recommended import warn_if_not_trained
 from ddim.pipelines.words import FILE, KnowsWords
 from ddim.plan import SamplingPlan
@@ -112,6 +112,15 @@ class LatentPipeline(KnowsWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
             embeds, negative = encode_prompts(request, self.tokenizer, text_encoder, is_guided, clip_skip)
         embeds = embeds.to(self.device, self.dtype)
         return embeds, None if negative is None else negative.to(embeds)
+
+    def embed(self, texts: list[str]) -> Tensor:
+        """What the U-Net looks at of texts, on its device and of its type: (b s d).
+
+        Raises:
+            ConfigError: the pipeline has no text encoder or no tokenizer.
+        """
+        with self.in_use(self.text_encoder) as text_encoder:
+            return encode_texts(self.tokenizer, text_encoder, texts).to(self.device, self.dtype)
 
     def sample_shape(self, count: int) -> tuple[int, ...]:
         """The shape of `count` latents of the size that the U-Net was trained on, (count z h w)."""
@@ -222,7 +231,7 @@ class LatentPipeline(KnowsWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
             raise NonFiniteError(f"the autoencoder gave NaN or infinity{half}")
         return decoded
 
-    def _drawn(self, x: Tensor, output_type: LatentOutputType) -> tuple[Any, list[bool] | None]:
+    def drawn(self, x: Tensor, output_type: LatentOutputType) -> tuple[Any, list[bool] | None]:
         """Latents as pictures, after the safety checker, if one was given; and what it says of each, else None."""
         if self.safety_checker is None or output_type == "latent":
             return self.decode(x, output_type), None

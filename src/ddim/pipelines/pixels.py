@@ -231,8 +231,33 @@ class DDIMPipeline(DiffusionPipeline):
         Raises:
             ConfigError, ValueError: classes or guidance that are not for this model, or labels that do not fit.
         """
-        config = self.unet.config
+        labels = self.labels(class_labels, count)
+        if labels is None:
+            if guidance_scale != 1:
+                warnings.warn("this model knows no classes: guidance_scale has no effect", stacklevel=3)
+            warn_if_not_trained(self.scheduler, plan, 1.0)
+            return self._predictor(plan, None)
+        warn_if_not_trained(self.scheduler, plan, guidance_scale)
+        none = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
+        conditional = self._predictor(plan, labels)
+        return guide(
+            both=conditional if guidance_scale == 1 else self._predictor(plan, torch.cat([none, labels])),
+            conditional=conditional,
+            scale=guidance_scale,
+            rescale=guidance_rescale,
+            interval=guidance_interval,
+        )
 
+    def labels(self, class_labels: int | Sequence[int] | Tensor | None, count: int) -> Tensor | None:
+        """The class of each of `count` samples, (count) on the U-Net's device; None for a model that knows no classes.
+
+        Args:
+            class_labels: as in a call. Where none are asked for, it is the last one, which stands for no class.
+
+        Raises:
+            ConfigError, ValueError: classes that are not for this model, or labels that do not fit.
+        """
+        config = self.unet.config
         if config.class_embed_type is not None:
             raise ConfigError(
                 f"DDIMPipeline is for integer classes, not class_embed_type={config.class_embed_type!r}: "
@@ -242,21 +267,10 @@ class DDIMPipeline(DiffusionPipeline):
         if classes is None:
             if class_labels is not None:
                 raise ConfigError("this model knows no classes: class_labels are not for it")
-            if guidance_scale != 1:
-                warnings.warn("this model knows no classes: guidance_scale has no effect", stacklevel=3)
-            warn_if_not_trained(self.scheduler, plan, 1.0)
-            return self._predictor(plan, None)
-        warn_if_not_trained(self.scheduler, plan, guidance_scale)
-        none = torch.full((count,), classes - 1, device=self.device)
-        labels = none if class_labels is None else _as_labels(class_labels, count, classes).to(self.device)
-        conditional = self._predictor(plan, labels)
-        return guide(
-            both=conditional if guidance_scale == 1 else self._predictor(plan, torch.cat([none, labels])),
-            conditional=conditional,
-            scale=guidance_scale,
-            rescale=guidance_rescale,
-            interval=guidance_interval,
-        )
+            return None
+        if class_labels is None:
+            return torch.full((count,), classes - 1, device=self.device)
+        return _as_labels(class_labels, count, classes).to(self.device)
 
     def _predictor(self, plan: SamplingPlan, labels: Tensor | None) -> Denoiser:
         """The U-Net for one batch of labels (b). What it makes of the plan's timesteps and the labels is computed here,

@@ -11,7 +11,7 @@ from ddim.checkpoint.config import level_of_caller
 from ddim.plan import SamplingPlan
 from ddim.process import Eta, Order
 from ddim.scheduler import DDIMScheduler
-from ddim.scheduler.recommended import choose_steps, not_trained_for
+from ddim.scheduler.recommended import USUAL_STEPS, Steps, choose_steps, not_trained_for
 
 
 def plan_of_call(
@@ -21,6 +21,7 @@ def plan_of_call(
     timesteps: Sequence[int] | None,
     order: Order | None,
     strength: float = 1.0,
+    spacing: Any = None,
 ) -> SamplingPlan:
     """The plan that a call asks for; what it leaves open is as the model recommends it or, without that, as usual.
 
@@ -29,6 +30,8 @@ def plan_of_call(
         strength: of a run that starts from a picture, the share of the steps that is made, as in diffusers. Searched
             timesteps are not evenly apart, so of them it is the share of the training timesteps: the run starts there,
             and goes on through those of the list that are below.
+        spacing: how the timesteps are chosen, as `timestep_spacing` says it; the model's unless told. What the model
+            recommends of steps and their order goes with its own spacing, and is not used with another one.
 
     Raises:
         ConfigError: no such plan can be made, or what the model recommends cannot be followed.
@@ -36,7 +39,7 @@ def plan_of_call(
     if timesteps is not None:
         plan = scheduler.plan(eta=eta, timesteps=timesteps, order=1 if order is None else order)
         return plan if strength == 1 else plan.shortened(strength)
-    steps = choose_steps(scheduler.config, num_inference_steps, order, eta=eta)
+    steps = steps_of_call(scheduler, num_inference_steps, eta, order, spacing)
     other: dict[str, Any] = {} if steps.spacing == scheduler.config.timestep_spacing else {"spacing": steps.spacing}
     plan = scheduler.plan(steps.number, eta=eta, order=steps.order, **other)
     if strength == 1:
@@ -44,6 +47,16 @@ def plan_of_call(
     if steps.spacing == "optimized" and scheduler.config.get("trained_timesteps") is None:
         return _from_level(plan, strength)
     return plan.shortened(strength)
+
+
+def steps_of_call(
+    scheduler: DDIMScheduler, num_inference_steps: int | None, eta: Eta, order: Order | None, spacing: Any = None
+) -> Steps:
+    """The number, order and spacing of a call's steps; arguments as in `plan_of_call`."""
+    if spacing is None:
+        return choose_steps(scheduler.config, num_inference_steps, order, eta=eta)
+    number = USUAL_STEPS if num_inference_steps is None else num_inference_steps
+    return Steps(number, 1 if order is None else order, spacing)
 
 
 def _from_level(plan: SamplingPlan, strength: float) -> SamplingPlan:

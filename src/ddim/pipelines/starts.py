@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from ddim.pipelines.inputs import Pictures, check_sides, positive, to_mask, to_t
 from ddim.pipelines.latents import LatentPipeline, pixels
 from ddim.pipelines.outputs import LatentOutputType
 from ddim.plan import SamplingPlan
+from ddim.scheduler import DDIMScheduler
 
 
 @dataclass(frozen=True)
@@ -120,18 +121,42 @@ class Task:
         raise ValueError(f"{len(x)} {name} do not fit {self.prompts} prompts and {count} images: give one, or as many")
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What is to stay of a picture: put back after each step where the mask is 0, noised for the step that comes next.
+
+    Attributes:
+        scheduler, plan: of the run.
+        latents, noise: of the picture and of the run's start, (b z h w).
+        mask: (b 1 h w), 1 where the picture is painted anew.
+    """
+
+    scheduler: DDIMScheduler
+    plan: SamplingPlan
+    latents: Tensor
+    noise: Tensor
+    mask: Tensor
+
+    def __call__(self, x: Tensor, index: int) -> Tensor:
+        """The result x of step `index`, with the picture in it."""
+        kept = self.latents
+        if index + 1 < len(self.plan):
+            kept = self.scheduler.add_noise(self.latents, self.noise, self.plan.timesteps[index + 1])
+        return (1 - self.mask) * kept + self.mask * x
+
+
 class Start(NamedTuple):
     """What a run starts from.
 
     Attributes:
         x: the first x_t, (b z h w).
         channels: what the U-Net is given beside x, (b c h w).
-        keep: (x, index of the step that gave it) -> x with what is to stay of the picture put back.
+        keep: puts back what is to stay of the picture.
     """
 
     x: Tensor
     channels: Tensor | None = None
-    keep: Callable[[Tensor, int], Tensor] | None = None
+    keep: Kept | None = None
 
 
 class StartsFromPictures(LatentPipeline):
@@ -141,7 +166,7 @@ class StartsFromPictures(LatentPipeline):
     gives the same images here and there.
     """
 
-    def _task(
+    def task(
         self,
         origin: Origin,
         plan: SamplingPlan,
@@ -202,7 +227,7 @@ class StartsFromPictures(LatentPipeline):
             rows, columns = rows // factor, columns // factor
         return Canvas((rows, columns), picture, to_mask(mask_image, (rows * factor, columns * factor)), crop)
 
-    def _start(self, task: Task) -> Start:
+    def start(self, task: Task) -> Start:
         """The start that fits what was given: noise or its latents, a picture, or a picture under a mask."""
         if task.canvas.picture is None:
             return Start(self._noise(task) if task.latents is None else task.latents)
@@ -231,20 +256,9 @@ class StartsFromPictures(LatentPipeline):
         small = task.spread(F.interpolate(mask, size=task.shape[2:]), "masks").to(noise)
         if blends:
             self._draw_in_vain(task, picture, mask)
-            return Start(x, keep=self._keeper(task, latents, noise, small))
+            return Start(x, keep=Kept(self.scheduler, task.plan, latents, noise, small))
         masked = self._masked_latents(task, picture, mask).to(noise)
         return Start(x, channels=torch.cat([small, masked], dim=1))
-
-    def _keeper(self, task: Task, latents: Tensor, noise: Tensor, mask: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """What puts the picture's latents back where the mask (b 1 h w) is 0, noised for the step that comes next."""
-
-        def keep(x: Tensor, index: int) -> Tensor:
-            kept = latents
-            if index + 1 < len(task.plan):
-                kept = self.scheduler.add_noise(latents, noise, task.plan.timesteps[index + 1])
-            return (1 - mask) * kept + mask * x
-
-        return keep
 
     def _masked_latents(self, task: Task, picture: Tensor, mask: Tensor) -> Tensor:
         """The latents (b z h w) of the picture without what the mask covers: those that were given, or encoded ones.

@@ -329,11 +329,11 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         )
         share = 1.0 if image is None else strength
         plan = plan_of_call(self.scheduler, num_inference_steps, eta, timesteps, order, share)
-        task = self._task(origin, plan, request.size, num_images_per_prompt, generator, seed)
+        task = self.task(origin, plan, request.size, num_images_per_prompt, generator, seed)
 
         is_guided = self.is_guided(guidance_scale)
         embeds, negative = self._encode_prompts(request, is_guided, clip_skip)
-        start = self._start(task)
+        start = self.start(task)
         with self.in_use(self.unet):
             denoiser = self.denoiser(
                 plan,
@@ -351,7 +351,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
             with self._run(about) as run:
                 x = self._sample(run, task, start, denoiser, callback_on_step_end, wanted)
             del denoiser  # it keeps the U-Net's weights where they are now, and an offloaded U-Net is about to go
-        drawn, found = self._drawn(x, output_type)
+        drawn, found = self.drawn(x, output_type)
         images = task.canvas.put_back(drawn)
         return StableDiffusionPipelineOutput(images, found) if return_dict else (images, found)
 

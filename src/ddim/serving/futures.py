@@ -77,23 +77,21 @@ class Future:
         self.deadline = None if request.deadline is None else self.submitted + request.deadline
         self._changed = threading.Condition(threading.RLock())
         self._events: list[Event] = []
+        self._last: Event | None = None
         self._listeners: list[Callable[[Event], object]] = []
 
     def __repr__(self) -> str:
-        with self._changed:
-            last = self._events[-1] if self._events else None
+        last = self._last
         state = f"step {last.number} of {last.steps}" if isinstance(last, Step) else type(last).__name__.lower()
         return f"Future({state})"
 
     def done(self) -> bool:
-        """Whether it is finished, failed or cancelled."""
-        with self._changed:
-            return self._is_done()
+        """Whether it is finished, failed or cancelled. This waits for nobody."""
+        return self._is_done()
 
     def cancelled(self) -> bool:
         """Whether it was cancelled."""
-        with self._changed:
-            return bool(self._events) and isinstance(self._events[-1], Cancelled)
+        return isinstance(self._last, Cancelled)
 
     def cancel(self) -> bool:
         """Draw it no further. Its place is free at the engine's next tick.
@@ -119,7 +117,7 @@ class Future:
         with self._changed:
             if not self._changed.wait_for(self._is_done, timeout):
                 raise TimeoutError(f"the picture is not there after {timeout} seconds")
-            last = self._events[-1]
+            last = self._last
         if isinstance(last, Finished):
             return last.picture
         if isinstance(last, Failed):
@@ -165,13 +163,14 @@ class Future:
             if self._is_done():
                 return False
             self._events.append(event)
+            self._last = event
             self._changed.notify_all()
             for listener in list(self._listeners):
                 _call(listener, event)
             return True
 
     def _is_done(self) -> bool:
-        return bool(self._events) and isinstance(self._events[-1], (Finished, Failed, Cancelled))
+        return isinstance(self._last, (Finished, Failed, Cancelled))
 
 
 def _call(listener: Callable[[Event], object], event: Event) -> None:

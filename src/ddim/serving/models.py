@@ -1,0 +1,318 @@
+"""What the engine asks of a pipeline, of each kind: to check a request, to start a sample, and to make pictures.
+
+All of it is done by the pipeline's own pieces, those that its call is made of.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from ddim.errors import ConfigError, DataError
+from ddim.guidance import check_guidance
+from ddim.images import to_images
+from ddim.models.core import HasCore
+from ddim.noise import gaussian_noise
+from ddim.pipelines import DDIMPipeline, DiffusionPipeline, StableDiffusionPipeline
+from ddim.pipelines.recommended import plan_of_call, steps_of_call, warn_if_not_trained
+from ddim.pipelines.starts import Origin
+from ddim.plan import SamplingPlan
+from ddim.scheduler.recommended import choose_guidance
+from ddim.serving.futures import Future
+from ddim.serving.requests import Request
+from ddim.serving.samples import Sample, Text, shown_steps
+
+KEPT_TEXTS = 16  # how many texts are kept that nobody draws any more, such as the usual negative one
+
+# What the pipelines call an argument, and how a request calls it.
+_WORDS = {"num_inference_steps": "steps", "mask_image": "mask", "class_labels": "class_label"}
+
+
+class Model:
+    """A pipeline as the engine uses it. `check` may be called by any thread, the rest by the engine's alone."""
+
+    pipe: DiffusionPipeline
+    # The settings of a request that are not for this kind of pipeline, and why.
+    refused: ClassVar[tuple[str, ...]] = ()
+    because: ClassVar[str] = ""
+
+    def sample(self, request: Request, future: Future) -> Sample:
+        """A request as a sample that is not started yet, after all checks.
+
+        Raises:
+            ConfigError: it cannot be drawn; the message names the setting.
+            DataError: its picture or its mask cannot be read.
+        """
+        usual = Request()
+        for each in fields(request):
+            if each.name in self.refused and getattr(request, each.name) != getattr(usual, each.name):
+                raise ConfigError(f"{each.name} is not for this model, {self.because}")
+        _check_numbers(request)
+        seed = secrets.randbits(32) if request.seed is None else request.seed
+        try:
+            return self._checked(replace(request, seed=seed), future)
+        except (ConfigError, DataError) as error:
+            raise type(error)(_reworded(str(error))) from error
+        except (TypeError, ValueError) as error:
+            raise ConfigError(_reworded(str(error))) from error
+
+    def _checked(self, request: Request, future: Future) -> Sample:
+        raise NotImplementedError
+
+    def begin(self, samples: Sequence[Sample]) -> None:
+        """Give samples what they start from."""
+        raise NotImplementedError
+
+    def pictures(self, x: Tensor, output_type: Any) -> tuple[list[Any], list[bool] | None]:
+        """Clean samples (b c h w) as pictures, and what a safety checker says of each."""
+        raise NotImplementedError
+
+    def _plan(self, request: Request, strength: float = 1.0) -> SamplingPlan:
+        timesteps = None if request.timesteps is None else list(request.timesteps)
+        if timesteps is not None and (request.steps is not None or request.spacing is not None):
+            raise ConfigError("give either timesteps, or steps and spacing")
+        scheduler: Any = self.pipe.scheduler
+        return plan_of_call(
+            scheduler, request.steps, request.eta, timesteps, request.order, strength, spacing=request.spacing
+        )
+
+    def _settings(self, request: Request, plan: SamplingPlan, size: tuple[int, int]) -> dict[str, Any]:
+        """What every picture says of how it was drawn; `size` is its height and width."""
+        seed = {"seed": request.seed, "number": request.number}
+        frame = {"eta": request.eta, "width": size[1], "height": size[0]}
+        if request.timesteps is not None:
+            return {**seed, "timesteps": [*request.timesteps], "order": plan.order, **frame}
+        scheduler: Any = self.pipe.scheduler
+        steps = steps_of_call(scheduler, request.steps, request.eta, request.order, request.spacing)
+        return {**seed, "steps": steps.number, "order": steps.order, "spacing": steps.spacing, **frame}
+
+
+class TextModel(Model):
+    """A pipeline on latents, with or without pictures to start from."""
+
+    refused = ("class_label",)
+    because = "which draws texts: give prompt"
+
+    def __init__(self, pipe: StableDiffusionPipeline) -> None:
+        self.pipe: StableDiffusionPipeline = pipe
+        self._known: WeakValueDictionary[str, Text] = WeakValueDictionary()
+        self._recent: deque[Text] = deque(maxlen=KEPT_TEXTS)
+        self._encoder: tuple[Any, ...] = ()
+
+    def _checked(self, request: Request, future: Future) -> Sample:
+        pipe = self.pipe
+        pipe.require_parts("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+        if not isinstance(request.prompt, str):
+            raise ConfigError(f"prompt must be a text, not {request.prompt!r:.100}")
+        if request.negative_prompt is not None and not isinstance(request.negative_prompt, str):
+            raise ConfigError(f"negative_prompt must be a text, not {request.negative_prompt!r:.100}")
+        if request.image is None and (request.strength is not None or request.mask is not None):
+            what = "strength" if request.mask is None else "mask"
+            raise ConfigError(f"{what} is for a picture to start from: give image, or leave it out")
+        scale, rescale = choose_guidance(
+            pipe.scheduler.config, request.guidance_scale, request.guidance_rescale, usual=7.5
+        )
+        interval = _interval(request)
+        check_guidance(scale, rescale, interval)
+        strength = _usual_strength(pipe) if request.strength is None else request.strength
+        plan = self._plan(request, 1.0 if request.image is None else strength)
+        takes_scale = pipe.unet.config.get("time_cond_proj_dim") is not None
+        warn_if_not_trained(pipe.scheduler, plan, scale, takes_scale=takes_scale)
+        origin = Origin((request.height, request.width), None, request.image, strength, request.mask, None, None)
+        origin.check("pil")
+        task = pipe.task(origin, plan, 1, None, None, request.seed)
+        for name, given in (("image", task.canvas.picture), ("mask", task.canvas.mask)):
+            if given is not None and len(given) != 1:
+                raise ConfigError(f"{name} must be one picture, not {len(given)}")
+        assert request.seed is not None
+        is_guided = pipe.is_guided(scale)
+        negative = request.negative_prompt or ""
+        factor = pipe.vae_scale_factor
+        settings: dict[str, Any] = {"prompt": request.prompt}
+        settings |= {"negative_prompt": negative} if is_guided else {}
+        settings |= self._settings(request, plan, (task.shape[2] * factor, task.shape[3] * factor))
+        settings |= {"guidance_scale": scale, "guidance_rescale": rescale, "guidance_interval": interval}
+        settings |= {} if request.image is None else {"strength": strength}
+        condition = scale if takes_scale else None
+        return Sample(
+            request,
+            future,
+            plan,
+            request.seed,
+            task.shape,
+            scale,
+            rescale,
+            interval,
+            is_guided,
+            condition=condition,
+            negative=condition,
+            prompts=(request.prompt, negative if is_guided else None),
+            task=task,
+            settings=settings,
+            shown=shown_steps(request, len(plan)),
+        )
+
+    def begin(self, samples: Sequence[Sample]) -> None:
+        wanted = [prompts for sample in samples if (prompts := sample.prompts) is not None]
+        texts = self._texts([text for prompts in wanted for text in prompts if text is not None])
+        for sample in samples:
+            assert sample.prompts is not None
+            assert sample.task is not None
+            prompt, negative = sample.prompts
+            sample.texts = texts[prompt], None if negative is None else texts[negative]
+            if sample.x is None:
+                start = self.pipe.start(replace(sample.task, generator=sample.restart()))
+                sample.channels, sample.kept, sample.x = start.channels, start.keep, start.x
+
+    def _texts(self, wanted: Sequence[str]) -> dict[str, Text]:
+        """Texts by their words; those that nobody has asked for lately are encoded, all at once."""
+        encoder = self.pipe.text_encoder
+        seen = encoder.look() if isinstance(encoder, HasCore) else object()
+        now = (encoder, self.pipe.tokenizer, seen)
+        if len(self._encoder) != 3 or any(a is not b for a, b in zip(self._encoder, now, strict=True)):
+            self._encoder = now
+            self._known.clear()
+            self._recent.clear()
+        found = {words: text for words in wanted if (text := self._known.get(words)) is not None}
+        new = [words for words in dict.fromkeys(wanted) if words not in found]
+        if new:
+            for words, embeds in zip(new, self.pipe.embed(new).unsqueeze(1), strict=True):
+                found[words] = self._known[words] = Text(embeds)
+        self._recent.extend(text for text in found.values() if text not in self._recent)
+        return found
+
+    def pictures(self, x: Tensor, output_type: Any) -> tuple[list[Any], list[bool] | None]:
+        count = len(x)
+        runner: Any = getattr(self.pipe.vae, "runner", None)
+        missing = runner.rounded(count) - count if hasattr(runner, "rounded") else 0
+        if missing:
+            x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+        drawn, found = self.pipe.drawn(x, output_type)
+        return list(drawn)[:count], None if found is None else list(found)[:count]
+
+
+class PixelModel(Model):
+    """A pipeline on pixels, with classes or without."""
+
+    refused = ("prompt", "negative_prompt", "image", "mask", "strength")
+    because = "which draws no texts and starts from noise alone"
+
+    def __init__(self, pipe: DDIMPipeline) -> None:
+        self.pipe: DDIMPipeline = pipe
+
+    def _checked(self, request: Request, future: Future) -> Sample:
+        pipe = self.pipe
+        pipe.require_parts("unet", "scheduler")
+        label = request.class_label
+        if label is not None and (isinstance(label, bool) or not isinstance(label, int)):
+            raise ConfigError(f"class_label must be an int, not {label!r:.100}")
+        labels = pipe.labels(label, 1)
+        scale, rescale = choose_guidance(
+            pipe.scheduler.config, request.guidance_scale, request.guidance_rescale, usual=1.0
+        )
+        if labels is None and scale != 1:
+            if request.guidance_scale is not None:
+                raise ConfigError("this model knows no classes: leave guidance_scale out")
+            scale = 1.0
+        interval = _interval(request)
+        check_guidance(scale, rescale, interval)
+        plan = self._plan(request)
+        warn_if_not_trained(pipe.scheduler, plan, scale)
+        shape = pipe.sample_shape(1)
+        for name, side, own in (("width", request.width, shape[3]), ("height", request.height, shape[2])):
+            if side not in (None, own):
+                raise ConfigError(f"this model draws pictures of {shape[3]}x{shape[2]} alone, not of {name} {side}")
+        assert request.seed is not None
+        settings = self._settings(request, plan, (shape[2], shape[3]))
+        if labels is not None:
+            settings |= {"class_label": label, "guidance_scale": scale, "guidance_rescale": rescale}
+            settings["guidance_interval"] = interval
+        none = None if labels is None else pipe.unet.config.num_class_embeds - 1
+        return Sample(
+            request,
+            future,
+            plan,
+            request.seed,
+            shape,
+            scale,
+            rescale,
+            interval,
+            scale != 1,
+            condition=none if label is None else label,
+            negative=none,
+            settings=settings,
+            shown=shown_steps(request, len(plan)),
+        )
+
+    def begin(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            if sample.x is None:
+                sample.x = gaussian_noise(sample.shape, sample.restart(), self.pipe.device, self.pipe.dtype)
+
+    def pictures(self, x: Tensor, output_type: Any) -> tuple[list[Any], list[bool] | None]:
+        return list(to_images(x, output_type)), None
+
+
+def model_of(pipe: Any) -> Model:
+    """What the engine needs of a pipeline.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    if getattr(pipe, "_offload", None) is not None:
+        raise ConfigError("an engine keeps its networks where they run: call pipe.to(device) instead of offloading")
+    if isinstance(pipe, StableDiffusionPipeline):
+        return TextModel(pipe)
+    if isinstance(pipe, DDIMPipeline):
+        return PixelModel(pipe)
+    raise ConfigError(f"an engine is for a StableDiffusionPipeline or a DDIMPipeline, not a {type(pipe).__name__}")
+
+
+def _check_numbers(request: Request) -> None:
+    """Raise a ConfigError for what no pipeline would be asked."""
+    for name, least in (("seed", 0), ("number", 0), ("previews", 0), ("preview_every", 1), ("steps", 1)):
+        value = getattr(request, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ConfigError(f"{name} must be an int of {least} or more, not {value!r:.100}")
+    for name in ("guidance_scale", "guidance_rescale", "strength", "deadline"):
+        value = getattr(request, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ConfigError(f"{name} must be a number, not {value!r:.100}")
+    if request.deadline is not None and not request.deadline > 0:
+        raise ConfigError(f"deadline must be a positive number of seconds, not {request.deadline!r:.100}")
+    if request.output_type not in ("pil", "pt"):
+        raise ConfigError(f"output_type={request.output_type!r:.100} is neither 'pil' nor 'pt'")
+    if request.previews and request.preview_every is not None:
+        raise ConfigError("give previews or preview_every, not both")
+
+
+def _interval(request: Request) -> tuple[int, int] | None:
+    given = request.guidance_interval
+    if given is None:
+        return None
+    whole = isinstance(given, Sequence) and all(isinstance(n, int) and not isinstance(n, bool) for n in given)
+    if not whole or len(given) != 2:
+        raise ConfigError(f"guidance_interval must be two timesteps, (lowest, highest), not {given!r:.100}")
+    return given[0], given[1]
+
+
+def _usual_strength(pipe: StableDiffusionPipeline) -> float:
+    """The strength of a call that does not say it."""
+    import inspect
+
+    usual: float = inspect.signature(type(pipe).__call__).parameters["strength"].default
+    return usual
+
+
+def _reworded(message: str) -> str:
+    """A pipeline's message, in the words of a request."""
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return message

@@ -1,0 +1,187 @@
+"""The U-Net as the engine runs it: each sample at its own timestep, under its own text, class or scale.
+
+What does not change is computed once: what the network makes of a timestep is kept for all who come by it, and a text's
+keys and values for as long as somebody draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim.models import ChosenTimes
+from ddim.models.core import Held, hold
+from ddim.models.embeddings import guidance_condition
+from ddim.models.replaced import is_replaced
+from ddim.models.snapshot import Snapshot
+from ddim.models.unet_condition import TextCache
+from ddim.serving.samples import Text
+
+# How many numbers are kept of timesteps; 64 MiB in float32.
+LARGEST_TABLE = 2**24
+
+# A timestep, and what the network is told beside it: a class, a guidance scale or nothing.
+Moment = tuple[int, float | None]
+
+
+@dataclass
+class Joined:
+    """The texts of the samples of one shape, side by side as the network is given them. It belongs to who asks for it.
+
+    Attributes:
+        texts: whose these are, in order.
+        version: of the network that they were made by.
+        arguments: of the U-Net.
+    """
+
+    texts: tuple[Text, ...] = ()
+    version: int = -1
+    arguments: dict[str, Any] | None = None
+
+
+class Network:
+    """The U-Net of a pipeline, which one thread runs.
+
+    Args:
+        unet: a `UNet2DConditionModel` or a `UNet2DModel`; or one of another library that is called as the first is.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self.unet = unet
+        self._is_distilled = unet.config.get("time_cond_proj_dim") is not None
+        self._held: Held | None = None
+        self._made_for: tuple[Snapshot | None, bool] = (None, False)
+        self._places: dict[Moment, int] = {}  # the rows of the table
+        self._table: Tensor | None = None  # (n K)
+        self._version = 0  # of the weights, as far as was looked
+
+    def begin(self) -> None:
+        """Be told that the network was idle: whatever was done to it meanwhile counts from now on."""
+        self._held = None
+
+    def rounded(self, count: int) -> int:
+        """To how many samples a batch of so many is to be filled up."""
+        runner: Any = None if self._held is None else self._held.runner
+        return runner.rounded(count) if hasattr(runner, "rounded") else count
+
+    def look(self) -> None:
+        """Look at the weights, at each tick; what was made of others is made anew."""
+        if self._held is None or self._held.runner is not getattr(self._held.network, "runner", None):
+            self._held = hold(self.unet)
+            self._held.is_alone = True
+        weights = self._held.look()
+        is_whole = hasattr(self.unet, "project_time") and not is_replaced(self.unet)
+        self._held.is_whole = is_whole
+        if (weights, is_whole) != self._made_for:
+            self._made_for = weights, is_whole
+            self._places, self._table = {}, None
+            self._version += 1
+
+    @property
+    def _is_whole(self) -> bool:
+        return self._made_for[1]
+
+    def prepare(self, moments: Sequence[Moment], texts: Sequence[Text]) -> None:
+        """Compute what a run will need of its timesteps and its texts, after `look`."""
+        if self._is_whole:
+            self._project_times(moments)
+            self._project_texts(texts)
+
+    def __call__(self, x: Tensor, moments: Sequence[Moment], texts: Sequence[Text], joined: Joined) -> Tensor:
+        """What the network predicts, (n …), after `look`.
+
+        Args:
+            x: (n c h w).
+            moments: of each of the n.
+            texts: of each of the n; none for a network that reads no text.
+            joined: what an earlier call for the same samples has left there is used again.
+        """
+        count = len(x)
+        missing = self.rounded(count) - count
+        if missing:
+            x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+            moments = [*moments, *(moments[-1] for _ in range(missing))]
+            texts = [*texts, *(texts[-1] for _ in range(missing if texts else 0))]
+        timesteps = moved(torch.tensor([float(timestep) for timestep, _ in moments]), x.device)
+        arguments = {**self._told(moments, x), **self._read(texts, joined)}
+        held = self._held
+        assert held is not None
+        with held:
+            out: Tensor = self.unet(x, timesteps, **arguments).sample
+        return out[:count]
+
+    # --- timesteps and conditions ------------------------------------------------------------------------------------
+
+    def _told(self, moments: Sequence[Moment], x: Tensor) -> dict[str, Any]:
+        """The arguments that say the timesteps, but for the timesteps themselves, and the conditions."""
+        if self._is_whole:
+            self._project_times(moments)
+            assert self._table is not None
+            rows = moved(torch.tensor([self._places[moment] for moment in moments]), x.device)
+            return {"time_cache": ChosenTimes(self._table, rows)}
+        return self._conditions(moments, x.device, x.dtype)
+
+    def _conditions(self, moments: Sequence[Moment], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        given = [condition for _, condition in moments if condition is not None]
+        if not given:
+            return {}
+        if self._is_distilled:
+            scales = torch.tensor(given, dtype=torch.float64)
+            width = self.unet.config.time_cond_proj_dim
+            return {"timestep_cond": moved(guidance_condition(scales, width).to(dtype), device)}
+        return {"class_labels": moved(torch.tensor(given, dtype=torch.int64), device)}
+
+    def _project_times(self, moments: Sequence[Moment]) -> None:
+        """Have a row in the table for each of these."""
+        new = [moment for moment in dict.fromkeys(moments) if moment not in self._places]
+        if not new:
+            return
+        unet = self.unet
+        most = max(LARGEST_TABLE // sum(unet.time_widths), 1)
+        if len(self._places) + len(new) > most:
+            self._places, self._table = {}, None
+            new = list(dict.fromkeys(moments))
+        device = unet.device
+        timesteps = moved(torch.tensor([float(timestep) for timestep, _ in new]), device)
+        rows: Tensor = unet.project(unet.embed(timesteps, **self._conditions(new, device, unet.dtype)))
+        self._places |= {moment: len(self._places) + place for place, moment in enumerate(new)}
+        self._table = rows if self._table is None else torch.cat([self._table, rows])
+
+    # --- texts -------------------------------------------------------------------------------------------------------
+
+    def _read(self, texts: Sequence[Text], joined: Joined) -> dict[str, Any]:
+        """The arguments that say the texts."""
+        if not texts:
+            return {}
+        if joined.arguments is None or joined.version != self._version or joined.texts != tuple(texts):
+            joined.texts, joined.version = tuple(texts), self._version
+            joined.arguments = self._side_by_side(texts)
+        return joined.arguments
+
+    def _side_by_side(self, texts: Sequence[Text]) -> dict[str, Any]:
+        if not self._is_whole:
+            return {"encoder_hidden_states": torch.cat([text.embeds for text in texts])}
+        self._project_texts(texts)
+        pairs = [text.pairs for text in texts if text.pairs is not None]
+        return {
+            "text_cache": tuple(tuple(map(torch.cat, zip(*layer, strict=True))) for layer in zip(*pairs, strict=True))
+        }
+
+    def _project_texts(self, texts: Sequence[Text]) -> None:
+        """Have the keys and values of each of these."""
+        new = [text for text in dict.fromkeys(texts) if text.pairs is None or text.version != self._version]
+        if not new:
+            return
+        layers: TextCache = self.unet.project_text(torch.cat([text.embeds for text in new]))
+        for place, text in enumerate(new):
+            text.version = self._version
+            text.pairs = tuple((key[place : place + 1], value[place : place + 1]) for key, value in layers)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """New numbers of the host on a device, without waiting for what the device still has to do."""
+    return tensor.to(device, non_blocking=device.type == "cuda")

@@ -1,0 +1,133 @@
+"""A request that is being drawn: what it is drawn by, how far it is, and its numbers on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim.models.unet_condition import TextCache
+from ddim.noise import seeded_generators
+from ddim.pipelines.starts import Kept, Task
+from ddim.plan import SamplingPlan
+from ddim.serving.futures import Future
+from ddim.serving.requests import Request
+
+
+@dataclass(eq=False)
+class Text:
+    """A text as the U-Net looks at it.
+
+    Attributes:
+        embeds: (1 s d).
+        pairs: the keys and values that the U-Net makes of it, (1 heads s d) each; None until they are made.
+        version: of the network that they were made by.
+    """
+
+    embeds: Tensor
+    pairs: TextCache | None = None
+    version: int = -1
+
+
+@dataclass(eq=False)
+class Sample:
+    """One picture on its way.
+
+    Attributes:
+        request, future: whose it is.
+        plan: its steps.
+        seed: of all its noise.
+        shape: of it in model space, (1 c h w).
+        scale, rescale, interval: of its guidance, see `guidance.guide`.
+        is_guided: whether there is any.
+        condition: what the network is told beside the timestep: the class, or the guidance scale that a distilled one
+            takes as an input; None for neither.
+        negative: the condition that guidance compares with.
+        prompts: the text, and the one to keep away from; the last is None without guidance. None for no texts.
+        task: what a model on latents starts from; None for a model on pixels.
+        settings: what the picture will say that it was drawn by.
+        shown: after which steps, counted from 1, the predicted x0 is shown.
+
+        generator: of all its noise; None before the start.
+        position: how many steps were made.
+        x: x_t, (1 c h w).
+        last: the predicted x0 of the step before, for steps of second order.
+        channels: what the network is given beside x, (1 c h w).
+        kept: what stays of a picture under a mask.
+        texts: what `prompts` became.
+        noise: of the step that is being made, which is drawn once however often the step is tried.
+        total: on an accelerator, a sum of all that the network gave, which is looked at when the last step was made.
+        preview: the predicted x0 to be shown.
+        since: the tick that it last took part in, or in which it came.
+        begun: when it left the queue, by the clock of `time.monotonic`.
+    """
+
+    request: Request
+    future: Future
+    plan: SamplingPlan
+    seed: int
+    shape: tuple[int, ...]
+    scale: float
+    rescale: float
+    interval: tuple[int, int] | None
+    is_guided: bool
+    condition: float | None = None
+    negative: float | None = None
+    prompts: tuple[str, str | None] | None = None
+    task: Task | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    shown: frozenset[int] = frozenset()
+
+    generator: torch.Generator | None = None
+    position: int = 0
+    x: Tensor | None = None
+    last: Tensor | None = None
+    channels: Tensor | None = None
+    kept: Kept | None = None
+    texts: tuple[Text, Text | None] | None = None
+    noise: Tensor | None = None
+    total: Tensor | None = None
+    preview: Tensor | None = None
+    since: int = 0
+    begun: float = 0.0
+
+    def restart(self) -> list[torch.Generator]:
+        """A generator that has drawn nothing yet, for a start that may be tried again; in a list, as one for each."""
+        made = seeded_generators(self.seed, 1, self.request.number)
+        self.generator = made[0]
+        return made
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its last step was made."""
+        return self.position == len(self.plan)
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether it starts from a picture, which the autoencoder is to encode."""
+        return self.task is not None and self.task.canvas.picture is not None
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What samples must have in common to make a step together."""
+        plan, has_channels = self.plan, self.channels is not None
+        return self.shape, has_channels, type(plan), plan.clip_range, plan.thresholding, plan.prediction_type
+
+    def is_guided_at(self, timestep: int) -> bool:
+        """Whether its step at this timestep is guided."""
+        return self.is_guided and (self.interval is None or self.interval[0] <= timestep <= self.interval[1])
+
+
+def shown_steps(request: Request, steps: int) -> frozenset[int]:
+    """After which of so many steps, counted from 1, a request is to be shown its predicted x0: never after the last.
+
+    >>> sorted(shown_steps(Request(previews=3), 25)), sorted(shown_steps(Request(preview_every=10), 25))
+    ([6, 12, 19], [10, 20])
+    """
+    if request.preview_every is not None:
+        return frozenset(range(request.preview_every, steps, request.preview_every))
+    shown = min(request.previews, steps - 1)
+    return frozenset(round(steps * part / (shown + 1)) for part in range(1, shown + 1))
