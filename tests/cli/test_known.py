@@ -31,7 +31,7 @@ def check(model: str) -> None:
     )
 
 
-@pytest.mark.parametrize("model", ["digits", "emoji"])
+@pytest.mark.parametrize("model", ["digits", "digits-fast", "emoji", "emoji-fast"])
 def test_the_bundled_models(model: str) -> None:
     check(model)
 

@@ -8,6 +8,7 @@ nearby            what may have been meant by a name that is not there
 limits            refuses configs that ask for too much
 loading           puts tensors into a network by their names
 saving            writes a network's weights, in one file or in several
+difference        keeps a network as its difference to that of another model
 pretrained        gives classes `from_pretrained` and `save_pretrained`, by all of these
 original_layout   converts the names in Stable Diffusion's original single files
 lora_layout       reads low-rank adapters in all layouts that are in use

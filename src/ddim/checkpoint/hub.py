@@ -8,7 +8,6 @@ does not answer within two seconds, what is in the cache is used.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import threading
@@ -17,11 +16,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ddim.checkpoint.files import read_json
 from ddim.checkpoint.nearby import alike, did_you_mean, nearby
 from ddim.errors import CheckpointError
 
 BUNDLED = Path(__file__).parent.parent / "weights"
-BASE = "base.json"  # names the model that a bundled model is a difference to: see `checkpoint.difference`
+# A folder that has this file adds to a bundled model that it names, which has the rest: see `checkpoint.difference`.
+BASE = "base.json"
 # If a folder is called as a bundled model is, the folder is meant if it has one of these files.
 _CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
 
@@ -36,10 +37,21 @@ def bundled_models() -> list[str]:
 
 
 def base_of(folder: Path) -> Path | None:
-    """The folder of the bundled model that has what a bundled model does not have itself; None if it has all."""
-    if folder.parent != BUNDLED or not (folder / BASE).is_file():
+    """The folder of the bundled model that has what a model's folder does not have itself; None if it has all.
+
+    Raises:
+        CheckpointError: the folder names no bundled model, or one that has not all itself.
+    """
+    path = folder / BASE
+    if not path.is_file():
         return None
-    return BUNDLED / str(json.loads((folder / BASE).read_text(encoding="utf-8"))["base"])
+    name = read_json(path).get("base")
+    if name not in bundled_models() or (BUNDLED / name / BASE).is_file():
+        raise CheckpointError(
+            f"{path} names {str(name)[:200]!r} as the model that {folder} adds to, and is to name "
+            "a bundled model that is whole"
+        )
+    return BUNDLED / str(name)
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,7 @@ class Repository:
 
     @property
     def base(self) -> Path | None:
-        """The folder of the bundled model that this bundled model is a difference to; None if it is none."""
+        """The folder of the bundled model that this one adds to; None if it has all itself. See `base_of`."""
         return base_of(self.folder) if self.folder is not None else None
 
     def find(self, filename: str, subfolder: str | None = None) -> Path | None:
@@ -120,7 +132,9 @@ class Repository:
         folder = self.folder
         if folder is not None:
             found = _inside(folder, relative)
-            return found if found is not None or self.base is None else _inside(self.base, relative)
+            if found is None and (base := self.base) is not None:
+                return _inside(base, relative)
+            return found
         self.check_name()
         return self._download(relative)
 

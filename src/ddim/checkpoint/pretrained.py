@@ -367,9 +367,11 @@ class PretrainedModel(Stored, nn.Module):
             raise CheckpointError(f"{path} describes a {stored!r:.100}, not a {cls.__name__}: load it with that class")
         with skeleton():
             model: Self = cls.construct(config, path, **overrides)
-        load_weights(model, find_weights(repository, cls.weights_name, subfolder, variant, use_safetensors), dtype)
-        if repository.base is not None and (apart := repository.find(DIFFERENCE, subfolder)) is not None:
-            add_difference(model, apart)
+        files = find_weights(repository, cls.weights_name, subfolder, variant, use_safetensors)
+        apart = None if repository.base is None else repository.find(DIFFERENCE, subfolder)
+        load_weights(model, files, dtype if apart is None else None)
+        if apart is not None:
+            add_difference(model, apart, dtype)
         return model.eval()
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
