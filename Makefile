@@ -2,7 +2,7 @@
 # The network is needed for the set-up alone, and again only when pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 BIN := .venv/bin
-MODEL ?= emoji
+MODEL ?= emoji-fast
 PROMPT ?= a red heart
 OUT ?= sample.png
 WORKERS ?= 2
@@ -52,7 +52,7 @@ help:  ## say what there is
 	@$(WANTED) | tee $@ > .venv/.core
 
 sample: .venv/.core  ## draw a picture: make sample PROMPT="a grinning face" OUT=sample.png, or MODEL=digits
-	@$(BIN)/ddim sample $(if $(filter digits,$(MODEL)),,"$(PROMPT)") --model $(MODEL) --out $(OUT) \
+	@$(BIN)/ddim sample $(if $(filter digits%,$(MODEL)),,"$(PROMPT)") --model $(MODEL) --out $(OUT) \
 		$(call why,nothing was drawn: ddim says why above)
 
 test: .venv/.all  ## run the fast tests, in minutes, by two processes: WORKERS=8 on a larger machine

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from ddim.backends import openvino
 from ddim.checkpoint.files import read_metadata
-from ddim.cli import main, recipe
+from ddim.cli import main, recipe, typed
 from ddim.cli.invert import InvertSettings
 from ddim.cli.sample import SampleSettings, run_sample
 from ddim.errors import ConfigError, DDIMError
@@ -365,7 +365,7 @@ def test_a_file_that_a_picture_was_made_of_is_given_again(texts: str, capsys: py
 
 def test_from_python_what_differs_from_the_defaults_goes_before(classes: str) -> None:
     assert main(["sample", "--model", classes, "--steps", "4", "--seed", "2", "--out", "a.png"]) == 0
-    recipe.NOW.set(None)
+    typed.NOW.set(None)
     run_sample(SampleSettings(from_image="a.png", model=classes, steps=3, out="b.png"))
     assert (note("b.png")["settings"]["steps"], note("b.png")["settings"]["seed"]) == (3, 2)
     with pytest.raises(DDIMError):

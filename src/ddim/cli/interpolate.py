@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from ddim.cli.bundled import with_model
 from ddim.cli.checks import ANIMATIONS
 from ddim.cli.fitting import fit_pictures
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance, suitable_steps
@@ -208,8 +209,7 @@ def _with_points(settings: InterpolateSettings) -> InterpolateSettings:
     if not (settings.seeds or settings.images):
         several = max(map(len, others)) > 1
         settings = dataclasses.replace(settings, seeds=(0,) if several else (0, 1, 2, 3) if settings.grid else (0, 1))
-    if settings.model is None:
-        settings = dataclasses.replace(settings, model="emoji" if settings.prompts else "digits")
+    settings = with_model(settings, for_texts=bool(settings.prompts))
     points = _points(settings)
     if settings.grid and points != 4:
         raise ConfigError(f"--grid goes between four corners, not {points}: give four seeds, texts, classes or images")

@@ -26,8 +26,9 @@ ModelOrBundled = Annotated[
     str | None,
     tyro.conf.arg(
         help="A folder in diffusers' layout, the name of a bundled model (`ddim info` lists them), an id on the "
-        "Hugging Face hub, or a .safetensors file with a whole Stable Diffusion 1 or 2. If not given, the bundled "
-        "emoji model draws texts, and the digits model all else."
+        "Hugging Face hub, or a .safetensors file with a whole Stable Diffusion 1 or 2. If not given, texts are "
+        "drawn by emoji-fast in 4 steps without guidance; but where an option says how to sample or to guide, or gives "
+        "a picture or adapters, by emoji, of which it is the student. All else is drawn by digits."
     ),
 ]
 Loras = Annotated[  # a tuple for each time that it is given, of which `cli.adapters.joined` makes one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from ddim.cli.bundled import with_model
 from ddim.cli.checks import check_order
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance, suitable_steps
 from ddim.cli.options import (
@@ -117,8 +117,8 @@ def run_schedule(settings: PlotScheduleSettings) -> Path:
 
 
 def run_trajectory(settings: PlotTrajectorySettings) -> Path:
-    model = settings.model or ("digits" if settings.prompt is None else "emoji")
-    settings = dataclasses.replace(settings, model=model)
+    settings = with_model(settings, for_texts=settings.prompt is not None)
+    model = str(settings.model)
 
     def suits(kind: Kind) -> None:
         _check_kind(kind, model, settings)

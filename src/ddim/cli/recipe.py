@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from ddim._version import __version__
-from ddim.cli.typed import NOW, typed
+from ddim.cli.typed import typed, typed_fields
 from ddim.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -307,16 +307,6 @@ def parse(text: str, longest: int = LONGEST) -> dict[str, Any]:
     if level:
         raise ValueError("it is nested too deeply")
     return value
-
-
-def typed_fields(settings: SampleSettings) -> frozenset[str]:
-    """The options that the user typed, whatever their values; from Python, those that differ from the defaults."""
-    found = NOW.get()
-    if found is None:
-        found = frozenset(
-            field.name for field in dataclasses.fields(settings) if getattr(settings, field.name) != field.default
-        )
-    return found | ({"prompt"} if settings.prompt is not None else set())
 
 
 def followed(path: str, what: str, kind: type, stored: Mapping[str, Any], settings: SampleSettings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from ddim.cli.bundled import with_model
 from ddim.cli.checks import check_order
 from ddim.cli.drawing import FROM_FILES, Drawing, draw_into_file, draw_into_folder
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance, suitable_steps
@@ -158,8 +159,7 @@ def run_sample(settings: SampleSettings) -> None:
     if settings.from_image is not None:
         recipe = read_picture_recipe(settings)
         settings = recipe.settings
-    if settings.model is None:
-        settings = dataclasses.replace(settings, model="digits" if settings.prompt is None else "emoji")
+    settings = with_model(settings, for_texts=settings.prompt is not None)
     started = time.perf_counter()
 
     def suits(kind: Kind) -> None:

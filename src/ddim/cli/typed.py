@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -54,6 +55,20 @@ def given(kind: type, arguments: Sequence[str]) -> frozenset[str]:
         for field in kind.__dataclass_fields__  # type: ignore[attr-defined]
         if (flag := typed(kind, field)) in words or f"--no-{flag[2:]}" in words
     )
+
+
+def typed_fields(settings: Any) -> frozenset[str]:
+    """The fields that the user typed, whatever their values; from Python, those that differ from the defaults.
+
+    Args:
+        settings: the settings of the command that runs, a dataclass.
+    """
+    found = NOW.get()
+    if found is None:
+        found = frozenset(
+            field.name for field in dataclasses.fields(settings) if getattr(settings, field.name) != field.default
+        )
+    return found | ({"prompt"} if getattr(settings, "prompt", None) is not None else set())
 
 
 def in_typed_words(text: str, settings: object) -> str:
