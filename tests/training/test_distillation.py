@@ -16,7 +16,7 @@ from ddim.pipelines import DDIMPipeline, DiffusionPipeline, StableDiffusionPipel
 from ddim.scheduler import DDIMScheduler
 from ddim.training import distill, train
 from ddim.training.diffusion import train_scheduler
-from ddim.training.distillation import Distillation, Stage, stages_of
+from ddim.training.distillation import Distillation, Stage, divide, stages_of
 from ddim.training.settings import DistillSettings, PixelSettings
 from ddim.training.trainer import Trainer
 from ddim.training.trajectories import Trajectories
@@ -59,7 +59,36 @@ def test_a_student_of_classes(classes: str, tmp_path: Path) -> None:
     assert list(config.trained_timesteps) == [999, 499]
     assert (config.timestep_spacing, config.prediction_type, config.clip_sample) == ("trailing", "v_prediction", False)
     assert len(list((tmp_path / "samples").iterdir())) == 1
-    assert read_json(folder / "training.json")["stage"] == [2, 4, 2, 2.0, 0.0]
+    assert read_json(folder / "training.json")["stage"] == [2, 4, 2, 2.0, 0.0, []]
+
+
+def test_a_student_of_timesteps_of_its_own(classes: str, tmp_path: Path) -> None:
+    chosen = settings(tmp_path, classes, steps=3, timesteps=(999, 399, 149), teacher_steps=6)
+    folder = distill(chosen)
+    assert read_json(folder / "training.json")["stage"][-1] == [999, 399, 149]
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    # Its folder says where it is to be used, and a call that says nothing draws there, as does one with its steps.
+    config = pipe.scheduler.config
+    assert (config.recommended_steps, config.recommended_spacing) == (3, "optimized")
+    assert list(config.trained_timesteps) == [999, 399, 149]
+    pipe.set_progress_bar_config(disable=True)
+    asked: dict[str, Any] = {"class_labels": [0, 1], "seed": 0, "output_type": "pt"}
+    own, same = (pipe(**asked, **more).images for more in ({}, {"num_inference_steps": 3}))
+    by_hand = pipe(**asked, timesteps=[999, 399, 149], order=1).images
+    assert torch.equal(own, same)
+    assert torch.equal(own, by_hand)
+
+
+def test_a_teacher_divides_the_steps_of_its_student(classes: str, tmp_path: Path) -> None:
+    teacher = DiffusionPipeline.from_pretrained(classes)
+    chosen = settings(tmp_path, classes, steps=3, timesteps=(999, 399, 149), teacher_steps=15)
+    (stage,) = stages_of(chosen, (1.0, 0.0))
+    objective = Distillation(chosen, stage, teacher, ())
+    assert objective.plan.timesteps == (999, 399, 149)
+    assert objective.teacher_plan.timesteps == (*range(999, 399, -120), *range(399, 149, -50), *range(149, -1, -30))
+    assert objective.teacher_plan.order == 2
+    # Evenly spaced timesteps are divided as the trailing ones of so many steps are.
+    assert divide((999, 749, 499, 249), 5) == teacher.scheduler.plan(20, spacing="trailing").timesteps
 
 
 def test_it_comes_near_its_teacher(classes: str, tmp_path: Path) -> None:
@@ -216,6 +245,13 @@ def test_settings_that_cannot_work(classes: str, texts: str, prompts: str, tmp_p
         ({"guidance_range": (3.0, 2.0)}, "the smaller first"),
         ({"guidance_range": (1.0, 2.0), "guidance_scale": 2.0}, "not both"),
         ({"prompts_file": "x", "dataset_name": "y"}, "give one of"),
+        ({"timesteps": (999, 399, 149)}, "3 for 2 steps: give as many"),
+        ({"timesteps": ()}, "0 for 2 steps"),
+        ({"timesteps": (399, 999)}, "noisiest first"),
+        ({"timesteps": (399, 399)}, "noisiest first"),
+        ({"timesteps": (399, -1)}, "0 or more"),
+        ({"timesteps": (399, 99), "method": "progressive"}, "method direct"),
+        ({"timesteps": (399, 99), "rank": 4}, "leave out rank"),
     ]:
         with pytest.raises(ConfigError, match=said):
             settings(tmp_path, classes, **changes)
@@ -223,6 +259,8 @@ def test_settings_that_cannot_work(classes: str, texts: str, prompts: str, tmp_p
         (classes, {"prompts_file": prompts}, "draws no texts"),
         (classes, {"guidance_range": (1.0, 2.0)}, "draws no texts"),
         (classes, {"teacher_steps": 2000}, "1000 timesteps"),
+        (classes, {"timesteps": (1000, 399)}, "timesteps 0 to 999: 1000 is none"),
+        (classes, {"timesteps": (999, 0), "teacher_steps": 8}, "a smaller teacher_steps"),
     ]:
         with pytest.raises(ConfigError, match=said):
             distill(settings(tmp_path, model, **changes))

@@ -37,7 +37,7 @@ OF_MEASURING = {
 
 OF_TRAINING = {
     "What is written": "output_dir save_dtype save_model_epochs",
-    "The teacher and the student": "model steps method teacher_steps guidance_scale guidance_rescale guidance_range "
+    "The teacher and the student": "model steps timesteps method teacher_steps guidance_scale guidance_rescale guidance_range "
     "trajectories backend",
     "The data": "prompts_file data dataset_name dataset_config_name train_data_dir image_column caption_column "
     "label_column class_conditional max_train_samples",

@@ -13,6 +13,7 @@ draws them: only texts, for a text-to-image model.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ class Stage(NamedTuple):
     teacher_order: Order
     guidance_scale: float
     guidance_rescale: float
+    timesteps: tuple[int, ...] = ()  # of the student; trailing ones if empty
 
 
 SHOWN = 16  # how many pictures a preview has
@@ -64,7 +66,8 @@ def stages_of(settings: DistillSettings, guidance: tuple[float, float]) -> list[
     steps, times = settings.steps, max(1, round(TEACHER_STEPS / settings.steps))
     if settings.method == "direct":
         teacher_steps = settings.teacher_steps or steps * times
-        return [Stage(steps, teacher_steps, 2 if teacher_steps > steps else 1, *guidance)]
+        order: Order = 2 if teacher_steps > steps else 1
+        return [Stage(steps, teacher_steps, order, *guidance, settings.timesteps or ())]
     most = settings.teacher_steps or steps * 2 ** (times - 1).bit_length()
     halved = [most]
     while halved[-1] > steps:
@@ -72,8 +75,30 @@ def stages_of(settings: DistillSettings, guidance: tuple[float, float]) -> list[
     return [Stage(most, most, 1, *guidance), *(Stage(each, 2 * each, 1, 1.0, 0.0) for each in halved[1:])]
 
 
+def divide(timesteps: Sequence[int], parts: int) -> tuple[int, ...]:
+    """The timesteps of a teacher that makes so many steps, of about the same length, for each one of its student.
+
+    >>> divide((999, 399, 149), 2)
+    (999, 699, 399, 274, 149, 74)
+
+    Raises:
+        ConfigError: there are not so many timesteps between two of the student's.
+    """
+    ends = [(high + 1, low + 1) for high, low in itertools.pairwise((*timesteps, -1))]
+    finer = tuple(round(high + (low - high) * k / parts) - 1 for high, low in ends for k in range(parts))
+    if len({*finer}) < len(finer):
+        raise ConfigError(
+            f"there are no {parts} steps of the teacher between each two of the timesteps {(*timesteps, 0)}: give "
+            "timesteps that are further apart, or a smaller teacher_steps"
+        )
+    return finer
+
+
 def student_scheduler(teacher: DDIMScheduler, prediction_type: str | None, stage: Stage) -> DDIMScheduler:
-    """The scheduler of a student: trailing timesteps, so that it begins with the most noise, and nothing clipped.
+    """The scheduler of a student: its timesteps, and nothing clipped.
+
+    They are trailing ones, which begin with the most noise, if the stage names none. Others stand in the scheduler as
+    searched ones do.
 
     It predicts v where its teacher predicts the noise: at the first timesteps of few, where there is hardly any signal,
     a small error of the predicted noise is a large one of the picture (Salimans and Ho 2022, section 4).
@@ -86,13 +111,13 @@ def student_scheduler(teacher: DDIMScheduler, prediction_type: str | None, stage
         clip_sample=False,
         thresholding=False,
         prediction_type=prediction_type or teacher.config.prediction_type,
-        optimized_timesteps=None,
+        optimized_timesteps={str(stage.steps): list(stage.timesteps)} if stage.timesteps else None,
         recommended_steps=stage.steps,
         recommended_order=None,
-        recommended_spacing=None,
+        recommended_spacing="optimized" if stage.timesteps else None,
         recommended_guidance_scale=1.0,
         recommended_guidance_rescale=0.0,
-        trained_timesteps=list(teacher.plan(stage.steps, spacing="trailing").timesteps),
+        trained_timesteps=list(stage.timesteps or teacher.plan(stage.steps, spacing="trailing").timesteps),
     )
     return scheduler
 
@@ -116,8 +141,13 @@ class Distillation(Objective):
         super().__init__()
         self.settings, self.stage, self.teacher, self.prompts = settings, stage, teacher, tuple(prompts)
         self.scheduler = student_scheduler(teacher.scheduler, settings.prediction_type, stage)
-        self.plan = self.scheduler.plan(stage.steps)
-        self.teacher_plan = teacher.scheduler.plan(stage.teacher_steps, order=stage.teacher_order, spacing="trailing")
+        self.plan = self.scheduler.plan(stage.steps, spacing=self.scheduler.config.recommended_spacing)
+        if stage.timesteps:
+            finer = divide(stage.timesteps, stage.teacher_steps // stage.steps)
+            self.teacher_plan = teacher.scheduler.plan(timesteps=finer, order=stage.teacher_order)
+        else:
+            count, order = stage.teacher_steps, stage.teacher_order
+            self.teacher_plan = teacher.scheduler.plan(count, order=order, spacing="trailing")
         self.num_train_timesteps = self.scheduler.config.num_train_timesteps
         asked = (self.prompts, teacher.class_count, settings.caption_dropout)
         self.trajectories = Trajectories(
@@ -273,7 +303,7 @@ class Distillation(Objective):
         ]
 
     def record(self) -> dict[str, Any]:
-        return {"trajectories": self.trajectories.name, "stage": list(self.stage)}
+        return {"trajectories": self.trajectories.name, "stage": [*self.stage[:-1], list(self.stage.timesteps)]}
 
 
 class _Asked(Dataset[dict[str, Any]]):
@@ -376,3 +406,7 @@ def check_fits(settings: DistillSettings, teacher: DiffusionPipeline) -> None:
     total = teacher.scheduler.config.num_train_timesteps
     if max(settings.steps, settings.teacher_steps or 1) > total:
         raise ConfigError(f"{settings.model} was trained on {total} timesteps: steps cannot be more")
+    if settings.timesteps is not None and settings.timesteps[0] >= total:
+        raise ConfigError(
+            f"{settings.model} was trained on the timesteps 0 to {total - 1}: {settings.timesteps[0]} is none"
+        )

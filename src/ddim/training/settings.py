@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -597,6 +598,13 @@ class DistillSettings(TrainSettings):
     """The model to learn from, the teacher: a folder in diffusers' layout, a bundled model, or an id on the hub."""
     steps: int = 4
     """How many steps the student is to make."""
+    timesteps: Annotated[
+        tuple[int, ...] | None,
+        tyro.conf.arg(
+            help="The timesteps of these steps, the noisiest first. If not given, evenly spaced ones, which diffusers "
+            "has too. With method direct, and a whole U-Net, only."
+        ),
+    ] = None
     method: Literal["direct", "progressive"] = "direct"
     """Learn from the model's own steps at once (direct), or halve the steps again and again (progressive)."""
     teacher_steps: Annotated[
@@ -670,6 +678,8 @@ class DistillSettings(TrainSettings):
             raise ConfigError(
                 f"teacher_steps must be a multiple of the {self.steps} steps of the student, not {self.teacher_steps}"
             )
+        if self.timesteps is not None:
+            self._check_timesteps(self.timesteps)
         if self.method == "progressive" and self.rank is not None:
             raise ConfigError("rank is for method direct: the students on the way would have to be whole")
         if self.method == "progressive" and ((self.teacher_steps or self.steps) // self.steps).bit_count() != 1:
@@ -677,6 +687,16 @@ class DistillSettings(TrainSettings):
                 f"progressive halves the steps: teacher_steps must be {self.steps} times a power of 2, not "
                 f"{self.teacher_steps}"
             )
+
+    def _check_timesteps(self, timesteps: tuple[int, ...]) -> None:
+        if len(timesteps) != self.steps:
+            raise ConfigError(f"timesteps has {len(timesteps)} for {self.steps} steps: give as many as steps says")
+        if any(low >= high for high, low in itertools.pairwise(timesteps)) or timesteps[-1] < 0:
+            raise ConfigError(f"timesteps must fall, the noisiest first, and end at 0 or more: {timesteps}")
+        if self.method == "progressive":
+            raise ConfigError("timesteps is for method direct: progressive halves evenly spaced ones")
+        if self.rank is not None:
+            raise ConfigError("timesteps is for a whole U-Net: leave out rank, whose adapters say no timesteps")
 
 
 def check_options(settings: object, names: str, what: str, holds: Callable[[Any], bool]) -> None:
