@@ -37,8 +37,8 @@ OF_MEASURING = {
 
 OF_TRAINING = {
     "What is written": "output_dir save_dtype save_model_epochs",
-    "The teacher and the student": "model steps timesteps method teacher_steps guidance_scale guidance_rescale guidance_range "
-    "trajectories backend",
+    "The teacher and the student": "model steps timesteps method teacher_steps guidance_scale guidance_rescale "
+    "guidance_range trajectories backend",
     "The data": "prompts_file data dataset_name dataset_config_name train_data_dir image_column caption_column "
     "label_column class_conditional max_train_samples",
     "What is done to the pictures": "resolution image_interpolation_mode center_crop random_flip random_background "
