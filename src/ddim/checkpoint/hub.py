@@ -36,6 +36,11 @@ def bundled_models() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/model_index.json"))
 
 
+def _is_bundled(name: str) -> bool:
+    """Whether a model of this name is bundled. It is asked for every file of a model, and so looks at no other."""
+    return name in os.listdir(BUNDLED) and (BUNDLED / name / "model_index.json").is_file()
+
+
 def base_of(folder: Path) -> Path | None:
     """The folder of the bundled model that has what a model's folder does not have itself; None if it has all.
 
@@ -46,12 +51,12 @@ def base_of(folder: Path) -> Path | None:
     if not path.is_file():
         return None
     name = read_json(path).get("base")
-    if name not in bundled_models() or (BUNDLED / name / BASE).is_file():
+    if not isinstance(name, str) or not _is_bundled(name) or (BUNDLED / name / BASE).is_file():
         raise CheckpointError(
             f"{path} names {str(name)[:200]!r} as the model that {folder} adds to, and is to name "
             "a bundled model that is whole"
         )
-    return BUNDLED / str(name)
+    return BUNDLED / name
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Repository:
     def folder(self) -> Path | None:
         """The folder that the files are in, or None for a repository of the hub."""
         local = Path(self.name)
-        bundled = self.name in bundled_models()
+        bundled = _is_bundled(self.name)
         if self.name and os.path.isdir(local) and not (bundled and not any((local / c).is_file() for c in _CONFIGS)):
             return local
         return BUNDLED / self.name if bundled else None

@@ -89,11 +89,11 @@ class Drawing:
 
         By these a command that goes on knows its own pictures, though the model may have been trained since.
         """
-        from ddim.evaluation.state import digest
-
         given = [path for name in FROM_FILES if (path := getattr(self.settings, name)) is not None]
         about: dict[str, Any] = {"files": [_hash(path) for path in given]} if given else {}
         if self.only is not None or is_folder(self.settings.out):
+            from ddim.evaluation.state import digest
+
             about["weights"] = digest(self.pipe)
         return about
 
