@@ -11,10 +11,9 @@ from PIL import Image
 from tiny import tiny_pipeline
 from tiny_sd import tiny_reference
 
-from ddim import DiffusionPipeline
 from ddim.cli import main
-from ddim.cli.fitting import fit_pictures, resized, start_size
-from ddim.images import enlarge
+from ddim.cli.fitting import fit_pictures
+from ddim.pipelines.fitting import resized
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +22,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("texts")
     tiny_reference(folder, 1, prediction_type="v_prediction")
     return str(folder)
-
-
-@pytest.fixture(scope="module")
-def emoji() -> Any:
-    return DiffusionPipeline.from_pretrained("emoji")
 
 
 def save(path: Path, size: tuple[int, int], mode: str = "RGB") -> Path:
@@ -43,27 +37,6 @@ def sample(model: str, *arguments: Any) -> int:
 def size(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
         return image.size
-
-
-@pytest.mark.parametrize(
-    ("own", "given", "expected"),
-    [
-        ((64, 64), (None, None), (64, 64)),
-        ((256, 256), (None, None), (64, 64)),
-        ((10, 10), (None, None), (64, 64)),
-        ((4000, 3000), (None, None), (72, 56)),
-        ((3000, 4000), (None, None), (56, 72)),
-        ((72, 56), (None, None), (72, 56)),  # what was drawn so is drawn so again
-        ((640, 480), (48, None), (64, 48)),
-        ((640, 480), (None, 128), (128, 96)),
-        ((640, 480), (32, 32), (32, 32)),
-        ((10_000, 10), (None, None), (2024, 16)),  # no side is less than the U-Net can halve
-    ],
-)
-def test_the_size_that_is_started_from(
-    emoji: Any, own: tuple[int, int], given: tuple[int | None, int | None], expected: tuple[int, int]
-) -> None:
-    assert start_size(own, emoji, *given) == expected
 
 
 def test_a_picture_of_another_size_is_resized(texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,19 +89,6 @@ def test_a_mask_goes_the_same_way(texts: str, tmp_path: Path, capsys: pytest.Cap
         Image.new("L", own, 0).save(mask)
         assert sample(texts, *options) == 1
         assert f"--mask-image is {own[0]}x{own[1]} and --image 1200x600" in capsys.readouterr().err
-
-
-def test_an_enlarged_picture_comes_back() -> None:
-    """Hard pixels exactly, smooth ones but for the filter's own error."""
-    rng = np.random.default_rng(0)
-    for mode, channels in (("L", 1), ("RGB", 3)):
-        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).convert(mode)
-        assert resized(enlarge(small, 32), (8, 8), channels).tobytes() == small.tobytes()
-        assert resized(enlarge(small, 32).convert("RGB"), (8, 8), channels).tobytes() == small.tobytes()
-    smooth = Image.fromarray(rng.integers(60, 200, (16, 16, 3), np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
-    back = resized(enlarge(smooth, 4), (64, 64), 3)
-    assert np.sqrt(np.mean((np.asarray(back, float) - np.asarray(smooth, float)) ** 2)) < 4
-    assert np.abs(np.asarray(enlarge(smooth, 4), float) - np.asarray(smooth.resize((256, 256), 0), float)).mean() > 1
 
 
 def test_commands_that_read_pictures_crop_and_say_so(

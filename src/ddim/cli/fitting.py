@@ -14,11 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ddim.pipelines import DiffusionPipeline
-
-Size = tuple[int, int]  # width and height in pixels, as Pillow has them
-
-# A picture's sides are multiples of so many pixels, if it may choose them; those of a latent, where these are more.
-MULTIPLE = 8
+    from ddim.pipelines.fitting import Size
 
 
 def fit_pictures(paths: Sequence[str], pipe: DiffusionPipeline) -> list[Image.Image]:
@@ -51,6 +47,8 @@ def fit_start(
         ConfigError: the mask has other proportions than the picture.
         DataError: one is no picture, or too large.
     """
+    from ddim.pipelines.fitting import start_size
+
     own, over = size_of(image), None if mask is None else size_of(mask)
     if over is not None and not _are_alike(over, own):
         raise ConfigError(
@@ -64,47 +62,10 @@ def fit_start(
 
 def _read(path: str, own: Size, size: Size, channels: int) -> Image.Image:
     """The picture of a file in another size than its own; it may be decoded at once in less than its own."""
+    from ddim.pipelines.fitting import resized
+
     share = max(size[0] / own[0], size[1] / own[1])
     return resized(read_image(path, math.ceil(share * min(own))), size, channels)
-
-
-def start_size(own: Size, pipe: DiffusionPipeline, height: int | None, width: int | None) -> Size:
-    """The size in which a picture is started from: what is given of it; else about as many pixels as the model draws.
-
-    The proportions are the picture's, as nearly as whole latents allow, unless both sides are given.
-    """
-    if height is not None and width is not None:
-        return width, height
-    _, trained_height, trained_width = pipe.picture_shape()
-    if height is None and width is None:
-        if own[0] * trained_height == own[1] * trained_width:
-            return trained_width, trained_height
-        share = math.sqrt(trained_width * trained_height / (own[0] * own[1]))
-    else:
-        share = height / own[1] if height is not None else (width or 0) / own[0]
-    factor, depth = _structure(pipe)
-    multiple, least = math.lcm(MULTIPLE, factor), factor * 2 ** (depth - 1)
-    wide, high = (max(least, round(side * share / multiple) * multiple) for side in own)
-    return wide if width is None else width, high if height is None else height
-
-
-def resized(picture: Image.Image, size: Size, channels: int) -> Image.Image:
-    """A picture in another size, grey for one channel and else RGB; what is too much for the size's proportions is cut
-    off at both ends.
-
-    One that was enlarged by whole pixels comes back exactly.
-    """
-    from PIL import Image, ImageOps
-
-    from ddim.images.flat import flatten
-
-    picture = flatten(picture, "L" if channels == 1 else "RGB")
-    times = picture.width // size[0]
-    if times > 1 and picture.size == (size[0] * times, size[1] * times):
-        small = picture.reduce(times)
-        if small.resize(picture.size, Image.Resampling.NEAREST).tobytes() == picture.tobytes():
-            return small
-    return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
 def warn_of_size(pipe: DiffusionPipeline, model: str, size: tuple[int | None, int | None]) -> None:
@@ -113,11 +74,12 @@ def warn_of_size(pipe: DiffusionPipeline, model: str, size: tuple[int | None, in
     Raises:
         ValueError: they cannot be drawn at all.
     """
+    from ddim.pipelines.fitting import structure
     from ddim.pipelines.inputs import check_sides
 
     if size == (None, None):
         return
-    check_sides(*size, _structure(pipe)[0])
+    check_sides(*size, structure(pipe)[0])
     _, height, width = pipe.picture_shape()
     drawn = (size[0] or height, size[1] or width)
     shares = (drawn[0] / height, drawn[1] / width, drawn[0] * drawn[1] / (height * width))
@@ -127,12 +89,6 @@ def warn_of_size(pipe: DiffusionPipeline, model: str, size: tuple[int | None, in
             "draw: expect broken or repeated shapes",
             file=sys.stderr,
         )
-
-
-def _structure(pipe: DiffusionPipeline) -> tuple[int, int]:
-    """(pixels that a latent stands for on each axis, resolutions of the U-Net)"""
-    config = pipe.components["unet"].config
-    return int(getattr(pipe, "vae_scale_factor", 1)), len(config.block_out_channels)
 
 
 def _are_alike(one: Size, other: Size) -> bool:
