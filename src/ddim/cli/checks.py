@@ -188,6 +188,14 @@ def named(value: str, option: str) -> None:
     Repository(value).check_name()
 
 
+def served(value: str, option: str) -> None:
+    """A model, or a name for clients and a model, as in mine=/models/sd15."""
+    name, equals, place = value.partition("=")
+    if equals and not (name and place):
+        raise ConfigError(f"{option} {value} must be a model, or a name and a model, as in mine=/models/sd15")
+    model(place if equals else value, option)
+
+
 _DEVICES = r"(cpu|cuda|mps|xpu|hpu|npu|xla|mtia|privateuseone)(:\d+)?"
 _MEANT = {
     "gpu": "cuda",
@@ -325,7 +333,19 @@ RULES: dict[str, Rule] = {
     "steps": COUNT,
     "strength": number(0, 1),
     "width": COUNT,
+    # of a server
+    "deadline": number(0, above=True),
+    "grace": NATURAL,
+    "max_batch": COUNT,
+    "max_models": COUNT,
+    "max_n": number(1, 10),
+    "max_queue": COUNT,
+    "max_side": COUNT,
+    "port": number(0, 65535),
+    "store_megabytes": COUNT,
+    "store_seconds": number(0, above=True),
     # what is read
+    "api_key_file": file,
     "against": data,
     "data": data,
     "dataset_name": data,
@@ -351,6 +371,7 @@ OWN: dict[tuple[str, str], Rule] = {
     ("interpolate", "out"): pictures_to(*ANIMATIONS),
     ("invert", "out"): file_to(NOISE),
     ("optimize", "out"): folder_to,
+    ("serve", "model"): served,
     ("plot schedule", "model"): named,
     ("plot schedule", "out"): file_to(*PLOTS),
     ("plot tradeoff", "out"): file_to(*PLOTS),
@@ -361,6 +382,12 @@ OWN: dict[tuple[str, str], Rule] = {
 NEEDED: dict[str, tuple[tuple[str, str], ...]] = {
     "evaluate": (("matplotlib", "plot"),),
     "plot": (("matplotlib", "plot"),),
+    "serve": (
+        ("fastapi", "serve"),
+        ("uvicorn", "serve"),
+        ("prometheus_client", "serve"),
+        ("python_multipart", "serve"),
+    ),
     "train": (("accelerate", "train"),),
     "distill": (("accelerate", "train"),),
 }

@@ -35,6 +35,15 @@ OF_MEASURING = {
     "What is written": "out overwrite",
 }
 
+OF_SERVING = {
+    "What is served": "model max_models",
+    "Where, and to whom": "host port api_key_file allow_anonymous cors_origin public_url",
+    "How much at a time": "max_batch max_queue max_n max_side deadline grace",
+    "Pictures that are fetched by an address": "store_megabytes store_seconds",
+    "Where and how it runs": "dtype backend device",
+    "The log": "log_format log_prompts",
+}
+
 OF_TRAINING = {
     "What is written": "output_dir save_dtype save_model_epochs",
     "The teacher and the student": "model steps timesteps method teacher_steps guidance_scale guidance_rescale "
@@ -64,7 +73,7 @@ OF_TRAINING = {
 # What is to be typed for the options that are text, where that says more than "TEXT".
 TAKES = {
     "PATH": "features_weights from_image image images mask_image out output_dir resume_from_checkpoint train_data_dir "
-    "logging_dir cache_dir prompts_file",
+    "logging_dir cache_dir prompts_file api_key_file",
     "MODEL": "model pretrained_model_name_or_path pretrained_vae_model_name_or_path model_config_name_or_path",
 }
 
@@ -80,7 +89,13 @@ def heading(command: str, field: str) -> str:
 
 def headings(command: str) -> dict[str, str]:
     """All headings of a command, each with the names of fields that stand under it."""
-    tables = {"train": OF_TRAINING, "distill": OF_TRAINING, "evaluate": OF_MEASURING, "optimize": OF_MEASURING}
+    tables = {
+        "train": OF_TRAINING,
+        "distill": OF_TRAINING,
+        "evaluate": OF_MEASURING,
+        "optimize": OF_MEASURING,
+        "serve": OF_SERVING,
+    }
     return tables.get(command.split()[0], OF_DRAWING)
 
 

@@ -7,6 +7,18 @@ models       what the engine asks of a pipeline, of each kind
 batches      one step of samples of one shape, each at its own timestep
 engine       the queue, the thread that drives the network, and its life
 
+The server over HTTP is what `ddim serve` starts, and needs the extra "serve":
+
+api          its routes, and what happens to every request
+parameters   what a client may ask for; document, what OpenAPI says of that
+bodies       JSON and forms, read within `limits`; connections, that end when a client is too slow
+keys         who may draw
+wishes       from what a client asks for to what the engine draws
+runs         the pictures of a request on their way; variations, what is drawn beside the engine
+answers      what goes back; refusal, if it is an error; pictures and recipes, the files
+pool, store  the models; the pictures that wait at an address
+metrics, logs, running  what is counted, what is told, and the process
+
     with Engine(pipe) as engine:
         future = engine.submit(Request(prompt="a red heart", seed=7))
         for event in future.events(): ...

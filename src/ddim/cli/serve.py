@@ -1,0 +1,184 @@
+"""`ddim serve`: pictures over HTTP, by OpenAI's images API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from ddim.cli.checks import is_single_file
+from ddim.cli.options import Backend, Device, DType
+from ddim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ddim.pipelines import DiffusionPipeline
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Serve models over HTTP, by OpenAI's images API, so that its clients draw with them, many at once.
+
+    What runs at the same time is drawn together, a step of all pictures at a time. Models are loaded when they are
+    first asked for. docs/serving.md has the rest.
+
+        ddim serve --model emoji --model digits
+        ddim serve --model mine=/models/sd15 --host 0.0.0.0 --api-key-file keys.txt
+    """
+
+    model: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(
+            metavar="[NAME=]MODEL",
+            help="A model to serve, as for `ddim sample`, and what clients call it; give it again for further ones. "
+            "The first one draws where a client names none. If not given, the bundled emoji model.",
+        ),
+    ] = ()
+    host: str = "127.0.0.1"
+    """The address to listen at. That of this machine alone needs no key."""
+    port: int = 8000
+    """The port to listen at; 0 takes a free one, which is said at the start."""
+    api_key_file: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="A file with a key in each line, one of which every client has to send. If not given, none has to."
+        ),
+    ] = None
+    allow_anonymous: bool = False
+    """Listen at other addresses than this machine's own without any key."""
+    cors_origin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(
+            metavar="ORIGIN",
+            help="A site whose pages in browsers may draw here, such as https://example.org; give it again for further "
+            "ones. If not given, none but those of this machine.",
+        ),
+    ] = ()
+    public_url: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="Where clients find this server, such as https://example.org, for the addresses of pictures. If not "
+            "given, where each request was sent to."
+        ),
+    ] = None
+    backend: Backend = "auto"
+    dtype: DType = None
+    device: Device = None
+    max_batch: Annotated[
+        int | None,
+        tyro.conf.arg(help="How many pictures a model draws at the same time. If not given, what suits the device."),
+    ] = None
+    max_queue: int = 256
+    """How many pictures may wait for each model; to further requests the answer is 429."""
+    max_models: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="How many models may be in memory at a time; the one that was not asked for the longest leaves. If "
+            "not given, all.",
+        ),
+    ] = None
+    max_n: int = 10
+    """How many pictures one request may ask for, from 1 to 10."""
+    max_side: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="The most pixels of a side of a picture. If not given, twice what the model was trained on."
+        ),
+    ] = None
+    deadline: float = 600.0
+    """After how many seconds a request that is not done is given up."""
+    grace: float = 30.0
+    """For how many seconds what runs may go on after SIGTERM or Ctrl+C."""
+    store_megabytes: int = 256
+    """How much is kept of pictures that are fetched by an address; the oldest leave."""
+    store_seconds: float = 3600.0
+    """How long such a picture is kept."""
+    log_format: Literal["text", "json"] = "text"
+    """How each line of the log, on stderr, is written."""
+    log_prompts: bool = False
+    """Write prompts into the log."""
+
+    def check_together(self, given: Collection[str]) -> None:
+        from ddim.cli.known import known
+
+        names = [name for name, _ in _named(self.model)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"--model {name} is there twice: give one of them another name, as in other={name}")
+        for place in dict(_named(self.model)).values():
+            if not is_single_file(place):
+                known(place)
+        if self.api_key_file is None and not self.allow_anonymous and not _is_loopback(self.host):
+            raise ConfigError(
+                f"--host {self.host} can be reached from other machines: give --api-key-file, or --allow-anonymous if "
+                "everybody may draw"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _named(models: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(name, model) of each that is to be served.
+
+    >>> _named(("emoji", "mine=/models/sd15", "/models/other/"))
+    [('emoji', 'emoji'), ('mine', '/models/sd15'), ('other', '/models/other/')]
+    """
+    found = []
+    for each in models or ("emoji",):
+        name, equals, place = each.partition("=")
+        if not equals:
+            name, place = os.path.basename(each.rstrip("/")) if os.path.isdir(each) else each, each
+        found.append((name, place))
+    return found
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What `open_pipeline` is told of a model of a server."""
+
+    model: str
+    dtype: Any
+    device: str | None
+    backend: str
+
+
+def run_serve(settings: ServeSettings) -> None:
+    from ddim.cli.opening import open_pipeline
+    from ddim.serving.api import Options
+    from ddim.serving.keys import Keys, read_keys
+    from ddim.serving.limits import MIB, Limits
+    from ddim.serving.logs import log_to
+    from ddim.serving.pool import Pool
+    from ddim.serving.running import listening, serve
+
+    places = dict(_named(settings.model))
+    most = min(settings.max_n, settings.max_queue)
+    limits = Limits(side=settings.max_side, n=most, deadline=settings.deadline)
+    options = Options(
+        limits=limits,
+        keys=Keys() if settings.api_key_file is None else read_keys(settings.api_key_file),
+        origins=settings.cors_origin,
+        store_bytes=settings.store_megabytes * MIB,
+        store_seconds=settings.store_seconds,
+        address=settings.public_url,
+        logs_prompts=settings.log_prompts,
+    )
+
+    def open_model(name: str) -> DiffusionPipeline:
+        return open_pipeline(_Opening(places[name], settings.dtype, settings.device, settings.backend))
+
+    pool = Pool(places, open_model, settings.max_models, max_batch=settings.max_batch, max_queue=settings.max_queue)
+    sock = listening(settings.host, settings.port)
+    with log_to(kind=settings.log_format):
+        serve(pool, options, sock, grace=settings.grace)

@@ -1,0 +1,131 @@
+"""The process: how it starts, ends in order, is killed, and starts again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from serving import eventually, opened
+
+from ddim.cli import main
+from ddim.errors import ConfigError
+from ddim.serving.running import listening
+
+
+@contextlib.contextmanager
+def process(log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A `ddim serve` of its own, and the port that it took."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ddim", "serve", "--log-format", "json", "--backend", "eager", *options]
+    with open(log, "wb") as file, subprocess.Popen(command, stderr=file, env=environment) as running:
+        try:
+            eventually(lambda: running.poll() is not None or b'"serving"' in log.read_bytes(), 60)
+            found = re.search(r'"at": "http://127.0.0.1:(\d+)"', log.read_text())
+            assert found, log.read_text()
+            yield running, int(found[1])
+        finally:
+            running.kill()
+
+
+def client(port: int, **options: Any) -> openai.OpenAI:
+    return openai.OpenAI(**{"base_url": f"http://127.0.0.1:{port}/v1", "api_key": "x", "max_retries": 0, **options})
+
+
+def test_sigterm_lets_what_runs_finish_and_ends_with_0(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with process(log, "--port", "0", "--model", "emoji", "--log-prompts") as (running, port):
+        draws = client(port).images
+        draws.generate(prompt="a red heart", extra_body={"steps": 1})
+        answers: list[Any] = []
+        stream = draws.generate(prompt="a dog", stream=True, extra_body={"steps": 60})
+        work = threading.Thread(target=lambda: answers.extend(stream))
+        work.start()
+        metrics = f"http://127.0.0.1:{port}/metrics"
+        eventually(lambda: b'ddim_running{model="emoji"} 1.0' in urllib.request.urlopen(metrics).read())
+        running.send_signal(signal.SIGTERM)
+        eventually(lambda: _is_refused(port))
+        assert running.wait(30) == 0
+        work.join()
+        assert [event.type for event in answers] == ["image_generation.completed"]
+        assert opened(answers[0]).size == (64, 64)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    told = [line["message"] for line in lines]
+    assert told.index("serving") < told.index("model loaded") < told.index("request") < told.index("ended")
+    assert any(line.startswith("max_batch is") for line in told)  # which the engine says
+    drawn = next(line for line in lines if line.get("prompt") == "a red heart")
+    assert (drawn["status"], drawn["model"], drawn["n"], drawn["level"]) == (200, "emoji", 1, "info")
+
+
+@pytest.mark.slow  # it starts two processes, after those that the tests above have started
+def test_killed_while_it_draws_fifty_pictures_and_started_again(tmp_path: Path) -> None:
+    """Clients see a closed connection and no picture; the next process serves at once, at the same port."""
+    log = tmp_path / "log"
+    with process(log, "--port", "0", "--model", "digits") as (running, port):
+        metrics = f"http://127.0.0.1:{port}/metrics"
+        draws = client(port).images
+        draws.generate(prompt="", extra_body={"steps": 1})
+        failures: list[Exception] = []
+
+        def draw() -> None:
+            try:
+                client(port, timeout=60).images.generate(prompt="", n=10, extra_body={"steps": 999})
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=draw) for _ in range(5)]  # 50 pictures
+        for thread in threads:
+            thread.start()
+        eventually(lambda: b'ddim_queued{model="digits"} 0.0' not in urllib.request.urlopen(metrics).read())
+        running.kill()
+        assert running.wait(10) == -signal.SIGKILL
+        for thread in threads:
+            thread.join(20)
+        assert [type(error) for error in failures] == [openai.APIConnectionError] * 5
+
+    with process(log, "--port", str(port), "--model", "digits") as (running, again):
+        assert again == port
+        assert client(port).images.generate(prompt="", extra_body={"steps": 1}).data
+        held = client(port).images.generate(prompt="", stream=True, n=10, extra_body={"steps": 999})
+        running.send_signal(signal.SIGINT)
+        running.send_signal(signal.SIGINT)  # at once
+        assert running.wait(20) == 0
+        held.close()
+
+
+def _is_refused(port: int) -> bool:
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
+    except OSError:
+        return True
+    return False
+
+
+def test_what_takes_longer_than_the_grace_is_given_up(tmp_path: Path) -> None:
+    with process(tmp_path / "log", "--port", "0", "--model", "emoji", "--grace", "1") as (running, port):
+        client(port).images.generate(prompt="x", extra_body={"steps": 1})
+        stream = client(port).images.generate(prompt="x", n=10, stream=True, extra_body={"steps": 900})
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+        with pytest.raises(Exception):  # noqa: B017, PT011 - a closed connection, or an error in the stream
+            assert len(list(stream)) == 10
+
+
+def test_ports_and_hosts_that_cannot_be_listened_at(capsys: pytest.CaptureFixture[str]) -> None:
+    with listening("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        assert main(["serve", "--port", str(port), "--model", "digits"]) == 1
+        assert f"--port {port} cannot be listened at: Address already in use" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--host"):
+        listening("no.such.host.invalid", 0)

@@ -1,0 +1,123 @@
+"""A server of ours in a thread of the test's own process, and clients of it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+from PIL import Image
+
+from ddim.pipelines import DiffusionPipeline
+from ddim.serving.api import Options
+from ddim.serving.pool import Pool
+from ddim.serving.running import Running, listening
+
+
+@dataclass
+class Served:
+    """A running server.
+
+    Attributes:
+        url: such as http://127.0.0.1:1234.
+        port: of it.
+        running: the server itself.
+        pool: its models.
+    """
+
+    url: str
+    port: int
+    running: Running
+    pool: Pool
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        """The official client, which tries once unless told."""
+        return openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, **options})
+
+    def connect(self, timeout: float = 10.0) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout)
+
+
+@contextlib.contextmanager
+def serving(
+    models: Mapping[str, Callable[[], DiffusionPipeline]], options: Options | None = None, **more: Any
+) -> Iterator[Served]:
+    """A server on loopback.
+
+    Args:
+        models: what loads each.
+        more: of `Pool`; and `grace`, of `Running`.
+    """
+    grace = more.pop("grace", 5.0)
+    pool = Pool(models, lambda name: models[name](), **more)
+    sock = listening("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    running = Running(pool, options or Options(), grace=grace)
+    thread = threading.Thread(target=lambda: running.run(sockets=[sock]))
+    thread.start()
+    try:
+        while not running.started:
+            assert thread.is_alive()
+            time.sleep(0.005)
+        yield Served(f"http://127.0.0.1:{port}", port, running, pool)
+    finally:
+        running.handle_exit(15)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def quiet(name: str) -> Callable[[], DiffusionPipeline]:
+    """What loads a model that shows no progress."""
+
+    def load() -> DiffusionPipeline:
+        pipe = DiffusionPipeline.from_pretrained(name)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return load
+
+
+def opened(image: Any) -> Image.Image:
+    """The picture in a part of an answer."""
+    picture = Image.open(io.BytesIO(base64.b64decode(image.b64_json)))
+    picture.load()
+    return picture
+
+
+def file_of(image: Image.Image, kind: str = "PNG") -> bytes:
+    """A picture's file."""
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def exchange(served: Served, sent: bytes, timeout: float = 10.0) -> bytes:
+    """All that comes back for raw bytes until the server closes the connection."""
+    with served.connect(timeout) as sock:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(sent)
+        return received(sock)
+
+
+def received(sock: socket.socket) -> bytes:
+    """All that still comes until the other side closes."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := sock.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never was so"
+        time.sleep(0.01)
