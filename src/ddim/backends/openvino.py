@@ -38,7 +38,7 @@ HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}  # 
 # PyTorch's, for each type that OpenVINO computes in.
 TOLERANCES = {"f32": 1e-3, "bf16": 0.1, "f16": 0.05}
 
-BATCH_SIZES = 4  # how many batch sizes of one picture size are each compiled for; further ones share one compilation
+BATCH_SIZES = 5  # how many batch sizes of one picture size are each compiled for; further ones share one compilation
 ATTEMPTS = 5  # how often a network is compiled anew when another thread changes its weights meanwhile
 SHARE = 0.01  # of the time, at most, goes into looking at all weights in the middle of runs
 

@@ -183,15 +183,16 @@ class TextModel(Model):
         found = {words: text for words in wanted if (text := self._known.get(words)) is not None}
         new = [words for words in dict.fromkeys(wanted) if words not in found]
         if new:
-            for words, embeds in zip(new, self.pipe.embed(new).unsqueeze(1), strict=True):
+            # They say nothing, and all differ, as the same text would be encoded once.
+            filling = [" " * count for count in range(1, _missing(encoder, len(new)) + 1)]
+            for words, embeds in zip(new, self.pipe.embed([*new, *filling]).unsqueeze(1), strict=False):
                 found[words] = self._known[words] = Text(embeds)
         self._recent.extend(text for text in found.values() if text not in self._recent)
         return found
 
     def pictures(self, x: Tensor, output_type: Any) -> tuple[list[Any], list[bool] | None]:
         count = len(x)
-        runner: Any = getattr(self.pipe.vae, "runner", None)
-        missing = runner.rounded(count) - count if hasattr(runner, "rounded") else 0
+        missing = _missing(self.pipe.vae, count)
         if missing:
             x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
         drawn, found = self.pipe.drawn(x, output_type)
@@ -258,6 +259,12 @@ class PixelModel(Model):
 
     def pictures(self, x: Tensor, output_type: Any) -> tuple[list[Any], list[bool] | None]:
         return list(to_images(x, output_type)), None
+
+
+def _missing(network: Any, count: int) -> int:
+    """How many a batch of a network is short of a size that its backend has met perhaps; see `Runner.rounded`."""
+    runner: Any = getattr(network, "runner", None)
+    return runner.rounded(count) - count if hasattr(runner, "rounded") else 0
 
 
 def model_of(pipe: Any) -> Model:
