@@ -260,7 +260,8 @@ def students_section(rounds: int) -> str:
     ]
     rows = []
     for name in MODELS:
-        model = replace(MODELS[name], peers={GOAL: (STEPS,), SOLVER: MODELS[name].peers[SOLVER]}, nearer={})
+        peers = {GOAL: (STEPS,), SOLVER: MODELS[name].peers[SOLVER]}
+        model = replace(MODELS[name], peers=peers, nearer={}, compared=0)
         points = measure_model(model)
         students = {student: measure_student(model, student) for student in students_of(name, [])}
         for measured in (points, *students.values()):

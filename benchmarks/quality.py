@@ -43,6 +43,7 @@ HERE = Path(__file__).parent.parent
 RUNS = HERE / "runs" / "quality"
 SEEDS = (0, 1, 2)
 ERRORS = ("error", "median")
+NO_ERRORS = (math.nan, math.nan)
 GOAL, SOLVER, OURS = "diffusers DDIM", "diffusers DPM-Solver++", "ddim, order 2, optimized"
 FIRST = "ddim, order 1"
 STEPS = 50  # of the goal
@@ -58,7 +59,7 @@ class Model:
     batch: int
     guidance: tuple[float, float]
     features: str
-    compared: int  # samples behind the error
+    compared: int  # samples behind the error; with 0 none is measured
     peers: Mapping[str, tuple[int, ...]]  # samplers of THEIRS and OWN, and with how many steps
     nearer: Mapping[str, tuple[int, ...]]  # and with how many more for the error alone
     backend: str
@@ -270,10 +271,10 @@ def measure_student(model: Model, student: str) -> list[Point]:
     place = model.runs / f"{peer.replace(' ', '-')}-{digest(pipe)[:8]}"
     file = place / f"errors-{model.compared}.json"
     kept: dict[str, list[float]] = read_json(file) if file.exists() else {}
-    goal = reference(model, teacher, model.conditions(teacher, source))
+    goal = reference(model, teacher, model.conditions(teacher, source)) if model.compared else None
     numbers = steps_of_student(pipe.scheduler)
     for steps in numbers:
-        if f"{peer} {steps}" not in kept:
+        if goal is not None and f"{peer} {steps}" not in kept:
             compared = range(model.compared)
             drawn = draw_numbered(pipe, pipe.scheduler.plan(steps), SEEDS[0], compared, condition, loop=loop)
             kept[f"{peer} {steps}"] = errors_of(drawn, goal)
@@ -299,7 +300,7 @@ def measure_points(
         found = [grid.folder.figures(Cell(0.0, steps, seed)) or {} for seed in SEEDS]
         shares = (float(np.mean([each[side] for each in found])) for side in ("precision", "recall"))
         distances = tuple(each["frechet"] for each in found)
-        points.append(Point(peer, steps, distances, *errors[f"{peer} {steps}"], *shares))
+        points.append(Point(peer, steps, distances, *errors.get(f"{peer} {steps}", NO_ERRORS), *shares))
     return points
 
 
@@ -310,7 +311,7 @@ def measure_errors(model: Model, pipe: Any, condition: Conditions) -> dict[str, 
     kept: dict[str, list[float]] = read_json(file) if file.exists() else {}
     every = [(peer, steps) for table in (model.peers, model.nearer) for peer, some in table.items() for steps in some]
     wanted = [(peer, steps) for peer, steps in every if f"{peer} {steps}" not in kept]
-    if not wanted:
+    if not wanted or not model.compared:
         return kept
     goal, numbers = reference(model, pipe, condition), range(model.compared)
     for peer, steps in wanted:
