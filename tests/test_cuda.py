@@ -42,6 +42,8 @@ from ddim.interpolation import slerp
 from ddim.inversion import invert, invert_bidirectional, sample_bidirectional
 from ddim.noise import gaussian_noise, seeded_generators
 from ddim.sampling import sample
+from ddim.serving import Engine, Request
+from ddim.serving.batches import Batch
 from ddim.training import distill, train
 from ddim.training.checkpoints import checkpoints
 from ddim.training.run import make_trainer
@@ -282,6 +284,24 @@ def test_a_model_may_be_loaded_onto_the_device(emoji: tuple[Any, Any]) -> None:
     assert_near(again, pixels(emoji[1], PROMPTS[:1], seed=[0], num_inference_steps=2))
 
 
+def test_an_engine_gives_the_pictures_of_the_cpu(emoji: tuple[Any, Any], digits: tuple[Any, Any]) -> None:
+    """Requests that differ in all that may differ, drawn together."""
+    texts = [
+        Request(prompt=PROMPTS[0], seed=0),
+        Request(prompt=PROMPTS[1], seed=1, steps=6, eta=1.0, guidance_interval=(100, 800)),
+        Request(prompt=PROMPTS[1], seed=2, steps=5, guidance_scale=1.0, previews=2),
+        Request(prompt="a blue heart", seed=3, steps=6, image=drawing(), strength=0.5),
+        Request(prompt="a blue heart", seed=4, steps=8, image=drawing(), mask=mask(), eta=0.5),
+    ]
+    classes = [Request(class_label=3, seed=0), Request(class_label=7, seed=1, steps=8, eta=1.0, guidance_scale=2.0)]
+    for (host, device), requests in ((emoji, texts), (digits, classes)):
+        pictures = []
+        for pipe in (host, device):
+            with Engine(pipe) as engine:
+                pictures.append([np.asarray(f.result(100).image) / 255 for f in engine.submit_all(requests)])
+        assert_near(pictures[1], pictures[0], most=2 * NEAR)  # bytes
+
+
 # --- half precision --------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +335,34 @@ def test_half_precision_in_channels_last_draws_nearly_the_same(emoji: tuple[Any,
 
 
 # --- the host does not wait ------------------------------------------------------------------------------------------
+
+
+@only_cuda
+def test_no_tick_of_an_engine_waits(emoji: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    own, ticks = Batch.advance, []
+
+    def advance(self: Batch, samples: Any) -> Any:
+        if not ticks:
+            torch.cuda.synchronize()
+            ticks.append(own(self, samples))  # the first one makes ready what is kept
+            return ticks[0]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            ticks.append(own(self, samples))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return ticks[-1]
+
+    monkeypatch.setattr(Batch, "advance", advance)
+    requests = [
+        Request(prompt=PROMPTS[0], seed=0, steps=12, guidance_interval=(100, 700)),
+        Request(prompt=PROMPTS[1], seed=1, steps=8, eta=1.0),
+        Request(prompt=PROMPTS[1], seed=2, steps=9, order=2, guidance_scale=2.0, image=drawing(), mask=mask()),
+    ]
+    with Engine(emoji[1]) as engine:
+        for future in engine.submit_all(requests):
+            future.result(100)
+    assert len(ticks) >= 12
 
 
 @only_cuda

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from alone import assert_alone
+from alone import alone, assert_alone
 from PIL import Image
 from tiny import tiny_pipeline
 from tiny_sd import tiny_reference
@@ -269,6 +269,32 @@ def test_previews_are_pictures_of_the_predicted_x0(pipe: Any) -> None:
             assert float((step.preview - expected[step.number]).abs().max()) < 1e-4
 
 
+def test_a_safety_checker_is_asked(texts: str) -> None:
+    pipe = quiet(DiffusionPipeline.from_pretrained(texts))
+    first = Request(prompt="a cat", seed=0, steps=2, output_type="pt")
+    with Engine(pipe) as engine:
+        assert engine.submit(first).result(60).is_flagged is None
+        pipe.safety_checker = lambda images, clip_input: (images * 0, [True] * len(images))
+        futures = engine.submit_all([first, dataclasses.replace(first, seed=1)])
+        assert [future.result(60).is_flagged for future in futures] == [True, True]
+        assert not futures[0].result().image.any()  # what it has made of the picture
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(texts: str, dtype: torch.dtype) -> None:
+    pipe = quiet(DiffusionPipeline.from_pretrained(texts, dtype=dtype))
+    requests = [
+        Request(prompt="a cat", seed=0, steps=5, eta=1.0, output_type="pt"),
+        Request(prompt="a dog", seed=1, steps=6, order=2, guidance_scale=4.0, output_type="pt"),
+        Request(prompt="a dog", seed=2, steps=6, image=picture(), mask=upper_half(), output_type="pt"),
+    ]
+    with Engine(pipe) as engine:
+        for request, future in zip(requests, engine.submit_all(requests), strict=True):
+            drawn, expected = future.result(60).image, alone(pipe, request)
+            assert drawn.dtype == expected.dtype == dtype
+            assert float((drawn - expected).abs().max()) < (0.1 if dtype == torch.bfloat16 else 1e-9)
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +315,10 @@ def test_previews_are_pictures_of_the_predicted_x0(pipe: Any) -> None:
         ({"spacing": "optimized", "steps": 5}, "optimized"),
         ({"timesteps": [1, 2]}, "timesteps"),
         ({"timesteps": [5000]}, "timesteps"),
+        ({"timesteps": 500}, "timesteps must be a list of ints, not 500"),
+        ({"timesteps": "500"}, "timesteps must be a list of ints, not '500'"),
+        ({"spacing": ["leading"]}, "spacing"),
+        ({"eta": "much"}, "eta"),
         ({"timesteps": [500, 1], "steps": 2}, "give either timesteps, or steps"),
         ({"timesteps": [500, 1], "spacing": "leading"}, "give either timesteps, or steps"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be finite"),

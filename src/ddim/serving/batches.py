@@ -116,7 +116,7 @@ class Batch:
         kept = [place for place, sample in enumerate(samples) if sample.kept is not None]
         if kept:
             prev = _put_back(samples, kept, prev, [sample.position + 1 for sample in samples])
-        totals = None if out.is_cpu else out.sum(dim=tuple(range(1, out.ndim)), dtype=torch.float32)
+        totals = None if out.is_cpu else _totals(samples, out)
         self._x, self._members = prev, tuple(samples)
         for place, (sample, row) in enumerate(zip(samples, prev.unsqueeze(1), strict=True)):
             sample.x, sample.noise = row, None
@@ -126,7 +126,7 @@ class Batch:
                 preview = x0[place : place + 1]
                 sample.preview = preview if sample.kept is None else sample.kept(preview, len(sample.plan))
             if totals is not None:
-                sample.total = totals[place] if sample.total is None else sample.total + totals[place]
+                sample.total = totals[place]
             sample.position += 1
 
     def _noise(self, samples: Sequence[Sample], out: Tensor) -> Tensor | None:
@@ -148,6 +148,13 @@ def check(sample: Sample) -> None:
     """Raise a NonFiniteError if the network gave NaN or infinity for a sample on an accelerator, which waits for it."""
     if sample.total is not None and not math.isfinite(sample.total.item()):
         raise not_finite(sample.position - 1, sample.plan)
+
+
+def _totals(samples: Sequence[Sample], out: Tensor) -> Sequence[Tensor]:
+    """For each sample, a sum of all that the network gave for it so far, which is finite only if that was."""
+    now = out.sum(dim=tuple(range(1, out.ndim)), dtype=torch.float32)
+    before = [now.new_zeros(()) if sample.total is None else sample.total for sample in samples]
+    return (torch.stack(before) + now).unbind()
 
 
 def _stepped(

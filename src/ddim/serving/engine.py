@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -439,6 +440,7 @@ class Driver:
             sample.preview = None  # the run goes on without being seen
             sample.future.tell(Step(sample.position, len(sample.plan)))
             return
+        traceback.clear_frames(failure.__traceback__)  # which keep alive what was computed
         log.warning("a request failed: %s: %s", type(failure).__name__, failure)
         sample.future.tell(Failed(failure))
         self._leave([sample])
@@ -448,14 +450,14 @@ class Pace:
     """Keeps the host at most two ticks before an accelerator, so that who comes need not wait for more than those."""
 
     def __init__(self, device: torch.device) -> None:
-        self._is_needed = device.type == "cuda"
+        self._device = device
         self._before: deque[Any] = deque()
 
     def step(self) -> None:
         """Be told that a tick was handed over."""
-        if self._is_needed:
+        if self._device.type == "cuda":
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
             self._before.append(event)
             if len(self._before) > 2:
                 self._before.popleft().synchronize()

@@ -75,7 +75,11 @@ class Model:
         raise NotImplementedError
 
     def _plan(self, request: Request, strength: float = 1.0) -> SamplingPlan:
-        timesteps = None if request.timesteps is None else list(request.timesteps)
+        timesteps: Any = request.timesteps
+        if timesteps is not None:
+            if isinstance(timesteps, str) or not isinstance(timesteps, (Sequence, Tensor)):
+                raise ConfigError(f"timesteps must be a list of ints, not {timesteps!r:.100}")
+            timesteps = list(timesteps)
         if timesteps is not None and (request.steps is not None or request.spacing is not None):
             raise ConfigError("give either timesteps, or steps and spacing")
         scheduler: Any = self.pipe.scheduler
@@ -186,7 +190,7 @@ class TextModel(Model):
             # They say nothing, and all differ, as the same text would be encoded once.
             filling = [" " * count for count in range(1, _missing(encoder, len(new)) + 1)]
             for words, embeds in zip(new, self.pipe.embed([*new, *filling]).unsqueeze(1), strict=False):
-                found[words] = self._known[words] = Text(embeds)
+                found[words] = self._known[words] = Text(embeds.clone())
         self._recent.extend(text for text in found.values() if text not in self._recent)
         return found
 

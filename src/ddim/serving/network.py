@@ -179,7 +179,12 @@ class Network:
         layers: TextCache = self.unet.project_text(torch.cat([text.embeds for text in new]))
         for place, text in enumerate(new):
             text.version = self._version
-            text.pairs = tuple((key[place : place + 1], value[place : place + 1]) for key, value in layers)
+            text.pairs = tuple((_alone(key, place), _alone(value, place)) for key, value in layers)
+
+
+def _alone(tensor: Tensor, place: int) -> Tensor:
+    """One row of a tensor, in memory of its own, so that it does not keep the others'."""
+    return tensor if len(tensor) == 1 else tensor[place : place + 1].clone()
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
