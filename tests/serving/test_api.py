@@ -15,6 +15,7 @@ import openai
 import pytest
 from PIL import Image
 from serving import Served, eventually, exchange, file_of, opened, serving
+from tiny import tiny_pipeline
 
 from ddim import DiffusionPipeline
 from ddim.cli import main
@@ -139,6 +140,25 @@ def test_a_digit_says_how_it_is_made_again(served: Served, tmp_path: Path) -> No
     path.write_bytes(_bytes(answer.data[2]))
     assert main(["sample", "--from", str(path), "--out", str(out)]) == 0
     assert np.abs(array(Image.open(out)) - array(opened(answer.data[2]))).max() < 1 / 250
+
+
+def test_what_a_picture_calls_its_model(models: dict[str, Callable[[], Any]]) -> None:
+    """A bundled model by its own name, whatever it is served as; and no other by the name of a bundled one."""
+    served_as = {"mine": models["digits"], "digits": lambda: tiny_pipeline(1), "other": lambda: tiny_pipeline(1)}
+    with serving(served_as) as served:
+        for name, said in (("mine", "digits"), ("digits", "./digits"), ("other", "other")):
+            answer = served.client().images.generate(model=name, prompt="", extra_body={"steps": 1})
+            text: Any = opened(answer.data[0]).info["ddim"]
+            assert json.loads(text)["settings"]["model"] == said
+
+
+@pytest.mark.filterwarnings("ignore:the text encoder reads")
+def test_what_is_not_followed_of_a_prompt_is_said(served: Served) -> None:
+    answer = served.client().images.generate(prompt="a blyu dog " * 60, extra_body={"steps": 1})
+    read, unknown = answer.ddim["notes"]  # type: ignore[attr-defined]
+    assert "only the beginning of the prompt is read" in read
+    assert "never seen 'blyu'" in unknown
+    assert "notes" not in served.client().images.generate(prompt="a dog", extra_body={"steps": 1}).ddim  # type: ignore[attr-defined]
 
 
 def _bytes(image: Any) -> bytes:

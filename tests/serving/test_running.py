@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,21 @@ def process(log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes],
             running.kill()
 
 
-def client(port: int, **options: Any) -> openai.OpenAI:
-    return openai.OpenAI(**{"base_url": f"http://127.0.0.1:{port}/v1", "api_key": "x", "max_retries": 0, **options})
+@pytest.fixture
+def client() -> Iterator[Callable[[int], openai.OpenAI]]:
+    """What makes a client of a port; they are closed at the end."""
+    made: list[openai.OpenAI] = []
+
+    def make(port: int) -> openai.OpenAI:
+        made.append(openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=0, timeout=60))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
 
 
-def test_sigterm_lets_what_runs_finish_and_ends_with_0(tmp_path: Path) -> None:
+def test_sigterm_lets_what_runs_finish_and_ends_with_0(tmp_path: Path, client: Callable[[int], openai.OpenAI]) -> None:
     log = tmp_path / "log"
     with process(log, "--port", "0", "--model", "emoji", "--log-prompts") as (running, port):
         draws = client(port).images
@@ -69,7 +79,9 @@ def test_sigterm_lets_what_runs_finish_and_ends_with_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # it starts two processes, after those that the tests above have started
-def test_killed_while_it_draws_fifty_pictures_and_started_again(tmp_path: Path) -> None:
+def test_killed_while_it_draws_fifty_pictures_and_started_again(
+    tmp_path: Path, client: Callable[[int], openai.OpenAI]
+) -> None:
     """Clients see a closed connection and no picture; the next process serves at once, at the same port."""
     log = tmp_path / "log"
     with process(log, "--port", "0", "--model", "digits") as (running, port):
@@ -80,7 +92,7 @@ def test_killed_while_it_draws_fifty_pictures_and_started_again(tmp_path: Path) 
 
         def draw() -> None:
             try:
-                client(port, timeout=60).images.generate(prompt="", n=10, extra_body={"steps": 999})
+                client(port).images.generate(prompt="", n=10, extra_body={"steps": 999})
             except Exception as error:
                 failures.append(error)
 
@@ -112,7 +124,7 @@ def _is_refused(port: int) -> bool:
     return False
 
 
-def test_what_takes_longer_than_the_grace_is_given_up(tmp_path: Path) -> None:
+def test_what_takes_longer_than_the_grace_is_given_up(tmp_path: Path, client: Callable[[int], openai.OpenAI]) -> None:
     with process(tmp_path / "log", "--port", "0", "--model", "emoji", "--grace", "1") as (running, port):
         client(port).images.generate(prompt="x", extra_body={"steps": 1})
         stream = client(port).images.generate(prompt="x", n=10, stream=True, extra_body={"steps": 900})

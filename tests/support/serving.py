@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import openai
@@ -36,10 +36,13 @@ class Served:
     port: int
     running: Running
     pool: Pool
+    clients: list[openai.OpenAI] = field(default_factory=list)
 
     def client(self, **options: Any) -> openai.OpenAI:
-        """The official client, which tries once unless told."""
-        return openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, **options})
+        """The official client, which tries once unless told; it is closed with the server."""
+        made = openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, **options})
+        self.clients.append(made)
+        return made
 
     def connect(self, timeout: float = 10.0) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout)
@@ -66,7 +69,10 @@ def serving(
         while not running.started:
             assert thread.is_alive()
             time.sleep(0.005)
-        yield Served(f"http://127.0.0.1:{port}", port, running, pool)
+        served = Served(f"http://127.0.0.1:{port}", port, running, pool)
+        yield served
+        for client in served.clients:
+            client.close()
     finally:
         running.handle_exit(15)
         thread.join(30)

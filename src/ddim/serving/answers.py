@@ -6,10 +6,12 @@ import base64
 import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ddim.checkpoint.hub import bundled_models
 from ddim.pipelines import DiffusionPipeline
 from ddim.pipelines.fitting import structure
 from ddim.serving.parameters import Drawing
@@ -46,7 +48,7 @@ class Answer:
             if self.wish.start.mask is not None:
                 start["mask_image"] = "the mask that was sent"
         made = recipe(
-            self.name,
+            _own_name(self.name, self.pipe),
             settings,
             count=asked.n,
             number=number,
@@ -132,6 +134,17 @@ class Answer:
             "input_tokens_details": {"image_tokens": read, "text_tokens": text},
             "output_tokens_details": {"image_tokens": drawn, "text_tokens": 0},
         }
+
+
+def _own_name(served: str, pipe: DiffusionPipeline) -> str:
+    """What a picture calls its model: as `ddim sample` does, if it is a bundled one; else as the server does.
+
+    A model of one's own that is served by the name of a bundled one gets ./ before it, so as not to be taken for that.
+    """
+    bundled, place = bundled_models(), pipe.loaded_from
+    if place is not None and place.name in bundled and not Path(place.name).exists():
+        return place.name
+    return f"./{served}" if served in bundled else served
 
 
 _NOT_SAID = ("number", "previews", "preview_every", "deadline", "output_type")  # settings of the engine's requests

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import IO, Any, Literal
 
@@ -36,7 +37,7 @@ def tell(message: str, *, level: int = logging.INFO, error: BaseException | None
 
 @contextlib.contextmanager
 def log_to(stream: IO[str] | None = None, kind: LogFormat = "text") -> Iterator[None]:
-    """Write the server's log, and what uvicorn has to say, to a stream, which is stderr unless told."""
+    """Write the server's log, and what uvicorn and warnings have to say, to a stream, which is stderr unless told."""
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(_AsJSON() if kind == "json" else _AsText())
     loggers = {LOG: logging.INFO, logging.getLogger("uvicorn"): logging.WARNING}
@@ -45,7 +46,11 @@ def log_to(stream: IO[str] | None = None, kind: LogFormat = "text") -> Iterator[
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
     try:
-        yield
+        with warnings.catch_warnings():
+            # It quotes the prompt, which is nobody's here; the answer says so to whom it concerns.
+            warnings.filterwarnings("ignore", message="the text encoder reads")
+            warnings.showwarning = lambda message, *_: tell(str(message), level=logging.WARNING)
+            yield
     finally:
         for logger, handlers, propagates, level in before:
             logger.handlers, logger.propagate = handlers, propagates
@@ -59,7 +64,7 @@ class _AsText(logging.Formatter):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         fields = "".join(f" {name}={_word(value)}" for name, value in getattr(record, _FIELDS, {}).items())
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        line = f"{when} {level}{record.getMessage()}{fields}"
+        line = f"{when} {level}{' '.join(record.getMessage().split())}{fields}"
         return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
 
 

@@ -141,7 +141,7 @@ class Stream(StreamingResponse):
         super().__init__(self._events(), media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._request = scope["ddim"]["request"]
+        self._about = scope["ddim"]
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -162,11 +162,12 @@ class Stream(StreamingResponse):
                     yield event(await asyncio.to_thread(answer.partial, happened.preview, number, index))
                 elif isinstance(happened, Finished):
                     picture = happened.picture
+                    self._about["steps"] = picture.settings.get("steps")
                     file = await run.file(picture.image, number, picture.settings)
                     yield event(answer.completed(file, number, picture.settings))
             self._seen("completed")
         except Refusal as refusal:
-            yield event(refusal.body(self._request))
+            yield event(refusal.body(self._about["request"]))
         yield b"data: [DONE]\n\n"
 
 

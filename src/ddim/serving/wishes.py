@@ -245,6 +245,11 @@ def _notes(pipe: DiffusionPipeline, asked: Drawing) -> list[str]:
     prompt = getattr(asked, "prompt", None)
     found = pipe.unknown_words(prompt[:4000]) if prompt and isinstance(pipe, KnowsWords) else {}
     notes = []
+    tokenizer = pipe.components.get("tokenizer")
+    if prompt and tokenizer is not None:
+        most = tokenizer.model_max_length
+        if len(tokenizer(prompt, truncation=True, max_length=most + 1).input_ids) > most:
+            notes.append(f"only the beginning of the prompt is read, which {most - 2} tokens are made of")
     for word, near in list(found.items())[:10]:
         notes.append(f"the model has never seen {word!r}" + (f"; near to it: {', '.join(near[:3])}" if near else ""))
     return notes
