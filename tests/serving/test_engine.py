@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ddim import DiffusionPipeline
 from ddim.errors import ConfigError, DeadlineExceededError, EngineClosedError, NonFiniteError, QueueFullError
-from ddim.serving import Cancelled, Engine, Failed, Finished, Future, Queued, Request, Started, Step
+from ddim.serving import Cancelled, Engine, Failed, Finished, Future, Queued, Request, Started, Step, batches
 from ddim.serving.engine import usual_batch
 from ddim.serving.network import Network
 
@@ -195,6 +195,26 @@ def test_a_step_that_fails_hurts_only_whom_it_concerns(label: int, calls: list[i
         assert engine.stats().failed == 1
         assert_alone(PIPE, asked[0], engine.submit(asked[0]).result(60))  # the engine goes on
     assert calls[0] == 8
+
+
+def test_noise_is_drawn_once_however_often_a_step_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, sizes = batches.take_step, []
+
+    def failing(row: Any, out: Tensor, *rest: Any, **options: Any) -> Any:
+        sizes.append(len(out))
+        if len(out) > 1:
+            raise RuntimeError("the noise is drawn by now")
+        return own(row, out, *rest, **options)
+
+    monkeypatch.setattr(batches, "take_step", failing)
+    asked = [request(seed=n, eta=1.0, steps=3 + n) for n in range(3)]
+    with Engine(PIPE) as engine:
+        futures = engine.submit_all(asked)
+        pictures = [future.result(60) for future in futures]
+    assert sizes[:3] == [3, 1, 2]
+    monkeypatch.undo()
+    for one, picture in zip(asked, pictures, strict=True):
+        assert_alone(PIPE, one, picture)
 
 
 def test_a_lack_of_memory_makes_batches_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
