@@ -4,6 +4,7 @@ requests     what can be asked for, and what is given back
 futures      what is heard of a request on its way
 samples      a request that is being drawn: its plan, its place in it, its numbers
 models       what the engine asks of a pipeline, of each kind
+network      the U-Net, with what is computed once
 batches      one step of samples of one shape, each at its own timestep
 engine       the queue, the thread that drives the network, and its life
 
