@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import zlib
@@ -196,13 +197,18 @@ def test_pictures_that_are_bombs(hurried: Served) -> None:
     assert error(exchange(hurried, post("/v1/images/edits", body, kind, more=CLOSE)))["param"] == "mask"
 
 
-def test_more_connections_than_there_may_be(hurried: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    socks = [hurried.connect() for _ in range(150)]
-    try:
-        assert is_well(hurried)
-    finally:
-        for sock in socks:
-            sock.close()
+def test_more_connections_than_there_may_be(
+    models: dict[str, Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddim.serving.running._CONNECTIONS", 20)
+    with serving(models, Options(limits=Limits(header_seconds=1))) as served, contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(served.connect())
+        eventually(lambda: len(served.running.server_state.connections) == 20)
+        with served.connect() as further:
+            assert received(further) == b""
+        eventually(lambda: not served.running.server_state.connections)  # as they have said nothing
+        assert is_well(served)
 
 
 # --- of the wrong kind -----------------------------------------------------------------------------------------------

@@ -200,12 +200,18 @@ def test_an_address_has_the_picture_for_a_while(models: dict[str, Callable[[], A
 # --- from pictures ---------------------------------------------------------------------------------------------------
 
 
-def test_an_edit_is_the_pipelines(served: Served, emoji: Any, heart: Image.Image) -> None:
+def test_an_edit_is_the_pipelines(served: Served, emoji: Any, heart: Image.Image, tmp_path: Path) -> None:
     answer = served.client().images.edit(
         image=("../../etc/passwd", file_of(heart)), prompt="a blue heart", extra_body={"seed": 2, "steps": 6}
     )
     drawn = emoji("a blue heart", image=heart, seed=2, num_inference_steps=6, strength=0.8).images[0]
     assert np.abs(array(opened(answer.data[0])) - array(drawn)).max() < 1 / 250
+    path, source, out = (tmp_path / name for name in ("edit.png", "heart.png", "again.png"))
+    path.write_bytes(_bytes(answer.data[0]))
+    heart.save(source)
+    assert main(["sample", "--from", str(path), "--out", str(out)]) == 1  # which picture it was is the client's
+    assert main(["sample", "--from", str(path), "--image", str(source), "--out", str(out)]) == 0
+    assert np.abs(array(read(out)) - array(drawn)).max() < 1 / 250
     weak = served.client().images.edit(
         image=file_of(heart), prompt="a blue heart", extra_body={"seed": 2, "steps": 6, "strength": 0.2}
     )
@@ -600,3 +606,9 @@ def test_pages_of_other_sites_may_not_draw(served: Served, models: dict[str, Cal
         assert told.startswith("http/1.1 200")
         assert "access-control-allow-origin: https://good.example" in told
         assert answer(open_server, Origin="https://evil.example").startswith("HTTP/1.1 403")
+        asks = "OPTIONS /v1/images/generations HTTP/1.1\r\nHost: x\r\nOrigin: https://good.example\r\n"
+        asks += "Connection: close\r\nAccess-Control-Request-Method: POST\r\n"
+        asks += "Access-Control-Request-Headers: authorization,x-stainless-os\r\n\r\n"
+        told = exchange(open_server, asks.encode()).decode().lower()
+        assert told.startswith("http/1.1 200")
+        assert "x-stainless-os" in told

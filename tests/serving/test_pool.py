@@ -6,7 +6,9 @@ import asyncio
 import threading
 from typing import Any
 
+import openai
 import pytest
+from serving import eventually, serving
 from tiny import tiny_pipeline
 
 from ddim.serving.pool import Pool
@@ -127,6 +129,21 @@ def test_when_memory_is_short_the_least_used_leaves() -> None:
         await pool.close()
 
     asyncio.run(run())
+
+
+def test_a_loading_that_never_ends_keeps_nothing_from_ending() -> None:
+    opened = threading.Event()
+
+    def slow() -> Any:
+        assert opened.wait(30)
+        return tiny_pipeline()
+
+    with serving({"slow": slow}, grace=1) as served:
+        with pytest.raises(openai.APITimeoutError):
+            served.client(timeout=0.3).images.generate(prompt="")
+        assert served.pool.opening == 1
+    opened.set()
+    eventually(lambda: served.pool.opening == 0)
 
 
 def test_names() -> None:

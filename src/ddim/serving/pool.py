@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -54,6 +56,11 @@ class Pool:
         open_model: loads the model of a name, which takes a while and is done in a thread of its own.
         most: how many may be loaded at a time; all of them unless told.
         max_batch, max_queue: of each engine.
+
+    Attributes:
+        names: of all models.
+        created: when the pool was, in seconds of the epoch.
+        opening: how many models are being loaded.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class Pool:
         self._count = itertools.count(1)
         self._users: Counter[str] = Counter()  # how many requests use a model, or wait for it
         self._waiting = 0
+        self.opening = 0
 
     @property
     def loaded(self) -> tuple[Loaded, ...]:
@@ -155,7 +163,7 @@ class Pool:
             started = time.perf_counter()
             while True:
                 try:
-                    model = await asyncio.to_thread(self._opened, name)
+                    model = await self._in_thread(name)
                     break
                 except Exception as error:
                     is_memory = isinstance(error, MemoryError) or "memory" in str(error)
@@ -180,6 +188,33 @@ class Pool:
                 max_queue=stats.max_queue,
             )
             return model
+
+    async def _in_thread(self, name: str) -> Loaded:
+        """Load a model in a thread that the process does not wait for when it ends, as a loading cannot be stopped."""
+        loop, found = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+        def hand_over(model: Loaded | None, error: BaseException | None) -> None:
+            if found.done():
+                return
+            if error is not None:
+                found.set_exception(error)
+            else:
+                found.set_result(model)
+
+        def work() -> None:
+            model = error = None
+            try:
+                model = self._opened(name)
+            except Exception as fault:
+                error = fault
+            self.opening -= 1
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(hand_over, model, error)
+
+        self.opening += 1
+        threading.Thread(target=work, name=f"ddim-load-{name}", daemon=True).start()
+        loaded: Loaded = await found
+        return loaded
 
     def _opened(self, name: str) -> Loaded:
         pipe = self._open(name)

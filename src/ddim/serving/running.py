@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -120,3 +122,6 @@ def serve(pool: Pool, options: Options, sock: socket.socket, *, grace: float = 3
     started = time.monotonic()
     server.run(sockets=[sock])
     tell("ended", seconds=round(time.monotonic() - started, 1))
+    if pool.opening:  # Python cannot end in order while a thread is in the midst of loading a model
+        sys.stderr.flush()
+        os._exit(0)

@@ -56,6 +56,9 @@ class Run:
         def submit() -> None:
             for request in wish.requests(self.model.pipe.draws_texts, max(deadline, 0.001)):
                 self._futures.append(engine.submit(request))
+                if self._leave is None:  # it was given up meanwhile
+                    self.end()
+                    return
 
         try:
             await asyncio.to_thread(submit)
@@ -148,7 +151,7 @@ class Stream(StreamingResponse):
             self._run.end()
 
     async def _events(self) -> AsyncIterator[bytes]:
-        run, answer = self._run, self._run.answer
+        run = self._run
         partials: dict[int, int] = {}
         try:
             async for number, happened in run.happening():
@@ -159,16 +162,25 @@ class Stream(StreamingResponse):
                     partials[number] = index + 1
                     if not index and number == 0:
                         self._seen("partial")
-                    yield event(await asyncio.to_thread(answer.partial, happened.preview, number, index))
+                    yield await asyncio.to_thread(self._partial, happened.preview, number, index)
                 elif isinstance(happened, Finished):
                     picture = happened.picture
                     self._about["steps"] = picture.settings.get("steps")
-                    file = await run.file(picture.image, number, picture.settings)
-                    yield event(answer.completed(file, number, picture.settings))
+                    yield await asyncio.to_thread(self._completed, picture, number)
             self._seen("completed")
         except Refusal as refusal:
             yield event(refusal.body(self._about["request"]))
         yield b"data: [DONE]\n\n"
+
+    def _partial(self, image: Image.Image, number: int, index: int) -> bytes:
+        """The event of a picture on its way."""
+        return event(self._run.answer.partial(image, number, index))
+
+    def _completed(self, picture: Picture, number: int) -> bytes:
+        """The event of a picture that is done."""
+        answer = self._run.answer
+        file = answer.file(picture.image, number, picture.settings)
+        return event(answer.completed(file, number, picture.settings))
 
 
 async def vary_aside(run: Run, deadline: float) -> tuple[list[bytes], dict[str, Any]]:

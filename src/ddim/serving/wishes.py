@@ -115,6 +115,9 @@ def wish(
     if asked.n > limits.n:
         raise Refusal(f"n must be from 1 to {limits.n} on this server, not {asked.n}", "n")
     _check_kind(name, pipe, asked, limits)
+    if mask is None and _is_for_inpainting(pipe):
+        needed = "mask" if isinstance(asked, Edit) else "model"
+        raise Refusal(f"{needed}: {name} paints parts of pictures anew, so ask it for edits with a mask", needed)
     own = _size_asked(asked)
     if image is None:
         size = _trained(pipe) if own is None else own
@@ -131,6 +134,12 @@ def wish(
         start = Start(resized(image, size, channels), None if mask is None else resized(mask, size, 1))
     seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
     return Wish(asked, seed, size, _classes(pipe, asked), start, _notes(pipe, asked))
+
+
+def _is_for_inpainting(pipe: DiffusionPipeline) -> bool:
+    """Whether the network is given a picture and its mask beside the noise."""
+    vae = pipe.components.get("vae")
+    return vae is not None and bool(pipe.components["unet"].config.in_channels > vae.config.latent_channels)
 
 
 def _size_asked(asked: Drawing) -> Size | None:
