@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -436,8 +437,9 @@ def test_errors_of_each_class(served: Served, heart: Image.Image, models: dict[s
 
 
 def test_a_deadline(models: dict[str, Callable[[], Any]]) -> None:
-    with serving(models, Options(limits=Limits(deadline=1.0))) as served:
+    with serving(models) as served:
         served.client().images.generate(prompt="x", extra_body={"steps": 1})
+        served.running.app.state.server.limits = Limits(deadline=1.0)
         error = refused(
             served.client(max_retries=2).images.generate,
             openai.InternalServerError,
@@ -501,6 +503,17 @@ def _post(path: str, body: bytes, kind: str = "application/json", **headers: str
     lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def test_what_takes_longer_than_the_grace_is_given_up(models: dict[str, Callable[[], Any]]) -> None:
+    with serving(models, grace=1) as served:
+        served.client().images.generate(prompt="x", extra_body={"steps": 1})
+        client = served.client()
+        served.clients.remove(client)  # which goes on after the server's end
+        stream = client.images.generate(prompt="x", n=10, stream=True, extra_body={"steps": 900})
+    with contextlib.suppress(openai.APIError):
+        assert not list(stream)
+    client.close()
 
 
 def test_models(served: Served) -> None:

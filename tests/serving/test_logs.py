@@ -6,13 +6,14 @@ import contextlib
 import io
 import json
 import logging
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import openai
 import pytest
-from serving import serving
+from serving import eventually, serving
 
 from ddim.serving.api import Options
 from ddim.serving.logs import LOG, log_to, tell
@@ -58,6 +59,26 @@ def test_prompts_are_logged_when_told_alone(logs_prompts: bool, models: dict[str
             images.generate(prompt="a blyu dog", extra_body={"steps": 1, "guidance_scale": 1000, "eta": 100})
     assert stream.getvalue().count(" request ") >= 5
     assert ("a blyu dog" in stream.getvalue()) == logs_prompts
+
+
+def test_the_rate_is_told_while_something_is_drawn(
+    models: dict[str, Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddim.serving.api._EVERY", 0.05)
+    stream = io.StringIO()
+
+    def told() -> list[Any]:
+        lines = map(json.loads, stream.getvalue().splitlines())
+        return [line for line in lines if line["message"] == "drawing" and line["model"] == "mine"]
+
+    with log_to(stream, "json"), serving({"mine": models["emoji"]}) as served:
+        served.client().images.generate(prompt="x", n=2, extra_body={"steps": 30})
+        eventually(lambda: len(told()) > 1)
+        count = len(told())
+        time.sleep(0.3)
+        assert len(told()) <= count + 1  # nothing is said of nothing
+    assert max(line["steps_a_second"] for line in told()) > 0
+    assert max(line["running"] for line in told()) == 2
 
 
 @pytest.mark.parametrize("kind", ["text", "json"])

@@ -392,6 +392,7 @@ def create_app(pool: Pool, options: Options | None = None) -> FastAPI:
         description="Pictures by OpenAI's images API, and what DDIM has beyond it.",
         docs_url="/docs",
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=life,
         responses=ERRORS,
     )
