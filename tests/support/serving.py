@@ -121,7 +121,7 @@ def received(sock: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 40.0) -> None:
     """Wait until something is so."""
     end = time.monotonic() + seconds
     while not condition():
