@@ -65,12 +65,13 @@ def test_they_say_how_they_were_made(name: str, teacher: str) -> None:
     for said in ("Apache-2.0", f"ddim distill {teacher} ", f"python scripts/ship_student.py runs/{name} {name}"):
         assert said in text
     (command,) = re.findall(rf"ddim distill {teacher} ((?:\\\n|[^\n])*)", text)
-    options = dict(re.findall(r"--([a-z-]+) (\S+)", command))
+    options = dict(re.findall(r"--([a-z-]+) (\S+(?: \d+)*)", command))
     assert len(options) > 5
     for option, value in options.items():
         if option != "output-dir":
             stored = record["settings"][option.replace("-", "_")]
-            assert type(stored)(value) == stored, option
+            said = [int(each) for each in value.split()] if isinstance(stored, list) else type(stored)(value)
+            assert said == stored, option
 
 
 def test_nothing_is_stored_twice() -> None:

@@ -26,7 +26,7 @@ class Bundled(NamedTuple):
 
 
 TEXTS = Bundled(usual="emoji-fast", teacher="emoji")
-OTHERS = Bundled(usual="digits", teacher="digits")
+OTHERS = Bundled(usual="digits-fast", teacher="digits")
 
 # The options that a student does not follow, or not well.
 _FOR_TEACHERS = {
