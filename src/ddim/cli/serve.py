@@ -138,7 +138,8 @@ def _named(models: tuple[str, ...]) -> list[tuple[str, str]]:
     for each in models or ("emoji",):
         name, equals, place = each.partition("=")
         if not equals:
-            name, place = os.path.basename(each.rstrip("/")) if os.path.isdir(each) else each, each
+            is_path = each.startswith(("/", "./", "../")) or os.path.isdir(each)
+            name, place = os.path.basename(each.rstrip("/")) if is_path else each, each
         found.append((name, place))
     return found
 
