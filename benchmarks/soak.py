@@ -36,7 +36,6 @@ from ddim import DiffusionPipeline
 from ddim.checkpoint import write_json
 
 MODELS = ("emoji", "emoji-fast", "digits")
-PICKS = (0.4, 0.3, 0.3)
 STREAMS, LEAVES, IMPOSSIBLE = 0.25, 0.1, 0.03  # shares of all requests
 ROUNDED = 0.05  # the share of values that may be one level off: 1e-4 is a fortieth of a level, on either side
 
@@ -67,9 +66,8 @@ class Tally:
                 self.faults.append(f"{what}: {fault}"[:600])
 
 
-def draw_kind(chance: random.Random, pipes: dict[str, Any]) -> Kind:
-    """A request at random, drawn by the pipeline."""
-    name = chance.choices(MODELS, PICKS)[0]
+def draw_kind(chance: random.Random, name: str, pipe: Any) -> Kind:
+    """A request of a model at random, drawn by the pipeline."""
     seed, count = chance.randrange(2**32), chance.choice((1, 1, 1, 2))
     steps = chance.choice((2, 4, 5, 8) if name != "emoji-fast" else (1, 2, 4))
     asked: dict[str, Any] = {"model": name, "seed": seed, "n": count, "steps": steps}
@@ -94,7 +92,7 @@ def draw_kind(chance: random.Random, pipes: dict[str, Any]) -> Kind:
         call |= {"prompt": asked["prompt"], "width": width, "height": height, "num_images_per_prompt": count}
         if asked.get("guidance_scale", 1) != 1 and chance.random() < 0.3:
             asked["negative_prompt"] = call["negative_prompt"] = "a green tree"
-    return Kind(asked, [np.asarray(image) for image in pipes[name](**call).images])
+    return Kind(asked, [np.asarray(image) for image in pipe(**call).images])
 
 
 def check(tally: Tally, kind: Kind, number: int, image: Image.Image) -> bool:
@@ -236,16 +234,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--kinds", type=int, default=60, help="how many requests there are to choose from")
     parser.add_argument("--backend", default="eager", choices=["eager", "openvino"])
-    parser.add_argument("--max-queue", type=int, default=48, help="so short that some are told to try again")
+    parser.add_argument("--max-queue", type=int, default=32, help="so short that some are told to try again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="a file for the figures")
     given = parser.parse_args()
+    if given.kinds < len(MODELS):
+        parser.error(f"--kinds must be {len(MODELS)} or more, one for each model")
     pipes: dict[str, Any] = {}
     for name in MODELS:
         pipes[name] = DiffusionPipeline.from_pretrained(name).accelerate(given.backend)
         pipes[name].set_progress_bar_config(disable=True)
     chance = random.Random(given.seed)
-    kinds = [draw_kind(chance, pipes) for _ in range(given.kinds)]
+    kinds = [draw_kind(chance, name, pipes[name]) for name in MODELS for _ in range(given.kinds // len(MODELS))]
     del pipes
     print(f"{machine()}\n{len(kinds)} requests were drawn by the pipelines", flush=True)
 
@@ -266,7 +266,9 @@ def main() -> int:
                 thread.start()
             for thread in threads:
                 thread.join(given.seconds + 700)
-        tally.counts["lost"] += sum(thread.is_alive() for thread in threads)
+        counts = tally.counts
+        ends = ("answered", "streams", "refused as they must be (400)", "failed", "lost")
+        counts["lost"] += max(0, counts["asked"] - sum(counts[end] for end in ends))  # threads that wait still, too
         for _ in range(100):  # who went away last may be there for a step
             in_flight = server.in_flight()
             if not in_flight:
