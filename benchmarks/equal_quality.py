@@ -175,7 +175,9 @@ def timed_students(model: Model, students: Mapping[str, list[Point]], points: li
     draws, batches = their_pipelines(model)
     wanted: list[Way] = [(name, goal, "") for name in draws]
     solver = fewest(points, SOLVER, goal)
-    wanted += [(name, solver, "distance") for name in draws] if solver else []
+    if solver is None:  # then the nearest of those measured, whose row says how far it is
+        solver = min((point for point in points if point.peer == SOLVER), key=lambda point: point.distance)
+    wanted += [(name, solver, "distance") for name in draws]
     own = {name: student_pictures(model, name) for name in students}
     wanted += [(name, point, "distance") for name, measured in students.items() for point in measured]
     return time_ways(model, wanted, {**draws, **own}, batches, rounds)
