@@ -36,7 +36,8 @@ HEAD = """# Benchmarks
 
 Written by `make bench`. The peers are timed in turn, several rounds over; figures are medians. Absolute times vary from
 machine to machine and day to day: the ratios, of figures measured in one run, are what to quote. All is on a CPU;
-[cuda.md](cuda.md) has what was measured on an NVIDIA H200, and [serving.md](serving.md#sizing) how many a server draws for.
+[cuda.md](cuda.md) has what was measured on an NVIDIA H200, and [serving.md](serving.md#sizing)
+how many a server draws for.
 """
 
 
