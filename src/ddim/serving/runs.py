@@ -54,11 +54,9 @@ class Run:
         wish, engine = self.answer.wish, self.model.engine
 
         def submit() -> None:
-            for request in wish.requests(self.model.pipe.draws_texts, max(deadline, 0.001)):
-                self._futures.append(engine.submit(request))
-                if self._leave is None:  # it was given up meanwhile
-                    self.end()
-                    return
+            self._futures = engine.submit_all(wish.requests(self.model.pipe.draws_texts, max(deadline, 0.001)))
+            if self._leave is None:  # it was given up meanwhile
+                self.end()
 
         try:
             await asyncio.to_thread(submit)
@@ -95,9 +93,8 @@ class Run:
         left = len(self._futures)
         while left:
             try:
-                async with asyncio.timeout(
-                    _ALIVE
-                ):  # `wait_for` of Python 3.11 misses being cancelled as an event comes
+                # `wait_for` of Python 3.11 misses being cancelled as an event comes.
+                async with asyncio.timeout(_ALIVE):
                     number, happened = await queue.get()
             except TimeoutError:
                 yield 0, None
