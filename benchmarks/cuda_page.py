@@ -13,7 +13,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from ddim.checkpoint import atomic_write, read_json
+from pages import put_between
+
+from ddim.checkpoint import read_json
 
 DOCS = Path(__file__).parent.parent / "docs"
 MARKS = ("<!-- cuda: by benchmarks/cuda_page.py -->", "<!-- end of cuda -->")
@@ -59,22 +61,12 @@ def tables(found: dict[str, Any]) -> str:
     return "\n".join([*parts, f"{found['device']}; Python {found['python']}, CUDA {found['cuda']}, {versions}."])
 
 
-def write(text: str, page: Path) -> None:
-    told = page.read_text(encoding="utf-8")
-    before, found, rest = told.partition(MARKS[0])
-    _, ends, after = rest.partition(MARKS[1])
-    if not (found and ends):
-        raise SystemExit(f"{page} has no place for the tables, between {MARKS[0]} and {MARKS[1]}")
-    with atomic_write(page) as path:
-        path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=DOCS / "cuda.json", help="what was measured: %(default)s")
     parser.add_argument("--page", type=Path, default=DOCS / "cuda.md", help="where the tables go: %(default)s")
     options = parser.parse_args()
-    write(tables(read_json(options.json)), options.page)
+    put_between(MARKS, tables(read_json(options.json)), options.page)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ from typing import Any
 
 import matplotlib.figure
 from common import machine
+from pages import put_between
 from served import Server, post, served
 from serving import PROMPTS, unet_gain
 
 from ddim import DiffusionPipeline
-from ddim.checkpoint import atomic_write, read_json, write_json
+from ddim.checkpoint import read_json, write_json
 from ddim.plots.style import COLOURS, MARKERS, plain, save_figure
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -174,16 +175,6 @@ def plot(found: dict[str, Any], out: Path) -> None:
     save_figure(figure, str(out))
 
 
-def write(text: str, page: Path) -> None:
-    """Put the table between the marks of a page."""
-    before, found, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
-    _, ends, after = rest.partition(MARKS[1])
-    if not (found and ends):
-        raise SystemExit(f"{page} has no place for the table, between {MARKS[0]} and {MARKS[1]}")
-    with atomic_write(page) as path:
-        path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["eager"], choices=["eager", "openvino"])
@@ -206,7 +197,7 @@ def main() -> None:
     print(table(found))
     if given.write:
         plot(found, given.page.with_name("serving.png"))
-        write(table(found), given.page)
+        put_between(MARKS, table(found), given.page)
 
 
 if __name__ == "__main__":
