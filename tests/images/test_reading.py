@@ -46,9 +46,11 @@ def test_every_kind_of_picture_is_what_pillow_makes_of_it(kind: str) -> None:
         group4 = options.get("compression") == "group4"
         if (group4 and mode != "1") or (options.get("compression") == "jpeg" and mode not in ("L", "RGB")):
             continue
+        if kind == "TIFF" and mode == "YCbCr" and "compression" not in options:
+            continue  # Pillow 12 writes of these what it finds to be cut off
         try:
             content = saved(kind, image, **options)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, UnboundLocalError):
             continue  # Pillow cannot write this
         with Image.open(io.BytesIO(content)) as expected:
             expected.load()
