@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from ddim.checkpoint.known import known
 from ddim.cli import main
-from ddim.cli.known import known
 
 LISTS = {"4": [980, 700, 400, 90], "5": [980, 700, 400, 200, 90]}
 SAID: dict[str, Any] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddim.cli.places import Places, places
-from ddim.cli.recipe import LONGEST, parse
+from ddim.checkpoint.said import LONGEST, parse
 
 if TYPE_CHECKING:
     from tqdm.std import tqdm as Bar

@@ -1,23 +1,14 @@
-"""What a model's configs say of it before it is loaded, and what of a command's options cannot go with that.
+"""What of a command's options cannot go with what a model's configs say of it, before it is loaded.
 
-Only folders and bundled models are read, as that takes a millisecond and no PyTorch. The hub is asked whether it has
-the model, and no more. Of what is not known the same is found out later, when the model is there.
+Of what is not known then the same is found out later, when the model is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from ddim.checkpoint.files import read_json
-from ddim.checkpoint.hub import Repository
-from ddim.errors import CheckpointError, ConfigError
-
-INDEX = "model_index.json"
-PIXELS = ("DDIMPipeline", "DDPMPipeline")
-TEXTS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+from ddim.checkpoint.known import Known
+from ddim.errors import ConfigError
 
 
 class Kind(Protocol):
@@ -30,83 +21,6 @@ class Kind(Protocol):
     @property
     def class_count(self) -> int | None:
         """How many classes can be asked for; None where the model knows none."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a model. None means that nothing is.
-
-    Attributes:
-        draws_texts, class_count: see `Kind`.
-        timesteps: how many it was trained on.
-        prediction_type: what its network predicts.
-        factor: how many pixels a latent stands for, on each side.
-        guidance: the guidance scale that it recommends.
-        takes_scale: whether its network takes the guidance scale as an input.
-    """
-
-    draws_texts: bool
-    class_count: int | None
-    timesteps: int | None
-    prediction_type: str | None
-    factor: int | None
-    guidance: float | None = None
-    takes_scale: bool = False
-
-
-# What all single files hold that are read: Stable Diffusion 1 or 2.
-SINGLE_FILE = Known(draws_texts=True, class_count=None, timesteps=1000, prediction_type=None, factor=None)
-
-
-def known(model: str) -> Known | None:
-    """What the configs of a folder or a bundled model say; None for a model of the hub, or one that is not understood.
-
-    Raises:
-        CheckpointError: there is no such model, it is no pipeline, or the hub cannot be reached.
-    """
-    repository = Repository(model)
-    path = repository.find(INDEX)
-    if path is None:
-        raise CheckpointError(f"{model} has no {INDEX}: it is no pipeline")
-    if repository.folder is None:
-        return None
-    pipeline = read_json(path).get("_class_name")
-    if pipeline not in (*PIXELS, *TEXTS):
-        return None
-    unet, scheduler, vae = (_config(repository, part) for part in ("unet", "scheduler", "vae"))
-    classes, levels = unet.get("num_class_embeds"), vae.get("block_out_channels")
-    prediction = scheduler.get("prediction_type", "epsilon")
-    return Known(
-        draws_texts=pipeline in TEXTS,
-        class_count=classes - 1 if pipeline in PIXELS and type(classes) is int else None,
-        timesteps=_count(scheduler.get("num_train_timesteps", 1000)),
-        prediction_type=prediction if isinstance(prediction, str) else None,
-        factor=2 ** (len(levels) - 1) if isinstance(levels, list) and 0 < len(levels) < 10 else None,
-        **guidance_of(unet, scheduler),
-    )
-
-
-def guidance_of(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """What the configs of a U-Net and a scheduler say of guidance, as arguments of `Known`."""
-    scale = scheduler.get("recommended_guidance_scale")
-    return {
-        "guidance": float(scale) if isinstance(scale, (int, float)) else None,
-        "takes_scale": unet.get("time_cond_proj_dim") is not None,
-    }
-
-
-def _config(repository: Repository, part: str) -> dict[str, Any]:
-    """The config of a part; empty if it is elsewhere or broken, of which loading the model tells more."""
-    name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    try:
-        path: Path | None = repository.find(name, part)
-        return {} if path is None else read_json(path)
-    except CheckpointError:
-        return {}
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None
 
 
 def check_against(model: str, found: Known, settings: Any) -> None:

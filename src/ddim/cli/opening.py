@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from ddim.checkpoint.known import SINGLE_FILE, guidance_of, known
 from ddim.cli.adapters import add_adapters, refuse_adapters
 from ddim.cli.checks import address_on_hub, is_single_file
-from ddim.cli.known import SINGLE_FILE, Kind, check_against, guidance_of, known
+from ddim.cli.known import Kind, check_against
 from ddim.cli.options import Backend
 from ddim.errors import CheckpointError, ConfigError
 

@@ -7,8 +7,6 @@ not followed: no path to a file, no backend or device, and no model but a bundle
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from ddim._version import __version__
+from ddim.checkpoint.said import LONGEST, parse
 from ddim.cli.typed import typed, typed_fields
 from ddim.errors import CheckpointError, ConfigError
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from ddim.pipelines import DiffusionPipeline
     from ddim.plan import SamplingPlan
 
-LONGEST = 1 << 20  # bytes of all that a picture says
 PROMPT = 100_000  # characters
 PICTURES = 1000  # of one recipe
 SIDE = 2048  # pixels
@@ -36,7 +34,6 @@ _BESIDE_NOISE = {
     *("model", "lora", "variant", "tokenizer", "prediction_type", "prompt", "negative_prompt", "guidance_scale"),
     *("guidance_rescale", "dtype", "backend", "device", "scale", "from_image", "trust", "out", "overwrite"),
 }
-_DEPTH = 5  # of lists and objects in one another
 
 Rule = Callable[[Any], Any]
 """From a value in JSON to the setting's; a ValueError says what it must be."""
@@ -277,36 +274,6 @@ def read_plan(path: str, said: Mapping[str, str]) -> SamplingPlan:
             f"{path} is not noise that `ddim invert` saved, or its plan is none ({_shown(str(error), 100)}): give "
             "--from the file that it wrote"
         ) from error
-
-
-def parse(text: str, longest: int = LONGEST) -> dict[str, Any]:
-    """The object in a text of JSON.
-
-    Raises:
-        ValueError, RecursionError: it is none, or a number in it is not finite or has thousands of digits.
-    """
-
-    def refuse(name: str) -> float:
-        raise ValueError(f"{name[:20]} is no number that is followed")
-
-    def integer(digits: str) -> int:
-        return int(digits) if len(digits) <= 1000 else int(refuse(digits))
-
-    def real(digits: str) -> float:
-        return float(digits) if len(digits) <= 50 and math.isfinite(float(digits)) else refuse(digits)
-
-    if len(text) > longest:
-        raise ValueError("it is too long")
-    value = json.loads(text, parse_constant=refuse, parse_int=integer, parse_float=real)
-    if not isinstance(value, dict):
-        raise ValueError("it is no object")
-    level: list[Any] = [value]
-    for _ in range(_DEPTH):
-        inner = (one.values() if isinstance(one, dict) else one for one in level)
-        level = [one for each in inner for one in each if isinstance(one, (dict, list))]
-    if level:
-        raise ValueError("it is nested too deeply")
-    return value
 
 
 def followed(path: str, what: str, kind: type, stored: Mapping[str, Any], settings: SampleSettings) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class ServeSettings:
     """Write prompts into the log."""
 
     def check_together(self, given: Collection[str]) -> None:
-        from ddim.cli.known import known
+        from ddim.checkpoint.known import known
 
         names = [name for name, _ in _named(self.model)]
         for name in names:

@@ -42,11 +42,12 @@ class Run:
         self._leave: Callable[[], object] | None = leave
         self._futures: list[Future] = []
 
-    async def submit(self, deadline: float) -> None:
+    async def submit(self, deadline: float, preview_every: int | None = None) -> None:
         """Have the pictures drawn.
 
         Args:
             deadline: in seconds from now.
+            preview_every: show the predicted x0 of every so manieth step; else as many as are asked for.
 
         Raises:
             Refusal: the engine cannot draw them, or has no room for them.
@@ -54,7 +55,8 @@ class Run:
         wish, engine = self.answer.wish, self.model.engine
 
         def submit() -> None:
-            self._futures = engine.submit_all(wish.requests(self.model.pipe.draws_texts, max(deadline, 0.001)))
+            requests = wish.requests(self.model.pipe.draws_texts, max(deadline, 0.001), preview_every)
+            self._futures = engine.submit_all(requests)
             if self._leave is None:  # it was given up meanwhile
                 self.end()
 

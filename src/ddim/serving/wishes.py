@@ -59,11 +59,14 @@ class Wish:
     start: Start | None = None
     notes: list[str] = field(default_factory=list)
 
-    def requests(self, draws_texts: bool, deadline: float | None) -> list[Request]:
+    def requests(
+        self, draws_texts: bool, deadline: float | None, preview_every: int | None = None
+    ) -> list[Request]:
         """One for each picture.
 
         Args:
             deadline: in seconds from now.
+            preview_every: show the predicted x0 of every so manieth step; else as many as `partial_images` says.
         """
         asked = self.asked
         settings: dict[str, Any] = {
@@ -88,6 +91,7 @@ class Wish:
                 seed=self.seed,
                 number=number,
                 previews=getattr(asked, "partial_images", 0),
+                preview_every=preview_every,
                 deadline=deadline,
             )
             for number in range(asked.n)

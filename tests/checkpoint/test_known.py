@@ -13,7 +13,7 @@ from tiny_sd import tiny_reference
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint.hub import BUNDLED
-from ddim.cli.known import Known, known
+from ddim.checkpoint.known import Known, known
 from ddim.errors import CheckpointError
 from ddim.pipelines.latents import LatentPipeline
 
@@ -28,6 +28,7 @@ def check(model: str) -> None:
         pipe.vae_scale_factor if isinstance(pipe, LatentPipeline) else None,
         pipe.scheduler.config.recommended_guidance_scale,
         pipe.unet.config.get("time_cond_proj_dim") is not None,
+        pipe.picture_shape()[1],
     )
 
 
