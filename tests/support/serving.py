@@ -16,7 +16,7 @@ import openai
 from PIL import Image
 
 from ddim.pipelines import DiffusionPipeline
-from ddim.serving.api import Options
+from ddim.serving.api import Options, create_app
 from ddim.serving.pool import Pool
 from ddim.serving.running import Running, listening
 
@@ -62,7 +62,7 @@ def serving(
     pool = Pool(models, lambda name: models[name](), **more)
     sock = listening("127.0.0.1", 0)
     port = sock.getsockname()[1]
-    running = Running(pool, options or Options(), grace=grace)
+    running = Running(create_app(pool, options), grace=grace)
     thread = threading.Thread(target=lambda: running.run(sockets=[sock]))
     thread.start()
     try:

@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("ddim.cli.evaluate:EvaluateSettings", "ddim.cli.evaluate:run_evaluate"),
     "optimize": Command("ddim.cli.optimize:OptimizeSettings", "ddim.cli.optimize:run_optimize"),
     "serve": Command("ddim.cli.serve:ServeSettings", "ddim.cli.serve:run_serve"),
+    "studio": Command("ddim.cli.studio:StudioSettings", "ddim.cli.studio:run_studio"),
     "info": Command("ddim.cli.info:InfoSettings", "ddim.cli.info:run_info"),
     "completion": Command("ddim.cli.completion:CompletionSettings", "ddim.cli.completion:run_completion"),
     "plot schedule": Command("ddim.cli.plot:PlotScheduleSettings", "ddim.cli.plot:run_schedule"),
@@ -64,7 +65,7 @@ GROUPS = {
 # How `ddim --help` arranges the commands.
 _TITLES = {
     "Draw": ("sample", "interpolate", "invert", "edit"),
-    "Serve": ("serve",),
+    "Serve": ("studio", "serve"),
     "Train": ("train pixels", "train vae", "train text-to-image", "train lora", "distill"),
     "Look inside": ("info", "plot schedule", "plot trajectory", "plot tradeoff"),
     "Measure and improve": ("evaluate", "optimize"),

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddim.cli.places import Places, places
 from ddim.checkpoint.said import LONGEST, parse
+from ddim.cli.places import Places, places
 
 if TYPE_CHECKING:
     from tqdm.std import tqdm as Bar

@@ -36,8 +36,8 @@ OF_MEASURING = {
 }
 
 OF_SERVING = {
-    "What is served": "model max_models",
-    "Where, and to whom": "host port api_key_file allow_anonymous cors_origin public_url",
+    "What is served": "model max_models studio",
+    "Where, and to whom": "host port browser api_key_file auth_file add_user allow_anonymous cors_origin public_url",
     "How much at a time": "max_batch max_queue max_n max_side deadline grace",
     "Pictures that are fetched by an address": "store_megabytes store_seconds",
     "Where and how it runs": "dtype backend device",
@@ -95,6 +95,7 @@ def headings(command: str) -> dict[str, str]:
         "evaluate": OF_MEASURING,
         "optimize": OF_MEASURING,
         "serve": OF_SERVING,
+        "studio": OF_SERVING,
     }
     return tables.get(command.split()[0], OF_DRAWING)
 

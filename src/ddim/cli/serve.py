@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,10 +11,11 @@ import tyro
 
 from ddim.cli.checks import is_single_file
 from ddim.cli.options import Backend, Device, DType
-from ddim.errors import ConfigError
+from ddim.errors import ConfigError, check_installed
 
 if TYPE_CHECKING:
     from ddim.pipelines import DiffusionPipeline
+    from ddim.serving.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -102,24 +103,66 @@ class ServeSettings:
     log_prompts: bool = False
     """Write prompts into the log."""
 
-    def check_together(self, given: Collection[str]) -> None:
-        from ddim.checkpoint.known import known
+    studio: bool = False
+    """Have the studio, a page that draws, at the root as well; needs the extra "studio"."""
+    auth_file: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="A file of the studio's users, as `ddim studio --add-user` writes it, who have to log in. If not "
+            "given, nobody has to."
+        ),
+    ] = None
 
-        names = [name for name, _ in _named(self.model)]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"--model {name} is there twice: give one of them another name, as in other={name}")
-        for place in dict(_named(self.model)).values():
-            if not is_single_file(place):
-                known(place)
-        if self.api_key_file is None and not self.allow_anonymous and not _is_loopback(self.host):
+    def check_together(self, given: Collection[str]) -> None:
+        check_models(named(self.model or ("emoji",)))
+        if self.api_key_file is None and not self.allow_anonymous and not is_loopback(self.host):
             raise ConfigError(
                 f"--host {self.host} can be reached from other machines: give --api-key-file, or --allow-anonymous if "
                 "everybody may draw"
             )
+        if self.auth_file is not None and not self.studio:
+            raise ConfigError("--auth-file is for the studio's visitors: give --studio, or leave it out")
+        if self.studio:
+            check_visitors(self.host, self.auth_file, self.allow_anonymous)
 
 
-def _is_loopback(host: str) -> bool:
+def check_models(models: Sequence[tuple[str, str]]) -> None:
+    """Refuse models that are not there, and names that are there twice, before anything is loaded.
+
+    Args:
+        models: of `named`.
+
+    Raises:
+        ConfigError, CheckpointError: say which.
+    """
+    from ddim.checkpoint.known import known
+
+    names = [name for name, _ in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--model {name} is there twice: give one of them another name, as in other={name}")
+    for place in dict(models).values():
+        if not is_single_file(place):
+            known(place)
+
+
+def check_visitors(host: str, auth_file: str | None, allow_anonymous: bool) -> None:
+    """Refuse a studio that anybody could reach, unless that is wanted.
+
+    Raises:
+        ConfigError: says what to give.
+        MissingExtraError: what the studio needs is not installed.
+    """
+    if auth_file is None and not allow_anonymous and not is_loopback(host):
+        raise ConfigError(
+            f"--host {host} can be reached from other machines: give --auth-file with the users who may come in, or "
+            "--allow-anonymous if everybody may draw"
+        )
+    check_installed("gradio", "studio")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is that of this machine alone."""
     import ipaddress
 
     try:
@@ -128,14 +171,14 @@ def _is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _named(models: tuple[str, ...]) -> list[tuple[str, str]]:
+def named(models: Sequence[str]) -> list[tuple[str, str]]:
     """(name, model) of each that is to be served.
 
-    >>> _named(("emoji", "mine=/models/sd15", "/models/other/"))
+    >>> named(["emoji", "mine=/models/sd15", "/models/other/"])
     [('emoji', 'emoji'), ('mine', '/models/sd15'), ('other', '/models/other/')]
     """
     found = []
-    for each in models or ("emoji",):
+    for each in models:
         name, equals, place = each.partition("=")
         if not equals:
             is_path = each.startswith(("/", "./", "../")) or os.path.isdir(each)
@@ -154,16 +197,41 @@ class _Opening:
     backend: str
 
 
-def run_serve(settings: ServeSettings) -> None:
+def visitors(auth_file: str) -> Callable[[str, str], bool]:
+    """Who may come into the studio: whether a name and a password are of the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no user.
+    """
+    from ddim.studio.users import Users  # type: ignore[import-not-found]
+
+    return Users(auth_file).check  # type: ignore[no-any-return]
+
+
+def open_pool(settings: Any, places: Mapping[str, str]) -> Pool:
+    """The models of a server, none of which is loaded yet.
+
+    Args:
+        settings: with `dtype`, `device`, `backend`, `max_models`, `max_batch` and `max_queue`.
+        places: of all models, by their names.
+    """
     from ddim.cli.opening import open_pipeline
-    from ddim.serving.api import Options
+    from ddim.serving.pool import Pool
+
+    def open_model(name: str) -> DiffusionPipeline:
+        return open_pipeline(_Opening(places[name], settings.dtype, settings.device, settings.backend))
+
+    return Pool(places, open_model, settings.max_models, max_batch=settings.max_batch, max_queue=settings.max_queue)
+
+
+def run_serve(settings: ServeSettings) -> None:
+    from ddim.serving.api import Options, create_app
     from ddim.serving.keys import Keys, read_keys
     from ddim.serving.limits import MIB, Limits
     from ddim.serving.logs import log_to
-    from ddim.serving.pool import Pool
     from ddim.serving.running import listening, serve
 
-    places = dict(_named(settings.model))
+    places = dict(named(settings.model or ("emoji",)))
     most = min(settings.max_n, settings.max_queue)
     limits = Limits(side=settings.max_side, n=most, deadline=settings.deadline)
     options = Options(
@@ -175,11 +243,14 @@ def run_serve(settings: ServeSettings) -> None:
         address=settings.public_url,
         logs_prompts=settings.log_prompts,
     )
-
-    def open_model(name: str) -> DiffusionPipeline:
-        return open_pipeline(_Opening(places[name], settings.dtype, settings.device, settings.backend))
-
-    pool = Pool(places, open_model, settings.max_models, max_batch=settings.max_batch, max_queue=settings.max_queue)
+    pool = open_pool(settings, places)
     sock = listening(settings.host, settings.port)
     with log_to(kind=settings.log_format):
-        serve(pool, options, sock, grace=settings.grace)
+        app = create_app(pool, options)
+        if settings.studio:
+            from ddim.studio.app import mount
+            from ddim.studio.desk import Studio
+
+            admits = None if settings.auth_file is None else visitors(settings.auth_file)
+            mount(app, Studio(pool, places, limits), admits)
+        serve(app, sock, grace=settings.grace)

@@ -90,19 +90,20 @@ def check_picture(picture: Picture, name: str, *, whole: bool = True) -> tuple[i
         return found.size[::-1] if found.orientation > 4 else found.size
 
 
-def png_text(path: str | Path, keyword: str, most: int) -> str | None:
+def png_text(picture: Picture, keyword: str, most: int, name: str | None = None) -> str | None:
     """A text that a PNG holds under a keyword; None if it holds none.
 
     Args:
-        path: the file.
+        picture: the file, or the bytes of one.
         keyword: of the text, in ASCII.
         most: the most bytes that the text may have.
+        name: what the error calls it; its path unless told.
 
     Raises:
         DataError: it is no PNG, or cut off, or the text is longer.
     """
     start = keyword.encode() + b"\0"
-    with _explained(str(path)), _opened(path) as file:
+    with _explained(name or str(picture)), _opened(picture) as file:
         if file.read(8) != b"\x89PNG\r\n\x1a\n":
             raise BrokenError("it is no PNG")
         for kind, place, length in png_chunks(file):

@@ -63,6 +63,7 @@ class Options:
         store_bytes, store_seconds: how much is kept of what is fetched by an address, and how long.
         address: where clients find this server, such as https://example.org; None is how a request came here.
         logs_prompts: whether the log has the prompts.
+        draws: whether pictures can be asked for; a page at the root may be all that is wanted.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -72,6 +73,7 @@ class Options:
     store_seconds: float = 3600.0
     address: str | None = None
     logs_prompts: bool = False
+    draws: bool = True
 
 
 class Server:
@@ -79,6 +81,7 @@ class Server:
 
     Attributes:
         is_closing: no more requests are taken.
+        has_page: a page is at the root, whose addresses are all that are not this server's own, and need no key.
     """
 
     def __init__(self, pool: Pool, options: Options) -> None:
@@ -87,7 +90,7 @@ class Server:
         self.metrics = Metrics(pool, self.store)
         self.room = Room(options.limits.all_bytes)
         self.decoder = ThreadPoolExecutor(1, "ddim-decode")  # one picture at a time, whatever its size
-        self.is_closing = False
+        self.is_closing = self.has_page = False
         self._loading: asyncio.Task[None] | None = None
         self._load_error = ""
 
@@ -331,7 +334,8 @@ class _Every:
             return
         if not options.keys:
             check_origin(headers.get("origin"), options.origins)
-        options.keys.check(headers.get("authorization"))
+        if not self._server.has_page or path.startswith("/v1/") or path == "/metrics":
+            options.keys.check(headers.get("authorization"))
         if self._server.is_closing:
             raise Refusal(
                 "the server is about to end: send it again in a moment",
@@ -344,6 +348,8 @@ class _Every:
         about = _about(scope)
         if scope["path"] in _OPEN and status in (200, 503) and error is None:
             return  # what is asked every few seconds would fill the log
+        if self._server.has_page and about["route"] == "other" and status < 500 and error is None:
+            return  # what a page is made of
         known = about.get("model", "")
         self._server.metrics.requests.labels(known, about["route"], str(status)).inc()
         tell(
@@ -409,8 +415,10 @@ def create_app(pool: Pool, options: Options | None = None) -> FastAPI:
             expose_headers=["X-Request-Id", "X-DDIM-Seed", "Retry-After"],
         )
     app.add_middleware(PatientSend, seconds=server.limits.send_seconds)
-    _add_drawing(app, server)
     _add_looking(app, server)
+    if server.options.draws:
+        _add_drawing(app, server)
+        _add_counting(app, server)
     return app
 
 
@@ -494,6 +502,18 @@ _OTHER_FILES = ("markup",)
 
 
 def _add_looking(app: FastAPI, server: Server) -> None:
+    @app.get("/health", tags=["server"])
+    async def health() -> dict[str, str]:
+        """Whether the process is alive."""
+        return {"status": "alive"}
+
+    @app.get("/ready", tags=["server"], responses={503: {"description": "It cannot, now."}})
+    async def ready() -> Response:
+        """Whether it can draw; the first model is loaded if none is there."""
+        return await server.ready()
+
+
+def _add_counting(app: FastAPI, server: Server) -> None:
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": server.pool.created, "owned_by": "ddim"}
 
@@ -508,16 +528,6 @@ def _add_looking(app: FastAPI, server: Server) -> None:
         """One of them."""
         _route(request, "models")
         return described(server.pool.name_of(name))
-
-    @app.get("/health", tags=["server"])
-    async def health() -> dict[str, str]:
-        """Whether the process is alive."""
-        return {"status": "alive"}
-
-    @app.get("/ready", tags=["server"], responses={503: {"description": "It cannot, now."}})
-    async def ready() -> Response:
-        """Whether it can draw; the first model is loaded if none is there."""
-        return await server.ready()
 
     @app.get("/metrics", tags=["server"], response_class=Response)
     async def metrics(request: Request) -> Response:

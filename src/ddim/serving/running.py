@@ -9,18 +9,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from ddim.errors import ConfigError
-from ddim.serving.api import Options, create_app
 from ddim.serving.connections import protocol
 from ddim.serving.logs import tell
-from ddim.serving.pool import Pool
 
-__all__ = ["Running", "listening", "serve"]
+__all__ = ["Running", "address_of", "listening", "serve"]
 
 _CONNECTIONS = 1000  # at a time
 _HEADERS = 32_768  # bytes of a request's headers
@@ -58,14 +57,13 @@ class Running(uvicorn.Server):
     """A server that SIGTERM and SIGINT end in order, and whose process then ends with 0.
 
     Args:
-        pool: the models.
-        options: how it is to be.
+        app: of `create_app`.
         grace: for how many seconds, after such a signal, what runs may go on.
     """
 
-    def __init__(self, pool: Pool, options: Options, *, grace: float = 30.0) -> None:
-        self.app = create_app(pool, options)
-        limits = options.limits
+    def __init__(self, app: FastAPI, *, grace: float = 30.0) -> None:
+        self.app = app
+        limits = app.state.server.limits
         super().__init__(
             uvicorn.Config(
                 self.app,
@@ -103,25 +101,39 @@ class Running(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(pool: Pool, options: Options, sock: socket.socket, *, grace: float = 30.0) -> None:
+def serve(
+    app: FastAPI, sock: socket.socket, *, grace: float = 30.0, opened: Callable[[str], object] | None = None
+) -> None:
     """Serve until a signal ends it.
 
     Args:
-        pool, options, grace: see `Running`.
+        app, grace: see `Running`.
         sock: that listens.
+        opened: called with the server's address, in a thread of its own, once it answers.
     """
-    server = Running(pool, options, grace=grace)
-    host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    tell(
-        "serving",
-        at=f"http://{shown}:{port}",
-        models=",".join(pool.names),
-        keys="needed" if options.keys else "none",
-    )
+    server = Running(app, grace=grace)
+    pool, options = app.state.server.pool, app.state.server.options
+    address = address_of(sock)
+    tell("serving", at=address, models=",".join(pool.names), keys="needed" if options.keys else "none")
     started = time.monotonic()
+    if opened is not None:
+        threading.Thread(target=_when_started, args=(server, opened, address), daemon=True).start()
     server.run(sockets=[sock])
     tell("ended", seconds=round(time.monotonic() - started, 1))
     if pool.opening:  # Python cannot end in order while a thread is in the midst of loading a model
         sys.stderr.flush()
         os._exit(0)
+
+
+def address_of(sock: socket.socket) -> str:
+    """Where a socket that listens is found: an address for browsers."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _when_started(server: Running, opened: Callable[[str], object], address: str) -> None:
+    while not server.started:
+        if server.should_exit:
+            return
+        time.sleep(0.02)
+    opened(address)

@@ -59,9 +59,7 @@ class Wish:
     start: Start | None = None
     notes: list[str] = field(default_factory=list)
 
-    def requests(
-        self, draws_texts: bool, deadline: float | None, preview_every: int | None = None
-    ) -> list[Request]:
+    def requests(self, draws_texts: bool, deadline: float | None, preview_every: int | None = None) -> list[Request]:
         """One for each picture.
 
         Args:

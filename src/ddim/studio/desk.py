@@ -119,7 +119,7 @@ class Studio:
         cancelled.
 
         Args:
-            session, tab: by which it is cancelled; a tab that draws several things at once calls them "tab/1" and so on.
+            session, tab: by which it is cancelled; of several things at once, a tab calls them "tab/1", "tab/2" ….
             name: of the model.
             asked: a `Generation`, or an `Edit` with an image.
             image: to start from.
@@ -130,11 +130,11 @@ class Studio:
             Refusal: it cannot be drawn; its message is a sentence for the visitor.
             StoppedError: it was cancelled.
         """
-        stopped, run = False, None
+        run: Run | None = None
+        stopped = asyncio.Event()
 
         def stop() -> None:
-            nonlocal stopped
-            stopped = True
+            stopped.set()
             if run is not None:
                 run.end()
 
@@ -142,14 +142,14 @@ class Studio:
         try:
             async with self.model(name) as loaded:
                 wanted = await asyncio.to_thread(wish, name, loaded.pipe, asked, self.limits, image, mask)
-                if stopped:
+                if stopped.is_set():
                     raise StoppedError
                 run = Run(loaded, Answer(name, loaded.pipe, wanted, "image"), lambda: None)
                 try:
                     await run.submit(self.limits.deadline, preview_every)
                     yield run
                 except Refusal:
-                    if stopped:
+                    if stopped.is_set():
                         raise StoppedError from None
                     raise
                 finally:
@@ -179,21 +179,17 @@ class Studio:
             Exception: whatever `work` raises.
         """
         loop, heard, end = asyncio.get_running_loop(), asyncio.Queue[Any](), object()
-        stopped = False
-
-        def stop() -> None:
-            nonlocal stopped
-            stopped = True
+        stopped = asyncio.Event()
 
         def tell(what: Any) -> None:
-            if stopped:
+            if stopped.is_set():
                 raise StoppedError
             loop.call_soon_threadsafe(heard.put_nowait, what)
 
-        session.begin(tab, stop)
+        session.begin(tab, stopped.set)
         try:
             async with self.model(name) as loaded, loaded.aside:
-                if stopped:
+                if stopped.is_set():
                     raise StoppedError
                 task = asyncio.create_task(asyncio.to_thread(work, loaded.pipe, tell))
                 task.add_done_callback(lambda _: heard.put_nowait(end))
@@ -202,11 +198,11 @@ class Studio:
                         yield what
                     yield Done(task.result())
                 finally:
-                    stop()
+                    stopped.set()
                     if not task.done():
                         await asyncio.wait((task,))
         finally:
-            session.done(tab, stop)
+            session.done(tab, stopped.set)
 
 
 async def together(events: AsyncIterator[Result], seconds: float = 0.05) -> AsyncIterator[list[Result]]:

@@ -70,7 +70,7 @@ class Session:
 
     def done(self, tab: str, cancel: Callable[[], object]) -> None:
         """Say that a tab draws this no longer."""
-        if self._running.get(tab) is cancel:
+        if self._running.get(tab) == cancel:
             del self._running[tab]
 
     def cancel(self, tab: str) -> bool:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.component_meta import ComponentMeta, updateable
 from gradio.context import LocalContext
 from PIL import Image, ImageChops
 
+from ddim.errors import DataError
+from ddim.images import check_picture, read_picture
 from ddim.serving.limits import Limits
 from ddim.serving.pictures import read_image
 from ddim.serving.refusal import Refusal
@@ -21,7 +24,15 @@ from ddim.studio.desk import Studio, sentence
 __all__ = ["DroppedPicture", "PaintedPicture", "dropped_file"]
 
 
-class DroppedPicture(gr.Image):
+class _Quiet(ComponentMeta):
+    """Makes a component as gradio does, but writes no stub file beside the code, which may be anywhere."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
+        attributes["__init__"] = updateable(attributes["__init__"])
+        return super(ComponentMeta, cls).__new__(cls, name, bases, attributes)
+
+
+class DroppedPicture(gr.Image, metaclass=_Quiet):
     """A place to drop a picture. A listener gets it as an `Image.Image` of mode "L" or "RGB", upright; or None.
 
     Args:
@@ -41,7 +52,7 @@ class DroppedPicture(gr.Image):
         return None if payload is None else _read(self._studio, payload.path)
 
 
-class PaintedPicture(gr.ImageEditor):
+class PaintedPicture(gr.ImageEditor, metaclass=_Quiet):
     """A place to drop a picture and to paint over it. A listener gets (picture, mask), the mask in mode "L" and white
     where it was painted, or None where nowhere is; or None without a picture.
 
@@ -127,20 +138,17 @@ def _alpha(studio: Studio, given: Any) -> Image.Image | None:
     if data is None:
         return None
     with contextlib.suppress(Refusal):
-        layer = read_layer(data, studio.limits)
+        layer = _layer(data, studio.limits)
         return layer.getchannel("A").point(lambda value: 255 * (value > 0))
     return None
 
 
-def read_layer(data: bytes, limits: Limits) -> Image.Image:
+def _layer(data: bytes, limits: Limits) -> Image.Image:
     """A layer of an editor, in RGBA.
 
     Raises:
         Refusal: it is no picture, or too large.
     """
-    from ddim.errors import DataError
-    from ddim.images import check_picture, read_picture
-
     try:
         width, height = check_picture(data, "the layer")
         if width * height > limits.image_pixels:

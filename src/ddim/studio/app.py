@@ -1,0 +1,102 @@
+"""The page: its header, its tabs, how it looks, and how it is put into a server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported, which would ask the network
+
+import gradio as gr
+from fastapi import FastAPI
+
+from ddim._version import __version__
+from ddim.studio import draw
+from ddim.studio.desk import Studio
+from ddim.studio.panel import Panel
+
+__all__ = ["mount"]
+
+_HERE = Path(__file__).parent
+
+# Fonts of the visitor's own system: nothing is fetched from elsewhere.
+_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+_TABS: tuple[tuple[str, Callable[[Studio, Panel], object]], ...] = (("Draw", draw.build),)
+
+
+def _theme() -> gr.themes.Base:
+    return gr.themes.Base(
+        primary_hue="indigo", neutral_hue="slate", radius_size="md", spacing_size="md", font=_FONT, font_mono=_MONO
+    )
+
+
+def page(studio: Studio) -> gr.Blocks:
+    """The page with all of its tabs."""
+    blocks: gr.Blocks
+    with gr.Blocks(title="ddim studio", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as blocks:
+        with gr.Row(elem_classes="header"):
+            gr.HTML(f"<h1>ddim <span>studio</span></h1><p class='version'>{__version__}</p>", elem_classes="title")
+            model = gr.Dropdown(
+                label="Model", choices=list(studio.names), value=studio.names[0], elem_classes="model", min_width=160
+            )
+        panel = Panel(studio, model)
+        with gr.Tabs(elem_classes="tabs") as tabs:
+            panel.tabs = tabs
+            for number, (name, build) in enumerate(_TABS):
+                with gr.Tab(name, id=name, render_children=number == 0) as tab:
+                    panel.selected[name] = tab
+                    build(studio, panel)
+        panel.wire()
+
+        async def leave(request: gr.Request) -> None:
+            studio.sessions.leave(request.session_hash)
+
+        blocks.unload(leave)
+    blocks.queue(default_concurrency_limit=None, max_size=256)
+    return blocks
+
+
+def mount(app: FastAPI, studio: Studio, auth: Callable[[str, str], bool] | None = None) -> None:
+    """Put the studio at the root of a server, behind all routes that the server has.
+
+    Args:
+        auth: whether a name and a password may come in; None lets everybody.
+    """
+    app.state.server.has_page = True
+    uploads = studio.sessions.root / "uploads"
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    gr.set_static_paths([studio.sessions.root])
+    blocks = page(studio)
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path="",
+        auth=auth,
+        show_error=False,
+        max_file_size=studio.limits.image_bytes,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=_theme(),
+        css=(_HERE / "style.css").read_text(encoding="utf-8"),
+        head=f"<script>{(_HERE / 'keys.js').read_text(encoding='utf-8')}</script>",
+    )
+    inner = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def life(app: Any) -> AsyncIterator[Any]:
+        try:
+            async with inner(app) as state:
+                yield state
+        finally:
+            studio.sessions.close()
+
+    app.router.lifespan_context = life
