@@ -18,8 +18,8 @@ install = @test "$$(cat $@ 2>/dev/null)" = "$$($(WANTED))" || $(BIN)/pip install
 	$(call why,pip could not install what this needs: its own message is above. Setting up needs the network; run make again when it is there.)
 
 # Many workers with one thread each. What Python compiles is kept, whatever the caller's settings: the tests start many
-# processes, and each would compile it anew. What was skipped
-# is said at the end with its reason, such as the studio's pages where there is no chromium.
+# processes, and each would compile it anew. What was skipped is said at the end, with its reason: the studio's pages are,
+# where there is no chromium.
 PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
 	--max-worker-restart 0 --durations 10 -r s
 failed = some tests failed: they are listed above. One alone is run by .venv/bin/python -m pytest FILE::TEST
