@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -242,13 +243,14 @@ async def together(events: AsyncIterator[Result], seconds: float = 0.05) -> Asyn
 
 
 def sentence(error: BaseException) -> str:
-    """What a visitor is told of an error.
+    """What a visitor is told of an error, in which parameters are called as their fields are.
 
-    >>> sentence(ValueError("steps must be from 1 to 1000"))
-    'Steps must be from 1 to 1000.'
+    >>> sentence(ValueError("guidance_scale must be a number"))
+    'Guidance scale must be a number.'
     """
     said = error.message if isinstance(error, Refusal) else str(error)
     if not isinstance(error, (Refusal, DDIMError, ValueError)):
         said = f"it could not be drawn ({type(error).__name__}); the log has more"
-    said = said.strip() or "it could not be drawn"
+    said = re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda name: name[0].replace("_", " "), said.strip())
+    said = said or "it could not be drawn"
     return said[0].upper() + said[1:] + "." * (said[-1] not in ".!?")

@@ -130,7 +130,7 @@ def build(studio: Studio, panel: Panel) -> None:
                 )
                 told = gr.Markdown("", elem_classes="hint", container=False)
         with gr.Column(scale=3, min_width=300, elem_classes="side"):
-            shown = gr.HTML(stage([""], _EMPTY), elem_id="draw-stage")
+            shown = gr.HTML(stage([""], _EMPTY), elem_id="draw-stage", elem_classes="bare")
             gallery = gr.Gallery(
                 label="This session's pictures",
                 columns=6,
@@ -144,8 +144,8 @@ def build(studio: Studio, panel: Panel) -> None:
                 interactive=False,
                 allow_preview=False,
             )
-            with gr.Group(visible=False) as chosen:
-                about = gr.HTML("", elem_id="about-picture")
+            with gr.Column(visible=False, elem_classes="chosen") as chosen:
+                about = gr.HTML("", elem_id="about-picture", elem_classes="bare")
                 with gr.Row(elem_classes="buttons"):
                     again = gr.Button("Use its settings", size="md")
                     download = gr.DownloadButton("Download PNG", size="md", elem_id="download")

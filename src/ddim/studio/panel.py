@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -14,12 +15,13 @@ from ddim.errors import DDIMError
 from ddim.pipelines.recommended import plan_of_call
 from ddim.scheduler.recommended import choose_steps, not_trained_for, suitable_guidance
 from ddim.serving.parameters import Edit, Generation, from_json
+from ddim.serving.refusal import Refusal
 from ddim.studio.desk import Studio
 
 __all__ = ["MOST", "Panel"]
 
 MOST = 16  # pictures at a time
-AS_MODEL = "as the model says"
+AS_MODEL = "model's own"
 IN_TURN = "each in turn"
 SPACINGS = (AS_MODEL, "leading", "trailing", "linspace", "quadratic", "optimized")
 PROMPT = "a grinning face with sunglasses"  # what the bundled models draw well
@@ -74,20 +76,19 @@ class Panel:
     def how(self) -> None:
         """How to draw it."""
         about = self._of_model(self._studio.names[0])
-        with gr.Accordion("Steps", open=True, elem_classes="group"):
+        with gr.Accordion("Sampler", open=True, elem_classes="group"):
+            steps = gr.Slider(label="Steps", minimum=1, step=1, **about["steps"])
+            eta = gr.Slider(
+                label="η", minimum=0, maximum=1, step=0.05, value=0, info="Noise of each step: 0 is DDIM, 1 is DDPM."
+            )
             with gr.Row(elem_classes="fields"):
-                steps = gr.Slider(label="Steps", minimum=1, step=1, **about["steps"])
-                eta = gr.Slider(
-                    label="η", minimum=0, maximum=1, step=0.05, value=0, info="Noise of each step: 0 is DDIM, 1 DDPM."
-                )
-            with gr.Row(elem_classes="fields"):
-                spacing = gr.Dropdown(label="Spacing of the timesteps", choices=list(SPACINGS), value=AS_MODEL)
+                spacing = gr.Dropdown(label="Spacing", choices=list(SPACINGS), value=AS_MODEL)
                 order = gr.Dropdown(
                     label="Order", choices=[(AS_MODEL, 0), ("1: DDIM", 1), ("2: second order", 2)], value=0
                 )
-                sigma_hat = gr.Checkbox(
-                    label="σ̂ instead of η", value=False, info="The larger noise of the paper's CIFAR-10 runs."
-                )
+            sigma_hat = gr.Checkbox(
+                label="σ̂ instead of η", value=False, info="The larger noise of the paper's CIFAR-10 runs."
+            )
         with gr.Accordion("Guidance", open=False, elem_classes="group") as self._guidance:
             negative = gr.Textbox(
                 label="Negative prompt",
@@ -97,31 +98,34 @@ class Panel:
                 max_length=self._studio.limits.prompt_letters,
                 **about["negative_prompt"],
             )
-            with gr.Row(elem_classes="fields"):
-                scale = gr.Slider(
-                    label="Guidance",
-                    minimum=0,
-                    maximum=20,
-                    step=0.1,
-                    info="How strongly to follow the text or class; 1 is none.",
-                    **about["guidance_scale"],
-                )
-                rescale = gr.Slider(
-                    label="Rescale",
-                    minimum=0,
-                    maximum=1,
-                    step=0.05,
-                    info="How much of the added contrast to take back.",
-                    **about["guidance_rescale"],
-                )
-            with gr.Row(elem_classes="fields"):
-                first = gr.Number(label="Guide from timestep", precision=0, minimum=0, value=None, placeholder="first")
-                last = gr.Number(label="to timestep", precision=0, minimum=0, value=None, placeholder="last")
+            scale = gr.Slider(
+                label="Guidance",
+                minimum=0,
+                maximum=20,
+                step=0.1,
+                info="How strongly to follow the text or class; 1 is none.",
+                **about["guidance_scale"],
+            )
+            rescale = gr.Slider(
+                label="Rescale",
+                minimum=0,
+                maximum=1,
+                step=0.05,
+                info="How much of the added contrast to take back.",
+                **about["guidance_rescale"],
+            )
+            interval = gr.Textbox(
+                label="Guide at timesteps",
+                value="",
+                placeholder="all, or such as 100-800",
+                max_length=50,
+                info="Other timesteps take half the work.",
+            )
         with gr.Accordion("Seed, size and number", open=False, elem_classes="group"):
             with gr.Row(elem_classes="fields"):
                 seed = gr.Number(label="Seed", precision=0, minimum=0, maximum=2**53 - 1, value=7, min_width=120)
                 keep = gr.Checkbox(label="Keep the seed", value=False, info="Otherwise each drawing gets a new one.")
-                dice = gr.Button("🎲 New seed", size="md", min_width=120, elem_classes="dice")
+                dice = gr.Button("⚄ New seed", size="md", min_width=120, elem_classes="dice")
             with gr.Row(elem_classes="fields"):
                 size = gr.Dropdown(label="Size", allow_custom_value=True, **about["size"])
                 count = gr.Slider(label="Pictures", minimum=1, maximum=MOST, step=1, value=1)
@@ -135,8 +139,7 @@ class Panel:
             "negative_prompt": negative,
             "guidance_scale": scale,
             "guidance_rescale": rescale,
-            "interval_first": first,
-            "interval_last": last,
+            "guidance_interval": interval,
             "seed": seed,
             "keep_seed": keep,
             "size": size,
@@ -189,10 +192,8 @@ class Panel:
         }
         if scale is not None and float(scale) != 1:
             asked["guidance_rescale"] = given["guidance_rescale"]
-        if given["interval_first"] is not None or given["interval_last"] is not None:
-            last = given["interval_last"]
-            most = 999 if known is None or known.timesteps is None else known.timesteps - 1
-            asked["guidance_interval"] = [int(given["interval_first"] or 0), most if last is None else int(last)]
+        if (given["guidance_interval"] or "").strip():
+            asked["guidance_interval"] = _interval(given["guidance_interval"])
         if known is None or known.draws_texts:
             size = str(given["size"] or "auto").strip().lower().replace("×", "x").replace(" ", "")
             asked |= {"prompt": given["prompt"] or "", "size": size}
@@ -237,8 +238,7 @@ class Panel:
                 set_[self.fields["sigma_hat"]] = value == "sigma_hat"
                 set_[self.fields["eta"]] = 0 if value == "sigma_hat" else value
             elif name == "guidance_interval":
-                first, last = value or (None, None)
-                set_[self.fields["interval_first"]], set_[self.fields["interval_last"]] = first, last
+                set_[self.fields[name]] = "" if value is None else f"{value[0]}-{value[1]}"
             elif name == "class_label":
                 how = set_.get(self.fields[name], gr.update())
                 set_[self.fields[name]] = {**how, "value": IN_TURN if value is None else str(value)}
@@ -298,3 +298,20 @@ class Panel:
             "guidance_rescale": {"value": rescale},
             "size": {"choices": sizes, "value": "auto", "visible": texts},
         }
+
+
+def _interval(text: str) -> list[int]:
+    """The timesteps between which to guide.
+
+    Raises:
+        Refusal: it is no interval.
+
+    >>> _interval("100-800"), _interval(" 0 – 500 ")
+    ([100, 800], [0, 500])
+    """
+    found = re.fullmatch(r"\s*(\d{1,6})\s*(?:-|–|to|,)\s*(\d{1,6})\s*", text)
+    if found is None:
+        raise Refusal(
+            "the timesteps to guide at are two numbers, the lower one first, such as 100-800", "guidance_interval"
+        )
+    return [int(number) for number in found.groups()]

@@ -28,7 +28,7 @@ class _Quiet(ComponentMeta):
     """Makes a component as gradio does, but writes no stub file beside the code, which may be anywhere."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
-        attributes["__init__"] = updateable(attributes["__init__"])
+        attributes["__init__"] = updateable(attributes["__init__"])  # type: ignore[no-untyped-call]
         return super(ComponentMeta, cls).__new__(cls, name, bases, attributes)
 
 
