@@ -203,9 +203,9 @@ def visitors(auth_file: str) -> Callable[[str, str], bool]:
     Raises:
         ConfigError: the file cannot be read, or has no user.
     """
-    from ddim.studio.users import Users  # type: ignore[import-not-found]
+    from ddim.studio.users import Users
 
-    return Users(auth_file).check  # type: ignore[no-any-return]
+    return Users(auth_file).check
 
 
 def open_pool(settings: Any, places: Mapping[str, str]) -> Pool:

@@ -102,9 +102,9 @@ class StudioSettings:
 
 def run_studio(settings: StudioSettings) -> str | None:
     if settings.add_user is not None:
-        from ddim.studio.users import ask_and_add  # type: ignore[import-not-found]
+        from ddim.studio.users import ask_and_add
 
-        return ask_and_add(str(settings.auth_file), settings.add_user)  # type: ignore[no-any-return]
+        return ask_and_add(str(settings.auth_file), settings.add_user)
 
     from ddim.serving.api import Options, create_app
     from ddim.serving.limits import Limits
