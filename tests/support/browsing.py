@@ -144,9 +144,8 @@ class Visitor:
 
     def field(self, label: str) -> playwright.Locator:
         """The visible field with this label; of a slider, where its number is typed."""
-        named = self.page.get_by_label(label, exact=True).or_(
-            self.page.get_by_label(f"number input for {label}", exact=True)
-        )
+        begins = re.compile(rf"^\s*{re.escape(label)}(\s|$)")  # what explains a field stands in its label, too
+        named = self.page.get_by_label(begins).or_(self.page.get_by_label(f"number input for {label}", exact=True))
         return named.locator("visible=true").first
 
     def unfold(self, name: str) -> None:
@@ -270,8 +269,8 @@ class Visits:
 
 @pytest.fixture(scope="session")
 def studio() -> Iterator[Studio]:
-    """A studio with the bundled models, one for all tests of a process."""
-    with running_studio() as found:
+    """A studio with the bundled models, run by PyTorch as in the tests themselves; one for all tests of a process."""
+    with running_studio("--backend", "eager") as found:
         yield found
 
 

@@ -110,7 +110,7 @@ def build(studio: Studio, panel: Panel) -> None:
                 cancel = gr.Button("Cancel", elem_classes="cancel-button", interactive=False)
             panel.how()
             with gr.Accordion("Start from a picture", open=False, elem_classes="group") as start:
-                painted = PaintedPicture(studio, label="Picture, and where to paint it anew", elem_id="start-picture")
+                painted = PaintedPicture(studio, "Picture to start from", "start-picture")
                 gr.Markdown("Paint over what is to be drawn anew; without paint, all of it is.", elem_classes="hint")
                 strength = gr.Slider(
                     label="Strength",
@@ -154,7 +154,7 @@ def build(studio: Studio, panel: Panel) -> None:
     fields = panel.fields
 
     async def run(request: gr.Request, *given: Any) -> AsyncIterator[dict[Any, Any]]:
-        *values, picture, share, had = given
+        *values, image, painting, share, had = given
         session = studio.sessions.of(request.session_hash)
         place = list(fields).index("seed")
         changes: dict[Any, Any] = {}
@@ -163,6 +163,7 @@ def build(studio: Studio, panel: Panel) -> None:
             changes[fields["seed"]] = values[place]
         yield {shown: stage([""], "Starting …", 0.0), cancel: gr.update(interactive=True), **changes}
         try:
+            picture = painted.read(session, image, painting)
             if picture is None:
                 name, asked = panel.asked(values)
             else:
@@ -191,7 +192,12 @@ def build(studio: Studio, panel: Panel) -> None:
     outputs = [shown, gallery, drawn, cancel, fields["seed"]]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     draw.click(
-        run, [*panel.inputs, painted, strength, drawn], outputs, concurrency_limit=None, trigger_mode="once", **quiet
+        run,
+        [*panel.inputs, *painted.inputs, strength, drawn],
+        outputs,
+        concurrency_limit=None,
+        trigger_mode="once",
+        **quiet,
     )
 
     async def stop(request: gr.Request) -> None:
@@ -218,15 +224,15 @@ def build(studio: Studio, panel: Panel) -> None:
     def from_it(had: list[Drawn], index: int) -> tuple[Any, Any]:
         return str(had[index].path), gr.update(open=True)
 
-    paint.click(from_it, [drawn, picked], [painted, start], **quiet)
+    paint.click(from_it, [drawn, picked], [painted.picture, start], **quiet)
 
-    def drop(path: str | None) -> dict[Any, Any]:
-        data = dropped_file(studio, path)
-        if data is None:
-            return {told: ""}
+    def drop(request: gr.Request, path: str | None) -> dict[Any, Any]:
         try:
+            data = dropped_file(studio, studio.sessions.of(request.session_hash), path)
+            if data is None:
+                return {told: ""}
             changes, said = _from_recipe(studio, panel, data)
-        except ConfigError as error:
+        except (ConfigError, Refusal) as error:
             return {told: sentence(error)}
         return {**changes, told: said}
 

@@ -5,154 +5,149 @@ Gradio's own components would decode them by whatever of Pillow's formats fits.
 
 from __future__ import annotations
 
-import contextlib
+import base64
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.component_meta import ComponentMeta, updateable
-from gradio.context import LocalContext
-from PIL import Image, ImageChops
+from gradio.component_meta import ComponentMeta
+from PIL import Image
 
 from ddim.errors import DataError
 from ddim.images import check_picture, read_picture
-from ddim.serving.limits import Limits
 from ddim.serving.pictures import read_image
 from ddim.serving.refusal import Refusal
 from ddim.studio.desk import Studio, sentence
+from ddim.studio.sessions import Session
+from ddim.studio.stage import image_source
 
-__all__ = ["DroppedPicture", "PaintedPicture", "dropped_file"]
+__all__ = ["DroppedPicture", "PaintedPicture", "dropped_file", "dropped_picture", "read_dropped"]
 
 
 class _Quiet(ComponentMeta):
     """Makes a component as gradio does, but writes no stub file beside the code, which may be anywhere."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
-        attributes["__init__"] = updateable(attributes["__init__"])  # type: ignore[no-untyped-call]
         return super(ComponentMeta, cls).__new__(cls, name, bases, attributes)
 
 
 class DroppedPicture(gr.Image, metaclass=_Quiet):
-    """A place to drop a picture. A listener gets it as an `Image.Image` of mode "L" or "RGB", upright; or None.
-
-    Args:
-        studio: whose limits count.
-        more: as for `gradio.Image`.
-    """
-
-    def __init__(self, studio: Studio, **more: Any) -> None:
-        self._studio = studio
-        usual = {"sources": ["upload", "clipboard"], "type": "filepath", "buttons": [], "height": 240}
-        super().__init__(**{**usual, **more})
+    """A place to drop a picture. A listener gets its file, unread, which `read_dropped` reads; or None."""
 
     def get_block_name(self) -> str:
         return "image"
 
     def preprocess(self, payload: Any) -> Any:
-        return None if payload is None else _read(self._studio, payload.path)
+        return None if payload is None else payload.path
 
 
-class PaintedPicture(gr.ImageEditor, metaclass=_Quiet):
-    """A place to drop a picture and to paint over it. A listener gets (picture, mask), the mask in mode "L" and white
-    where it was painted, or None where nowhere is; or None without a picture.
+def dropped_picture(**more: Any) -> gr.Image:
+    """A `DroppedPicture` with the properties that suit all tabs.
 
     Args:
-        studio, more: as for `DroppedPicture`.
+        more: as for `gradio.Image`.
+    """
+    usual: dict[str, Any] = {"sources": ["upload", "clipboard"], "type": "filepath", "buttons": [], "height": 240}
+    return DroppedPicture(**{**usual, **more})
+
+
+def read_dropped(studio: Studio, session: Session, path: str | None) -> Image.Image | None:
+    """A picture that was dropped, upright, of mode "L" or "RGB"; None where none was. Its file goes with the session.
+
+    Raises:
+        Refusal: it is none that can be read, or too large; a sentence.
+    """
+    data = dropped_file(studio, session, path)
+    return None if data is None else read_image(data, studio.limits)
+
+
+_PAINTER = """
+<div class="painter" hidden>
+  <canvas tabindex="0" role="img" aria-label="The picture. Paint with the mouse, or with arrow keys and the space bar,
+where it is to be drawn anew."></canvas>
+  <div class="tools">
+    <label>Brush <input type="range" min="4" max="60" value="20" aria-label="Size of the brush"></label>
+    <button type="button" data-do="undo">Undo</button>
+    <button type="button" data-do="clear">Clear</button>
+  </div>
+</div>
+"""
+
+
+class PaintedPicture:
+    """A place to drop a picture and to paint over it.
+
+    Args:
+        studio: whose limits count.
+        label: of the place.
+        name: by which a page finds it: its HTML id.
+
+    Attributes:
+        inputs: the components that a listener takes, whose two values `read` takes.
+        picture: where the picture is dropped; a listener may set it to the path of a file.
     """
 
-    def __init__(self, studio: Studio, **more: Any) -> None:
+    def __init__(self, studio: Studio, label: str, name: str) -> None:
         self._studio = studio
-        usual = {
-            "sources": ["upload", "clipboard"],
-            "type": "filepath",
-            "transforms": [],
-            "layers": False,
-            "brush": gr.Brush(default_size=24, colors=["#ff00ff"], color_mode="fixed"),
-            "buttons": [],
-            "height": 320,
-        }
-        super().__init__(**{**usual, **more})
+        self.picture = dropped_picture(label=label, elem_id=name, height=160)
+        self.painter = gr.HTML(
+            {"image": None, "mask": None},
+            html_template=_PAINTER,
+            js_on_load=(Path(__file__).parent / "painter.js").read_text(encoding="utf-8"),
+            elem_id=f"{name}-painter",
+            elem_classes="bare",
+        )
+        self.wrong = gr.Markdown("", elem_classes="hint")
+        self.inputs: list[gr.components.Component] = [self.picture, self.painter]
+        self.picture.change(
+            self._shown, self.picture, [self.painter, self.wrong], show_progress="hidden", api_visibility="private"
+        )
 
-    def get_block_name(self) -> str:
-        return "imageeditor"
+    def _shown(self, request: gr.Request, path: str | None) -> tuple[dict[str, Any], str]:
+        try:
+            image = read_dropped(self._studio, self._studio.sessions.of(request.session_hash), path)
+        except Refusal as refusal:
+            return {"image": None, "mask": None}, sentence(refusal)
+        return {"image": None if image is None else image_source(image), "mask": None}, ""
 
-    def preprocess(self, payload: Any) -> Any:
-        if payload is None:
+    def read(self, session: Session, path: str | None, painted: Any) -> tuple[Image.Image, Image.Image | None] | None:
+        """(picture, mask in mode "L", white where it was painted, or None where nowhere is); None without a picture.
+
+        Raises:
+            Refusal: the picture cannot be read, or the mask is none of the picture's size; a sentence.
+        """
+        image = read_dropped(self._studio, session, path)
+        if image is None:
             return None
-        if payload.id is not None:
-            payload = self.blob_storage.pop(payload.id, None)
-            if payload is None:
-                return None
-        background = _read(self._studio, payload.background)
-        if background is None:
-            return None
-        mask = Image.new("L", background.size)
-        for layer in payload.layers or ():
-            painted = _alpha(self._studio, layer)
-            if painted is not None:
-                mask = ImageChops.lighter(mask, painted.resize(background.size, Image.Resampling.NEAREST))
-        return background, (None if mask.getextrema() == (0, 0) else mask)
+        said = painted.get("mask") if isinstance(painted, dict) else None
+        if not isinstance(said, str) or not said.startswith("data:image/png;base64,"):
+            return image, None
+        data = base64.b64decode(said.partition(",")[2])
+        if len(data) >= self._studio.limits.mask_bytes:
+            raise Refusal("the painted mask is too large: start from a smaller picture", "mask")
+        try:
+            if check_picture(data, "the mask") != image.size:
+                raise Refusal("what was painted does not belong to this picture: paint again", "mask")
+            mask = read_picture(data, "the mask").convert("RGBA").getchannel("A").point([0] * 128 + [255] * 128)
+        except DataError as error:
+            raise Refusal(str(error), "mask") from error
+        return image, (None if mask.getextrema() == (0, 0) else mask)
 
 
-def dropped_file(studio: Studio, path: str | None) -> bytes | None:
+def dropped_file(studio: Studio, session: Session, path: str | None) -> bytes | None:
     """The bytes of a file that was uploaded, which goes with the session; None where there is none.
 
     Raises:
-        gradio.Error: it is too large, in a sentence.
+        Refusal: it is too large, or gone; a sentence.
     """
     if path is None:
         return None
     file = Path(path)
-    _own(studio, file)
-    if file.stat().st_size >= studio.limits.image_bytes:
-        raise gr.Error(f"The file has {file.stat().st_size:,} bytes, and {studio.limits.image_bytes:,} are too many.")
-    return file.read_bytes()
-
-
-def _own(studio: Studio, file: Path) -> None:
-    """Let an uploaded file go with the session whose event is being handled."""
-    request = LocalContext.request.get()
-    studio.sessions.of(getattr(request, "session_hash", None)).own(file)
-
-
-def _data(studio: Studio, given: Any) -> bytes | None:
-    """The bytes of what a component sends: a file's path, a `FileData` or bytes."""
-    if given is None or isinstance(given, bytes):
-        return given
-    return dropped_file(studio, given if isinstance(given, str) else given.path)
-
-
-def _read(studio: Studio, given: Any) -> Image.Image | None:
-    data = _data(studio, given)
-    if data is None:
-        return None
+    session.own(file)
     try:
-        return read_image(data, studio.limits)
-    except Refusal as refusal:
-        raise gr.Error(sentence(refusal)) from refusal
-
-
-def _alpha(studio: Studio, given: Any) -> Image.Image | None:
-    """Where a layer was painted."""
-    data = _data(studio, given)
-    if data is None:
-        return None
-    with contextlib.suppress(Refusal):
-        layer = _layer(data, studio.limits)
-        return layer.getchannel("A").point(lambda value: 255 * (value > 0))
-    return None
-
-
-def _layer(data: bytes, limits: Limits) -> Image.Image:
-    """A layer of an editor, in RGBA.
-
-    Raises:
-        Refusal: it is no picture, or too large.
-    """
-    try:
-        width, height = check_picture(data, "the layer")
-        if width * height > limits.image_pixels:
-            raise Refusal("the painted layer is too large", "mask")
-        return read_picture(data, "the layer").convert("RGBA")
-    except DataError as error:
-        raise Refusal(str(error), "mask") from error
+        size = file.stat().st_size
+        if size >= studio.limits.image_bytes:
+            raise Refusal(f"the file has {size:,} bytes, and must have fewer than {studio.limits.image_bytes:,}")
+        return file.read_bytes()
+    except OSError as error:
+        raise Refusal("the file is not there any more: drop it again") from error
