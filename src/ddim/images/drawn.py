@@ -121,8 +121,8 @@ def image_grid(
     width, height = images[0].size
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    lines = [_broken(caption, width) for caption in captions or ()]
-    below = _LINE * max(map(len, lines), default=0)  # the height of what is written under each image
+    lines = [broken(caption, width) for caption in captions or ()]
+    below = LINE * max(map(len, lines), default=0)  # the height of what is written under each image
     high = height + below + gap
     grid = Image.new("RGB", (columns * (width + gap) - gap, rows * high - gap), "white")
     draw = ImageDraw.Draw(grid)
@@ -131,41 +131,41 @@ def image_grid(
         left, top = column * (width + gap), row * high
         grid.paste(image.convert("RGB"), (left, top))
         for number, line in enumerate(lines[index] if lines else ()):
-            draw.text((left + 1, top + height + number * _LINE), line, fill="black", font=_font())
+            draw.text((left + 1, top + height + number * LINE), line, fill="black", font=font())
     return grid
 
 
-_LINE = 15  # pixels: the height of a line of a caption
+LINE = 15  # pixels: the height of a line of a caption
 
 
 @functools.cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font, which is there on every machine."""
     return ImageFont.load_default(12)
 
 
-def _broken(text: str, width: int, most: int = 3) -> list[str]:
+def broken(text: str, width: int, most: int = 3) -> list[str]:
     """A text in lines of at most `width` pixels. Three dots stand for what does not fit into `most` lines."""
-    font = _font()  # it has no letters but those of ASCII
+    letters = font()  # it has no letters but those of ASCII
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", text[:500]) if not unicodedata.combining(letter))
     words = plain.encode("ascii", "replace").decode().split()[::-1]
     lines = [""]
     while words and len(lines) <= most:
         word = words.pop()
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width - 2:
+        if letters.getlength(longer) <= width - 2:
             lines[-1] = longer
         elif lines[-1]:
             lines.append("")
             words.append(word)
         else:  # a word that is wider than the picture
-            fits = next((n for n in range(len(word), 1, -1) if font.getlength(word[:n]) <= width - 2), 1)
+            fits = next((n for n in range(len(word), 1, -1) if letters.getlength(word[:n]) <= width - 2), 1)
             lines[-1] = word[:fits]
             words += [word[fits:]] if word[fits:] else []
             lines += [""] if words else []
     if len(lines) > most or words:
         lines = lines[:most]
-        while lines[-1] and font.getlength(f"{lines[-1]}...") > width - 2:
+        while lines[-1] and letters.getlength(f"{lines[-1]}...") > width - 2:
             lines[-1] = lines[-1][:-1]
         lines[-1] += "..."
     return lines
