@@ -37,6 +37,16 @@ class Trajectory:
     image: Tensor
 
 
+def evenly(steps: int, most: int) -> frozenset[int]:
+    """Which of so many steps, counted from 0, to keep of a run: as many as may be, evenly apart, the first and the last
+    among them.
+
+    >>> sorted(evenly(9, 5)), sorted(evenly(2, 5))
+    ([0, 2, 4, 6, 8], [0, 1])
+    """
+    return frozenset(np.linspace(0, steps - 1, min(most, steps)).round().astype(int).tolist())
+
+
 def record(
     denoiser: Denoiser,
     x: Tensor,
@@ -59,7 +69,7 @@ def record(
     """
     if moments < 1:
         raise ConfigError(f"needed is one moment or more, not {moments}")
-    kept = set(np.linspace(0, len(plan) - 1, min(moments, len(plan))).round().astype(int).tolist())
+    kept = evenly(len(plan), moments)
     before, original = [], []
     with torch.no_grad():
         for step in sample(denoiser, x, plan, generator=generator):
