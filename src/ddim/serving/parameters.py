@@ -18,7 +18,7 @@ from ddim.serving.refusal import Refusal
 __all__ = ["Drawing", "Edit", "Generation", "Variation", "from_form", "from_json"]
 
 SEEDS = 2**63 - 1  # the largest seed
-_STEPS = 1000
+STEPS = 1000
 
 Spacing = Literal["leading", "trailing", "linspace", "quadratic", "optimized"]
 
@@ -70,9 +70,7 @@ class Drawing(BaseModel):
     seed: Annotated[
         int | None, Field(ge=0, le=SEEDS, description="Of the noise; picture k of a seed is always the same. Random.")
     ] = None
-    steps: Annotated[int | None, Field(ge=1, le=_STEPS, description="Sampling steps; what the model recommends.")] = (
-        None
-    )
+    steps: Annotated[int | None, Field(ge=1, le=STEPS, description="Sampling steps; what the model recommends.")] = None
     eta: Annotated[
         Annotated[float, Field(ge=0, le=100)] | Literal["sigma_hat"],
         Field(description="How much noise each step adds: 0 is DDIM, 1 is DDPM."),

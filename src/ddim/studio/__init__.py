@@ -9,6 +9,8 @@ panel      the settings of a picture
 stage      what shows while something is drawn
 uploads    pictures that visitors drop; recipes, what a PNG says of how it was made
 draw       a file for each tab
+compare    the same settings but one or two; axes, what may differ, and table, what comes of it
+trajectory every step of a run; recording, what is kept of it
 """
 
 __all__: list[str] = []  # whoever wants it in a server of their own finds it in `studio.app` and `studio.desk`

@@ -14,7 +14,7 @@ import gradio as gr
 from fastapi import FastAPI
 
 from ddim._version import __version__
-from ddim.studio import draw
+from ddim.studio import compare, draw, trajectory
 from ddim.studio.desk import Studio
 from ddim.studio.panel import Panel
 
@@ -26,7 +26,11 @@ _HERE = Path(__file__).parent
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
-_TABS: tuple[tuple[str, Callable[[Studio, Panel], object]], ...] = (("Draw", draw.build),)
+_TABS: tuple[tuple[str, Callable[[Studio, Panel], object]], ...] = (
+    ("Draw", draw.build),
+    ("Compare", compare.build),
+    ("Trajectory", trajectory.build),
+)
 
 
 def _theme() -> gr.themes.Base:

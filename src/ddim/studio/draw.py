@@ -120,6 +120,7 @@ def build(studio: Studio, panel: Panel) -> None:
                     value=0.8,
                     info="How much of the picture is lost: 0 is nothing, 1 is all.",
                 )
+                panel.start = painted, strength
             with gr.Accordion("Settings from a picture", open=False, elem_classes="group"):
                 dropped = gr.File(
                     label="Drop a PNG that ddim made: its settings come back",

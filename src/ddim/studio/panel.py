@@ -43,10 +43,12 @@ class Panel:
 
     Attributes:
         fields: by the names of `serving.parameters.Generation`, and some of the page's own.
+        start: the picture to start from with its mask, and the strength, which are not among the inputs.
         tabs: of the page; a listener that has it among its outputs opens a tab by `gr.Tabs(selected="Draw")`.
         selected: the tabs by their names, whose `select` tells that one was opened.
     """
 
+    start: tuple[Component, Component]
     tabs: gr.Tabs
 
     def __init__(self, studio: Studio, model: gr.Dropdown) -> None:
@@ -205,6 +207,27 @@ class Panel:
             asked["guidance_scale"] = None
         kind: type[Edit] | type[Generation] = _Edits if edits else _Generations
         return name, from_json(kind, {**asked, **more})
+
+    def changed(self, values: Sequence[Any], changes: Mapping[str, Any]) -> list[Any]:
+        """The values of `inputs` with others for some of the settings.
+
+        What stands at what its model recommends is, for another model, at what that one recommends.
+
+        Args:
+            changes: values by the names of `Generation`, and "model".
+        """
+        given = dict(zip(self.fields, values, strict=True))
+        if changes.get("model", given["model"]) != given["model"]:
+            before, after = (self._of_model(str(name)) for name in (given["model"], changes["model"]))
+            for name, about in after.items():
+                if "value" in about and given[name] == before[name]["value"]:
+                    given[name] = about["value"]
+        for name, value in changes.items():
+            if name == "eta":
+                given["sigma_hat"], given["eta"] = value == "sigma_hat", 0 if value == "sigma_hat" else value
+            else:
+                given[name] = value
+        return list(given.values())
 
     def summary(self, values: Sequence[Any]) -> str:
         """The settings in a line, for tabs that draw with them."""
