@@ -73,12 +73,13 @@ def build(studio: Studio, panel: Panel) -> None:
             css_template=(_HERE / "compare.css").read_text(encoding="utf-8"),
         )
     (across, over), (down, beside) = pairs
+    painted, share = panel.start
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     for axis, values in pairs:
         axis.input(lambda name: gr.update(**_usual(studio, name)), axis, values, **quiet)
 
     async def run(request: gr.Request, *given: Any) -> AsyncIterator[dict[Any, Any]]:
-        *values, start_from, strength, columns, over_said, rows, beside_said = given
+        *values, picture, painting, strength, columns, over_said, rows, beside_said = given
         session = studio.sessions.of(request.session_hash)
         yield {
             shown: stage([], "Starting …", 0.0),
@@ -89,6 +90,7 @@ def build(studio: Studio, panel: Panel) -> None:
             table = Table(
                 columns, values_of(columns, over_said, studio.names), rows, values_of(rows, beside_said, studio.names)
             )
+            start_from = painted.read(session, picture, painting)
             more = {} if start_from is None else {"strength": float(strength)}
             wanted = [_asked(panel, values, more, cell) for cell in table.cells]
             async for html in comparing(studio, session, table, wanted, *(start_from or ())):
@@ -103,15 +105,15 @@ def build(studio: Studio, panel: Panel) -> None:
         finally:
             yield {cancel: gr.update(interactive=False)}
 
-    def stop(request: gr.Request) -> None:
+    async def stop(request: gr.Request) -> None:
         studio.sessions.of(request.session_hash).cancel("compare")
 
-    def say(*values: Any) -> str:
+    async def say(*values: Any) -> str:
         return f"Everything else is as on the Draw tab: {panel.summary(values)}"
 
     start.click(
         run,
-        [*panel.inputs, *panel.start, across, over, down, beside],
+        [*panel.inputs, *painted.inputs, share, across, over, down, beside],
         [shown, cancel, keep],
         concurrency_limit=None,
         trigger_mode="once",

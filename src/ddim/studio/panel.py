@@ -17,6 +17,7 @@ from ddim.scheduler.recommended import choose_steps, not_trained_for, suitable_g
 from ddim.serving.parameters import Edit, Generation, from_json
 from ddim.serving.refusal import Refusal
 from ddim.studio.desk import Studio
+from ddim.studio.uploads import PaintedPicture
 
 __all__ = ["MOST", "Panel"]
 
@@ -43,12 +44,12 @@ class Panel:
 
     Attributes:
         fields: by the names of `serving.parameters.Generation`, and some of the page's own.
-        start: the picture to start from with its mask, and the strength, which are not among the inputs.
+        start: the picture to start from, and the strength, which are not among the inputs.
         tabs: of the page; a listener that has it among its outputs opens a tab by `gr.Tabs(selected="Draw")`.
         selected: the tabs by their names, whose `select` tells that one was opened.
     """
 
-    start: tuple[Component, Component]
+    start: tuple[PaintedPicture, Component]
     tabs: gr.Tabs
 
     def __init__(self, studio: Studio, model: gr.Dropdown) -> None:

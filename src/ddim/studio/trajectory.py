@@ -46,11 +46,14 @@ def build(studio: Studio, panel: Panel) -> None:
             js_on_load=(_HERE / "trajectory.js").read_text(encoding="utf-8"),
         )
 
+    painted, share = panel.start
+
     async def run(request: gr.Request, *given: Any) -> AsyncIterator[dict[Any, Any]]:
-        *values, picture, strength = given
+        *values, image, painting, strength = given
         session = studio.sessions.of(request.session_hash)
         yield {shown: stage(["", ""], "Starting …", 0.0), cancel: gr.update(interactive=True)}
         try:
+            picture = painted.read(session, image, painting)
             more = {} if picture is None else {"strength": float(strength)}
             name, asked = panel.asked(values, edits=picture is not None, n=1, **more)
             warning = panel.warning(name, asked)
@@ -66,15 +69,20 @@ def build(studio: Studio, panel: Panel) -> None:
         finally:
             yield {cancel: gr.update(interactive=False)}
 
-    def stop(request: gr.Request) -> None:
+    async def stop(request: gr.Request) -> None:
         studio.sessions.of(request.session_hash).cancel("trajectory")
 
-    def say(*values: Any) -> str:
+    async def say(*values: Any) -> str:
         return f"With the settings of the Draw tab: {panel.summary(values)}"
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     start.click(
-        run, [*panel.inputs, *panel.start], [shown, cancel], concurrency_limit=None, trigger_mode="once", **quiet
+        run,
+        [*panel.inputs, *painted.inputs, share],
+        [shown, cancel],
+        concurrency_limit=None,
+        trigger_mode="once",
+        **quiet,
     )
     cancel.click(stop, None, None, queue=False, **quiet)
     panel.selected["Trajectory"].select(say, panel.inputs, summary, **quiet)
