@@ -58,6 +58,25 @@ def test_a_form_is_read_as_json_is() -> None:
         from_form(Edit, {"n": ["1", "2"]})
 
 
+@pytest.mark.parametrize("kind", [Edit, Variation])
+def test_every_parameter_can_be_said_in_a_form(kind: Any) -> None:
+    """Also those that take one of some numbers, of which a form has the text."""
+    usual = {
+        "model": "emoji", "user": "me", "order": 2, "eta": 0, "class_label": 3, "stream": True, "partial_images": 2,
+        "safety_identifier": "you", "background": "opaque", "quality": "auto", "method": "inversion",
+    }  # fmt: skip
+    for name in kind.model_fields:
+        value = {**VALUES, **usual}[name]
+        others = {"output_compression": {"output_format": "webp"}, "partial_images": {"stream": True}}.get(name, {})
+        plain = from_json(kind, {name: value, **others})
+        told = {each: [json.dumps(v) if not isinstance(v, str) else v] for each, v in {name: value, **others}.items()}
+        assert getattr(from_form(kind, told), name) == getattr(plain, name) == value
+    for wrong in ("0", "3", "1.5", "x"):
+        with pytest.raises(Refusal) as raised:
+            from_form(kind, {"order": [wrong]})
+        assert raised.value.param == "order"
+
+
 def test_null_stands_for_what_is_left_out() -> None:
     assert from_json(Generation, dict.fromkeys(Generation.model_fields)) == Generation()
     assert from_json(Generation, {"style": None, "svg": None}) == Generation()

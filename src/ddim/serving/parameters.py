@@ -171,6 +171,8 @@ def from_form(kind: type[Asked], fields: Mapping[str, list[str]]) -> Asked:
             values[plain] = values.get(plain, []) + [number for text in texts for number in _listed(text)]
         elif len(texts) > 1 or name != plain or plain in values:
             raise Refusal(f"{plain} was given {len(texts)} times: give it once", plain)
+        elif plain == "order":  # the one choice among numbers, of which pydantic would not take the texts
+            values[plain] = {"1": 1, "2": 2, "": None}.get(texts[0], texts[0])
         elif texts[0] or plain in ("prompt", "negative_prompt"):
             values[plain] = texts[0]
     return _checked(kind, values, strict=False)
