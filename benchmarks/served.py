@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from PIL import Image
-
-GENERATIONS = "/v1/images/generations"
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,24 @@ def _port(process: subprocess.Popen[bytes], log: Any) -> int:
     raise RuntimeError(f"ddim serve did not start:\n{told}")
 
 
-def post(connection: http.client.HTTPConnection, asked: Mapping[str, Any]) -> http.client.HTTPResponse:
+def body(asked: Mapping[str, Any], files: Mapping[str, bytes] | None = None) -> tuple[bytes, dict[str, str]]:
+    """(content, headers) of a request: JSON, or with files, of PNGs, a form."""
+    if not files:
+        return json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in asked.items()}
+    pictures = {name: (f"{name}.png", content, "image/png") for name, content in files.items()}
+    form = httpx.Request("POST", "http://127.0.0.1", data=fields, files=pictures)
+    return form.read(), {"Content-Type": form.headers["Content-Type"]}
+
+
+def post(
+    connection: http.client.HTTPConnection,
+    asked: Mapping[str, Any],
+    route: str = "generations",
+    files: Mapping[str, bytes] | None = None,
+) -> http.client.HTTPResponse:
     """The answer to a request for pictures, of which only the head has been read."""
-    connection.request("POST", GENERATIONS, json.dumps(asked), {"Content-Type": "application/json"})
+    connection.request("POST", f"/v1/images/{route}", *body(asked, files))
     return connection.getresponse()
 
 

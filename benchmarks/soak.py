@@ -3,9 +3,10 @@
     python benchmarks/soak.py --clients 100 --seconds 600 --json soak.json
 
 Requests are taken at random from a set that was drawn before by calls of the pipelines, with other steps, sizes, η,
-orders, guidance, classes and seeds each. Some are streams with partial pictures, some clients go away while they wait,
-some requests cannot be followed. A full queue (429) is tried again after the time that the server says. Every picture
-is compared with its own, in the levels of a PNG: 1e-4 in [0, 1] may round one level up or down, and never two.
+orders, guidance, classes and seeds each: new pictures, edits with masks and without, and variations through noise and
+by inversion. Some are streams with partial pictures, some clients go away while they wait, some requests cannot be
+followed. A full queue (429) is tried again after the time that the server says. Every picture is compared with its own,
+in the levels of a PNG: 1e-4 in [0, 1] may round one level up or down, and never two.
 The exit code is 1 if anything is lost or wrong, failed, is still in flight at the end, or memory grew by over 5 %.
 """
 
@@ -19,7 +20,7 @@ import random
 import statistics
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +29,9 @@ from typing import Any
 import numpy as np
 from common import machine
 from PIL import Image
-from served import Server, events, picture, post, served
+from served import Server, body, events, picture, post, served
 from server import percentile
-from serving import PROMPTS
+from soak_kinds import ROUTES, Kind, draw_kinds
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint import write_json
@@ -40,20 +41,12 @@ STREAMS, LEAVES, IMPOSSIBLE = 0.25, 0.1, 0.03  # shares of all requests
 ROUNDED = 0.05  # the share of values that may be one level off: 1e-4 is a fortieth of a level, on either side
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A request, and the pictures that the pipeline makes of it."""
-
-    asked: dict[str, Any]
-    pictures: list[np.ndarray]
-
-
 @dataclass
 class Tally:
     """What came of all requests."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    latencies: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MODELS})
+    latencies: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     tried_again: list[float] = field(default_factory=list)
     most_rounded: float = 0.0
     faults: list[str] = field(default_factory=list)
@@ -64,35 +57,6 @@ class Tally:
             self.counts[what] += 1
             if fault and len(self.faults) < 50:
                 self.faults.append(f"{what}: {fault}"[:600])
-
-
-def draw_kind(chance: random.Random, name: str, pipe: Any) -> Kind:
-    """A request of a model at random, drawn by the pipeline."""
-    seed, count = chance.randrange(2**32), chance.choice((1, 1, 1, 2))
-    steps = chance.choice((2, 4, 5, 8) if name != "emoji-fast" else (1, 2, 4))
-    asked: dict[str, Any] = {"model": name, "seed": seed, "n": count, "steps": steps}
-    asked["eta"] = chance.choice((0.0, 0.0, 0.5, 1.0, "sigma_hat"))
-    if name != "emoji-fast":
-        asked["order"] = chance.choice((1, 2)) if asked["eta"] == 0 else 1
-        asked["guidance_scale"] = chance.choice((1.0, 2.0, 3.0))
-        if asked["guidance_scale"] != 1:
-            asked["guidance_rescale"] = chance.choice((0.0, 0.7))
-            if chance.random() < 0.3:
-                asked["guidance_interval"] = [100, 800]
-    call = {"num_inference_steps": steps, "seed": seed}
-    call |= {key: asked[key] for key in ("eta", "order", "guidance_scale", "guidance_rescale") if key in asked}
-    if "guidance_interval" in asked:
-        call["guidance_interval"] = tuple(asked["guidance_interval"])
-    if name == "digits":
-        asked["class_label"] = chance.randrange(10)
-        call |= {"batch_size": count, "class_labels": [asked["class_label"]] * count}
-    else:
-        width, height = chance.choice(((64, 64), (64, 64), (32, 32), (96, 64), (48, 80)))
-        asked |= {"prompt": chance.choice(PROMPTS), "size": f"{width}x{height}"}
-        call |= {"prompt": asked["prompt"], "width": width, "height": height, "num_images_per_prompt": count}
-        if asked.get("guidance_scale", 1) != 1 and chance.random() < 0.3:
-            asked["negative_prompt"] = call["negative_prompt"] = "a green tree"
-    return Kind(asked, [np.asarray(image) for image in pipe(**call).images])
 
 
 def check(tally: Tally, kind: Kind, number: int, image: Image.Image) -> bool:
@@ -141,19 +105,19 @@ def ask(tally: Tally, server: Server, chance: random.Random, kinds: list[Kind], 
         kind, what = chance.choice(kinds), chance.random()
         asked = dict(kind.asked)
         partial = chance.randrange(4)
-        if what < STREAMS:
+        if what < STREAMS and kind.may_stream:
             asked |= {"stream": True, "partial_images": partial}
-        elif what < STREAMS + LEAVES:
-            leave(tally, server, chance, asked)
+        elif STREAMS <= what < STREAMS + LEAVES:
+            leave(tally, server, chance, kind)
             continue
-        elif what < STREAMS + LEAVES + IMPOSSIBLE:
+        elif STREAMS + LEAVES <= what < STREAMS + LEAVES + IMPOSSIBLE:
             asked["eta"] = -1
         tally.add("asked")
         first = time.monotonic()
         try:
             while True:
                 started = time.monotonic()
-                response = post(connection, asked)
+                response = post(connection, asked, kind.route, kind.files)
                 if response.status != 429:
                     break
                 response.read()
@@ -162,7 +126,8 @@ def ask(tally: Tally, server: Server, chance: random.Random, kinds: list[Kind], 
             finish(tally, kind, response, asked, partial)
             if response.status == 200:
                 with tally.lock:
-                    tally.latencies[asked["model"]].append(time.monotonic() - started)
+                    for each in (asked["model"], kind.route, "all"):
+                        tally.latencies[each].append(time.monotonic() - started)
                     tally.tried_again.append(time.monotonic() - first)
         except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
             tally.add("lost", f"{type(error).__name__}: {error} for {asked}")
@@ -176,25 +141,25 @@ def finish(tally: Tally, kind: Kind, response: http.client.HTTPResponse, asked: 
     if response.status == 200 and "stream" in asked:
         streamed(tally, kind, response, partial)
         return
-    body = json.loads(response.read())
-    if response.status == 200 and asked["eta"] != -1:
-        images = [picture(each["b64_json"]) for each in body["data"]]
+    told = json.loads(response.read())
+    is_impossible = asked.get("eta") == -1
+    if response.status == 200 and not is_impossible:
+        images = [picture(each["b64_json"]) for each in told["data"]]
         if len(images) != len(kind.pictures):
             tally.add("lost", f"{len(images)} pictures for {asked}")
         for number, image in enumerate(images):
             check(tally, kind, number, image)
         tally.add("answered")
-    elif response.status == 400 and asked["eta"] == -1 and body["error"]["param"] == "eta":
+    elif response.status == 400 and is_impossible and told["error"]["param"] == "eta":
         tally.add("refused as they must be (400)")
     else:
-        tally.add("failed", f"{response.status} {body} for {asked}")
+        tally.add("failed", f"{response.status} {told} for {asked}")
 
 
-def leave(tally: Tally, server: Server, chance: random.Random, asked: dict[str, Any]) -> None:
+def leave(tally: Tally, server: Server, chance: random.Random, kind: Kind) -> None:
     """Ask and go away before the answer is there."""
     with contextlib.closing(server.connect()) as connection:
-        body = json.dumps(asked)
-        connection.request("POST", "/v1/images/generations", body, {"Content-Type": "application/json"})
+        connection.request("POST", f"/v1/images/{kind.route}", *body(kind.asked, kind.files))
         time.sleep(chance.uniform(0, 1))
     tally.add("went away")
 
@@ -232,7 +197,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--kinds", type=int, default=60, help="how many requests there are to choose from")
+    parser.add_argument("--kinds", type=int, default=90, help="how many requests there are to choose from")
     parser.add_argument("--backend", default="eager", choices=["eager", "openvino"])
     parser.add_argument("--max-queue", type=int, default=32, help="so short that some are told to try again")
     parser.add_argument("--seed", type=int, default=0)
@@ -245,7 +210,7 @@ def main() -> int:
         pipes[name] = DiffusionPipeline.from_pretrained(name).accelerate(given.backend)
         pipes[name].set_progress_bar_config(disable=True)
     chance = random.Random(given.seed)
-    kinds = [draw_kind(chance, name, pipes[name]) for name in MODELS for _ in range(given.kinds // len(MODELS))]
+    kinds = [kind for name in MODELS for kind in draw_kinds(chance, name, pipes[name], given.kinds // len(MODELS))]
     del pipes
     print(f"{machine()}\n{len(kinds)} requests were drawn by the pipelines", flush=True)
 
@@ -277,7 +242,7 @@ def main() -> int:
         images = sum(n for name, n in server.metrics().items() if name.startswith("ddim_images_total{"))
         code = server.end()
     memory = growth(samples, given.seconds)
-    waits = {**tally.latencies, "all": [second for each in tally.latencies.values() for second in each]}
+    waits = {name: tally.latencies[name] for name in (*MODELS, *ROUTES, "all")}
     waits["all, with trying again"] = tally.tried_again
     figures = {
         "machine": machine(),
@@ -291,7 +256,9 @@ def main() -> int:
         "most values one level off in a picture": tally.most_rounded,
         "resident bytes": memory,
         "latency": {
-            name: {"p50": percentile(each, 0.5), "p99": percentile(each, 0.99)} for name, each in waits.items() if each
+            name: {"answers": len(each), "p50": percentile(each, 0.5), "p99": percentile(each, 0.99)}
+            for name, each in waits.items()
+            if each
         },
         "faults": tally.faults,
         "samples": samples,
@@ -305,7 +272,7 @@ def main() -> int:
     print(f"  {'exit code of the server':<34} {code}")
     print(f"  {'most values one level off':<34} {tally.most_rounded:.2%} of a picture")
     for name, each in figures["latency"].items():
-        print(f"  {'latency, ' + name:<34} p50 {each['p50']:.2f} s, p99 {each['p99']:.2f} s")
+        print(f"  {'latency, ' + name:<34} p50 {each['p50']:.2f} s, p99 {each['p99']:.2f} s of {each['answers']}")
     mib = {name: size / 2**20 for name, size in memory.items() if name != "growth"}
     print("  " + ", ".join(f"{size:.0f} MiB {name}" for name, size in mib.items()) + f": {memory['growth']:+.1%}")
     for fault in tally.faults[:10]:
