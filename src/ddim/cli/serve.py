@@ -216,7 +216,10 @@ def open_pool(settings: Any, places: Mapping[str, str]) -> Pool:
         places: of all models, by their names.
     """
     from ddim.cli.opening import open_pipeline
+    from ddim.serving.memory import keep_little
     from ddim.serving.pool import Pool
+
+    keep_little()
 
     def open_model(name: str) -> DiffusionPipeline:
         return open_pipeline(_Opening(places[name], settings.dtype, settings.device, settings.backend))
