@@ -31,7 +31,7 @@ def process(log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes],
     command = [sys.executable, "-m", "ddim", "serve", "--log-format", "json", "--backend", "eager", *options]
     with open(log, "wb") as file, subprocess.Popen(command, stderr=file, env=environment) as running:
         try:
-            eventually(lambda: running.poll() is not None or b'"serving"' in log.read_bytes(), 60)
+            eventually(lambda: running.poll() is not None or b'"serving"' in log.read_bytes(), 180)
             found = re.search(r'"at": "http://127.0.0.1:(\d+)"', log.read_text())
             assert found, log.read_text()
             yield running, int(found[1])
@@ -59,17 +59,24 @@ def test_sigterm_lets_what_runs_finish_and_ends_with_0(tmp_path: Path, client: C
         draws = client(port).images
         draws.generate(prompt="a red heart", extra_body={"steps": 1})
         answers: list[Any] = []
-        stream = draws.generate(prompt="a dog", stream=True, extra_body={"steps": 60})
-        work = threading.Thread(target=lambda: answers.extend(stream))
+        is_drawing = threading.Event()
+        stream = draws.generate(prompt="a dog", stream=True, partial_images=3, extra_body={"steps": 60})
+
+        def follow() -> None:
+            for event in stream:
+                answers.append(event)
+                is_drawing.set()
+
+        work = threading.Thread(target=follow)
         work.start()
-        metrics = f"http://127.0.0.1:{port}/metrics"
-        eventually(lambda: b'ddim_running{model="emoji"} 1.0' in urllib.request.urlopen(metrics).read())
+        assert is_drawing.wait(60)
         running.send_signal(signal.SIGTERM)
         eventually(lambda: _is_refused(port))
         assert running.wait(60) == 0
-        work.join()
-        assert [event.type for event in answers] == ["image_generation.completed"]
-        assert opened(answers[0]).size == (64, 64)
+        work.join(60)
+        kinds = ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
+        assert [event.type for event in answers] == kinds
+        assert opened(answers[-1]).size == (64, 64)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     told = [line["message"] for line in lines]
     assert told.index("serving") < told.index("model loaded") < told.index("request") < told.index("ended")
@@ -106,12 +113,13 @@ def test_killed_while_it_draws_fifty_pictures_and_started_again(
             thread.join(60)
         assert [type(error) for error in failures] == [openai.APIConnectionError] * 5
 
-    with process(log, "--port", str(port), "--model", "digits") as (running, again):
+    with process(log, "--port", str(port), "--model", "digits", "--grace", "600") as (running, again):
         assert again == port
         assert client(port).images.generate(prompt="", extra_body={"steps": 1}).data
         held = client(port).images.generate(prompt="", stream=True, n=10, extra_body={"steps": 999})
         running.send_signal(signal.SIGINT)
-        running.send_signal(signal.SIGINT)  # at once
+        eventually(lambda: _is_refused(port))  # it has heard of that: two signals at once may come as one
+        running.send_signal(signal.SIGINT)
         assert running.wait(60) == 0
         held.close()
 
