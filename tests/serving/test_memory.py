@@ -51,7 +51,7 @@ def test_freed_memory_between_what_is_used_is_given_back(freed: int) -> None:
 def test_a_server_gives_memory_back_again_and_again(
     freed: int, models: dict[str, Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddim.serving.api._EVERY", 0.05)
+    monkeypatch.setattr("ddim.serving.api._GIVEN_BACK", 0.05)
     before = resident()
     with serving(models):
         eventually(lambda: before - resident() > 0.8 * freed)

@@ -50,7 +50,8 @@ _OPEN = ("/health", "/ready", "/docs", "/openapi.json")
 Result = TypeVar("Result")
 Asked = TypeVar("Asked", bound=Drawing)
 
-_EVERY = 10.0  # seconds between two lines of the log that say how fast pictures are drawn; memory is given back then
+_EVERY = 10.0  # seconds between two lines of the log that say how fast pictures are drawn
+_GIVEN_BACK = 5.0  # seconds between two times that freed memory is given back, which costs a part of one step
 
 
 @dataclass(frozen=True)
@@ -213,12 +214,17 @@ class Server:
         finally:
             self._loading = None
 
-    async def look_after(self) -> None:
-        """Say in the log how fast each model draws, as long as it does, and give freed memory back."""
+    async def give_back_memory(self) -> None:
+        """Give freed memory back to the system, again and again."""
+        while True:
+            await asyncio.sleep(_GIVEN_BACK)
+            await asyncio.to_thread(give_back)
+
+    async def tell_rates(self) -> None:
+        """Say in the log how fast each model draws, as long as it does."""
         before: dict[str, tuple[int, int]] = {}
         while True:
             await asyncio.sleep(_EVERY)
-            await asyncio.to_thread(give_back)
             for model in self.pool.loaded:
                 stats = model.engine.stats()
                 steps, images = before.get(model.name, (0, 0))
@@ -388,9 +394,10 @@ def create_app(pool: Pool, options: Options | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        care = asyncio.create_task(server.look_after())
+        care = [asyncio.create_task(work()) for work in (server.tell_rates, server.give_back_memory)]
         yield
-        care.cancel()
+        for task in care:
+            task.cancel()
         await pool.close()
         server.decoder.shutdown(wait=False, cancel_futures=True)
 
