@@ -121,6 +121,7 @@ def ask(tally: Tally, server: Server, chance: random.Random, kinds: list[Kind], 
                 if response.status != 429:
                     break
                 response.read()
+                connection.close()  # the server does not keep a connection for as long as it may be told to wait
                 tally.add("told to try again (429)")
                 time.sleep(float(response.headers["Retry-After"]) * chance.uniform(1, 1.5))
             finish(tally, kind, response, asked, partial)
