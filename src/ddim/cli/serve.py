@@ -255,5 +255,5 @@ def run_serve(settings: ServeSettings) -> None:
             from ddim.studio.desk import Studio
 
             admits = None if settings.auth_file is None else visitors(settings.auth_file)
-            mount(app, Studio(pool, places, limits), admits)
+            mount(app, Studio(pool, places, limits), admits, any_host=settings.allow_anonymous)
         serve(app, sock, grace=settings.grace)

@@ -121,7 +121,7 @@ def run_studio(settings: StudioSettings) -> str | None:
     sock = listening(settings.host, settings.port)
     with log_to(kind=settings.log_format):
         app = create_app(pool, Options(limits=limits, draws=False))
-        mount(app, Studio(pool, places, limits), admits)
+        mount(app, Studio(pool, places, limits), admits, any_host=settings.allow_anonymous)
         serve(app, sock, grace=settings.grace, opened=_open if settings.browser else None)
     return None
 

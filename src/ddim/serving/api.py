@@ -340,9 +340,9 @@ class _Every:
         path, options = scope["path"], self._server.options
         if path in _OPEN or path.startswith(FILES):
             return
-        if not options.keys:
-            check_origin(headers.get("origin"), options.origins)
-        if not self._server.has_page or path.startswith("/v1/") or path == "/metrics":
+        if not self._server.has_page or path.startswith("/v1/") or path == "/metrics":  # a page has its own door
+            if not options.keys:
+                check_origin(headers.get("origin"), options.origins)
             options.keys.check(headers.get("authorization"))
         if self._server.is_closing:
             raise Refusal(

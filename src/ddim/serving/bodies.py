@@ -16,17 +16,19 @@ from starlette.requests import ClientDisconnect, Request
 from ddim.serving.limits import MIB, Limits
 from ddim.serving.refusal import Refusal
 
-__all__ = ["Form", "Room", "read_form", "read_json"]
+__all__ = ["Form", "Room", "read_body", "read_form", "read_json"]
 
 _FIELDS, _FILES = 100, 20  # of a form, at most
 _DRAINED = 4  # of a body that is too large, how many times the most is read to its end before it is refused
 
 
 class Form(NamedTuple):
-    """A form: its fields, of which those of one name are several, and its files by their fields' names."""
+    """A form: its fields, of which those of one name are several, its files by their fields' names, and what these
+    files are called."""
 
     fields: dict[str, list[str]]
     files: dict[str, list[bytes]]
+    names: dict[str, list[str]]
 
 
 class Room:
@@ -69,7 +71,7 @@ async def read_json(request: Request, limits: Limits, room: Room) -> AsyncIterat
     """
     if _media_type(request) != "application/json":
         raise Refusal("the body must be JSON, with the header Content-Type: application/json", status=415)
-    async with _body(request, limits.json_bytes, limits, room) as body:
+    async with read_body(request, limits.json_bytes, limits, room) as body:
         try:
             value = pydantic_core.from_json(body, allow_inf_nan=False)
         except ValueError as error:
@@ -89,7 +91,7 @@ async def read_form(request: Request, limits: Limits, room: Room) -> AsyncIterat
     if _media_type(request) != "multipart/form-data":
         raise Refusal("the body must be a form, with the header Content-Type: multipart/form-data", status=415)
     most = limits.image_bytes + limits.mask_bytes + limits.json_bytes
-    async with _body(request, most, limits, room) as body:
+    async with read_body(request, most, limits, room) as body:
         yield await _parsed(request, body, limits)
 
 
@@ -98,8 +100,15 @@ def _media_type(request: Request) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _body(request: Request, most: int, limits: Limits, room: Room) -> AsyncIterator[bytes]:
-    """The bytes of a body; its memory is counted until the end."""
+async def read_body(request: Request, most: int, limits: Limits, room: Room) -> AsyncIterator[bytes]:
+    """The bytes of a body; its memory is counted until the end.
+
+    Args:
+        most: bytes.
+
+    Raises:
+        Refusal: it is too large, or takes too long to come.
+    """
     told = request.headers.get("content-length", "")
     size = int(told) if told.isascii() and told.isdigit() and len(told) < 20 else None
     if size is not None and size > _DRAINED * most:
@@ -158,11 +167,12 @@ async def _parsed(request: Request, body: bytes, limits: Limits) -> Form:
             yield body[start : start + MIB]
 
     parser = _InMemory(request.headers, chunks(), max_files=_FILES, max_fields=_FIELDS, max_part_size=limits.json_bytes)
-    form = Form({}, {})
+    form = Form({}, {}, {})
     try:
         for name, value in (await parser.parse()).multi_items():
             if isinstance(value, UploadFile):
                 form.files.setdefault(name, []).append(await value.read())
+                form.names.setdefault(name, []).append(value.filename or "")
             else:
                 form.fields.setdefault(name, []).append(value)
     except MultiPartException as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,19 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is i
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 from ddim._version import __version__
 from ddim.studio import compare, draw, trajectory
 from ddim.studio.desk import Studio
+from ddim.studio.gate import Gate
 from ddim.studio.panel import Panel
+from ddim.studio.visits import Visits
 
 __all__ = ["mount"]
 
 _HERE = Path(__file__).parent
+_SWEEP = 20.0  # seconds between two looks for what is not open any more
 
 # Fonts of the visitor's own system: nothing is fetched from elsewhere.
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
@@ -61,26 +67,32 @@ def page(studio: Studio) -> gr.Blocks:
             studio.sessions.leave(request.session_hash)
 
         blocks.unload(leave)
-    blocks.queue(default_concurrency_limit=None, max_size=256)
+    blocks.queue(default_concurrency_limit=None, max_size=256, api_open=False)
     return blocks
 
 
-def mount(app: FastAPI, studio: Studio, auth: Callable[[str, str], bool] | None = None) -> None:
+def mount(
+    app: FastAPI, studio: Studio, auth: Callable[[str, str], bool] | None = None, *, any_host: bool = False
+) -> None:
     """Put the studio at the root of a server, behind all routes that the server has.
 
     Args:
         auth: whether a name and a password may come in; None lets everybody.
+        any_host: see `Gate`.
     """
-    app.state.server.has_page = True
-    uploads = studio.sessions.root / "uploads"
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    server = app.state.server
+    server.has_page = True
+    cache, uploads = (studio.sessions.root / name for name in ("cache", "uploads"))
+    cache.mkdir()
+    os.environ["GRADIO_TEMP_DIR"] = str(cache)
     gr.set_static_paths([studio.sessions.root])
     blocks = page(studio)
+    blocks.has_launched = True  # else Gradio takes any path of this machine that a request names for an upload
     gr.mount_gradio_app(
         app,
         blocks,
         path="",
-        auth=auth,
+        auth=None if auth is None else _one_at_a_time(auth),
         show_error=False,
         max_file_size=studio.limits.image_bytes,
         footer_links=[],
@@ -93,14 +105,48 @@ def mount(app: FastAPI, studio: Studio, auth: Callable[[str, str], bool] | None 
         css=(_HERE / "style.css").read_text(encoding="utf-8"),
         head=f"<script>{(_HERE / 'keys.js').read_text(encoding='utf-8')}</script>",
     )
+    mounted = app.router.routes[-1]
+    assert isinstance(mounted, Mount)
+    visits = Visits(studio.sessions, uploads, cache, studio.limits)
+    user = None if auth is None else _user_of(mounted.app)
+    mounted.app = Gate(mounted.app, visits, studio.limits, server.room, user, any_host=any_host)
     inner = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
     async def life(app: Any) -> AsyncIterator[Any]:
+        sweeping = asyncio.create_task(_sweep(visits))
         try:
             async with inner(app) as state:
                 yield state
         finally:
+            sweeping.cancel()
             studio.sessions.close()
 
     app.router.lifespan_context = life
+
+
+async def _sweep(visits: Visits) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP)
+        visits.sweep()
+
+
+def _one_at_a_time(auth: Callable[[str, str], bool]) -> Callable[[str, str], Awaitable[bool]]:
+    """Look at passwords in a thread of their own, so that nobody who draws waits for that."""
+    thread = ThreadPoolExecutor(1, "ddim-login")
+
+    async def admits(name: str, password: str) -> bool:
+        return await asyncio.get_running_loop().run_in_executor(thread, auth, name, password)
+
+    return admits
+
+
+def _user_of(gradio_app: Any) -> Callable[[dict[str, str]], str | None]:
+    """Who has logged in, as Gradio keeps it: a token in a cookie of one of two names."""
+
+    def user(cookies: dict[str, str]) -> str | None:
+        names = (f"access-token-{gradio_app.cookie_id}", f"access-token-unsecure-{gradio_app.cookie_id}")
+        found = (gradio_app.tokens.get(cookies.get(name, "")) for name in names)
+        return next((each for each in found if each is not None), None)
+
+    return user

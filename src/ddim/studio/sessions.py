@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 __all__ = ["Session", "Sessions"]
@@ -119,6 +119,11 @@ class Sessions:
         session = self._sessions.pop(name or "", None)
         if session is not None:
             session.end()
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """End the sessions of all pages but these, such as one that a page's last request began after it was closed."""
+        for name in [each for each in self._sessions if each not in names]:
+            self.leave(name)
 
     def close(self) -> None:
         """End all sessions."""
