@@ -88,7 +88,8 @@ UNUSED = [
     ("GET", f"{API}/startup-events"), ("GET", f"{API}/queue/status"), ("GET", f"{API}/dev/reload"),
     ("POST", f"{API}/vibe-edit/"), ("GET", f"{API}/vibe-code/"), ("GET", "/svelte/x"), ("GET", f"{API}/mcp/"),
     ("OPTIONS", f"{API}/queue/join"), ("PUT", f"{API}/upload"), ("DELETE", "/"), ("TRACE", "/"), ("POST", "/"),
-    ("POST", f"{API}/component_server"), ("GET", f"{API}//queue/join"), ("GET", "/gradio_api"), ("GET", "/v1/models"), ("GET", "/metrics"),
+    ("GET", f"{API}//queue/join"), ("GET", "/gradio_api"), ("GET", "/v1/models"), ("GET", "/metrics"),
+    ("POST", f"{API}/component_server"),
 ]  # fmt: skip
 
 
@@ -301,9 +302,8 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(users, "_COST", (2**4, 8, 1))
         path.write_text("".join(f"{name}:{users._Hash.of(PASSWORD)}\n" for name in ("ada", "bob", "eve")))
-        patch.setenv("TMPDIR", str(folder))
-        with running_studio("--auth-file", str(path)) as found:
-            yield found
+    with running_studio("--auth-file", str(path), TMPDIR=str(folder)) as found:
+        yield found
     assert [each for each in folder.rglob("*") if each.is_file()] == []
 
 

@@ -56,11 +56,12 @@ class Studio:
 
 
 @contextlib.contextmanager
-def running_studio(*options: str) -> Iterator[Studio]:
+def running_studio(*options: str, **more: str) -> Iterator[Studio]:
     """A studio on a free port of this machine, which ends with this.
 
     Args:
         options: of `ddim studio`, besides `--port 0 --no-browser`.
+        more: variables of its environment.
     """
     with tempfile.TemporaryDirectory(prefix="ddim-studio-test-") as folder:
         written = Path(folder) / "log"
@@ -70,7 +71,7 @@ def running_studio(*options: str) -> Iterator[Studio]:
                 stdout=file,
                 stderr=file,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **more},
             )
         try:
             yield Studio(_address(process, written), process, written)
