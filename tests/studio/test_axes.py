@@ -27,7 +27,7 @@ MODELS = ("emoji-fast", "emoji", "my model")
         ("eta", "σ̂", ["sigma_hat"]),
         ("guidance_scale", "-1, 1, 7.5", [-1.0, 1.0, 7.5]),
         ("guidance_rescale", "0; 0.7", [0.0, 0.7]),
-        ("order", "1-2", [1, 2]),
+        ("order", "1 2", [1, 2]),
         ("spacing", "Trailing, leading", ["trailing", "leading"]),
         ("model", "emoji, my model", ["emoji", "my model"]),
         (NOTHING, "whatever", [None]),

@@ -7,12 +7,13 @@ import asyncio
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pytest
+from browsing import PHONE, Visitor
 from PIL import Image
 from serving import quiet
 
@@ -243,3 +244,122 @@ def test_another_model_draws_as_it_recommends_where_the_page_stood_at_that(panel
     assert getattr(asked, "prompt", None) is None
     _, asked = panel.asked(panel.changed(panel.changed(values, {"steps": 5}), {"model": "digits"}))
     assert asked.steps == 5
+
+
+# --- in the browser ---------------------------------------------------------------------------------------------------
+
+
+def near(one: Image.Image, other: Image.Image) -> bool:
+    """Whether pictures are the same but for a level that another batch may round otherwise."""
+    first, second = (np.asarray(each.convert("RGB")).astype(int) for each in (one, other))
+    return first.shape == second.shape and bool(np.abs(first - second).max() <= 1)
+
+
+def compared(visitor: Visitor, columns: str, rows: str) -> None:
+    """Press Compare for these values, and wait for its end."""
+    visitor.fill("Values of the columns", columns)
+    visitor.fill("Values of the rows", rows)
+    visitor.press("Compare")
+    visitor.until("!document.querySelector('#compare-stage .status')?.innerText.includes(' in ')")
+    visitor.wait("#compare-stage .status", " in ")
+
+
+def choose(visitor: Visitor, label: str, choice: str) -> None:
+    """Choose an axis, and wait until the list of choices has gone."""
+    visitor.choose(label, choice)
+    visitor.until("!document.querySelector('[role=option]')")
+
+
+def kept(visitor: Visitor) -> tuple[Image.Image, dict[str, Any]]:
+    """The picture to keep, and what it says."""
+    visitor.until("!document.querySelector('#compare-download').disabled")
+    with visitor.page.expect_download() as waiting:
+        visitor.page.locator("#compare-download").click()
+    assert waiting.value.suggested_filename == "compare.png"
+    data = waiting.value.path().read_bytes()
+    return Image.open(io.BytesIO(data)), settings_of(data)
+
+
+def test_from_opening_to_the_picture_to_keep(visitor: Visitor) -> None:
+    visitor.fill("Prompt", "a red heart")
+    visitor.tab("Compare")
+    visitor.wait("#compare-summary", "“a red heart” · 4 steps · seed 7")
+    visitor.wait("#compare-stage .status", "Choose what is to differ")
+    compared(visitor, "2, 4", "3-5")
+    assert visitor.page.locator("#compare-stage thead th").all_inner_texts() == ["2 steps", "4 steps"]
+    assert visitor.page.locator("#compare-stage tbody th").all_inner_texts() == ["seed 3", "seed 4", "seed 5"]
+    shown = visitor.pictures("#compare-stage")
+    whole, said = kept(visitor)
+    assert len(shown) == len(said["cells"]) == 6
+    pipe = MODELS["emoji-fast"]()
+    for picture, cell in zip(shown, said["cells"], strict=True):
+        inside = whole.crop(cell["box"])
+        assert inside.size == (128, 128)
+        assert np.array_equal(np.asarray(inside.resize((64, 64), Image.Resampling.NEAREST)), np.asarray(picture))
+        settings = {**said["settings"], **cell["settings"]}
+        assert (settings["steps"], settings["seed"]) == ([2, 4][cell["column"]], cell["row"] + 3)
+        (own,) = pipe("a red heart", num_inference_steps=settings["steps"], seed=settings["seed"]).images
+        assert near(picture, own)
+
+
+def test_sentences_in_the_page_and_in_cells(visitor: Visitor) -> None:
+    visitor.choose("Model", "digits")
+    visitor.until("document.querySelector('[aria-label=\"number input for Steps\"]').value == 9")
+    visitor.tab("Compare")
+    visitor.fill("Values of the columns", "4, four")
+    visitor.press("Compare")
+    visitor.wait("#compare-stage .wrong", "Steps takes whole numbers from 1 to 1000")
+    assert visitor.page.locator("#compare-download").is_disabled()
+    choose(visitor, "Columns differ in", "Seed")
+    visitor.press("Compare")
+    visitor.wait("#compare-stage .wrong", "Both directions vary Seed")
+    choose(visitor, "Columns differ in", "Order")
+    visitor.until("document.querySelector('#compare-columns-values textarea').value == '1, 2'")
+    choose(visitor, "Rows differ in", "η")
+    compared(visitor, "1, 2", "0, 0.5")
+    visitor.wait("#compare-stage .status", "3 pictures in")
+    visitor.wait("#compare-stage td .refused", "Order 2 needs an eta of 0, not 0.5")
+    _, said = kept(visitor)
+    assert ["refused" in cell for cell in said["cells"]] == [False, False, False, True]
+    choose(visitor, "Rows differ in", "nothing")
+    visitor.page.locator("#compare-rows-values").wait_for(state="hidden")
+    visitor.press("Compare")
+    visitor.wait("#compare-stage .status", "2 pictures in")
+
+
+def test_cancel_keeps_what_is_there(visitor: Visitor) -> None:
+    visitor.choose("Model", "emoji")
+    visitor.until("document.querySelector('[aria-label=\"number input for Steps\"]').value == 9")
+    visitor.tab("Compare")
+    visitor.fill("Values of the columns", "20")
+    visitor.fill("Values of the rows", "1-60")
+    visitor.page.keyboard.press("Control+Enter")
+    visitor.wait("#compare-stage .status", "left")
+    visitor.wait("#compare-stage td img[src*=file]")
+    visitor.page.keyboard.press("Escape")
+    status = visitor.wait("#compare-stage .status", "Cancelled:").inner_text()
+    there = visitor.page.locator("#compare-stage td img").count()
+    assert 1 <= there < 60
+    assert status == f"Cancelled: {there} of 60 pictures are there"
+    assert visitor.page.locator("#compare-stage td .refused").count() == 60 - there
+    _, said = kept(visitor)
+    assert sum("refused" not in cell for cell in said["cells"]) == there
+
+
+def test_screenshots_of_the_comparison(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.tab("Compare")
+    compared(visitor, "1, 2, 4", "1-3")
+    visitor.screenshot("compare", whole=True)
+    dark = visit(dark=True)
+    dark.fill("Prompt", "a smiling face, " * 20)
+    dark.tab("Compare")
+    choose(dark, "Columns differ in", "Order")
+    choose(dark, "Rows differ in", "η")
+    compared(dark, "1, 2", "0, 0.5")
+    dark.screenshot("compare-dark", whole=True)
+    phone = visit(size=PHONE)
+    phone.tab("Compare")
+    compared(phone, "1, 2, 3, 4, 5, 6", "1-3")
+    assert phone.overflow() == []
+    phone.screenshot("compare-phone", whole=True)

@@ -7,10 +7,12 @@ import base64
 import io
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+from browsing import PHONE, Visitor
 from PIL import Image
 from serving import quiet
 
@@ -124,3 +126,167 @@ def test_what_cannot_be_drawn_is_said(desk: Studio) -> None:
 
     with pytest.raises(Refusal, match="draws no texts"):
         asyncio.run(run(prompt="a red heart"))
+
+
+# --- in the browser ---------------------------------------------------------------------------------------------------
+
+
+def recording(visitor: Visitor, steps: int = 4) -> None:
+    """Press Record, and wait for the slider."""
+    visitor.press("Record")
+    visitor.wait("#trajectory-stage .where", f"The picture, after {steps} steps")
+
+
+def place(visitor: Visitor) -> tuple[str, str]:
+    """Where the slider is, and what is said of it."""
+    slider = visitor.page.locator("#trajectory-stage input[type=range]")
+    said = slider.get_attribute("aria-valuetext") or ""
+    assert visitor.page.locator("#trajectory-stage .where").inner_text() == said
+    assert visitor.page.locator("#trajectory-stage .moment:visible").get_attribute("data-said") == said
+    return slider.input_value(), said
+
+
+def seen(visitor: Visitor) -> list[Image.Image]:
+    return visitor.pictures("#trajectory-stage .moment:not([hidden])")
+
+
+def test_from_opening_through_the_steps_to_the_library_s_picture(visitor: Visitor) -> None:
+    visitor.fill("Prompt", "a red heart")
+    visitor.tab("Trajectory")
+    visitor.wait("#trajectory-summary", "“a red heart” · 4 steps · seed 7")
+    recording(visitor)
+    pipe = MODELS["emoji-fast"]()
+    steps: list[Any] = []
+    (image,) = pipe(
+        "a red heart",
+        seed=7,
+        callback_on_step_end=lambda _, index, t, state: steps.append(state["pred_original_sample"]),
+        callback_on_step_end_tensor_inputs=["pred_original_sample"],
+    ).images
+    assert place(visitor) == ("4", "The picture, after 4 steps")
+    (last,) = seen(visitor)
+    assert close(last, image, 0)
+
+    visitor.page.keyboard.press("ArrowLeft")
+    assert place(visitor) == ("3", "Step 4 of 4, at timestep 249")
+    visitor.page.keyboard.press("Home")
+    assert place(visitor) == ("0", "Step 1 of 4, at timestep 999")
+    _, x0, *_ = seen(visitor)
+    assert close(x0, pipe.decode(steps[0])[0], 1)  # it was decoded beside others
+    slider = visitor.page.get_by_label("Step of the run")
+    slider.focus()
+    slider.press("ArrowRight")
+    assert place(visitor)[0] == "1"
+    slider.fill("2")
+    assert close(seen(visitor)[1], pipe.decode(steps[2])[0], 1)
+    slider.press("End")
+    visitor.press("Play the steps")
+    visitor.until("document.querySelector('#trajectory-stage input[type=range]').value == 0")
+    visitor.until("document.querySelector('#trajectory-stage input[type=range]').value == 4")
+    visitor.wait("#trajectory-stage .play[aria-label='Play the steps']")
+    visitor.tab("Draw")
+    visitor.fill("Prompt", "a blue star")
+    visitor.fill("Steps", 2)
+    visitor.tab("Trajectory")
+    slider.press("Home")
+    recording(visitor, 2)
+    assert place(visitor) == ("2", "The picture, after 2 steps")
+    assert close(seen(visitor)[0], pipe("a blue star", seed=7, num_inference_steps=2).images[0], 0)
+
+
+def close(one: Image.Image, other: Image.Image, most: int) -> bool:
+    difference = np.asarray(one.convert("RGB")).astype(int) - np.asarray(other.convert("RGB"))
+    return bool(np.abs(difference).max() <= most)
+
+
+def test_many_steps_are_gone_through_at_once(visitor: Visitor) -> None:
+    """No step of the slider waits for the server: all of them are in the page, and each shows within 100 ms."""
+    visitor.choose("Model", "emoji")
+    visitor.until("document.querySelector('[aria-label=\"number input for Steps\"]').value == 9")
+    visitor.fill("Steps", 40)
+    visitor.tab("Trajectory")
+    recording(visitor, 40)
+    asked: list[str] = []
+    visitor.page.on("request", lambda request: asked.append(request.url.partition(",")[0]))
+    taken = visitor.page.evaluate(
+        """async () => {
+            const slider = document.querySelector('#trajectory-stage input[type=range]'), taken = [];
+            for (let place = 0; place <= 40; place += 2) {
+                const start = performance.now();
+                slider.value = place;
+                slider.dispatchEvent(new Event('input', { bubbles: true }));
+                const images = [...document.querySelectorAll('#trajectory-stage .moment:not([hidden]) img')];
+                await Promise.all(images.map(image => image.decode()));
+                taken.push(performance.now() - start);
+            }
+            return taken.sort((one, other) => one - other);
+        }"""
+    )
+    assert taken[len(taken) // 2] < 100
+    assert [each for each in asked if not each.startswith("data:")] == []
+    visitor.page.keyboard.press("Home")
+    visitor.wait("#trajectory-stage .moment figcaption", "x₀ without the text")
+    visitor.wait("#trajectory-stage table.settings", "guidance")
+
+
+def test_cancel_and_what_cannot_be_drawn(visitor: Visitor) -> None:
+    visitor.choose("Model", "emoji")
+    visitor.until("document.querySelector('[aria-label=\"number input for Steps\"]').value == 9")
+    visitor.fill("Steps", 100)
+    visitor.tab("Trajectory")
+    visitor.press("Record")
+    visitor.wait("#trajectory-stage .status", "step ")
+    visitor.press("Cancel")
+    visitor.wait("#trajectory-stage .status", "Cancelled.")
+    visitor.tab("Draw")
+    visitor.fill("Steps", 7)
+    visitor.choose("Spacing", "optimized")
+    visitor.fill("η", 0.5)
+    visitor.choose("Order", "2: second order")
+    visitor.tab("Trajectory")
+    visitor.press("Record")
+    visitor.wait("#trajectory-stage .wrong", "Order 2 needs an eta of 0")
+
+
+def test_a_picture_to_start_from(visitor: Visitor) -> None:
+    pipe = MODELS["emoji-fast"]()
+    (start,) = pipe("a red heart", seed=3).images
+    file = io.BytesIO()
+    start.save(file, "PNG")
+    visitor.fill("Prompt", "a blue heart")
+    visitor.unfold("Start from a picture")
+    visitor.drop("#start-picture", file.getvalue())
+    visitor.wait("#start-picture-painter canvas")
+    visitor.tab("Trajectory")
+    recording(visitor, 3)  # of four, at a strength of 0.8
+    assert close(seen(visitor)[0], pipe("a blue heart", image=start, strength=0.8, seed=7).images[0], 0)
+    visitor.tab("Compare")
+    visitor.fill("Values of the columns", "4")
+    visitor.fill("Values of the rows", "7")
+    visitor.press("Compare")
+    visitor.wait("#compare-stage .status", "1 picture in")
+    (cell,) = visitor.pictures("#compare-stage")
+    assert close(cell, pipe("a blue heart", image=start, strength=0.8, seed=7).images[0], 1)
+
+
+def test_screenshots_of_a_run(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.choose("Model", "emoji")
+    visitor.until("document.querySelector('[aria-label=\"number input for Steps\"]').value == 9")
+    visitor.tab("Trajectory")
+    recording(visitor, 9)
+    for _ in range(4):
+        visitor.page.keyboard.press("ArrowLeft")
+    visitor.screenshot("trajectory", whole=True)
+    dark = visit(dark=True)
+    dark.fill("Prompt", "a smiling face, " * 20)
+    dark.tab("Trajectory")
+    recording(dark)
+    dark.page.keyboard.press("Home")
+    dark.screenshot("trajectory-dark", whole=True)
+    phone = visit(size=PHONE)
+    phone.tab("Trajectory")
+    recording(phone)
+    phone.page.keyboard.press("ArrowLeft")
+    assert phone.overflow() == []
+    phone.screenshot("trajectory-phone", whole=True)

@@ -92,7 +92,7 @@ AXES: dict[str, Axis] = {
         Axis("eta", "η", "0, 0.5, 1", "numbers from 0 on, or sigma_hat", _eta),
         Axis("guidance_scale", "Guidance", "1, 2, 4", "numbers from -1000 to 1000", _number(-1000, 1000)),
         Axis("guidance_rescale", "Rescale", "0, 0.35, 0.7", "numbers from 0 to 1", _number(0, 1)),
-        Axis("order", "Order", "1, 2", "1 and 2", _whole(1, 2), spans=True),
+        Axis("order", "Order", "1, 2", "1 and 2", _whole(1, 2)),
         Axis("spacing", "Spacing", "leading, trailing, linspace", ", ".join(_SPACINGS), _spacing),
         Axis("seed", "Seed", "1-4", "whole numbers from 0 on", _whole(0, SEEDS), spans=True),
         Axis("model", "Model", "", "names of models"),

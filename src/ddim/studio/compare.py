@@ -58,6 +58,7 @@ def build(studio: Studio, panel: Panel) -> None:
                     min_width=180,
                     max_lines=3,
                     max_length=4000,
+                    elem_id=f"compare-{label.lower()}-values",
                     **_usual(studio, usual),
                 )
             pairs.append((axis, values))

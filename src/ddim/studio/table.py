@@ -122,10 +122,11 @@ class Table:
             part = tiles[row * len(heads) : (row + 1) * len(heads)]
             places = "".join(f"<td>{tile or _WAITING}</td>" for tile in part)
             lines.append(f'<tr><th scope="row">{escape(label)}</th>{places}</tr>')
+        least = 54 if len(heads) <= 4 else 62  # pixels of a cell on a phone, where one is to be cut if there are more
         return (
             '<div class="wide" tabindex="0" role="region" aria-label="Pictures that are compared">'
-            f'<table class="compare" style="--columns: {len(heads)}"><thead><tr><td></td>{head}</tr></thead>'
-            f"<tbody>{''.join(lines)}</tbody></table></div>"
+            f'<table class="compare" style="--columns: {len(heads)}; --least: {least}px">'
+            f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         )
 
 

@@ -190,7 +190,7 @@ def _section(recording: Recording, moment: Moment, place: int) -> str:
         ("σ", f"{row.sigma:.4g}"),
     ]
     if plan.order == 2:
-        numbers.append(("second order", f"{row.carried:.4g}"))
+        numbers.append(("2nd order", f"{row.carried:.4g}"))
     cells = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in numbers)
     is_latent = moment.given.mode == "L" and moment.x_t.mode != "L"
     saw = _tile(moment.given, "What the network was given", "xₜ, its numbers" + " in latent space" * is_latent)
