@@ -27,6 +27,7 @@ from ddim.studio.uploads import PaintedPicture, dropped_file
 
 __all__ = ["Progress", "build"]
 
+_KEPT = 64  # pictures of a session
 _EMPTY = "Press Draw, or Ctrl+Enter, and watch the picture become clear."
 
 
@@ -163,6 +164,7 @@ def build(studio: Studio, panel: Panel) -> None:
             values[place] = secrets.randbelow(2**32)
             changes[fields["seed"]] = values[place]
         yield {shown: stage([""], "Starting …", 0.0), cancel: gr.update(interactive=True), **changes}
+        end: dict[Any, Any] = {cancel: gr.update(interactive=False)}
         try:
             picture = painted.read(session, image, painting)
             if picture is None:
@@ -170,25 +172,18 @@ def build(studio: Studio, panel: Panel) -> None:
             else:
                 name, asked = panel.asked(values, edits=True, strength=float(share))
             async for html, pictures in _drawing(studio, panel, session, name, asked, picture):
-                if pictures is None:
-                    yield {shown: html}
-                else:
-                    had = [*pictures, *had][:64]
-                    yield {
-                        shown: html,
-                        drawn: had,
-                        gallery: gr.update(
-                            value=[(str(each.path), each.caption) for each in had], visible=True, selected_index=None
-                        ),
-                    }
+                yield {shown: html}
+                if pictures is not None:
+                    had = [*pictures, *had][:_KEPT]
+                    shelf = [(str(each.path), each.caption) for each in had]
+                    end |= {drawn: had, gallery: gr.update(value=shelf, visible=True, selected_index=None)}
         except StoppedError:
-            yield {shown: stage([""], "Cancelled.")}
+            end[shown] = stage([""], "Cancelled.")
         except Exception as error:
             if not isinstance(error, Refusal):
                 tell("a picture of the studio failed", error=error)
-            yield {shown: message(sentence(error))}
-        finally:
-            yield {cancel: gr.update(interactive=False)}
+            end[shown] = message(sentence(error))
+        yield end
 
     outputs = [shown, gallery, drawn, cancel, fields["seed"]]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -122,7 +122,7 @@ class PaintedPicture:
         said = painted.get("mask") if isinstance(painted, dict) else None
         if not isinstance(said, str) or not said.startswith("data:image/png;base64,"):
             return image, None
-        data = base64.b64decode(said.partition(",")[2])
+        data = base64.b64decode(said.partition(",")[2] + "==")
         if len(data) >= self._studio.limits.mask_bytes:
             raise Refusal("the painted mask is too large: start from a smaller picture", "mask")
         try:
