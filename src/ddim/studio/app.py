@@ -40,9 +40,11 @@ _TABS: tuple[tuple[str, Callable[[Studio, Panel], object]], ...] = (
 
 
 def _theme() -> gr.themes.Base:
-    return gr.themes.Base(
+    theme = gr.themes.Base(
         primary_hue="indigo", neutral_hue="slate", radius_size="md", spacing_size="md", font=_FONT, font_mono=_MONO
     )
+    # Gradio's own are too faint to be read on white.
+    return theme.set(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600")
 
 
 def page(studio: Studio) -> gr.Blocks:
