@@ -16,13 +16,14 @@ from browsing import PHONE, Visitor
 from PIL import Image
 from serving import quiet
 
+from ddim import DDIMScheduler
 from ddim.serving.limits import Limits
 from ddim.serving.parameters import Generation
 from ddim.serving.pool import Pool
 from ddim.serving.refusal import Refusal
 from ddim.serving.wishes import wish
 from ddim.studio.desk import StoppedError, Studio
-from ddim.studio.recording import MOST, record
+from ddim.studio.recording import MOST, SIDE, Moment, Recording, record
 from ddim.studio.trajectory import recorded, scrubber
 
 MODELS = {name: quiet(name) for name in ("digits", "emoji-fast")}
@@ -93,6 +94,19 @@ def test_what_is_left_out_is_said(desk: Studio) -> None:
     assert f"Of the {MOST + 1} steps {MOST} are kept, evenly apart" in many
     assert len(sections(many)) == MOST + 1
     assert len(many) < 2**24
+
+
+def test_a_page_of_large_pictures_is_bounded() -> None:
+    """Noise of 1024 pixels a side in a hundred steps: the steps are coarse and the finished picture is not."""
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+    large, small = Image.fromarray(noise), Image.fromarray(noise[:SIDE, :SIDE])
+    plan = DDIMScheduler().plan(100)
+    moments = [Moment(n, row, small, small, small, small, small, small) for n, row in enumerate(plan)]
+    html = scrubber(Recording(tuple(moments), large, plan, {"prompt": "noise", "seed": 0}))
+    assert len(html) < 2**26
+    assert "made coarser" in html
+    (last,) = pictures(sections(html)[-1])
+    assert np.array_equal(np.asarray(last), noise)
 
 
 def test_cancelling_ends_it_within_a_step(desk: Studio) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from ddim.errors import ConfigError
 from ddim.serving.futures import Finished, Started, Step
 from ddim.serving.logs import tell
-from ddim.serving.parameters import Drawing
+from ddim.serving.parameters import Drawing, Edit, Generation
 from ddim.serving.refusal import Refusal
 from ddim.studio.axes import AXES, NOTHING, Cell, values_of
 from ddim.studio.desk import StoppedError, Studio, sentence, together
@@ -30,7 +30,7 @@ _HERE = Path(__file__).parent
 AT_A_TIME = 4  # pictures that are drawn at the same time, so that others are not held up and the queue has room
 _PREVIEWS = 4  # of a picture on its way
 # What a cell asks for: (name of the model, parameters); or a sentence that says why it cannot be asked for.
-Wanted: TypeAlias = tuple[str, Drawing] | str
+Wanted: TypeAlias = tuple[str, Generation | Edit] | str
 _EMPTY = "Choose what is to differ, and press Compare."
 
 
@@ -94,7 +94,8 @@ def build(studio: Studio, panel: Panel) -> None:
             start_from = painted.read(session, picture, painting)
             more = {} if start_from is None else {"strength": float(strength)}
             wanted = [_asked(panel, values, more, cell) for cell in table.cells]
-            async for html in comparing(studio, session, table, wanted, *(start_from or ())):
+            notes = _notes(panel, wanted)
+            async for html in comparing(studio, session, table, wanted, *(start_from or ()), notes=notes):
                 yield {shown: html}
             if any(isinstance(each, Made) for each in table.found):
                 data = await asyncio.to_thread(labelled, table)
@@ -148,6 +149,15 @@ def _asked(panel: Panel, values: Sequence[Any], more: Mapping[str, Any], cell: C
         return sentence(refusal)
 
 
+def _notes(panel: Panel, wanted: Sequence[Wanted]) -> list[str]:
+    """What of it all the models were not made for."""
+    count = sum(not isinstance(each, str) and panel.warning(*each) is not None for each in wanted)
+    if not count:
+        return []
+    which = "One of these asks" if count == 1 else f"{count} of these ask"
+    return [f"{which} for steps or guidance that the model was not made for: expect worse pictures there."]
+
+
 async def comparing(
     studio: Studio,
     session: Session,
@@ -155,12 +165,15 @@ async def comparing(
     wanted: Sequence[Wanted],
     image: Image.Image | None = None,
     mask: Image.Image | None = None,
+    *,
+    notes: Sequence[str] = (),
 ) -> AsyncIterator[str]:
     """What to show while a table is drawn. At the end the table has all that there is.
 
     Args:
         wanted: by each cell.
         image, mask: to start from, for all.
+        notes: sentences about it.
     """
     jobs = {number: each for number, each in enumerate(wanted) if not isinstance(each, str)}
     tiles = [""] * len(wanted)
@@ -169,7 +182,7 @@ async def comparing(
             table.found[number], tiles[number] = each, _refused(each)
     course = Course({number: asked.steps or 1 for number, (_, asked) in jobs.items()})
     status, is_stopped = "Drawn", False
-    yield stage([table.html(tiles)], course.said(time.monotonic()), 0.0)
+    yield stage([table.html(tiles)], course.said(time.monotonic()), 0.0, notes)
     try:
         async for heard in together(drawn(studio, session, jobs, image, mask), 0.15):
             for number, event in heard:
@@ -185,7 +198,7 @@ async def comparing(
                     tiles[number] = figure(f"gradio_api/file={path}", event.image.size, about)
                 elif isinstance(event, str):
                     table.found[number], tiles[number] = event, _refused(event)
-            yield stage([table.html(tiles)], course.said(time.monotonic()), course.share)
+            yield stage([table.html(tiles)], course.said(time.monotonic()), course.share, notes)
     except StoppedError:
         is_stopped = True
     count = sum(isinstance(each, Made) for each in table.found)
@@ -198,7 +211,7 @@ async def comparing(
         seconds = time.monotonic() - course.started
         status = f"{count} picture{'s' * (count != 1)} in {seconds:.1f} s"
         status += f"; {len(tiles) - count} cannot be drawn" * (count < len(tiles))
-    yield stage([table.html(tiles)], status)
+    yield stage([table.html(tiles)], status, None, notes)
 
 
 def _refused(text: str) -> str:

@@ -137,7 +137,10 @@ def record(
     if start.channels is not None:
         mask = _small(to_images(start.channels[:, :1] * 2 - 1)[0])
         (masked,) = pictures(start.channels[:, 1:])
-    return Recording(tuple(moments), image, plan, run.settings, mask, masked, tuple(wish.notes))
+    notes = list(wish.notes)
+    if start.keep is not None:
+        notes.append("after each step, what the mask leaves is put back, with the noise of the next one")
+    return Recording(tuple(moments), image, plan, run.settings, mask, masked, tuple(notes))
 
 
 def planes(x: Tensor) -> Image.Image:

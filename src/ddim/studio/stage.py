@@ -11,17 +11,18 @@ from PIL import Image
 
 __all__ = ["figure", "image_source", "message", "stage"]
 
-_LARGE = 256  # pixels of the longer side, from which a picture on its way is sent as a JPEG
+_LARGE = 256  # pixels of the longer side, up to which a picture on its way is sent without loss
 
 
-def image_source(image: Image.Image, *, exact: bool = True) -> str:
+def image_source(image: Image.Image, *, exact: bool = True, small: int = _LARGE) -> str:
     """A picture as the address of an <img>.
 
     Args:
         exact: without loss; pictures on their way may be sent with less.
+        small: pixels of the longer side, up to which they are sent without loss, too.
     """
     file, kind = io.BytesIO(), "png"
-    if not exact and max(image.size) > _LARGE:
+    if not exact and max(image.size) > small:
         kind = "jpeg"
         image.save(file, "JPEG", quality=85)
     else:

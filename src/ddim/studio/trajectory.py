@@ -18,7 +18,7 @@ from ddim.serving.refusal import Refusal
 from ddim.serving.wishes import wish
 from ddim.studio.desk import Done, StoppedError, Studio, sentence, together
 from ddim.studio.panel import Panel
-from ddim.studio.recording import MOST, SIDE, Moment, Recording, record
+from ddim.studio.recording import MOST, Moment, Recording, record
 from ddim.studio.sessions import Session
 from ddim.studio.stage import figure, image_source, message, stage
 
@@ -26,6 +26,8 @@ __all__ = ["build", "scrubber"]
 
 _HERE = Path(__file__).parent
 _EMPTY = "Press Record to draw once more, and then go through the steps with the slider."
+
+SMALL = 128  # pixels of the longer side, up to which a step's pictures are shown as they are
 
 # What a network predicts, in words.
 _PREDICTED = {"epsilon": "the noise ε", "v_prediction": "the velocity v", "sample": "the image x₀"}
@@ -124,7 +126,7 @@ async def recorded(
         made, steps, _ = told
         latest = next((moment for *_, moment in reversed(heard) if moment is not None), None)
         if latest is not None:
-            figures = _pair(latest, exact=False)
+            figures = _pair(latest)
         spent = time.monotonic() - started
         left = f" · {spent / made * (steps - made):.0f} s left" if spent > 1 and made < steps else ""
         yield stage(figures, f"step {made} of {steps}{left}", made / steps)
@@ -145,8 +147,8 @@ def scrubber(recording: Recording, notes: Sequence[str] = ()) -> str:
     said = [*notes, *(sentence(ValueError(note)) for note in recording.notes)]
     if kept < steps:
         said.append(f"Of the {steps} steps {kept} are kept, evenly apart: {MOST} are the most.")
-    if max(recording.image.size) > SIDE:
-        said.append(f"The pictures of the steps are kept in {SIDE} pixels, and the finished one in full.")
+    if max(recording.image.size) > SMALL:
+        said.append("The steps' pictures are made coarser, to fit into the page; the finished one is as it is.")
     last = f"The picture, after {steps} step{'s' * (steps != 1)}"
     sections = [_section(recording, moment, place) for place, moment in enumerate(recording.moments)]
     about = f"Drawn in {steps} steps, seed {recording.settings.get('seed')}"
@@ -166,10 +168,10 @@ def scrubber(recording: Recording, notes: Sequence[str] = ()) -> str:
     )
 
 
-def _pair(moment: Moment, *, exact: bool = True) -> list[str]:
+def _pair(moment: Moment) -> list[str]:
     """The sample and what the step takes for the image."""
     return [
-        figure(image_source(image, exact=exact), image.size, f"{name} of step {moment.index + 1}", caption)
+        figure(image_source(image, exact=False, small=SMALL), image.size, f"{name} of step {moment.index + 1}", caption)
         for image, name, caption in (
             (moment.x_t, "The sample", "xₜ: the sample"),
             (moment.x0, "The predicted image", "predicted x₀: the picture seen in it"),
@@ -249,4 +251,4 @@ def _ending(recording: Recording) -> str:
 
 
 def _tile(image: Image.Image, about: str, caption: str) -> str:
-    return figure(image_source(image, exact=False), image.size, about, caption)
+    return figure(image_source(image, exact=False, small=SMALL), image.size, about, caption)
