@@ -48,7 +48,7 @@ def test_at_first_they_are_what_the_model_recommends(panel: Panel) -> None:
     name, asked = panel.asked(values(panel))
     assert name == "emoji-fast"
     assert asked.model_dump(exclude_defaults=True) == {
-        "prompt": "a grinning face with sunglasses",
+        "prompt": "a sunflower",
         "seed": 7,
         "steps": 4,
         "guidance_scale": 1.0,
@@ -118,7 +118,7 @@ def test_updates_set_what_is_named_and_what_the_model_says(panel: Panel) -> None
 
 
 def test_a_summary_says_it_in_a_line(panel: Panel) -> None:
-    assert panel.summary(values(panel)) == "emoji-fast · “a grinning face with sunglasses” · 4 steps · seed 7"
+    assert panel.summary(values(panel)) == "emoji-fast · “a sunflower” · 4 steps · seed 7"
     said = panel.summary(
         values(panel, model="digits", steps=1, eta=0.5, order=1, spacing="leading", guidance_scale=2.0, seed=3)
     )

@@ -25,7 +25,7 @@ MOST = 16  # pictures at a time
 AS_MODEL = "model's own"
 IN_TURN = "each in turn"
 SPACINGS = (AS_MODEL, "leading", "trailing", "linspace", "quadratic", "optimized")
-PROMPT = "a grinning face with sunglasses"  # what the bundled models draw well
+PROMPT = "a sunflower"  # what the bundled models draw well
 
 
 class _Generations(Generation):
