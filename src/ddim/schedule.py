@@ -174,14 +174,7 @@ def _linspace(count: int, steps: int, offset: int) -> Array:
 
 def _quadratic(count: int, steps: int, offset: int) -> Array:
     """⌊c·i²⌋ up to 0.8·T, denser near the image (DDIM paper, appendix D.2). Repeated values are dropped."""
-    chosen = np.unique(np.linspace(0, math.sqrt(0.8 * steps), count).astype(np.float64) ** 2 // 1)
-    if len(chosen) < count:
-        warnings.warn(
-            f"quadratic spacing has only {len(chosen)} different timesteps for num_inference_steps={count}; "
-            "the repeated ones are dropped",
-            stacklevel=5,
-        )
-    return chosen[::-1]
+    return np.unique(np.linspace(0, math.sqrt(0.8 * steps), count).astype(np.float64) ** 2 // 1)[::-1]
 
 
 SPACINGS: dict[Spacing, Callable[[int, int, int], Array]] = {
@@ -227,6 +220,12 @@ def space_timesteps(
     if isinstance(steps_offset, bool) or not isinstance(steps_offset, int) or steps_offset < 0:
         raise ConfigError(f"steps_offset must be an int of 0 or more, not {steps_offset!r:.100}")
     chosen = SPACINGS[spacing](int(num_inference_steps), num_train_timesteps, steps_offset)
+    if len(chosen) < num_inference_steps:
+        warnings.warn(
+            f"{spacing} spacing has only {len(chosen)} different timesteps for "
+            f"num_inference_steps={num_inference_steps}; the repeated ones are dropped",
+            stacklevel=4,
+        )
     return tuple(chosen.astype(np.int64).tolist())
 
 
