@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from ddim._version import __version__
-from ddim.studio import compare, draw, trajectory
+from ddim.studio import compare, draw, planning, trajectory
 from ddim.studio.desk import Studio
 from ddim.studio.gate import Gate
 from ddim.studio.panel import Panel
@@ -36,6 +36,7 @@ _TABS: tuple[tuple[str, Callable[[Studio, Panel], object]], ...] = (
     ("Draw", draw.build),
     ("Compare", compare.build),
     ("Trajectory", trajectory.build),
+    ("Plan", planning.build),
 )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import gradio as gr
 from gradio.components import Component
+from gradio.events import Dependency
 from pydantic import Field
 
 from ddim.errors import DDIMError
@@ -47,15 +48,19 @@ class Panel:
         start: the picture to start from, and the strength, which are not among the inputs.
         tabs: of the page; a listener that has it among its outputs opens a tab by `gr.Tabs(selected="Draw")`.
         selected: the tabs by their names, whose `select` tells that one was opened.
+        plan: the fields of the Plan tab, of whose values `plans.as_choice` makes a choice.
+        planned: when these were set to what another model recommends.
     """
 
     start: tuple[PaintedPicture, Component]
     tabs: gr.Tabs
+    planned: Dependency
 
     def __init__(self, studio: Studio, model: gr.Dropdown) -> None:
         self._studio, self._model = studio, model
         self.fields: dict[str, Component] = {"model": model}
         self.selected: dict[str, gr.Tab] = {}
+        self.plan: list[Component] = []
 
     # --- the components ----------------------------------------------------------------------------------------------
 
