@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from ddim._version import __version__
-from ddim.studio import compare, draw, planning, trajectory
+from ddim.studio import compare, draw, learn, planning, trajectory
 from ddim.studio.desk import Studio
 from ddim.studio.gate import Gate
 from ddim.studio.panel import Panel
@@ -37,6 +37,7 @@ _TABS: tuple[tuple[str, Callable[[Studio, Panel], object]], ...] = (
     ("Compare", compare.build),
     ("Trajectory", trajectory.build),
     ("Plan", planning.build),
+    ("Learn", learn.build),
 )
 
 
