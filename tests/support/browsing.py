@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -56,18 +56,19 @@ class Studio:
 
 
 @contextlib.contextmanager
-def running_studio(*options: str, **more: str) -> Iterator[Studio]:
+def running_studio(*options: str, command: Sequence[str] = ("studio", "--no-browser"), **more: str) -> Iterator[Studio]:
     """A studio on a free port of this machine, which ends with this.
 
     Args:
-        options: of `ddim studio`, besides `--port 0 --no-browser`.
+        options: of the command, besides a port.
+        command: that has a studio.
         more: variables of its environment.
     """
     with tempfile.TemporaryDirectory(prefix="ddim-studio-test-") as folder:
         written = Path(folder) / "log"
         with written.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "ddim", "studio", "--port", "0", "--no-browser", *options],
+                [sys.executable, "-m", "ddim", *command, "--port", "0", *options],
                 stdout=file,
                 stderr=file,
                 text=True,

@@ -13,8 +13,8 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported, which would ask the network
 
 import gradio as gr
-from fastapi import FastAPI
-from starlette.routing import Mount
+from fastapi import FastAPI, HTTPException, Request
+from starlette.routing import Match, Mount
 
 from ddim._version import __version__
 from ddim.studio import compare, draw, learn, planning, trajectory
@@ -26,6 +26,7 @@ from ddim.studio.visits import Visits
 __all__ = ["mount"]
 
 _HERE = Path(__file__).parent
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _SWEEP = 20.0  # seconds between two looks for what is not open any more
 
 # Fonts of the visitor's own system: nothing is fetched from elsewhere.
@@ -86,6 +87,8 @@ def mount(
     """
     server = app.state.server
     server.has_page = True
+    if server.options.draws:
+        app.api_route("/v1/{rest:path}", methods=_METHODS, include_in_schema=False)(_nothing_there)
     cache, uploads = (studio.sessions.root / name for name in ("cache", "uploads"))
     cache.mkdir()
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
@@ -127,6 +130,12 @@ def mount(
             studio.sessions.close()
 
     app.router.lifespan_context = life
+
+
+async def _nothing_there(request: Request) -> None:
+    """What is asked of the API and is not there is answered by the API, and not by the page."""
+    others = [route.matches(request.scope)[0] for route in request.app.router.routes]
+    raise HTTPException(405 if Match.PARTIAL in others else 404)
 
 
 async def _sweep(visits: Visits) -> None:
