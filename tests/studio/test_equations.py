@@ -126,7 +126,7 @@ def test_what_is_said_follows_the_plan() -> None:
     assert "no step before it" in first["What the last step says: second order"].says
     assert "this is the last row" in last["The step"].says
     assert "shifted and scaled" in last["Zero terminal SNR"].says
-    assert len(last["What the last step says: second order"].parts) == 5
+    assert len(last["What the last step says: second order"].parts) == 6
     plan, scheduler = made("epsilon", {}, 1.0, 1, 4)
     found = said_by(plan, 1, scheduler)
     assert "this is DDPM" in found["How much new noise"].says

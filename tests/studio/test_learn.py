@@ -81,7 +81,9 @@ def test_keys_alone_are_enough(visitor: Visitor) -> None:
 
 
 def test_the_equations_are_set_as_such_and_read_out(visitor: Visitor) -> None:
-    at_learn(visitor)
+    plan = at_learn(visitor)
+    visitor.fill("Step", 4)
+    shows(visitor, plan, 4)
     text = visitor.page.locator("#learn-text")
     assert text.locator(".katex").count() > 30
     assert text.locator(".katex-error").count() == 0

@@ -270,7 +270,8 @@ def _second_order(plan: SamplingPlan, row: Row, place: int) -> Equation:
     above = math.cos(there) * (there - here) - bent
     places = _places(above, here - before, here - there)
     u, v, w = (_fixed(angle, places) for angle in (before, here, there))
-    turned = rf" - \sin({w}) \cdot \ln(\frac{{\sin({w})}}{{\sin({v})}})" if there > 0 else ""
+    turned = rf"\sin({w}) \cdot \ln(\frac{{\sin({w})}}{{\sin({v})}})" if there > 0 else "0"
+    g = _fixed(bent, places)
     marks = (r"\bar\alpha_{\mathrm{before}}", _HERE, _THERE)
     angles = [
         Part(
@@ -283,10 +284,8 @@ def _second_order(plan: SamplingPlan, row: Row, place: int) -> Equation:
             (r"\varphi_{\mathrm{before}}", r"\varphi", r"\varphi'"), marks, levels, (before, here, there), strict=True
         )
     ]
-    full = (
-        r"\frac{\cos\varphi'\,(\varphi'-\varphi) - \sin\varphi'\,\ln\frac{\sin\varphi'}{\sin\varphi}}"
-        r"{\varphi-\varphi_{\mathrm{before}}}"
-    )
+    full = r"\frac{\cos\varphi'\,(\varphi'-\varphi) - g}{\varphi-\varphi_{\mathrm{before}}}"
+    bend = r"\sin\varphi'\,\ln\frac{\sin\varphi'}{\sin\varphi}"
     value = above / (here - before)
     damped = rf"\frac{{f}}{{1+{DAMPING:g}\,(\varphi-\varphi')}}"
     return Equation(
@@ -295,10 +294,11 @@ def _second_order(plan: SamplingPlan, row: Row, place: int) -> Equation:
         "A step of first order takes the predicted image to stay as it is on the way. One of second order takes it to "
         r"go on as it went since the last step, in a straight line over the angle $\varphi$ from the image (0) to pure "
         r"noise ($\pi/2$). In a large step that is too bold, so that it is damped.",
-        (formula, f"c = {damped}", f"f = {full}"),
+        (formula, f"c = {damped}", f"f = {full}", f"g = {bend}"),
         (
             *angles,
-            Part("f", full, rf"\frac{{\cos({w}) \cdot ({w}-{v}){turned}}}{{{v}-{u}}}", value),
+            Part("g", bend, turned, bent),
+            Part("f", full, rf"\frac{{\cos({w}) \cdot ({w}-{v}) - {f'({g})' if bent < 0 else g}}}{{{v}-{u}}}", value),
             Part("c", damped, rf"\frac{{{_digits(value)}}}{{1+{DAMPING:g} \cdot ({v}-{w})}}", row.carried, "carried"),
         ),
         (rf"{_PREV} \mathrel{{+}}= {_sum_of((row.carried, _CHANGE))}",),
