@@ -197,6 +197,25 @@ def test_a_full_queue_is_waited_for(desk: Studio, monkeypatch: pytest.MonkeyPatc
     assert "2 pictures in" in pages[-1]
 
 
+def test_waiting_for_room_can_be_cancelled(desk: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def busy(*args: Any, **more: Any) -> Any:
+        tried.append(args)
+        raise Refusal("as many requests wait as the server takes", status=429)
+
+    async def soon(seconds: float, wait: Any = asyncio.sleep) -> None:
+        await wait(min(seconds, 0.01))
+        if len(tried) > 6:
+            desk.sessions.of("me").cancel("compare")
+
+    monkeypatch.setattr(Studio, "draw", busy)
+    monkeypatch.setattr("ddim.studio.compare.asyncio.sleep", soon)
+    table = Table("seed", [1, 2], NOTHING, [None])
+    pages = asyncio.run(asyncio.wait_for(all_of(desk, table, [asked(cell) for cell in table.cells]), 30))
+    assert "Cancelled: 0 of 2 pictures are there" in pages[-1]
+
+
 @pytest.fixture
 def panel(desk: Studio) -> Panel:
     async def made() -> Panel:  # in a loop, as gradio would make several that it never closes
