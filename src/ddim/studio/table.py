@@ -173,6 +173,7 @@ def _settings(made: Made) -> dict[str, Any]:
 
 def _title(common: Mapping[str, Any]) -> list[str]:
     """What stands over a table: the text, and what else all of its pictures share."""
-    plain = {name: value for name, value in common.items() if name not in ("prompt", "batch", "scale", "class_labels")}
+    left = ("prompt", "batch", "scale", "class_labels", "width", "height")
+    plain = {name: value for name, value in common.items() if name not in left and value != ""}
     rest = ", ".join(f"{name} {value}" for name, value in written(plain))
     return [text for text in (str(common.get("prompt") or ""), rest) if text]
