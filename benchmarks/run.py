@@ -17,6 +17,7 @@ import equal_quality
 import loading
 import start
 import step
+import studio
 import text_to_image
 import training
 import unet
@@ -29,6 +30,7 @@ SECTIONS = {
     "equal_quality": equal_quality.section,
     "students": equal_quality.students_section,
     "start": start.section,
+    "studio": studio.section,
     "loading": loading.section,
     "training": training.section,
 }

@@ -34,14 +34,6 @@ def same(one: Image.Image, other: Image.Image) -> bool:
     return first.shape == second.shape and bool(np.abs(first - second).max() <= 1)
 
 
-def drawn(visitor: Visitor) -> list[Image.Image]:
-    """Press Draw, and wait for the pictures."""
-    visitor.press("Draw")
-    visitor.until("!document.querySelector('#draw-stage .status')?.innerText.includes('seed')")
-    visitor.wait("#draw-stage .status", "seed")
-    return visitor.pictures("#draw-stage")
-
-
 def choose_model(visitor: Visitor, name: str, steps: int) -> None:
     """Choose a model, and wait until the fields have what suits it."""
     visitor.choose("Model", name)
@@ -49,7 +41,7 @@ def choose_model(visitor: Visitor, name: str, steps: int) -> None:
 
 
 def test_from_opening_to_the_library_s_picture_and_its_file(visitor: Visitor) -> None:
-    (shown,) = drawn(visitor)
+    (shown,) = visitor.draws()
     (own,) = pipe("emoji-fast")(PROMPT, seed=7).images
     assert same(shown, own)
     visitor.wait("#gallery img")
@@ -91,7 +83,7 @@ def test_every_setting_of_the_fields_is_followed(visitor: Visitor) -> None:
     visitor.fill("Pictures", 2)
     visitor.page.get_by_label("Size").fill("96x64")
     visitor.page.get_by_label("Size").press("Enter")
-    shown = drawn(visitor)
+    shown = visitor.draws()
     emoji = pipe("emoji")
     scheduler = emoji.scheduler.from_config(emoji.scheduler.config, timestep_spacing="leading")
     own = type(emoji)(**{**emoji.components, "scheduler": scheduler})
@@ -119,7 +111,7 @@ def test_a_class_of_a_model_that_draws_no_texts(visitor: Visitor) -> None:
     choose_model(visitor, "digits-fast", 3)
     visitor.page.get_by_label("Prompt", exact=True).wait_for(state="hidden")
     visitor.choose("Class", "7")
-    (shown,) = drawn(visitor)
+    (shown,) = visitor.draws()
     assert same(shown, pipe("digits-fast")(batch_size=1, class_labels=[7], seed=7).images[0])
 
 
@@ -134,7 +126,7 @@ def test_a_dropped_picture_gives_its_settings_back(visitor: Visitor) -> None:
     assert visitor.field("Model").input_value() == "emoji"
     assert visitor.field("Steps").input_value() == "8"
     assert visitor.field("Spacing").input_value() == "trailing"
-    (first, second) = drawn(visitor)
+    (first, second) = visitor.draws()
     emoji = pipe("emoji")
     wanted = emoji(
         "a blue star", num_inference_steps=8, order=2, seed=99, guidance_scale=4.0, guidance_interval=(0, 700),
@@ -168,7 +160,7 @@ def test_pictures_that_say_nothing_good(visitor: Visitor) -> None:
             visitor.page.locator("#recipe").get_by_role("button", name="Remove this file")
         ).first.click()
         visitor.page.locator("#recipe input[type=file]").wait_for(state="attached")
-    assert len(drawn(visitor)) == 1
+    assert len(visitor.draws()) == 1
 
 
 def test_a_picture_to_start_from_and_where_to_paint(visitor: Visitor) -> None:
@@ -181,7 +173,7 @@ def test_a_picture_to_start_from_and_where_to_paint(visitor: Visitor) -> None:
     visitor.wait("#start-picture")
     visitor.drop("#start-picture", file.getvalue())
     canvas = visitor.wait("#start-picture-painter canvas")
-    (shown,) = drawn(visitor)
+    (shown,) = visitor.draws()
     assert same(shown, pipe("emoji")("a blue heart", image=start, strength=0.8, seed=7).images[0])
 
     visitor.unfold("Seed, size and number")
@@ -199,7 +191,7 @@ def test_a_picture_to_start_from_and_where_to_paint(visitor: Visitor) -> None:
     for key in ("ArrowDown", "ArrowDown", " "):
         visitor.page.keyboard.press(key)
     with visitor.page.expect_request(lambda request: "queue/join" in request.url) as sent:
-        (painted,) = drawn(visitor)
+        (painted,) = visitor.draws()
     said = next(one["mask"] for one in sent.value.post_data_json["data"] if isinstance(one, dict) and one.get("mask"))
     mask = (
         Image.open(io.BytesIO(base64.b64decode(said.partition(",")[2]))).getchannel("A").point([0] * 128 + [255] * 128)
@@ -222,7 +214,7 @@ def test_it_is_cancelled_within_a_step_and_goes_on_drawing(visitor: Visitor, stu
     visitor.fill("Pictures", 1)
     visitor.fill("Steps", 2)
     started = time.monotonic()
-    assert len(drawn(visitor)) == 1
+    assert len(visitor.draws()) == 1
     assert time.monotonic() - started < 30
 
 
@@ -255,9 +247,9 @@ def test_what_cannot_be_drawn_is_a_sentence(field: str, value: str, words: str, 
 
 def test_screenshots(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
-    drawn(visitor)
+    visitor.draws()
     visitor.fill("Prompt", "a cat face with heart-shaped eyes")
-    drawn(visitor)
+    visitor.draws()
     visitor.page.locator("#gallery button:has(img)").first.click()
     visitor.wait("#about-picture", "trailing")
     visitor.screenshot("draw", whole=True)
@@ -265,9 +257,9 @@ def test_screenshots(visit: Callable[..., Visitor]) -> None:
     dark.unfold("Seed, size and number")
     dark.fill("Pictures", 16)
     dark.fill("Prompt", "a smiling face, " * 20)
-    assert len(drawn(dark)) == 16
+    assert len(dark.draws()) == 16
     dark.screenshot("draw-dark", whole=True)
     phone = visit(size=PHONE)
-    drawn(phone)
+    phone.draws()
     assert phone.overflow() == []
     phone.screenshot("draw-phone")
