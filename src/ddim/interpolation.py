@@ -241,18 +241,20 @@ def _check_frames(frames: int) -> None:
 # --- the points themselves -------------------------------------------------------------------------------------------
 
 
-def seed_noise(pipe: Pipeline, seeds: Sequence[int]) -> Tensor:
+def seed_noise(pipe: Pipeline, seeds: Sequence[int], shape: Sequence[int] | None = None) -> Tensor:
     """x_T of the first picture of each seed, which `pipe(seed=…)` starts from too: (p c h w).
 
     Args:
         pipe: the pipeline, which says the shape, the type and the device.
         seeds: p ints of 0 or more.
+        shape: of a sample, (c h w), for pictures of another size than the model's own.
 
     Raises:
         ValueError: a seed is below 0.
     """
     generators = seeded_generators(list(seeds), len(seeds))
-    return gaussian_noise(pipe.sample_shape(len(seeds)), generators, pipe.device, pipe.dtype)
+    own = pipe.sample_shape(1)[1:] if shape is None else shape
+    return gaussian_noise((len(seeds), *own), generators, pipe.device, pipe.dtype)
 
 
 def _settle(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[SampleStep]:

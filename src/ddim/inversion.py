@@ -47,6 +47,7 @@ __all__ = [
     "invert_fixed_point",
     "keeping",
     "sample_bidirectional",
+    "widened",
 ]
 
 # Called after each step with the step, for example to show progress.
@@ -65,6 +66,11 @@ def keeping(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
         dtype: the type that it is given samples in; its predictions are converted to the samples' type.
     """
     return lambda x, timestep: denoiser(x.to(dtype), timestep).to(x.dtype)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Samples in float64, or in float32 where their device has no float64."""
+    return x.float() if x.device.type == "mps" else x.double()
 
 
 def invert(denoiser: Denoiser, x0: Tensor, plan: SamplingPlan) -> Iterator[SampleStep]:

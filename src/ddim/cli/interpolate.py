@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddim.cli.known import Kind
-    from ddim.interpolation import Denoisers
     from ddim.pipelines import DiffusionPipeline
+    from ddim.pipelines.between import Way
     from ddim.plan import SamplingPlan
 
 
@@ -166,6 +166,7 @@ def run_interpolate(settings: InterpolateSettings) -> None:
     import torch
 
     from ddim.interpolation import draw
+    from ddim.pipelines.between import denoisers_along
     from ddim.scheduler.recommended import USUAL_STEPS, guidance_in_words
 
     settings = _with_guidance(settings, pipe)
@@ -178,16 +179,26 @@ def run_interpolate(settings: InterpolateSettings) -> None:
     plan = pipe.scheduler.plan(steps.number, order=steps.order)
     if settings.images:
         plan = plan.unclipped()
-    frames = len(_stations(settings)[0])
-    batches = -(-frames // max(settings.batch_size, 1))
+    way = _way(settings)
+    batches = -(-len(way) // max(settings.batch_size, 1))
     with torch.no_grad(), pipe.progress_bar(len(plan) * (batches + bool(settings.images))) as bar:
-        x = _along(_noise(pipe, plan, settings, pictures, bar.update), settings, "spherical")
-        denoisers = _denoisers(pipe, plan, settings)
+        x = way.along(_noise(pipe, plan, settings, pictures, bar.update))
+        denoisers = denoisers_along(
+            pipe,
+            plan,
+            way,
+            prompts=settings.prompts,
+            class_labels=settings.class_labels,
+            negative_prompt=settings.negative_prompt,
+            between_texts=settings.between_texts,
+            guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
+        )
         frames_drawn = draw(plan, x, denoisers, pipe.decode, batch_size=settings.batch_size, progress=bar.update)
     for path in _write(frames_drawn, settings):
         print(path)
     print(
-        f"{frames} frames by {settings.model}: {steps}, "
+        f"{len(way)} frames by {settings.model}: {steps}, "
         f"{guidance_in_words(settings.guidance_scale or 0.0, settings.guidance_rescale or 0.0)}, "
         f"{time.perf_counter() - started:.1f} s",
         file=sys.stderr,
@@ -276,28 +287,10 @@ def _with_guidance(settings: InterpolateSettings, pipe: DiffusionPipeline) -> In
 # --- from the points to the frames -----------------------------------------------------------------------------------
 
 
-def _stations(settings: InterpolateSettings) -> tuple[Tensor, Tensor]:
-    """Where each frame is: (the point before it, how far it is to the next); on a grid, (how far down, how far right).
+def _way(settings: InterpolateSettings) -> Way:
+    from ddim.pipelines.between import Way
 
-    Both are (n,).
-    """
-    import torch
-
-    from ddim.interpolation import stations
-
-    if not settings.grid:
-        return stations(_points(settings), settings.frames)
-    share = torch.linspace(0, 1, settings.frames, dtype=torch.float64)
-    return share.repeat_interleave(settings.frames), share.repeat(settings.frames)
-
-
-def _along(points: Tensor, settings: InterpolateSettings, how: str) -> Tensor:
-    """(p …), or (1 …) for all frames, to the frames (n …)."""
-    from ddim.interpolation import BETWEEN, grid, path
-
-    if len(points) == 1:
-        return points.expand(len(_stations(settings)[0]), *points.shape[1:])
-    return (grid if settings.grid else path)(points, settings.frames, BETWEEN[how])
+    return Way(_points(settings), settings.frames, settings.grid)
 
 
 def _noise(
@@ -308,55 +301,20 @@ def _noise(
     progress: Callable[[], object],
 ) -> Tensor:
     """x_T of the points, (p c h w), or of all frames, (1 c h w)."""
-    from ddim.interpolation import picture_noise, seed_noise
+    from ddim.interpolation import seed_noise
+    from ddim.pipelines.between import noise_of_pictures
 
     if settings.seeds:
         return seed_noise(pipe, settings.seeds)
-    count = len(settings.images)
-    conditions: dict[str, Any] = {}
-    if settings.prompts:
-        conditions["prompt"] = list(settings.prompts[:count])
-    if settings.class_labels:
-        conditions["class_labels"] = list(settings.class_labels[:count])
-    x0 = pipe.encode(pictures)
-    denoiser = pipe.denoiser(plan.inverted(), count, **conditions)
-    return picture_noise(denoiser, x0, plan, settings.method, lambda step: progress())
-
-
-def _denoisers(pipe: DiffusionPipeline, plan: SamplingPlan, settings: InterpolateSettings) -> Denoisers:
-    """What draws each frame: under its text, or between the classes that it is between."""
-    from ddim.interpolation import conditioned, mixed
-    from ddim.pipelines.latents import LatentPipeline
-
-    guidance: dict[str, Any] = {
-        "guidance_scale": settings.guidance_scale,
-        "guidance_rescale": settings.guidance_rescale,
-    }
-    if isinstance(pipe, LatentPipeline):
-        embeds, negative = pipe.encode_prompt(
-            list(settings.prompts) or "",
-            do_classifier_free_guidance=pipe.is_guided(guidance["guidance_scale"]),
-            negative_prompt=settings.negative_prompt,
-        )
-        each = {"prompt_embeds": _along(embeds, settings, settings.between_texts)}
-        if negative is not None:
-            each["negative_prompt_embeds"] = _along(negative[:1], settings, "linear")
-        return conditioned(pipe, plan, each, **guidance)
-    labels = settings.class_labels
-    if len(labels) < 2:
-        if labels:
-            guidance["class_labels"] = labels[0]
-        return conditioned(pipe, plan, **guidance)
-    first, second = _stations(settings)
-
-    def of(chosen: Sequence[int]) -> Denoisers:
-        return conditioned(pipe, plan, {"class_labels": chosen}, **guidance)
-
-    if settings.grid:
-        corners = [of([label] * len(first)) for label in labels]
-        return mixed(mixed(corners[0], corners[2], first), mixed(corners[1], corners[3], first), second)
-    before = first.tolist()
-    return mixed(of([labels[i] for i in before]), of([labels[i + 1] for i in before]), second)
+    return noise_of_pictures(
+        pipe,
+        plan,
+        pictures,
+        method=settings.method,
+        prompts=settings.prompts,
+        class_labels=settings.class_labels,
+        notice=lambda step: progress(),
+    )
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

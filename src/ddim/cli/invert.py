@@ -119,7 +119,7 @@ def run_invert(settings: InvertSettings) -> None:
     import torch
 
     from ddim.checkpoint.files import save_tensors
-    from ddim.inversion import METHODS
+    from ddim.inversion import METHODS, widened
 
     pictures = fit_pictures(settings.images, pipe)
     plan = pipe.scheduler.plan(settings.steps).unclipped()
@@ -160,7 +160,7 @@ def sample_again(path: str, given: SampleSettings) -> None:
 
     from ddim.checkpoint.files import read_metadata, read_tensors
     from ddim.cli.batches import chunk_size, chunks
-    from ddim.inversion import METHODS
+    from ddim.inversion import METHODS, widened
 
     tensors = read_tensors(path)
     said = read_metadata(path)
@@ -204,11 +204,6 @@ def _noise(path: str, states: Sequence[Tensor | None], pipe: DiffusionPipeline) 
     if not all(state.is_floating_point() and bool(state.isfinite().all()) for state in found):
         raise CheckpointError(f"{path} holds noise that is no finite numbers")
     return found
-
-
-def widened(x: Tensor) -> Tensor:
-    """The sample in float64, or in float32 where the device has no float64."""
-    return x.float() if x.device.type == "mps" else x.double()
 
 
 def _check_kind(kind: Kind, settings: InvertSettings) -> None:

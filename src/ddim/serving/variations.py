@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddim.interpolation import slerp
-from ddim.inversion import METHODS, keeping
+from ddim.inversion import METHODS, keeping, widened
 from ddim.noise import gaussian_noise, seeded_generators
 from ddim.pipelines import DiffusionPipeline
 from ddim.pipelines.recommended import plan_of_call
@@ -118,9 +118,8 @@ def _noise_of(
     notice: Callable[[], object],
 ) -> Tensor:
     """The noise of the picture, (1 …)."""
-    wide = x0.float() if x0.device.type == "mps" else x0.double()
     denoiser = pipe.denoiser(plan, 1, **_conditions(pipe, wish, range(1), scale, rescale))
-    (found,) = METHODS["ddim"].encode(keeping(denoiser, pipe.dtype), wide, plan, lambda step: notice())
+    (found,) = METHODS["ddim"].encode(keeping(denoiser, pipe.dtype), widened(x0), plan, lambda step: notice())
     return found
 
 
