@@ -18,7 +18,7 @@ from ddim.errors import CheckpointError
 from ddim.pipelines.latents import LatentPipeline
 
 
-def check(model: str) -> None:
+def check(model: str, teacher: str | None = None) -> None:
     found, pipe = known(model), DiffusionPipeline.from_pretrained(model)
     assert found == Known(
         pipe.draws_texts,
@@ -29,12 +29,22 @@ def check(model: str) -> None:
         pipe.scheduler.config.recommended_guidance_scale,
         pipe.unet.config.get("time_cond_proj_dim") is not None,
         pipe.picture_shape()[1],
+        teacher,
     )
 
 
-@pytest.mark.parametrize("model", ["digits", "digits-fast", "emoji", "emoji-fast"])
-def test_the_bundled_models(model: str) -> None:
-    check(model)
+@pytest.mark.parametrize(
+    ("model", "teacher"), [("digits", None), ("digits-fast", "digits"), ("emoji", None), ("emoji-fast", "emoji")]
+)
+def test_the_bundled_models(model: str, teacher: str | None) -> None:
+    check(model, teacher)
+
+
+@pytest.mark.parametrize("said", ['{"kind": "DistillSettings"}', '{"kind": "TrainSettings"}', "[]", "{", "\0"])
+def test_a_log_of_training_that_names_no_teacher(tmp_path: Path, said: str) -> None:
+    save_tiny(tmp_path)
+    (tmp_path / "training.json").write_text(said)
+    check(str(tmp_path))
 
 
 def test_other_models(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ class Known:
         guidance: the guidance scale that it recommends.
         takes_scale: whether its network takes the guidance scale as an input.
         side: of the square pictures that it was trained on, in pixels.
+        teacher: the model that it was distilled from, as whoever distilled it named it.
     """
 
     draws_texts: bool
@@ -43,6 +44,7 @@ class Known:
     guidance: float | None = None
     takes_scale: bool = False
     side: int | None = None
+    teacher: str | None = None
 
 
 # What all single files hold that are read: Stable Diffusion 1 or 2.
@@ -78,6 +80,7 @@ def known(model: str) -> Known | None:
         prediction_type=prediction if isinstance(prediction, str) else None,
         factor=factor,
         side=None if latents is None or pixels is None else latents * pixels,
+        teacher=_teacher(repository),
         **guidance_of(unet, scheduler),
     )
 
@@ -89,6 +92,20 @@ def guidance_of(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[s
         "guidance": float(scale) if isinstance(scale, (int, float)) else None,
         "takes_scale": unet.get("time_cond_proj_dim") is not None,
     }
+
+
+def _teacher(repository: Repository) -> str | None:
+    """The model that a student was distilled from, as its log of training says."""
+    try:
+        path = repository.find("training.json")
+        said = {} if path is None else read_json(path)
+    except CheckpointError:
+        return None
+    settings = said.get("settings")
+    if said.get("kind") != "DistillSettings" or not isinstance(settings, dict):
+        return None
+    teacher = settings.get("model")
+    return teacher if isinstance(teacher, str) else None
 
 
 def _config(repository: Repository, part: str) -> dict[str, Any]:
