@@ -225,6 +225,21 @@ def holding(networks: Iterable[Any]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_pytorch(networks: Iterable[Any]) -> Iterator[None]:
+    """A context in which PyTorch runs all networks for this thread, in the type of their weights.
+
+    Whatever backend they have runs them for other threads. One that computes in bfloat16 is too coarse for what is to
+    come back exactly.
+    """
+    with ExitStack() as stack:
+        for network in networks:
+            held = Held(network)
+            held.runner = None
+            stack.enter_context(held)
+        yield
+
+
 def in_turn(given: Tensor | Iterator[T] | None) -> Tensor | T | None:
     """What the next of several layers is given: the same tensor as each of them, or what was made for it beforehand.
 

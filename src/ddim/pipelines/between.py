@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from ddim.inversion import Notice
 from ddim.pipelines.base import DiffusionPipeline
 from ddim.pipelines.latents import LatentPipeline
 from ddim.plan import SamplingPlan
+from ddim.sampling import Denoiser
 
 __all__ = ["Way", "denoisers_along", "noise_of_pictures"]
 
@@ -79,6 +80,7 @@ def noise_of_pictures(
     prompts: Sequence[str] = (),
     class_labels: Sequence[int] = (),
     notice: Notice | None = None,
+    watched: Callable[[Denoiser], Denoiser] = lambda denoiser: denoiser,
 ) -> Tensor:
     """x_T of real pictures, (p c h w), found without guidance under the text or the class of each.
 
@@ -87,6 +89,7 @@ def noise_of_pictures(
         pictures: p of them.
         method, notice: as in `interpolation.picture_noise`.
         prompts, class_labels: one for each picture, one for all, or none.
+        watched: makes of the network what is asked in its place, for instance to tell of every evaluation.
 
     Raises:
         ConfigError: the plan cannot be inverted.
@@ -98,7 +101,7 @@ def noise_of_pictures(
     if class_labels:
         conditions["class_labels"] = list(class_labels[: len(pictures)])
     x0 = pipe.encode(list(pictures))
-    denoiser = pipe.denoiser(plan.inverted(), len(pictures), **conditions)
+    denoiser = watched(pipe.denoiser(plan.inverted(), len(pictures), **conditions))
     return picture_noise(denoiser, x0, plan, method, notice)
 
 
@@ -131,7 +134,9 @@ def denoisers_along(
             each["negative_prompt_embeds"] = way.along(negative[:1])
         return conditioned(pipe, plan, each, **guidance)
     if len(class_labels) < 2:
-        return conditioned(pipe, plan, **guidance, **({"class_labels": class_labels[0]} if class_labels else {}))
+        if class_labels:
+            guidance["class_labels"] = class_labels[0]
+        return conditioned(pipe, plan, **guidance)
     first, second = way.places()
 
     def of(chosen: Sequence[int]) -> Denoisers:

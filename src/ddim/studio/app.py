@@ -17,7 +17,7 @@ from fastapi import FastAPI, HTTPException, Request
 from starlette.routing import Match, Mount
 
 from ddim._version import __version__
-from ddim.studio import compare, draw, learn, planning, trajectory
+from ddim.studio import between, compare, draw, learn, planning, real, trajectory
 from ddim.studio.desk import Studio
 from ddim.studio.gate import Gate
 from ddim.studio.panel import Panel
@@ -37,6 +37,8 @@ _TABS: tuple[tuple[str, Callable[[Studio, Panel], object]], ...] = (
     ("Draw", draw.build),
     ("Compare", compare.build),
     ("Trajectory", trajectory.build),
+    ("Between", between.build),
+    ("Real pictures", real.build),
     ("Plan", planning.build),
     ("Learn", learn.build),
 )

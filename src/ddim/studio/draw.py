@@ -18,6 +18,7 @@ from ddim.serving.futures import Event, Finished, Queued, Started, Step
 from ddim.serving.logs import tell
 from ddim.serving.parameters import Edit, Generation
 from ddim.serving.refusal import Refusal
+from ddim.studio.clock import spelt
 from ddim.studio.desk import StoppedError, Studio, sentence, together
 from ddim.studio.panel import MOST, Panel
 from ddim.studio.recipes import settings_of, written
@@ -70,18 +71,8 @@ class Progress:
         made, steps = min((each for n, each in self._steps.items() if n not in self._done), default=(0, 0))
         pictures = f"{len(self._done)} of {self._count} pictures · " if self._count > 1 else ""
         share, spent = self.share, time.monotonic() - self._started
-        left = f" · {_spelt(spent / share * (1 - share))} left" if share > 0.05 and spent > 0.5 else ""
+        left = f" · {spelt(spent / share * (1 - share))} left" if share > 0.05 and spent > 0.5 else ""
         return f"{pictures}step {made} of {steps}{left}" if steps else f"{pictures}decoding …"
-
-
-def _spelt(seconds: float) -> str:
-    """
-    >>> _spelt(0.34), _spelt(12.2), _spelt(125)
-    ('0.3 s', '12 s', '2 min 5 s')
-    """
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 @dataclass(frozen=True)
@@ -291,7 +282,7 @@ async def _drawing(
                 yield stage(tiles, str(progress), progress.share, notes), None
         seconds = time.monotonic() - started
         status = f"{asked.n} pictures" if asked.n > 1 else "Drawn"
-        status += f" in {_spelt(seconds)}" + " with loading the model" * loading
+        status += f" in {spelt(seconds)}" + " with loading the model" * loading
         yield stage(tiles, f"{status} · seed {wanted.seed}", None, notes), [drawn[n] for n in sorted(drawn)]
 
 
