@@ -394,6 +394,7 @@ def test_it_is_cancelled_and_what_leads_nowhere_is_a_sentence(visitor: Visitor) 
     visitor.wait("#between-stage [role=alert]", "cut off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["between", "between-dark", "between-phone"])
 def test_how_it_looks(name: str, visit: Callable[..., Visitor]) -> None:
     visitor = visit(dark=name.endswith("dark"), **({"size": PHONE} if name.endswith("phone") else {}))

@@ -281,6 +281,8 @@ def compared(visitor: Visitor, columns: str, rows: str) -> None:
     visitor.press("Compare")
     visitor.until("!document.querySelector('#compare-stage .status')?.innerText.includes(' in ')")
     visitor.wait("#compare-stage .status", " in ")
+    cells = "[...document.querySelectorAll('#compare-stage td')]"
+    visitor.until(f"{cells}.length && {cells}.every(cell => cell.querySelector('img[src*=file], .refused'))")
 
 
 def choose(visitor: Visitor, label: str, choice: str) -> None:
@@ -365,6 +367,7 @@ def test_cancel_keeps_what_is_there(visitor: Visitor) -> None:
     assert sum("refused" not in cell for cell in said["cells"]) == there
 
 
+@pytest.mark.slow
 def test_screenshots_of_the_comparison(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.tab("Compare")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -55,6 +56,27 @@ def test_what_is_known_without_loading(studio: Studio) -> None:
     assert scheduler.config.num_train_timesteps == 1000
     assert studio.known("lost") is studio.scheduler("lost") is studio.known("no name") is None
     assert studio.pool.loaded == ()
+
+
+def test_of_a_model_of_the_hub_is_known_what_it_says_when_it_is_loaded(
+    pipes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub is asked while somebody waits for the page")
+
+    monkeypatch.setattr("ddim.checkpoint.hub.reachable", asked)
+    places = {"far": "owner/model"}
+    studio = Studio(Pool(places, lambda name: pipes["digits"]), places)
+
+    async def work() -> None:
+        assert studio.known("far") is studio.scheduler("far") is None
+        async with studio.model("far"):
+            known = studio.known("far")
+            assert known == dataclasses.replace(Studio(studio.pool, {"here": "digits"}).known("here"), side=8)
+            assert studio.scheduler("far") is pipes["digits"].scheduler
+
+    run(studio, work)
+    studio.sessions.close()
 
 
 def test_a_drawing_is_the_library_s(studio: Studio, pipes: dict[str, Any]) -> None:

@@ -245,6 +245,7 @@ def test_what_cannot_be_drawn_is_a_sentence(field: str, value: str, words: str, 
     assert "Error" not in wrong.inner_text()
 
 
+@pytest.mark.slow
 def test_screenshots(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.draws()

@@ -373,6 +373,7 @@ def test_a_hostile_picture_is_a_sentence_and_the_tab_goes_on(name: str, visitor:
     assert "Traceback" not in studio.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["real", "real-dark", "real-phone"])
 def test_how_it_looks(name: str, visit: Callable[..., Visitor]) -> None:
     visitor = visit(dark=name.endswith("dark"), **({"size": PHONE} if name.endswith("phone") else {}))

@@ -283,6 +283,7 @@ def test_a_picture_to_start_from(visitor: Visitor) -> None:
     assert close(cell, pipe("a blue heart", image=start, strength=0.8, seed=7).images[0], 1)
 
 
+@pytest.mark.slow
 def test_screenshots_of_a_run(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.choose("Model", "emoji")

@@ -95,6 +95,20 @@ def test_where_it_was_painted(studio: Studio, painted: PaintedPicture, tmp_path:
     assert painted.read(session, None, {"mask": address(png(mask))}) is None
 
 
+def test_a_large_picture_is_painted_over_in_a_smaller_size(
+    studio: Studio, painted: PaintedPicture, tmp_path: Path
+) -> None:
+    file, session = tmp_path / "x.png", studio.sessions.of("one")
+    file.write_bytes(png(Image.new("RGB", (4096, 2048), "red")))
+    mask = Image.new("RGBA", (1024, 512))
+    mask.paste((255, 255, 255, 255), (0, 0, 512, 512))
+    found = painted.read(session, str(file), {"mask": address(png(mask))})
+    assert found is not None
+    assert found[1] is not None
+    assert found[1].size == (4096, 2048)
+    assert found[1].getbbox() == (0, 0, 2048, 2048)
+
+
 def test_masks_of_strangers(studio: Studio, painted: PaintedPicture, tmp_path: Path) -> None:
     file, session = tmp_path / "x.png", studio.sessions.of("one")
     file.write_bytes(png(Image.new("RGB", (8, 8), "red")))

@@ -15,9 +15,11 @@ from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
-from ddim.checkpoint.known import Known, known
+from ddim.checkpoint.hub import Repository
+from ddim.checkpoint.known import Known, guidance_of, known
 from ddim.errors import CheckpointError, DDIMError
 from ddim.pipelines import DiffusionPipeline
+from ddim.pipelines.fitting import structure
 from ddim.scheduler import DDIMScheduler
 from ddim.serving.answers import Answer
 from ddim.serving.limits import Limits
@@ -70,11 +72,17 @@ class Studio:
         return self.pool.names
 
     def known(self, name: str) -> Known | None:
-        """What is known of a model without loading it; None where its configs are not at hand."""
-        if name not in self._known:
+        """What is known of a model: what it says itself if it is loaded, else what its configs say; None where they
+        are not at hand, as those of the hub, which nobody is to wait for."""
+        loaded = next((each for each in self.pool.loaded if each.name == name), None)
+        if loaded is not None and self._known.get(name) is None:
+            self._known[name] = _known_of(loaded.pipe)
+        elif name not in self._known:
+            place = self._places.get(name)
             try:
-                self._known[name] = known(self._places[name])
-            except (CheckpointError, KeyError):
+                is_here = place is not None and Repository(place).folder is not None
+                self._known[name] = known(place) if is_here and place is not None else None
+            except CheckpointError:
                 self._known[name] = None
         return self._known[name]
 
@@ -85,7 +93,9 @@ class Studio:
             return loaded.pipe.scheduler
         if name not in self._schedulers:
             try:
-                self._schedulers[name] = DDIMScheduler.from_pretrained(self._places[name], subfolder="scheduler")
+                self._schedulers[name] = DDIMScheduler.from_pretrained(
+                    self._places[name], subfolder="scheduler", local_files_only=True
+                )
             except (DDIMError, OSError, ValueError, KeyError):
                 return None
         return self._schedulers[name]
@@ -204,6 +214,20 @@ class Studio:
                         await asyncio.wait((task,))
         finally:
             session.done(tab, stopped.set)
+
+
+def _known_of(pipe: DiffusionPipeline) -> Known:
+    """What a model says of itself when it is loaded."""
+    config = pipe.scheduler.config
+    return Known(
+        draws_texts=pipe.draws_texts,
+        class_count=pipe.class_count,
+        timesteps=int(config.num_train_timesteps),
+        prediction_type=config.prediction_type,
+        factor=structure(pipe)[0] if pipe.draws_texts else None,
+        side=pipe.picture_shape()[1],
+        **guidance_of(pipe.components["unet"].config, config),
+    )
 
 
 async def together(events: AsyncIterator[Result], seconds: float = 0.05) -> AsyncIterator[list[Result]]:

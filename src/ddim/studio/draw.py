@@ -163,11 +163,12 @@ def build(studio: Studio, panel: Panel) -> None:
             else:
                 name, asked = panel.asked(values, edits=True, strength=float(share))
             async for html, pictures in _drawing(studio, panel, session, name, asked, picture):
-                yield {shown: html}
-                if pictures is not None:
+                if pictures is None:
+                    yield {shown: html}
+                else:
                     had = [*pictures, *had][:_KEPT]
                     shelf = [(str(each.path), each.caption) for each in had]
-                    end |= {drawn: had, gallery: gr.update(value=shelf, visible=True, selected_index=None)}
+                    end |= {shown: html, drawn: had, gallery: gr.update(value=shelf, visible=True, selected_index=None)}
         except StoppedError:
             end[shown] = stage([""], "Cancelled.")
         except Exception as error:

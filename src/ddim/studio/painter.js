@@ -1,5 +1,6 @@
 // Paints a mask over a picture: with the mouse, a finger or a pen, or with the arrow keys and the space bar.
-// The value of the component is { image: an address, mask: a PNG that is white where it was painted, or null }.
+// The value of the component is { image: an address, or "shown" once it is here, or null; mask: a PNG that is white where
+// it was painted, or null }. So the picture comes once, and is not sent back with every event of the page.
 const canvas = element.querySelector("canvas");
 const context = canvas.getContext("2d");
 const brush = element.querySelector("input[type=range]");
@@ -135,7 +136,10 @@ function load() {
   if (address === null) {
     element.querySelector(".painter").hidden = true;
     mask.width = 0;
-  } else if (picture.src !== address) picture.src = address;
+  } else if (address !== "shown") {
+    picture.src = address;
+    props.value = { image: "shown", mask: null };
+  }
 }
 watch("value", load);
 load();

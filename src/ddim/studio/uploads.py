@@ -61,6 +61,7 @@ def read_dropped(studio: Studio, session: Session, path: str | None) -> Image.Im
     return None if data is None else read_image(data, studio.limits)
 
 
+_CANVAS = 1024  # pixels of the longer side of a picture that is painted over
 _PAINTER = """
 <div class="painter" hidden>
   <canvas tabindex="0" role="img" aria-label="The picture. Paint with the mouse, or with arrow keys and the space bar,
@@ -108,7 +109,7 @@ class PaintedPicture:
             image = read_dropped(self._studio, self._studio.sessions.of(request.session_hash), path)
         except Refusal as refusal:
             return {"image": None, "mask": None}, sentence(refusal)
-        return {"image": None if image is None else image_source(image), "mask": None}, ""
+        return {"image": None if image is None else image_source(_canvas(image)), "mask": None}, ""
 
     def read(self, session: Session, path: str | None, painted: Any) -> tuple[Image.Image, Image.Image | None] | None:
         """(picture, mask in mode "L", white where it was painted, or None where nowhere is); None without a picture.
@@ -126,12 +127,21 @@ class PaintedPicture:
         if len(data) >= self._studio.limits.mask_bytes:
             raise Refusal("the painted mask is too large: start from a smaller picture", "mask")
         try:
-            if check_picture(data, "the mask") != image.size:
+            if check_picture(data, "the mask") != _canvas(image).size:
                 raise Refusal("what was painted does not belong to this picture: paint again", "mask")
             mask = read_picture(data, "the mask").convert("RGBA").getchannel("A").point([0] * 128 + [255] * 128)
         except DataError as error:
             raise Refusal(str(error), "mask") from error
-        return image, (None if mask.getextrema() == (0, 0) else mask)
+        return image, (None if mask.getextrema() == (0, 0) else mask.resize(image.size, Image.Resampling.NEAREST))
+
+
+def _canvas(image: Image.Image) -> Image.Image:
+    """A picture in the size in which it is painted over."""
+    if max(image.size) <= _CANVAS:
+        return image
+    share = _CANVAS / max(image.size)
+    width, height = (max(1, round(side * share)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BOX)
 
 
 def dropped_file(studio: Studio, session: Session, path: str | None) -> bytes | None:
