@@ -248,8 +248,11 @@ def test_what_cannot_be_drawn_is_a_sentence(field: str, value: str, words: str, 
 @pytest.mark.slow
 def test_screenshots(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
+    visitor.unfold("Seed, size and number")
+    visitor.page.get_by_label("Keep the seed").check()
+    visitor.press("Seed, size and number ▼")
     visitor.draws()
-    visitor.fill("Prompt", "a cat face with heart-shaped eyes")
+    visitor.fill("Prompt", "a fox")
     visitor.draws()
     visitor.page.locator("#gallery button:has(img)").first.click()
     visitor.wait("#about-picture", "trailing")

@@ -306,7 +306,7 @@ class Panel:
             steps = choose_steps(scheduler.config).number
             scale, rescale = suitable_guidance(scheduler.config, texts, None, None)
         side = None if known is None else known.side
-        sizes = [("as the model was trained" + ("" if side is None else f": {side}x{side}"), "auto")]
+        sizes = [("as trained" if side is None else f"{side}x{side}, as trained", "auto")]
         if side is not None and known is not None and known.factor is not None:
             unit = known.factor * 8
             for width, height in ((1, 0.75), (0.75, 1), (1.5, 1), (1, 1.5)):
