@@ -6,6 +6,7 @@ samples      a request that is being drawn: its plan, its place in it, its numbe
 models       what the engine asks of a pipeline, of each kind
 network      the U-Net, with what is computed once
 batches      one step of samples of one shape, each at its own timestep
+exact        the same, where bits are not to depend on who else is drawn; probe, what that takes on a machine
 engine       the queue, the thread that drives the network, and its life
 
 The server over HTTP is what `ddim serve` starts, and needs the extra "serve":

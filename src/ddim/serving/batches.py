@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,38 @@ from ddim.sampling import not_finite
 from ddim.serving.network import Joined, Moment, Network, moved
 from ddim.serving.samples import Sample, Text
 from ddim.step import Row, carry_on, check_step, combine, take_step
+
+
+class Asked(NamedTuple):
+    """What the network is to predict: for those that are guided without their condition, and then for all with it.
+
+    Attributes:
+        x: what the network is given, (g+b c h w).
+        moments: of each of them.
+        texts: of each of them; none for a network that reads no text.
+        guided: the g samples of the b that are guided at this step.
+        chosen: their places among the b; None if that is all of them, or none.
+    """
+
+    x: Tensor
+    moments: Sequence[Moment]
+    texts: Sequence[Text]
+    guided: Sequence[Sample]
+    chosen: Tensor | None
+
+
+class Reached(NamedTuple):
+    """Where a step leads b samples.
+
+    Attributes:
+        x: the next x, (b c h w).
+        x0: the predicted x0, (b c h w); None where nobody needs it.
+        totals: of each sample, on an accelerator, see `Sample.total`.
+    """
+
+    x: Tensor
+    x0: Tensor | None
+    totals: Sequence[Tensor] | None
 
 
 class Batch:
@@ -35,8 +67,12 @@ class Batch:
         self._cuts_first = cuts_first
         self._members: tuple[Sample, ...] = ()  # those that what follows was put together for
         self._x: Tensor | None = None  # (b c h w)
-        self._channels: Tensor | None = None
-        self._joined = Joined()
+        self._channels: Tensor | None = None  # what the network is given beside x
+        self._joined: list[Joined] = []
+
+    def next(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Of the samples of this kind, those whose turn it is to make a step: all of them."""
+        return samples
 
     def advance(self, samples: Sequence[Sample]) -> list[Sample]:
         """Make one step of each. Where this raises, no sample has changed.
@@ -47,32 +83,35 @@ class Batch:
         """
         x = self._together(samples)
         rows = [sample.plan[sample.position] for sample in samples]
-        out = self._predicted(samples, rows, x)
-        left = _broken(out) if out.is_cpu else []
+        asked = self.asked(samples, rows, x, self._channels)
+        out = self.weighed(asked, self.network(asked.x, asked.moments, asked.texts, self._joined), samples, x)
+        left = broken(out) if out.is_cpu else []
         if left:
             going_on = [place for place in range(len(samples)) if place not in left]
             if going_on:
                 chosen = torch.tensor(going_on)
                 some = [samples[place] for place in going_on]
-                self._step(some, [rows[place] for place in going_on], out[chosen], x[chosen])
+                move(some, self.reached(some, [rows[place] for place in going_on], out[chosen], x[chosen]))
             self._members = ()
             return [samples[place] for place in left]
-        self._step(samples, rows, out, x)
+        reached = self.reached(samples, rows, out, x)
+        move(samples, reached)
+        self._x, self._members = reached.x, tuple(samples)
         return []
 
     def _together(self, samples: Sequence[Sample]) -> Tensor:
         """x_t of all samples, (b c h w); it is put together anew only where they are others than in the last step."""
         if self._x is None or len(samples) != len(self._members) or any(map(_differ, samples, self._members)):
             self._members = tuple(samples)
-            self._x = torch.cat([_there(sample.x) for sample in samples])
+            self._x = torch.cat([there(sample.x) for sample in samples])
             channels = [sample.channels for sample in samples if sample.channels is not None]
             self._channels = torch.cat(channels) if channels else None
         return self._x
 
     # --- the network -------------------------------------------------------------------------------------------------
 
-    def _predicted(self, samples: Sequence[Sample], rows: Sequence[Row], x: Tensor) -> Tensor:
-        """What the network predicts of each sample, under its guidance where it is guided at this step: (b c h w)."""
+    def asked(self, samples: Sequence[Sample], rows: Sequence[Row], x: Tensor, channels: Tensor | None) -> Asked:
+        """What the network is to predict for samples at x (b c h w), and the channels that it is given beside it."""
         guided = [
             place for place, (s, row) in enumerate(zip(samples, rows, strict=True)) if s.is_guided_at(row.timestep)
         ]
@@ -81,16 +120,20 @@ class Batch:
         moments += [(row.timestep, sample.condition) for sample, row in zip(samples, rows, strict=True)]
         texts: list[Text] = [negative for s in first if s.texts is not None and (negative := s.texts[1]) is not None]
         texts += [sample.texts[0] for sample in samples if sample.texts is not None]
-        given = x if self._channels is None else torch.cat([x, self._channels], dim=1)
+        given = x if channels is None else torch.cat([x, channels], dim=1)
         all_of_them = len(guided) == len(samples)
         chosen = None if all_of_them or not guided else moved(torch.tensor(guided), x.device)
         if guided:
             given = torch.cat([given if chosen is None else given.index_select(0, chosen), given])
-        out = self.network(given, moments, texts, self._joined)
+        return Asked(given, moments, texts, first, chosen)
+
+    def weighed(self, asked: Asked, out: Tensor, samples: Sequence[Sample], x: Tensor) -> Tensor:
+        """Of what the network gave, each sample's prediction, under guidance where it is guided: (b c h w)."""
         if self._cuts_first:
             out = _without_variance(out, x)
-        without, within = out[: len(guided)], out[len(guided) :]
-        if guided:
+        first, chosen = asked.guided, asked.chosen
+        without, within = out[: len(first)], out[len(first) :]
+        if first:
             scale = _one_or_each([s.scale for s in first], x)
             rescale = _one_or_each([s.rescale for s in first], x)
             if chosen is None:
@@ -102,12 +145,12 @@ class Batch:
 
     # --- the step ----------------------------------------------------------------------------------------------------
 
-    def _step(self, samples: Sequence[Sample], rows: Sequence[Row], out: Tensor, x: Tensor) -> None:
-        """Bring samples, at these rows, from x (b c h w) to the next x by what the network gave for them."""
+    def reached(self, samples: Sequence[Sample], rows: Sequence[Row], out: Tensor, x: Tensor) -> Reached:
+        """Where a step leads samples, at these rows, from x (b c h w) by what the network gave for them."""
         noise = self._noise(samples, out)
-        shown = [sample.position + 1 in sample.shown for sample in samples]
+        shown = any(sample.position + 1 in sample.shown for sample in samples)
         of_second_order = any(sample.plan.order == 2 for sample in samples)
-        prev, x0 = _stepped(samples, rows, out, x, noise, of_second_order or any(shown))
+        prev, x0 = _stepped(samples, rows, out, x, noise, of_second_order or shown)
         if of_second_order and x0 is not None:
             carried = _one_or_each([row.carried for row in rows], x)
             if isinstance(carried, Tensor) or carried:
@@ -116,18 +159,7 @@ class Batch:
         kept = [place for place, sample in enumerate(samples) if sample.kept is not None]
         if kept:
             prev = _put_back(samples, kept, prev, [sample.position + 1 for sample in samples])
-        totals = None if out.is_cpu else _totals(samples, out)
-        self._x, self._members = prev, tuple(samples)
-        for place, (sample, row) in enumerate(zip(samples, prev.unsqueeze(1), strict=True)):
-            sample.x, sample.noise = row, None
-            if sample.plan.order == 2 and x0 is not None:
-                sample.last = x0[place : place + 1]
-            if shown[place] and x0 is not None:
-                preview = x0[place : place + 1]
-                sample.preview = preview if sample.kept is None else sample.kept(preview, len(sample.plan))
-            if totals is not None:
-                sample.total = totals[place]
-            sample.position += 1
+        return Reached(prev, x0, None if out.is_cpu else _totals(samples, out))
 
     def _noise(self, samples: Sequence[Sample], out: Tensor) -> Tensor | None:
         """The noise of this step, (b c h w), of each sample by its own generator; 0 for those of eta=0."""
@@ -138,10 +170,25 @@ class Batch:
             if sample.noise is None:  # as it is unless the step was tried before
                 assert sample.generator is not None
                 sample.noise = gaussian_noise((1, *out.shape[1:]), [sample.generator], out.device, out.dtype)
-        every = torch.cat([_there(samples[place].noise) for place in noisy])
+        every = torch.cat([there(samples[place].noise) for place in noisy])
         if len(noisy) == len(samples):
             return every
         return torch.zeros_like(out).index_copy(0, moved(torch.tensor(noisy), out.device), every)
+
+
+def move(samples: Sequence[Sample], reached: Reached) -> None:
+    """Bring samples to where their step leads."""
+    x0 = reached.x0
+    for place, (sample, x) in enumerate(zip(samples, reached.x.unsqueeze(1), strict=True)):
+        sample.x, sample.noise = x, None
+        sample.position += 1
+        if sample.plan.order == 2 and x0 is not None:
+            sample.last = x0[place : place + 1]
+        if sample.position in sample.shown and x0 is not None:
+            preview = x0[place : place + 1]
+            sample.preview = preview if sample.kept is None else sample.kept(preview, len(sample.plan))
+        if reached.totals is not None:
+            sample.total = reached.totals[place]
 
 
 def check(sample: Sample) -> None:
@@ -229,7 +276,7 @@ def _one_or_each(numbers: Sequence[float], x: Tensor) -> float | Any:
     return moved(torch.tensor(numbers, dtype=dtype), x.device).view(-1, *[1] * (x.ndim - 1))
 
 
-def _broken(out: Tensor) -> list[int]:
+def broken(out: Tensor) -> list[int]:
     """The places of the samples for which the network gave NaN or infinity; for a network on the host."""
     if math.isfinite(out.sum(dtype=torch.float32).item()):
         return []
@@ -242,7 +289,7 @@ def _without_variance(out: Tensor, x: Tensor) -> Tensor:
     return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out
 
 
-def _there(tensor: Tensor | None) -> Tensor:
+def there(tensor: Tensor | None) -> Tensor:
     """What a sample that has begun has."""
     assert tensor is not None
     return tensor

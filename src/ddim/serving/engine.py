@@ -20,9 +20,10 @@ from ddim.errors import ConfigError, DeadlineExceededError, EngineClosedError, Q
 from ddim.pipelines import DiffusionPipeline
 from ddim.sampling import not_finite
 from ddim.serving.batches import Batch, check
+from ddim.serving.exact import ExactBatch
 from ddim.serving.futures import Cancelled, Event, Failed, Finished, Future, Queued, Started, Step
 from ddim.serving.models import Model, PixelModel, model_of
-from ddim.serving.network import Network
+from ddim.serving.network import Network, using_threads
 from ddim.serving.requests import Picture, Request
 from ddim.serving.samples import Sample
 
@@ -44,7 +45,7 @@ class Stats:
         running: how many are being drawn.
         submitted, finished, failed, cancelled, refused: how many requests so far. `refused` found the queue full and
             are not among those submitted.
-        ticks: how many forward passes so far.
+        ticks: how many times a step was made so far, each by a forward pass, or by several with `slots`.
         steps: how many steps of samples they made.
         batches: how many ticks there were of each number of samples.
         seconds: how long the network and the decoder have worked.
@@ -77,21 +78,35 @@ class Engine:
             else uses it may draw with it too.
         max_batch: how many samples are drawn at the same time; see `usual_batch` for what it is unless told.
         max_queue: how many requests may wait; a further one is refused.
+        slots: make every picture bit for bit the same whatever is drawn beside it, in whatever order requests come and
+            whatever `max_batch` is. Every forward pass then has exactly so many evaluations of the network, of which a
+            guided sample takes two: it is filled up where there are fewer, and there are several passes where there
+            are more. All else is computed for each sample alone, by one thread. Pictures are alike to the bit only
+            where they have the same `slots`, the same backend and the same kind of processor; `serving.probe` says
+            what suits a model. None lets pictures differ by rounding.
 
     Attributes:
-        pipe, max_batch, max_queue: as given or chosen.
+        pipe, max_batch, max_queue, slots: as given or chosen.
 
     Raises:
         ConfigError: a number that is none, or a pipeline of another kind.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, *, max_batch: int | None = None, max_queue: int = 256) -> None:
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        *,
+        max_batch: int | None = None,
+        max_queue: int = 256,
+        slots: int | None = None,
+    ) -> None:
         model = model_of(pipe)
         self.pipe = pipe
         self.max_batch = usual_batch(pipe) if max_batch is None else _positive(max_batch, "max_batch")
         self.max_queue = _positive(max_queue, "max_queue")
+        self.slots = None if slots is None else _positive(slots, "slots")
         self._model = model
-        self._driver = driver = Driver(model, self.max_batch, self.max_queue)
+        self._driver = driver = Driver(model, self.max_batch, self.max_queue, self.slots)
         chosen = "as is usual for this model here" if max_batch is None else "as told"
         log.info("max_batch is %d, %s; %d requests may wait; %s", self.max_batch, chosen, max_queue, pipe.backend)
         self._thread = threading.Thread(target=driver.run, name="ddim engine", daemon=True)
@@ -99,7 +114,8 @@ class Engine:
         weakref.finalize(self, _end, driver, self._thread)
 
     def __repr__(self) -> str:
-        return f"Engine({type(self.pipe).__name__}, max_batch={self.max_batch}, max_queue={self.max_queue})"
+        exact = "" if self.slots is None else f", slots={self.slots}"
+        return f"Engine({type(self.pipe).__name__}, max_batch={self.max_batch}, max_queue={self.max_queue}{exact})"
 
     def submit(self, request: Request) -> Future:
         """Have a picture drawn.
@@ -157,10 +173,7 @@ def usual_batch(pipe: DiffusionPipeline) -> int:
     make each step take longer (4 at Stable Diffusion's 64x64). On an accelerator: as many as half of its free memory
     has room for, up to 64. At least 2.
     """
-    try:
-        _, _, height, width = pipe.sample_shape(1)
-    except ConfigError:  # the model does not say how large its pictures are
-        height = width = 64
+    height, width = usual_shape(pipe)
     positions = height * width
     if pipe.device.type != "cuda":
         return max(2, min(LARGEST_BATCH, POSITIONS // positions))
@@ -171,12 +184,22 @@ def usual_batch(pipe: DiffusionPipeline) -> int:
     return max(2, min(4 * LARGEST_BATCH, int(free / 2 // needed)))
 
 
+def usual_shape(pipe: DiffusionPipeline) -> tuple[int, int]:
+    """Height and width of what the network draws, or Stable Diffusion's if the model does not say them."""
+    try:
+        _, _, height, width = pipe.sample_shape(1)
+    except ConfigError:
+        height = width = 64
+    return height, width
+
+
 class Driver:
     """What the engine's thread does. It knows nothing of the engine, which may so be forgotten while it runs."""
 
-    def __init__(self, model: Model, max_batch: int, max_queue: int) -> None:
+    def __init__(self, model: Model, max_batch: int, max_queue: int, slots: int | None) -> None:
         self.model, self.max_batch, self.max_queue = model, max_batch, max_queue
-        self.network = Network(model.pipe.components["unet"])
+        self.slots, model.is_exact = slots, slots is not None
+        self.network = Network(model.pipe.components["unet"], slots, None if slots is None else torch.get_num_threads())
         self._changed = threading.Condition()  # holds for the queue and for whether it is closing
         self._queue: deque[Sample] = deque()
         self._running: list[Sample] = []
@@ -281,11 +304,13 @@ class Driver:
                 sample.future.cancel()
         self._leave(self._late())
         newcomers = self._newcomers()
-        if newcomers:
-            self._begin(newcomers)
-        if self._running:
-            self._tick()
-            self._give_away()
+        # How a sum is shared out among threads shows in its last bits, but for those of whole forward passes.
+        with using_threads(None if self.slots is None else 1):
+            if newcomers:
+                self._begin(newcomers)
+            if self._running:
+                self._tick()
+                self._give_away()
         self._seconds += time.perf_counter() - start
         return True
 
@@ -355,7 +380,14 @@ class Driver:
         kind, samples = min(kinds.items(), key=lambda item: min(sample.since for sample in item[1]))
         batch = self._batches.get(kind)
         if batch is None:
-            batch = self._batches[kind] = Batch(self.network, isinstance(self.model, PixelModel))
+            cuts_first = isinstance(self.model, PixelModel)
+            batch = (
+                Batch(self.network, cuts_first)
+                if self.slots is None
+                else ExactBatch(self.network, cuts_first, self.slots)
+            )
+            self._batches[kind] = batch
+        samples = list(batch.next(samples))
         self._ticks += 1
         done: list[Sample] = []
 
@@ -381,7 +413,7 @@ class Driver:
                 sample.future.tell(Step(sample.position, len(sample.plan)))
 
     def _give_away(self) -> None:
-        """Decode what is to be shown and what is finished, all that goes together at once."""
+        """Decode what is to be shown and what is finished: all that goes together at once, or each alone."""
         finished = [sample for sample in self._running if sample.is_finished]
         shown = [sample for sample in self._running if sample.preview is not None and not sample.is_finished]
         self._leave(finished)  # their places are free while they are decoded
@@ -390,7 +422,8 @@ class Driver:
             if not sample.future.done():
                 alike.setdefault((sample.shape, sample.request.output_type), []).append(sample)
         for (_, output_type), samples in alike.items():
-            self._by_halves(samples, partial(self._decode, output_type=output_type))
+            for some in [samples] if self.slots is None else [[one] for one in samples]:
+                self._by_halves(some, partial(self._decode, output_type=output_type))
 
     def _decode(self, samples: Sequence[Sample], output_type: str) -> None:
         for sample in samples:

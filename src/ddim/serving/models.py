@@ -39,6 +39,7 @@ class Model:
     """A pipeline as the engine uses it. `check` may be called by any thread, the rest by the engine's alone."""
 
     pipe: DiffusionPipeline
+    is_exact = False  # whether each text is encoded alone, so that its bits do not depend on others
     # The settings of a request that are not for this kind of pipeline, and why.
     refused: ClassVar[tuple[str, ...]] = ()
     because: ClassVar[str] = ""
@@ -176,7 +177,7 @@ class TextModel(Model):
                 sample.channels, sample.kept, sample.x = start.channels, start.keep, start.x
 
     def _texts(self, wanted: Sequence[str]) -> dict[str, Text]:
-        """Texts by their words; those that nobody has asked for lately are encoded, all at once."""
+        """Texts by their words; those that nobody has asked for lately are encoded, all at once or each alone."""
         encoder = self.pipe.text_encoder
         seen = encoder.look() if isinstance(encoder, HasCore) else object()
         now = (encoder, self.pipe.tokenizer, seen)
@@ -186,10 +187,11 @@ class TextModel(Model):
             self._recent.clear()
         found = {words: text for words in wanted if (text := self._known.get(words)) is not None}
         new = [words for words in dict.fromkeys(wanted) if words not in found]
-        if new:
+        groups = [[words] for words in new] if self.is_exact else [new] if new else []
+        for some in groups:
             # They say nothing, and all differ, as the same text would be encoded once.
-            filling = [" " * count for count in range(1, _missing(encoder, len(new)) + 1)]
-            for words, embeds in zip(new, self.pipe.embed([*new, *filling]).unsqueeze(1), strict=False):
+            filling = [" " * count for count in range(1, _missing(encoder, len(some)) + 1)]
+            for words, embeds in zip(some, self.pipe.embed([*some, *filling]).unsqueeze(1), strict=False):
                 found[words] = self._known[words] = Text(embeds.clone())
         self._recent.extend(text for text in found.values() if text not in self._recent)
         return found

@@ -6,9 +6,10 @@ keys and values for as long as somebody draws it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from ddim.models.snapshot import Snapshot
 from ddim.models.unet_condition import TextCache
 from ddim.serving.samples import Text
 
+T = TypeVar("T")
+
 # How many numbers are kept of timesteps; 64 MiB in float32.
 LARGEST_TABLE = 2**24
 
@@ -30,7 +33,7 @@ Moment = tuple[int, float | None]
 
 @dataclass
 class Joined:
-    """The texts of the samples of one shape, side by side as the network is given them. It belongs to who asks for it.
+    """The texts of the samples of one forward pass, side by side as the network is given them.
 
     Attributes:
         texts: whose these are, in order.
@@ -48,10 +51,14 @@ class Network:
 
     Args:
         unet: a `UNet2DConditionModel` or a `UNet2DModel`; or one of another library that is called as the first is.
+        slots: of how many samples every forward pass is: filled up where there are fewer, and in several passes where
+            there are more. What is computed once is then computed for each timestep and each text alone. None takes
+            all that come at once.
+        threads: how many PyTorch uses in forward passes, whatever it uses elsewhere; None changes nothing.
     """
 
-    def __init__(self, unet: Any) -> None:
-        self.unet = unet
+    def __init__(self, unet: Any, slots: int | None = None, threads: int | None = None) -> None:
+        self.unet, self.slots, self.threads = unet, slots, threads
         self._is_distilled = unet.config.get("time_cond_proj_dim") is not None
         self._held: Held | None = None
         self._made_for: tuple[Snapshot | None, bool] = (None, False)
@@ -65,6 +72,8 @@ class Network:
 
     def rounded(self, count: int) -> int:
         """To how many samples a batch of so many is to be filled up."""
+        if self.slots is not None:
+            return self.slots
         runner: Any = None if self._held is None else self._held.runner
         return runner.rounded(count) if hasattr(runner, "rounded") else count
 
@@ -91,15 +100,28 @@ class Network:
             self._project_times(moments)
             self._project_texts(texts)
 
-    def __call__(self, x: Tensor, moments: Sequence[Moment], texts: Sequence[Text], joined: Joined) -> Tensor:
+    def __call__(self, x: Tensor, moments: Sequence[Moment], texts: Sequence[Text], joined: list[Joined]) -> Tensor:
         """What the network predicts, (n …), after `look`.
 
         Args:
             x: (n c h w).
             moments: of each of the n.
             texts: of each of the n; none for a network that reads no text.
-            joined: what an earlier call for the same samples has left there is used again.
+            joined: what an earlier call for the same samples has left there, for each forward pass, is used again.
         """
+        size = self.slots or len(x)
+        outs = []
+        for number, first in enumerate(range(0, len(x), size)):
+            if number:
+                self.look()
+            if number == len(joined):
+                joined.append(Joined())
+            part = slice(first, first + size)
+            outs.append(self._pass(x[part], moments[part], texts[part], joined[number]))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _pass(self, x: Tensor, moments: Sequence[Moment], texts: Sequence[Text], joined: Joined) -> Tensor:
+        """One forward pass."""
         count = len(x)
         missing = self.rounded(count) - count
         if missing:
@@ -110,7 +132,7 @@ class Network:
         arguments = {**self._told(moments, x), **self._read(texts, joined)}
         held = self._held
         assert held is not None
-        with held:
+        with held, using_threads(self.threads):
             out: Tensor = self.unet(x, timesteps, **arguments).sample
         return out[:count]
 
@@ -146,10 +168,12 @@ class Network:
             self._places, self._table = {}, None
             new = list(dict.fromkeys(moments))
         device = unet.device
-        timesteps = moved(torch.tensor([float(timestep) for timestep, _ in new]), device)
-        rows: Tensor = unet.project(unet.embed(timesteps, **self._conditions(new, device, unet.dtype)))
+        rows = [] if self._table is None else [self._table]
+        for some in self._at_once(new):
+            timesteps = moved(torch.tensor([float(timestep) for timestep, _ in some]), device)
+            rows.append(unet.project(unet.embed(timesteps, **self._conditions(some, device, unet.dtype))))
         self._places |= {moment: len(self._places) + place for place, moment in enumerate(new)}
-        self._table = rows if self._table is None else torch.cat([self._table, rows])
+        self._table = rows[0] if len(rows) == 1 else torch.cat(rows)
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
@@ -176,10 +200,28 @@ class Network:
         new = [text for text in dict.fromkeys(texts) if text.pairs is None or text.version != self._version]
         if not new:
             return
-        layers: TextCache = self.unet.project_text(torch.cat([text.embeds for text in new]))
-        for place, text in enumerate(new):
-            text.version = self._version
-            text.pairs = tuple((_alone(key, place), _alone(value, place)) for key, value in layers)
+        for some in self._at_once(new):
+            layers: TextCache = self.unet.project_text(torch.cat([text.embeds for text in some]))
+            for place, text in enumerate(some):
+                text.version = self._version
+                text.pairs = tuple((_alone(key, place), _alone(value, place)) for key, value in layers)
+
+    def _at_once(self, given: Sequence[T]) -> Sequence[Sequence[T]]:
+        """What is computed together: all, or with `slots` each alone."""
+        return [given] if self.slots is None else [[one] for one in given]
+
+
+@contextmanager
+def using_threads(count: int | None) -> Iterator[None]:
+    """A context in which PyTorch has so many threads for what this thread computes; None changes nothing."""
+    if count is None or count == (before := torch.get_num_threads()):
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _alone(tensor: Tensor, place: int) -> Tensor:
