@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,26 +12,11 @@ from typing import Any
 
 import openai
 import pytest
-from serving import eventually, opened
+from serving import eventually, opened, process
 
 from ddim.cli import main
 from ddim.errors import ConfigError
 from ddim.serving.running import listening
-
-
-@contextlib.contextmanager
-def process(log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A `ddim serve` of its own, and the port that it took."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ddim", "serve", "--log-format", "json", "--backend", "eager", *options]
-    with open(log, "wb") as file, subprocess.Popen(command, stderr=file, env=environment) as running:
-        try:
-            eventually(lambda: running.poll() is not None or b'"serving"' in log.read_bytes(), 180)
-            found = re.search(r'"at": "http://127.0.0.1:(\d+)"', log.read_text())
-            assert found, log.read_text()
-            yield running, int(found[1])
-        finally:
-            running.kill()
 
 
 @pytest.fixture

@@ -5,14 +5,20 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import openai
+from fastapi import FastAPI
 from PIL import Image
 
 from ddim.pipelines import DiffusionPipeline
@@ -60,9 +66,21 @@ def serving(
     """
     grace = more.pop("grace", 5.0)
     pool = Pool(models, lambda name: models[name](), **more)
+    with taking_in(create_app(pool, options), pool, grace) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def taking_in(app: FastAPI, pool: Pool, grace: float = 5.0) -> Iterator[Served]:
+    """An application on loopback.
+
+    Args:
+        pool: what draws for it, or a part of that.
+        grace: of `Running`.
+    """
     sock = listening("127.0.0.1", 0)
     port = sock.getsockname()[1]
-    running = Running(create_app(pool, options), grace=grace)
+    running = Running(app, grace=grace)
     thread = threading.Thread(target=lambda: running.run(sockets=[sock]))
     thread.start()
     try:
@@ -127,3 +145,18 @@ def eventually(condition: Callable[[], bool], seconds: float = 40.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it never was so"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def process(log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A `ddim serve` of its own, and the port that it took."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ddim", "serve", "--log-format", "json", "--backend", "eager", *options]
+    with open(log, "wb") as file, subprocess.Popen(command, stderr=file, env=environment) as running:
+        try:
+            eventually(lambda: running.poll() is not None or b'"serving"' in log.read_bytes(), 180)
+            found = re.search(r'"at": "http://127.0.0.1:(\d+)"', log.read_text())
+            assert found, log.read_text()
+            yield running, int(found[1])
+        finally:
+            running.kill()

@@ -342,6 +342,7 @@ RULES: dict[str, Rule] = {
     "max_queue": COUNT,
     "max_side": COUNT,
     "port": number(0, 65535),
+    "replicas": COUNT,
     "store_megabytes": COUNT,
     "store_seconds": number(0, above=True),
     # what is read

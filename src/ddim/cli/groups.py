@@ -40,7 +40,7 @@ OF_SERVING = {
     "Where, and to whom": "host port browser api_key_file auth_file add_user allow_anonymous cors_origin public_url",
     "How much at a time": "max_batch max_queue max_n max_side deadline grace",
     "Pictures that are fetched by an address": "store_megabytes store_seconds",
-    "Where and how it runs": "dtype backend device",
+    "Where and how it runs": "replicas ray_address dtype backend device",
     "The log": "log_format log_prompts",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,12 @@ from ddim.cli.options import Backend, Device, DType
 from ddim.errors import ConfigError, check_installed
 
 if TYPE_CHECKING:
+    import socket
+
+    from fastapi import FastAPI
+
     from ddim.pipelines import DiffusionPipeline
+    from ddim.serving.api import Options
     from ddim.serving.pool import Pool
 
 
@@ -82,6 +88,19 @@ class ServeSettings:
             "not given, all.",
         ),
     ] = None
+    replicas: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="How many processes draw, each with all models, which share out the requests and the cores; needs the "
+            'extra "scale", which is Ray. If not given, this process draws.'
+        ),
+    ] = None
+    ray_address: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The cluster of Ray that the replicas are to run on: its address, or auto. If not given, this machine."
+        ),
+    ] = None
     max_n: int = 10
     """How many pictures one request may ask for, from 1 to 10."""
     max_side: Annotated[
@@ -122,6 +141,12 @@ class ServeSettings:
             )
         if self.auth_file is not None and not self.studio:
             raise ConfigError("--auth-file is for the studio's visitors: give --studio, or leave it out")
+        if self.ray_address is not None and self.replicas is None:
+            raise ConfigError("--ray-address is for replicas: give --replicas, or leave it out")
+        if self.replicas is not None:
+            if self.studio:
+                raise ConfigError("--studio draws in one process: leave --replicas out, or start `ddim studio` too")
+            check_installed("ray", "scale")
         if self.studio:
             check_visitors(self.host, self.auth_file, self.allow_anonymous)
 
@@ -246,9 +271,12 @@ def run_serve(settings: ServeSettings) -> None:
         address=settings.public_url,
         logs_prompts=settings.log_prompts,
     )
-    pool = open_pool(settings, places)
     sock = listening(settings.host, settings.port)
     with log_to(kind=settings.log_format):
+        if settings.replicas is not None:
+            _serve_replicas(settings, places, options, sock)
+            return
+        pool = open_pool(settings, places)
         app = create_app(pool, options)
         if settings.studio:
             from ddim.studio.app import mount
@@ -257,3 +285,33 @@ def run_serve(settings: ServeSettings) -> None:
             admits = None if settings.auth_file is None else visitors(settings.auth_file)
             mount(app, Studio(pool, places, limits), admits, any_host=settings.allow_anonymous)
         serve(app, sock, grace=settings.grace)
+
+
+def _serve_replicas(settings: ServeSettings, places: Mapping[str, str], options: Options, sock: socket.socket) -> None:
+    """Serve by several processes, each of which draws.
+
+    Raises:
+        ConfigError: they cannot be started.
+    """
+    from ddim.serving.cluster import check_nodes, joined, threads_each, threads_told
+    from ddim.serving.front import create_front, of_replica
+    from ddim.serving.replicas import replicated
+    from ddim.serving.running import serve
+
+    count = settings.replicas or 1
+    own = len(os.sched_getaffinity(0))
+    places = {name: os.path.abspath(place) if os.path.exists(place) else place for name, place in places.items()}
+    make_app = functools.partial(_app_of_replica, settings, places, of_replica(options, count))
+    with joined(settings.ray_address, max(count, own)) as ray:
+        check_nodes(ray)
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cores = [own] if settings.ray_address is None else [int(each.get("CPU", 0)) for each in alive]
+        threads = threads_told(threads_each(count, cores))
+        with replicated(ray, make_app, count, threads, needs_gpu=settings.device != "cpu") as replicas:
+            serve(create_front(replicas, tuple(places), options), sock, grace=settings.grace)
+
+
+def _app_of_replica(settings: ServeSettings, places: Mapping[str, str], options: Options) -> FastAPI:
+    from ddim.serving.api import create_app
+
+    return create_app(open_pool(settings, places), options)

@@ -21,6 +21,11 @@ answers      what goes back; refusal, if it is an error; pictures and recipes, t
 pool, store  the models; the pictures that wait at an address
 metrics, logs, running  what is counted, what is told, and the process
 
+By several processes, for which Ray is needed, the extra "scale":
+
+front        where requests come in; totals, what all have counted
+replica      what draws in each process; replicas, these on Ray Serve; cluster, Ray itself
+
     with Engine(pipe) as engine:
         future = engine.submit(Request(prompt="a red heart", seed=7))
         for event in future.events(): ...

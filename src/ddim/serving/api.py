@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -29,7 +29,7 @@ from ddim.serving.keys import Keys, check_origin
 from ddim.serving.limits import MIB, Limits
 from ddim.serving.logs import tell
 from ddim.serving.memory import give_back
-from ddim.serving.metrics import METRICS_TYPE, Metrics
+from ddim.serving.metrics import METRICS_TYPE, Metrics, OfEngines
 from ddim.serving.parameters import Drawing, Edit, Generation, Variation, from_form, from_json
 from ddim.serving.pictures import read_image, read_mask
 from ddim.serving.pool import Pool
@@ -39,7 +39,19 @@ from ddim.serving.store import Store
 from ddim.serving.variations import check_inversion
 from ddim.serving.wishes import wish
 
-__all__ = ["Options", "Server", "create_app"]
+__all__ = [
+    "FILES",
+    "ClientGoneError",
+    "Host",
+    "Options",
+    "Server",
+    "add_counting",
+    "add_looking",
+    "create_app",
+    "guard",
+    "while_there",
+    "within",
+]
 
 FILES = "/v1/images/files/"  # where pictures wait that are fetched by their address
 
@@ -66,6 +78,7 @@ class Options:
         address: where clients find this server, such as https://example.org; None is how a request came here.
         logs_prompts: whether the log has the prompts.
         draws: whether pictures can be asked for; a page at the root may be all that is wanted.
+        tells: whether requests are counted and logged here; those of a replica are where they come in.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -76,6 +89,39 @@ class Options:
     address: str | None = None
     logs_prompts: bool = False
     draws: bool = True
+    tells: bool = True
+
+
+class Host(Protocol):
+    """What takes requests in: a `Server`, or the `Front` of several.
+
+    Attributes:
+        options: how it is to be.
+        limits: of requests.
+        is_closing: no more requests are taken.
+        has_page: a page is at the root, whose addresses are all that are not the API's own, and need no key.
+        metrics: what is counted here.
+        names: of the models that can be asked for.
+        opening: how many of them are being loaded in this process.
+    """
+
+    options: Options
+    limits: Limits
+    is_closing: bool
+    has_page: bool
+    metrics: Metrics
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def opening(self) -> int: ...
+
+    async def ready(self) -> Response:
+        """Whether a picture can be drawn now. To ask loads the first model, if none is there."""
+
+    async def counted(self) -> bytes:
+        """What is counted and measured, in Prometheus' text format."""
 
 
 class Server:
@@ -89,12 +135,22 @@ class Server:
     def __init__(self, pool: Pool, options: Options) -> None:
         self.pool, self.options, self.limits = pool, options, options.limits
         self.store = Store(options.store_bytes, options.store_seconds)
-        self.metrics = Metrics(pool, self.store)
+        self.metrics = Metrics(OfEngines(pool, self.store))
         self.room = Room(options.limits.all_bytes)
         self.decoder = ThreadPoolExecutor(1, "ddim-decode")  # one picture at a time, whatever its size
         self.is_closing = self.has_page = False
         self._loading: asyncio.Task[None] | None = None
         self._load_error = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models that can be asked for."""
+        return self.pool.names
+
+    @property
+    def opening(self) -> int:
+        """How many models are being loaded."""
+        return self.pool.opening
 
     # --- drawing -----------------------------------------------------------------------------------------------------
 
@@ -133,7 +189,7 @@ class Server:
                 self.pool.leave(name)
                 raise
 
-        run = await _while_there(request, _within(self.limits.deadline, taken()))
+        run = await while_there(request, within(self.limits.deadline, taken()))
         with contextlib.ExitStack() as stack:
             stack.callback(run.end)
             left = self.limits.deadline - (time.monotonic() - started)
@@ -145,7 +201,7 @@ class Server:
                     stack.pop_all()
                     return Stream(run, self._seen(name, started, about))
                 work = run.pictures()
-            files, settings = await _while_there(request, work)
+            files, settings = await while_there(request, work)
         seconds = time.monotonic() - started
         self.metrics.seconds.labels(name, about["route"]).observe(seconds)
         about["steps"] = settings.get("steps")
@@ -214,6 +270,10 @@ class Server:
         finally:
             self._loading = None
 
+    async def counted(self) -> bytes:
+        """What is counted and measured, in Prometheus' text format."""
+        return self.metrics.text()
+
     async def give_back_memory(self) -> None:
         """Give freed memory back to the system, again and again."""
         while True:
@@ -241,7 +301,7 @@ class Server:
                     )
 
 
-async def _within(seconds: float, work: Awaitable[Result]) -> Result:
+async def within(seconds: float, work: Awaitable[Result]) -> Result:
     """What comes of something that may take so many seconds.
 
     Raises:
@@ -256,7 +316,7 @@ async def _within(seconds: float, work: Awaitable[Result]) -> Result:
         ) from error
 
 
-async def _while_there(request: Request, work: Awaitable[Result]) -> Result:
+async def while_there(request: Request, work: Awaitable[Result]) -> Result:
     """What comes of something, as long as the client waits for it: when it goes away, the work is cancelled.
 
     Raises:
@@ -294,7 +354,7 @@ def _about(scope: Scope) -> dict[str, Any]:
 class _Every:
     """What happens to every request: it gets an id, needs a key, is answered whatever happens, counted and logged."""
 
-    def __init__(self, app: ASGIApp, server: Server) -> None:
+    def __init__(self, app: ASGIApp, server: Host) -> None:
         self._app, self._server = app, server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -303,7 +363,8 @@ class _Every:
             return
         started, status = time.perf_counter(), 0
         about = _about(scope)
-        about |= {"request": f"req_{secrets.token_hex(12)}", "route": "other"}
+        about.setdefault("request", f"req_{secrets.token_hex(12)}")  # that of a replica has one where it came in
+        about["route"] = "other"
 
         async def answering(message: Message) -> None:
             nonlocal status
@@ -359,6 +420,10 @@ class _Every:
         if self._server.has_page and about["route"] == "other" and status < 500 and error is None:
             return  # what a page is made of
         known = about.get("model", "")
+        if not self._server.options.tells:
+            if error is not None:
+                tell("fault", level=logging.ERROR, error=error, request=about["request"])
+            return
         self._server.metrics.requests.labels(known, about["route"], str(status)).inc()
         tell(
             "request",
@@ -412,6 +477,17 @@ def create_app(pool: Pool, options: Options | None = None) -> FastAPI:
         responses=ERRORS,
     )
     app.state.server = server
+    guard(app, server)
+    add_looking(app, server)
+    if server.options.draws:
+        _add_drawing(app, server)
+        _add_models(app, server)
+        add_counting(app, server)
+    return app
+
+
+def guard(app: FastAPI, server: Host) -> None:
+    """Have every request of an application go through what happens to all of them."""
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(_Every, server=server)
@@ -424,11 +500,6 @@ def create_app(pool: Pool, options: Options | None = None) -> FastAPI:
             expose_headers=["X-Request-Id", "X-DDIM-Seed", "Retry-After"],
         )
     app.add_middleware(PatientSend, seconds=server.limits.send_seconds)
-    _add_looking(app, server)
-    if server.options.draws:
-        _add_drawing(app, server)
-        _add_counting(app, server)
-    return app
 
 
 async def _on_refusal(request: Request, error: Exception) -> Response:
@@ -510,7 +581,9 @@ def _files(form: Form, names: tuple[str, ...]) -> dict[str, bytes]:
 _OTHER_FILES = ("markup",)
 
 
-def _add_looking(app: FastAPI, server: Server) -> None:
+def add_looking(app: FastAPI, server: Host) -> None:
+    """Add the routes that say whether the server lives, and whether it can draw."""
+
     @app.get("/health", tags=["server"])
     async def health() -> dict[str, str]:
         """Whether the process is alive."""
@@ -522,7 +595,7 @@ def _add_looking(app: FastAPI, server: Server) -> None:
         return await server.ready()
 
 
-def _add_counting(app: FastAPI, server: Server) -> None:
+def _add_models(app: FastAPI, server: Server) -> None:
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": server.pool.created, "owned_by": "ddim"}
 
@@ -538,8 +611,12 @@ def _add_counting(app: FastAPI, server: Server) -> None:
         _route(request, "models")
         return described(server.pool.name_of(name))
 
+
+def add_counting(app: FastAPI, server: Host) -> None:
+    """Add the route of what is counted."""
+
     @app.get("/metrics", tags=["server"], response_class=Response)
     async def metrics(request: Request) -> Response:
         """What is counted and measured, for Prometheus."""
         _route(request, "metrics")
-        return Response(server.metrics.text(), media_type=METRICS_TYPE)
+        return Response(await server.counted(), media_type=METRICS_TYPE)

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from ddim.serving.pool import Pool
 from ddim.serving.store import Store
 
-__all__ = ["METRICS_TYPE", "Metrics"]
+__all__ = ["METRICS_TYPE", "Metrics", "OfEngines"]
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -23,15 +23,19 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 class Metrics:
     """The counters of one server.
 
+    Args:
+        more: what else is to be told, such as `OfEngines`.
+
     Attributes:
         requests: by model, route and status.
         seconds: of requests that were answered with pictures, by model and route.
         first_partial: seconds until the first partial picture of a stream, by model.
     """
 
-    def __init__(self, pool: Pool, store: Store) -> None:
+    def __init__(self, *more: Collector) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_OfEngines(pool, store))
+        for each in more:
+            self._registry.register(each)
         self.requests = Counter(
             "ddim_requests", "Requests that were answered.", ("model", "route", "status"), registry=self._registry
         )
@@ -55,7 +59,7 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _OfEngines(Collector):
+class OfEngines(Collector):
     """What the engines of the loaded models say, and the store, when they are asked."""
 
     def __init__(self, pool: Pool, store: Store) -> None:

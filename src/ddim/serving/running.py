@@ -57,7 +57,7 @@ class Running(uvicorn.Server):
     """A server that SIGTERM and SIGINT end in order, and whose process then ends with 0.
 
     Args:
-        app: of `create_app`.
+        app: of `create_app`, or of `create_front`.
         grace: for how many seconds, after such a signal, what runs may go on.
     """
 
@@ -112,15 +112,15 @@ def serve(
         opened: called with the server's address, in a thread of its own, once it answers.
     """
     server = Running(app, grace=grace)
-    pool, options = app.state.server.pool, app.state.server.options
+    host = app.state.server
     address = address_of(sock)
-    tell("serving", at=address, models=",".join(pool.names), keys="needed" if options.keys else "none")
+    tell("serving", at=address, models=",".join(host.names), keys="needed" if host.options.keys else "none")
     started = time.monotonic()
     if opened is not None:
         threading.Thread(target=_when_started, args=(server, opened, address), daemon=True).start()
     server.run(sockets=[sock])
     tell("ended", seconds=round(time.monotonic() - started, 1))
-    if pool.opening:  # Python cannot end in order while a thread is in the midst of loading a model
+    if host.opening:  # Python cannot end in order while a thread is in the midst of loading a model
         sys.stderr.flush()
         os._exit(0)
 
