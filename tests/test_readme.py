@@ -91,7 +91,9 @@ def test_what_is_left_out_is_marked_as_the_readers_own(newcomer: ModuleType) -> 
     run = [step for step in newcomer.steps(README) if step.why_not is None]
     assert len(run) > 20
     for step in left_out:
-        assert step.code.startswith(("make ", "pip ", "source ", "ddim serve ", "ddim studio")) or "my-" in step.code, step
+        assert step.code.startswith(("make ", "pip ", "source ", "ddim serve ", "ddim studio")) or "my-" in step.code, (
+            step
+        )
 
 
 # --- scripts/newcomer -------------------------------------------------------------------------------------------------

@@ -281,7 +281,7 @@ def compared(visitor: Visitor, columns: str, rows: str) -> None:
     visitor.press("Compare")
     visitor.until("!document.querySelector('#compare-stage .status')?.innerText.includes(' in ')")
     visitor.wait("#compare-stage .status", " in ")
-    cells = "[...document.querySelectorAll('#compare-stage td')]"
+    cells = "[...document.querySelectorAll('#compare-stage tbody td')]"
     visitor.until(f"{cells}.length && {cells}.every(cell => cell.querySelector('img[src*=file], .refused'))")
 
 

@@ -87,6 +87,7 @@ def build(studio: Studio, panel: Panel) -> None:
             cancel: gr.update(interactive=True),
             keep: gr.update(value=None, interactive=False),
         }
+        last: dict[Any, Any] = {cancel: gr.update(interactive=False)}
         try:
             table = Table(
                 columns, values_of(columns, over_said, studio.names), rows, values_of(rows, beside_said, studio.names)
@@ -99,13 +100,12 @@ def build(studio: Studio, panel: Panel) -> None:
                 yield {shown: html}
             if any(isinstance(each, Made) for each in table.found):
                 data = await asyncio.to_thread(labelled, table)
-                yield {keep: gr.update(value=str(session.keep(data, "compare.png")), interactive=True)}
+                last[keep] = gr.update(value=str(session.keep(data, "compare.png")), interactive=True)
         except Exception as error:
             if not isinstance(error, (Refusal, ConfigError)):
                 tell("a comparison of the studio failed", error=error)
-            yield {shown: message(sentence(error))}
-        finally:
-            yield {cancel: gr.update(interactive=False)}
+            last[shown] = message(sentence(error))
+        yield last
 
     async def stop(request: gr.Request) -> None:
         studio.sessions.of(request.session_hash).cancel("compare")

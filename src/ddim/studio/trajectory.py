@@ -54,6 +54,7 @@ def build(studio: Studio, panel: Panel) -> None:
         *values, image, painting, strength = given
         session = studio.sessions.of(request.session_hash)
         yield {shown: stage(["", ""], "Starting …", 0.0), cancel: gr.update(interactive=True)}
+        last: dict[Any, Any] = {cancel: gr.update(interactive=False)}
         try:
             picture = painted.read(session, image, painting)
             more = {} if picture is None else {"strength": float(strength)}
@@ -63,13 +64,12 @@ def build(studio: Studio, panel: Panel) -> None:
             async for html in recorded(studio, session, name, asked, notes, *(picture or ())):
                 yield {shown: html}
         except StoppedError:
-            yield {shown: stage(["", ""], "Cancelled.")}
+            last[shown] = stage(["", ""], "Cancelled.")
         except Exception as error:
             if not isinstance(error, Refusal):
                 tell("a run of the studio could not be recorded", error=error)
-            yield {shown: message(sentence(error))}
-        finally:
-            yield {cancel: gr.update(interactive=False)}
+            last[shown] = message(sentence(error))
+        yield last
 
     async def stop(request: gr.Request) -> None:
         studio.sessions.of(request.session_hash).cancel("trajectory")
