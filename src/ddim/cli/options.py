@@ -195,3 +195,24 @@ Overwrite = Annotated[
     ),
 ]
 PlotOut = Annotated[str, tyro.conf.arg(help="The file to write. Its name ends in .png, .svg or .pdf.")]
+
+# --- servers ---------------------------------------------------------------------------------------------------------
+
+MaxBatch = Annotated[
+    int | None,
+    tyro.conf.arg(help="How many pictures a model draws at the same time. If not given, what suits the device."),
+]
+MaxModels = Annotated[
+    int | None,
+    tyro.conf.arg(
+        help="How many models may be in memory at a time; the one that was not asked for the longest leaves. If not "
+        "given, all.",
+    ),
+]
+MaxSide = Annotated[
+    int | None,
+    tyro.conf.arg(help="The most pixels of a side of a picture. If not given, twice what the model was trained on."),
+]
+Deadline = Annotated[float, tyro.conf.arg(help="After how many seconds a request that is not done is given up.")]
+Grace = Annotated[float, tyro.conf.arg(help="For how many seconds what runs may go on after SIGTERM or Ctrl+C.")]
+LogFormat = Annotated[Literal["text", "json"], tyro.conf.arg(help="How each line of the log, on stderr, is written.")]

@@ -6,12 +6,22 @@ import functools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from ddim.cli.checks import is_single_file
-from ddim.cli.options import Backend, Device, DType
+from ddim.cli.options import (
+    Backend,
+    Deadline,
+    Device,
+    DType,
+    Grace,
+    LogFormat,
+    MaxBatch,
+    MaxModels,
+    MaxSide,
+)
 from ddim.errors import ConfigError, check_installed
 
 if TYPE_CHECKING:
@@ -75,19 +85,10 @@ class ServeSettings:
     backend: Backend = "auto"
     dtype: DType = None
     device: Device = None
-    max_batch: Annotated[
-        int | None,
-        tyro.conf.arg(help="How many pictures a model draws at the same time. If not given, what suits the device."),
-    ] = None
+    max_batch: MaxBatch = None
     max_queue: int = 256
     """How many pictures may wait for each model; to further requests the answer is 429."""
-    max_models: Annotated[
-        int | None,
-        tyro.conf.arg(
-            help="How many models may be in memory at a time; the one that was not asked for the longest leaves. If "
-            "not given, all.",
-        ),
-    ] = None
+    max_models: MaxModels = None
     replicas: Annotated[
         int | None,
         tyro.conf.arg(
@@ -103,22 +104,14 @@ class ServeSettings:
     ] = None
     max_n: int = 10
     """How many pictures one request may ask for, from 1 to 10."""
-    max_side: Annotated[
-        int | None,
-        tyro.conf.arg(
-            help="The most pixels of a side of a picture. If not given, twice what the model was trained on."
-        ),
-    ] = None
-    deadline: float = 600.0
-    """After how many seconds a request that is not done is given up."""
-    grace: float = 30.0
-    """For how many seconds what runs may go on after SIGTERM or Ctrl+C."""
+    max_side: MaxSide = None
+    deadline: Deadline = 600.0
+    grace: Grace = 30.0
     store_megabytes: int = 256
     """How much is kept of pictures that are fetched by an address; the oldest leave."""
     store_seconds: float = 3600.0
     """How long such a picture is kept."""
-    log_format: Literal["text", "json"] = "text"
-    """How each line of the log, on stderr, is written."""
+    log_format: LogFormat = "text"
     log_prompts: bool = False
     """Write prompts into the log."""
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from ddim.cli.options import Backend, Device, DType
+from ddim.cli.options import (
+    Backend,
+    Deadline,
+    Device,
+    DType,
+    Grace,
+    LogFormat,
+    MaxBatch,
+    MaxModels,
+    MaxSide,
+)
 from ddim.cli.serve import check_models, check_visitors, named, open_pool, visitors
 from ddim.errors import ConfigError
 
@@ -65,31 +75,14 @@ class StudioSettings:
     backend: Backend = "auto"
     dtype: DType = None
     device: Device = None
-    max_batch: Annotated[
-        int | None,
-        tyro.conf.arg(help="How many pictures a model draws at the same time. If not given, what suits the device."),
-    ] = None
+    max_batch: MaxBatch = None
     max_queue: int = 256
     """How many pictures may wait for each model."""
-    max_models: Annotated[
-        int | None,
-        tyro.conf.arg(
-            help="How many models may be in memory at a time; the one that was not used for the longest leaves. If "
-            "not given, all.",
-        ),
-    ] = None
-    max_side: Annotated[
-        int | None,
-        tyro.conf.arg(
-            help="The most pixels of a side of a picture. If not given, twice what the model was trained on."
-        ),
-    ] = None
-    deadline: float = 600.0
-    """After how many seconds a picture that is not done is given up."""
-    grace: float = 5.0
-    """For how many seconds what runs may go on after SIGTERM or Ctrl+C."""
-    log_format: Literal["text", "json"] = "text"
-    """How each line of the log, on stderr, is written."""
+    max_models: MaxModels = None
+    max_side: MaxSide = None
+    deadline: Deadline = 600.0
+    grace: Grace = 5.0
+    log_format: LogFormat = "text"
 
     def check_together(self, given: Collection[str]) -> None:
         if self.add_user is not None:
