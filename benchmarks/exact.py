@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--count", type=int, default=32, help="pictures of each kind of work")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="the kinds of work that begin so, such as 'emoji-fast'")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(machine())
@@ -68,6 +69,8 @@ def main() -> None:
         f"{'pictures a second of processor time':<50} {'free':>8} {title:>9} {'ratio':>6}   {'ratio by the clock':>18}"
     )
     for name, (model, requests) in works.items():
+        if not name.startswith(given.only):
+            continue
         pipe: Any = DiffusionPipeline.from_pretrained(model).accelerate(given.backend)
         pipe.set_progress_bar_config(disable=True)
         free = Engine(pipe, max_batch=given.max_batch)
