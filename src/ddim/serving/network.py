@@ -117,7 +117,9 @@ class Network:
             if number == len(joined):
                 joined.append(Joined())
             part = slice(first, first + size)
-            outs.append(self._pass(x[part], moments[part], texts[part], joined[number]))
+            # A copy, so that each pass has its numbers at the beginning of a piece of memory, as the first one has.
+            given = x[part].clone() if number else x[part]
+            outs.append(self._pass(given, moments[part], texts[part], joined[number]))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _pass(self, x: Tensor, moments: Sequence[Moment], texts: Sequence[Text], joined: Joined) -> Tensor:
