@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -21,14 +22,17 @@ from tiny import tiny_pipeline, tiny_unet
 from ddim import DDIMScheduler, DiffusionPipeline
 from ddim.checkpoint import read_tensors
 from ddim.cli import main
+from ddim.cli.evaluate import EvaluateSettings, open_grid, open_parts
+from ddim.cli.evaluating import _Drawer
 from ddim.data import digits
 from ddim.evaluation import FeatureStatistics, frechet_distance, load_features
 from ddim.evaluation.drawing import DenoiserFor, conditions, draw_numbered, make_plan, open_data, run_plan
 from ddim.evaluation.grid import Grid, summarize
-from ddim.evaluation.state import Cell, Folder, digest
+from ddim.evaluation.state import Batch, Cell, Folder, digest
 from ddim.noise import Generators, gaussian_noise, seeded_generators
 from ddim.pipelines import DDIMPipeline
 from ddim.plan import SamplingPlan
+from ddim.serving.cluster import joined
 
 CONFIG: dict[str, Any] = {"in_channels": 1, "out_channels": 1, "num_class_embeds": 11}
 
@@ -315,14 +319,19 @@ def test_several_seeds_give_a_mean_and_a_deviation(model: str, tmp_path: Path) -
     assert summarize([results["cells"][0]])[0]["frechet_error"] == results["cells"][0]["frechet_error"]
 
 
-def test_a_gap_in_the_batches_is_an_error(model: str, tmp_path: Path) -> None:
-    folder = Folder(tmp_path, {})
+def test_a_gap_in_the_batches_is_drawn_again(model: str, tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "run"
+    assert evaluate(model, out) == 0
     cell = Cell(0.0, 2, 0)
-    gap = tmp_path / "cells" / cell.name / "00001.safetensors"
-    gap.parent.mkdir(parents=True)
-    gap.write_bytes(b"")
-    with pytest.raises(OSError, match="lacks a batch"):
-        folder.load_batches(cell)
+    whole = out / "cells" / f"{cell.name}.safetensors"
+    features = read_tensors(whole)["features"]
+    whole.unlink()
+    (out / "cells" / f"{cell.name}.json").unlink()
+    folder = Folder(out, json.loads((out / "settings.json").read_text()))
+    for number in (0, 2):  # of three batches of 8, the last one of 4
+        folder.save_batch(cell, number, Batch(features[8 * number : 8 * number + 8], 1.0, 1.0))
+    assert evaluate(model, out) == 0
+    assert figures(out) == figures(undisturbed)
 
 
 def test_a_loop_of_another_sampler_begins_with_the_same_noises_and_conditions() -> None:
@@ -396,3 +405,55 @@ def test_captions_come_from_the_data_in_an_order_of_the_seed(tmp_path: Path) -> 
     pictures = draw_numbered(pipe, pipe.scheduler.plan(2), 0, range(2), condition)
     assert pictures.shape == (2, *pipe.picture_shape()) == (2, 3, 64, 64)
     assert load_features("emoji")(pictures).shape == (2, load_features("emoji").size)
+
+
+# --- by several processes --------------------------------------------------------------------------------------------
+
+
+def settings_of(model: str, out: Path, **more: Any) -> EvaluateSettings:
+    """What `evaluate` asks for."""
+    usual = {"steps": (2, 3), "eta": (0.0, 1.0), "samples": 20, "batch": 8, "against": "digits:held-out"}
+    return EvaluateSettings(**{"model": model, "out": str(out), **usual, **more})
+
+
+def test_parts_that_others_do_in_any_order_give_the_same_figures(model: str, tmp_path: Path, undisturbed: Path) -> None:
+    """What each process of `--workers` does, here one after the other."""
+    settings = settings_of(model, tmp_path / "run")
+    grid, _ = open_grid(settings, open_parts(settings))
+    cells = [Cell(eta, steps, 0) for eta in settings.eta for steps in settings.steps]
+    parts = grid.open_parts(cells)
+    assert len(parts) == 2 + 4 * 3  # 360 pictures of the data, and 3 batches of each cell
+    drawers = [_Drawer(settings, parts, torch.get_num_threads(), os.getcwd()) for _ in range(2)]
+    for number in reversed(range(3, len(parts))):  # all but three, which are left to whoever comes last
+        assert drawers[number % 2]({"id": np.array([number])})["id"] == [number]
+    assert grid.open_parts(cells) == parts[:3]
+    assert evaluate(model, tmp_path / "run") == 0
+    assert figures(tmp_path / "run") == figures(undisturbed)
+    kept = (tmp_path / "run" / "reference.safetensors", undisturbed / "reference.safetensors")
+    assert kept[0].read_bytes() == kept[1].read_bytes()
+    assert not (tmp_path / "run" / "reference").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray uses what its own warnings call deprecated
+def test_one_two_and_three_workers_give_the_same_report(model: str, tmp_path: Path, undisturbed: Path) -> None:
+    with joined(None, 3):  # which the commands below join
+        for workers in (1, 2, 3):
+            out = tmp_path / str(workers)
+            assert evaluate(model, out, "--workers", str(workers)) == 0
+            assert figures(out) == figures(undisturbed)
+            for name in ("settings.json", "reference.safetensors"):
+                assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_what_workers_are_not_for(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert evaluate(model, tmp_path, "--eta", "0", "--consistency", "--workers", "2") == 1
+    assert "leave out --workers" in capsys.readouterr().err
+    assert evaluate(model, tmp_path, "--workers", "0") == 1
+    assert "--workers must be 1 or more" in capsys.readouterr().err
+    monkeypatch.setattr("ddim.errors.importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    assert evaluate(model, tmp_path, "--workers", "2") == 1
+    assert "this needs ray, which is not installed: pip install 'ddim[scale]'" in capsys.readouterr().err

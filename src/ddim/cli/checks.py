@@ -333,6 +333,7 @@ RULES: dict[str, Rule] = {
     "steps": COUNT,
     "strength": number(0, 1),
     "width": COUNT,
+    "workers": COUNT,
     # of a server
     "deadline": number(0, above=True),
     "grace": NATURAL,

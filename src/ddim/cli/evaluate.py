@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ddim.data import Source
     from ddim.evaluation import FeatureExtractor
     from ddim.evaluation.drawing import Conditions
+    from ddim.evaluation.grid import Grid
     from ddim.pipelines import DiffusionPipeline
 
 
@@ -123,8 +124,27 @@ class EvaluateSettings:
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
+    workers: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="How many processes draw, whole batches each, which share out the cores; the figures are the same. "
+            'Needs the extra "scale", which is Ray. If not given, this process draws.'
+        ),
+    ] = None
+    ray_address: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The cluster of Ray that they are to run on: its address, or auto; --out must be a folder that all of "
+            "its machines share. If not given, this machine."
+        ),
+    ] = None
     out: str = "evaluation"
     """The folder that everything is written to."""
+
+    @property
+    def is_on_ray(self) -> bool:
+        """Whether processes of Ray draw."""
+        return self.workers is not None or self.ray_address is not None
 
     def check_together(self, given: Collection[str]) -> None:
         for name in ("steps", "eta", "seeds"):
@@ -140,6 +160,10 @@ class EvaluateSettings:
             raise ConfigError(
                 "--consistency compares pictures of eta 0 and of one seed: leave out --eta, and give one of --seeds"
             )
+        if self.is_on_ray:
+            if self.consistency:
+                raise ConfigError("--consistency is drawn by one process: leave out --workers and --ray-address")
+            check_installed("ray", "scale")
         if self.consistency:
             _check_folder(self)
 
@@ -150,6 +174,25 @@ _COMPARED = 200  # how many noises the figures of consistency are of, at most
 
 def run_evaluate(settings: EvaluateSettings) -> str:
     """Do what the settings say; returns what to print."""
+    parts = open_parts(settings)
+    if settings.consistency:
+        return _consistency(settings, parts)
+    return _distances(settings, parts)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an evaluation is made of, ready to draw."""
+
+    pipe: DiffusionPipeline
+    source: Source | None
+    guidance: tuple[float, float]
+    condition: Conditions
+    extractor: FeatureExtractor
+
+
+def open_parts(settings: EvaluateSettings) -> Parts:
+    """Load what the settings name."""
     from ddim.cli.opening import open_pipeline, suitable_guidance
 
     pipe = open_pipeline(settings, lambda kind: _check_data(kind, settings))
@@ -170,11 +213,7 @@ def run_evaluate(settings: EvaluateSettings) -> str:
     guidance = suitable_guidance(pipe, settings.guidance_scale, settings.guidance_rescale)
     name = settings.features or features_for(pipe.picture_shape())
     extractor = load_features(name, pipe.device, settings.features_weights)
-    condition = conditions(pipe, source, settings.labels, guidance)
-    if settings.consistency:
-        return _consistency(settings, pipe, condition, extractor)
-    assert source is not None
-    return _grid(settings, pipe, source, guidance, condition, extractor)
+    return Parts(pipe, source, guidance, conditions(pipe, source, settings.labels, guidance), extractor)
 
 
 def _check_data(kind: Kind, settings: EvaluateSettings) -> None:
@@ -186,20 +225,13 @@ def _check_data(kind: Kind, settings: EvaluateSettings) -> None:
         )
 
 
-def _grid(
-    settings: EvaluateSettings,
-    pipe: DiffusionPipeline,
-    source: Source,
-    guidance: tuple[float, float],
-    condition: Conditions,
-    extractor: FeatureExtractor,
-) -> str:
-    """Measure distances; returns what to print."""
+def open_grid(settings: EvaluateSettings, parts: Parts) -> tuple[Grid, dict[str, Any]]:
+    """The table of distances in its folder, and all that its figures depend on."""
     from ddim.evaluation.grid import Grid
-    from ddim.evaluation.report import as_text, write_results
-    from ddim.evaluation.state import Cell, Folder, digest
-    from ddim.plots.tradeoff import plot_tradeoff
+    from ddim.evaluation.state import Folder, digest
 
+    pipe, source, guidance = parts.pipe, parts.source, parts.guidance
+    assert source is not None
     # All that a cell's figures depend on, but for its own eta, steps and seed.
     fixed = {
         name: getattr(settings, name)
@@ -207,24 +239,38 @@ def _grid(
     }
     fixed |= {name: value for name in ("variant", "prediction_type") if (value := getattr(settings, name)) is not None}
     fixed |= {"dtype": settings.dtype or "float32"} if settings.backend == "eager" else {"backend": pipe.backend}
-    fixed |= {"guidance_scale": guidance[0], "guidance_rescale": guidance[1], "features": extractor.name}
+    fixed |= {"guidance_scale": guidance[0], "guidance_rescale": guidance[1], "features": parts.extractor.name}
     fixed |= {"digest": digest(pipe), "pictures": source.count}
-    folder = Folder(settings.out, fixed)
     grid = Grid(
         pipe,
         source,
-        extractor,
-        folder,
-        condition,
+        parts.extractor,
+        Folder(settings.out, fixed),
+        parts.condition,
         samples=settings.samples,
         batch=settings.batch,
         clip_sample=settings.clip_sample,
     )
+    return grid, fixed
+
+
+def _distances(settings: EvaluateSettings, parts: Parts) -> str:
+    """Measure distances; returns what to print."""
+    from ddim.evaluation.report import as_text, write_results
+    from ddim.evaluation.state import Cell
+    from ddim.plots.tradeoff import plot_tradeoff
+
+    grid, fixed = open_grid(settings, parts)
+    folder, name = grid.folder, parts.extractor.name
     cells = [Cell(eta, steps, seed) for eta in settings.eta for steps in settings.steps for seed in settings.seeds]
+    if settings.is_on_ray:
+        from ddim.cli.evaluating import draw_by_workers
+
+        draw_by_workers(settings, grid.open_parts(cells))
     ideal = grid.ideal()
     for _ in grid.run(cells):
-        write_results(folder.path, fixed, extractor.name, ideal, folder.all_figures())
-    results = write_results(folder.path, fixed, extractor.name, ideal, folder.all_figures())
+        write_results(folder.path, fixed, name, ideal, folder.all_figures())
+    results = write_results(folder.path, fixed, name, ideal, folder.all_figures())
     plots = [plot_tradeoff([results], str(folder.path / f"tradeoff.{suffix}")) for suffix in ("png", "svg")]
     files = [folder.path / "results.json", folder.path / "results.csv", *plots]
     return "\n".join([as_text(results), *map(str, files)])
@@ -244,9 +290,7 @@ def _check_folder(settings: EvaluateSettings) -> None:
         raise ConfigError(f"{file} has the consistency of other pictures ({told}): give another --out")
 
 
-def _consistency(
-    settings: EvaluateSettings, pipe: DiffusionPipeline, condition: Conditions, extractor: FeatureExtractor
-) -> str:
+def _consistency(settings: EvaluateSettings, parts: Parts) -> str:
     """Compare the pictures of one noise by different numbers of steps; returns what to print."""
     from ddim.checkpoint import write_json
     from ddim.evaluation.consistency import consistency
@@ -255,17 +299,17 @@ def _consistency(
 
     count = min(settings.samples, _COMPARED)
     found = consistency(
-        pipe,
+        parts.pipe,
         settings.steps,
         count,
         settings.seeds[0],
-        condition,
-        extractor,
+        parts.condition,
+        parts.extractor,
         clip_sample=settings.clip_sample,
         batch=settings.batch,
     )
     folder = Path(settings.out)
-    about = {"model": settings.model, "samples": count, "seed": settings.seeds[0], "features": extractor.name}
+    about = {"model": settings.model, "samples": count, "seed": settings.seeds[0], "features": parts.extractor.name}
     write_json(folder / "consistency.json", {**about, "versions": versions(), "figures": found.figures})
     strips = _save_strips(found.pictures, found.others, folder)
     plots = [plot_consistency(found.figures, str(folder / f"consistency.{suffix}")) for suffix in ("png", "svg")]

@@ -31,7 +31,7 @@ OF_MEASURING = {
     "How to sample": "order spacing clip_sample seed batch",
     "How to compare": "features features_weights",
     "Guidance": _GUIDANCE,
-    "Where and how it runs": "dtype backend device",
+    "Where and how it runs": "dtype backend device workers ray_address",
     "What is written": "out overwrite",
 }
 

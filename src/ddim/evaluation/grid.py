@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ddim.evaluation.statistics import FeatureStatistics, bootstrap_error, frech
 from ddim.plan import SamplingPlan
 from ddim.sampling import Pipeline
 
+_PICTURES = 256  # of the data, whose features are computed at a time
 RESAMPLES = 50  # how many the bootstrap behind `frechet_error` makes
 
 
@@ -73,6 +74,7 @@ class Grid:
                 f"{extractor.name} features are for pictures {extractor.shape} (c h w), the model draws {shape}"
             )
         self.shape = shape
+        self._is_warm = False
 
     def plan(self, cell: Cell) -> SamplingPlan:
         """The table of a cell's run."""
@@ -84,14 +86,48 @@ class Grid:
         if found is None:
             parts = []
             with progress(total=self.source.count, desc="data", unit="picture", delay=1) as bar:
-                for first in range(0, self.source.count, 256):
-                    numbers = range(first, min(first + 256, self.source.count))
-                    pictures = load_pictures(self.source, self.shape, numbers)
-                    parts.append(self.extractor(pictures.to(self.pipe.device)).cpu())
-                    bar.update(len(numbers))
+                for number in range(self._reference_parts):
+                    part = self.folder.load_reference_part(number)
+                    parts.append(self._reference_part(number) if part is None else part)
+                    bar.update(len(parts[-1]))
             found = torch.cat(parts)
             self.folder.save_reference(found)
         return found
+
+    @property
+    def _reference_parts(self) -> int:
+        return -(-self.source.count // _PICTURES)
+
+    def _reference_part(self, number: int) -> Tensor:
+        numbers = range(number * _PICTURES, min((number + 1) * _PICTURES, self.source.count))
+        return self.extractor(load_pictures(self.source, self.shape, numbers).to(self.pipe.device)).cpu()
+
+    def open_parts(self, cells: Sequence[Cell]) -> list[tuple[Cell | None, int]]:
+        """What is missing in the folder, as (cell, number of a batch); cell None is for a part of the data's features.
+
+        Each can be done by another process, by `do_part`; `run` puts them together as if one had done all. Batches of
+        few steps come first.
+        """
+        missing: list[tuple[Cell | None, int]] = []
+        if self.folder.load_reference() is None:
+            missing += [
+                (None, number)
+                for number in range(self._reference_parts)
+                if self.folder.load_reference_part(number) is None
+            ]
+        plans = {cell: self.plan(cell) for cell in cells}
+        for cell in sorted(cells, key=lambda c: len(plans[c])):
+            if self.folder.figures(cell) is None:
+                missing += [(cell, n) for n in range(len(self.parts)) if not self.folder.has_batch(cell, n)]
+        return missing
+
+    def do_part(self, cell: Cell | None, number: int) -> None:
+        """Do one of `open_parts`, and keep it in the folder."""
+        if cell is None:
+            self.folder.save_reference_part(number, self._reference_part(number))
+            return
+        self._warm_up(cell.seed)
+        self.folder.save_batch(cell, number, self._draw(self.plan(cell), cell.seed, self.parts[number]))
 
     def ideal(self) -> float:
         """The Fréchet distance that a perfect model would have; see `ideal_distance`."""
@@ -104,27 +140,27 @@ class Grid:
         reference = self.reference()
         statistics = FeatureStatistics.of(reference)
         open_cells = [cell for cell in sorted(cells, key=lambda c: len(plans[c])) if self.folder.figures(cell) is None]
-        drawn = {cell: self.folder.load_batches(cell) for cell in open_cells}
-        done = sum(len(plans[cell]) * len(batch.features) for cell in open_cells for batch in drawn[cell])
+        wholes = {cell: self.folder.load_whole(cell) for cell in open_cells}
+        drawn = {cell: self.folder.load_batches(cell) for cell in open_cells if wholes[cell] is None}
+        done = sum(len(plans[cell]) * self.samples for cell in open_cells if wholes[cell] is not None)
+        done += sum(len(plans[cell]) * len(b.features) for cell, found in drawn.items() for b in found.values())
         total = sum(len(plans[cell]) * self.samples for cell in open_cells)
         estimate = _Estimate(plans, self.samples)
-        if open_cells:  # the first call is slower than all others, so its time is not counted
-            warm = make_plan(self.pipe.scheduler, 1, 0.0, self.clip_sample)
-            self._pictures(warm, open_cells[0].seed, self.parts[0])
+        if done < total:
+            self._warm_up(open_cells[0].seed)
         with progress(
             total=total, initial=done, unit="call", unit_scale=True, disable=not open_cells, smoothing=0.1
         ) as bar:
             for cell in open_cells:
                 bar.set_description(f"η={cell.eta} S={cell.steps} seed {cell.seed}")
-                batches = drawn.pop(cell)
-                have = sum(len(batch.features) for batch in batches)
-                for number, numbers in enumerate(self.parts):
-                    if numbers.stop <= have:
-                        continue
-                    batches.append(self._draw(plans[cell], cell.seed, numbers, bar))
-                    self.folder.save_batch(cell, number, batches[-1])
-                    estimate.tell(cell, batches[-1], open_cells, bar)
-                whole = joined(batches)
+                whole = wholes[cell]
+                if whole is None:
+                    batches = drawn.pop(cell)
+                    for number in sorted(set(range(len(self.parts))) - set(batches)):
+                        batches[number] = self._draw(plans[cell], cell.seed, self.parts[number], bar.update)
+                        self.folder.save_batch(cell, number, batches[number])
+                        estimate.tell(cell, batches[number], open_cells, bar)
+                    whole = joined([batches[number] for number in range(len(self.parts))])
                 figures = {
                     "eta": cell.eta,
                     "steps": cell.steps,
@@ -140,9 +176,17 @@ class Grid:
     ) -> Tensor:
         return draw_numbered(self.pipe, plan, seed, numbers, self.conditions, loop=self.loop, progress=progress)
 
-    def _draw(self, plan: SamplingPlan, seed: int, numbers: range, bar: Any) -> Batch:
+    def _warm_up(self, seed: int) -> None:
+        """Draw something once: the first call is slower than all others, so its time is not counted."""
+        if not self._is_warm:
+            self._is_warm = True
+            self._pictures(make_plan(self.pipe.scheduler, 1, 0.0, self.clip_sample), seed, self.parts[0])
+
+    def _draw(
+        self, plan: SamplingPlan, seed: int, numbers: range, progress: Callable[[int], object] = lambda count: None
+    ) -> Batch:
         with _stopwatch(self.pipe.device) as spent:
-            pictures = self._pictures(plan, seed, numbers, bar.update)
+            pictures = self._pictures(plan, seed, numbers, progress)
         return Batch(self.extractor(pictures).cpu(), *spent)
 
     def _measure(self, batch: Batch, reference: Tensor, statistics: FeatureStatistics, seed: int) -> dict[str, Any]:

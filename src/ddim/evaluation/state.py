@@ -102,11 +102,26 @@ class Folder:
 
     def save_reference(self, features: Tensor) -> None:
         save_tensors(self._reference, {"features": features})
+        shutil.rmtree(self.path / "reference", ignore_errors=True)
+
+    def load_reference_part(self, number: int) -> Tensor | None:
+        """The features of a part of the data, if they were kept by `save_reference_part`."""
+        file = self._reference_part(number)
+        return read_tensors(file)["features"] if file.exists() else None
+
+    def save_reference_part(self, number: int, features: Tensor) -> None:
+        save_tensors(self._reference_part(number), {"features": features})
+
+    def _reference_part(self, number: int) -> Path:
+        return self.path / "reference" / f"{number:05d}.safetensors"
 
     # --- cells -------------------------------------------------------------------------------------------------------
 
     def _batches(self, cell: Cell) -> Path:
         return self.path / "cells" / cell.name
+
+    def _batch(self, cell: Cell, number: int) -> Path:
+        return self._batches(cell) / f"{number:05d}.safetensors"
 
     def _file(self, cell: Cell, suffix: str) -> Path:
         return self.path / "cells" / f"{cell.name}{suffix}"
@@ -121,22 +136,25 @@ class Folder:
         found = [read_json(file) for file in sorted((self.path / "cells").glob("*.json"))]
         return sorted(found, key=lambda each: (isinstance(each["eta"], str), each["eta"], each["steps"], each["seed"]))
 
-    def load_batches(self, cell: Cell) -> list[Batch]:
-        """What was drawn of a cell that is not finished, in order, without gaps."""
+    def load_whole(self, cell: Cell) -> Batch | None:
+        """All that was drawn of a cell, if it is in one file already."""
         whole = self._file(cell, ".safetensors")
-        if whole.exists():
-            return [_load(whole)]
-        files = sorted(self._batches(cell).glob("[0-9]*.safetensors"))
-        if [file.stem for file in files] != [f"{number:05d}" for number in range(len(files))]:
-            raise CheckpointError(f"{self._batches(cell)} lacks a batch: remove that folder to draw it again")
-        return [_load(file) for file in files]
+        return _load(whole) if whole.exists() else None
+
+    def load_batches(self, cell: Cell) -> dict[int, Batch]:
+        """What was drawn of a cell that is not finished, by the numbers of the batches."""
+        return {int(file.stem): _load(file) for file in self._batches(cell).glob("[0-9]*.safetensors")}
 
     def save_batch(self, cell: Cell, number: int, batch: Batch) -> None:
-        _save(self._batches(cell) / f"{number:05d}.safetensors", batch)
+        _save(self._batch(cell, number), batch)
 
     def load_features(self, cell: Cell) -> Tensor:
         """The features of all samples of a finished cell, (n, d)."""
         return _load(self._file(cell, ".safetensors")).features
+
+    def has_batch(self, cell: Cell, number: int) -> bool:
+        """Whether a batch of a cell is there already."""
+        return self._file(cell, ".safetensors").exists() or self._batch(cell, number).exists()
 
     def finish(self, cell: Cell, batch: Batch, figures: Mapping[str, Any]) -> None:
         """Keep a cell's features in one file, and its figures."""

@@ -22,8 +22,9 @@ _STORE = 512 * 2**20  # bytes of the memory that processes of this machine hand 
 def joined(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     """The module `ray`, connected to a cluster as long as this lasts.
 
-    A cluster of this machine's own listens at loopback alone, has no dashboard, and ends with this. Neither it nor the
-    connection to another one tells the makers of Ray how it is used, unless the environment says so.
+    A process that has joined a cluster already stays in that. A cluster of this machine's own listens at loopback,
+    has no dashboard, and ends with this. Neither it nor the connection to another one tells the makers of Ray how it is
+    used, unless the environment says so.
 
     Args:
         address: of a cluster, or "auto"; None starts one of this machine alone.
@@ -38,6 +39,9 @@ def joined(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     if address is None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # by which Ray listens at loopback alone
     ray = require("ray", "scale")
+    if ray.is_initialized():
+        yield ray
+        return
     local: dict[str, Any] = {"include_dashboard": False, "num_cpus": cpus or len(os.sched_getaffinity(0))}
     try:
         ray.init(
