@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +19,8 @@ from PIL import Image
 from tiny_training import interrupt
 
 from ddim import DDIMPipeline, DiffusionPipeline
-from ddim.checkpoint import read_json, read_tensors
+from ddim.checkpoint import read_json, read_tensors, write_json
+from ddim.cli import main
 from ddim.errors import CheckpointError, ConfigError, DataError, DDIMError, NonFiniteError
 from ddim.training import train
 from ddim.training.checkpoints import checkpoints
@@ -288,3 +291,83 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     subprocess.run(launch, check=True, env=environment, capture_output=True, timeout=300)
     assert DDIMPipeline.from_pretrained(tmp_path / "run").unet.config.num_class_embeds == 11
     assert read_json(tmp_path / "run" / "training.json")["processes"] == 2
+
+
+def test_another_number_of_processes_cannot_go_on(tmp_path: Path) -> None:
+    train(settings(tmp_path, max_train_steps=4))
+    (state,) = checkpoints(tmp_path)[0].glob("*.json")
+    write_json(state, {**read_json(state), "processes": 3})
+    with pytest.raises(ConfigError, match=r"was made by 3 processes, and now there is 1: .* Start 3 again"):
+        train(settings(tmp_path, max_train_steps=8))
+
+
+class Nodes:
+    """A run on two machines, each of which is a torchrun of its own at this one's loopback.
+
+    Args:
+        output_dir: which they share.
+        steps: of the run.
+    """
+
+    def __init__(self, output_dir: Path, steps: int) -> None:
+        self.output_dir = output_dir
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+        environment = {
+            **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"
+        }  # fmt: skip
+        self.processes = []
+        for rank in range(2):
+            launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank)]
+            launch += ["--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port), "-m"]
+            self.processes.append(
+                subprocess.Popen(
+                    [*launch, *_command(output_dir, steps)[2:]],
+                    env=environment,
+                    start_new_session=True,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+
+    def wait(self) -> None:
+        assert [process.wait(200) for process in self.processes] == [0, 0]
+
+    def kill(self) -> None:
+        """Kill all processes of both, and all that they have started."""
+        for process in self.processes:
+            for child in _below(process.pid):
+                os.kill(child, signal.SIGKILL)
+            process.kill()
+            process.wait()
+
+
+def _below(root: int) -> list[int]:
+    """The processes that a process has started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    return [child for child, parent in parents.items() if parent == root]
+
+
+@pytest.mark.slow
+def test_two_machines_that_are_killed_go_on_to_the_same_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Nodes(tmp_path / "whole", 60).wait()
+    run = Nodes(tmp_path / "killed", 60)
+    end = time.monotonic() + 200
+    while not checkpoints(tmp_path / "killed"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    run.kill()
+    assert not (tmp_path / "killed" / "training.json").exists()
+    assert 3 <= int(checkpoints(tmp_path / "killed")[-1].name.partition("-")[2]) < 60
+
+    assert main(_command(tmp_path / "killed", 60)[3:]) == 1  # one process cannot go on
+    assert "was made by 2 processes, and now there is 1" in capsys.readouterr().err
+    Nodes(tmp_path / "killed", 60).wait()
+    assert read_json(tmp_path / "killed" / "training.json")["processes"] == 2
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))

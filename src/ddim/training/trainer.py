@@ -552,7 +552,8 @@ class Trainer:
 
         Raises:
             CheckpointError: the checkpoint asked for is missing or broken.
-            ConfigError: it was made with other settings, or the folder has one that is not to be used.
+            ConfigError: it was made with other settings or by another number of processes, or the folder has one that
+            is not to be used.
         """
         wanted = self.settings.resume_from_checkpoint
         found = checkpoints(self.output_dir)
@@ -570,6 +571,15 @@ class Trainer:
         if changed:
             raise ConfigError(
                 f"{folder} was made with other settings ({'; '.join(changed)}): use the same, or another output_dir"
+            )
+        before, now = state.get("processes", 1), self.accelerator.num_processes
+        if before != now:
+            raise ConfigError(
+                f"{folder} was made by {before} process{'es' * (before > 1)}, and now there "
+                f"{'are' if now > 1 else 'is'} {now}: each has noises and a part of each batch of its own, so the run "
+                "cannot go on as it began. "
+                f"Start {before} again, as by torchrun --nproc_per_node or accelerate launch --num_processes, or give "
+                "another output_dir"
             )
         self.objective.check_unchanged(state)
         load_trained(self.objective.networks, folder, "model")
