@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import urllib.request
@@ -271,6 +272,14 @@ def test_without_ray_it_says_how_to_install_it(
     monkeypatch.setattr("ddim.cli.serve.check_installed", missing)
     assert main(["serve", "--replicas", "2"]) == 1
     assert "this needs ray, which is not installed: pip install 'ddim[scale]'" in capsys.readouterr().err
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
+        assert main(["serve", "--port", "0", "--replicas", "2", "--ray-address", address]) == 1
+    assert f"--ray-address {address} does not answer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

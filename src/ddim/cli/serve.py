@@ -267,7 +267,8 @@ def run_serve(settings: ServeSettings) -> None:
     sock = listening(settings.host, settings.port)
     with log_to(kind=settings.log_format):
         if settings.replicas is not None:
-            _serve_replicas(settings, places, options, sock)
+            with sock:
+                _serve_replicas(settings, places, options, sock)
             return
         pool = open_pool(settings, places)
         app = create_app(pool, options)

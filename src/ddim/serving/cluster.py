@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import secrets
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from ddim.errors import ConfigError, require
 
 __all__ = ["check_nodes", "installed", "joined", "threads_each", "threads_told"]
 
+_PATIENCE = 10.0  # seconds within which a cluster answers
 _STORE = 512 * 2**20  # bytes of the memory that processes of this machine hand large things to each other in
 
 
@@ -34,6 +36,8 @@ def joined(address: str | None, cpus: int | None = None) -> Iterator[Any]:
         MissingExtraError: Ray is not installed.
         ConfigError: there is no cluster at this address, or it has another version of Ray or Python.
     """
+    if address is not None:
+        _check_answers(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the usual of later versions, else it warns
     if address is None:
@@ -59,6 +63,20 @@ def joined(address: str | None, cpus: int | None = None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise a ConfigError if nothing listens at HOST:PORT: Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"--ray-address {address} does not answer ({error}): start a cluster by `ray start --head`, which says its "
+            "address"
+        ) from error
 
 
 def check_nodes(ray: Any) -> None:
