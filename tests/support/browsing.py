@@ -162,12 +162,19 @@ class Visitor:
         part = self.page.locator("button.label-wrap").filter(has_text=name).locator("visible=true").first
         if "open" not in (part.get_attribute("class") or "").split():
             part.click()
+            self.page.wait_for_timeout(150)  # until the fields in it are tied to what the page knows of them
 
     def fill(self, label: str, value: object) -> None:
-        """Type into the field with this label, and leave it."""
+        """Type into the field with this label, and leave it. What the page puts back, as it was still building itself,
+        is typed again.
+        """
         field = self.field(label)
-        field.fill(str(value))
-        field.blur()
+        for _ in range(5):
+            field.fill(str(value))
+            field.blur()
+            self.page.wait_for_timeout(50)
+            if field.input_value() == str(value):
+                return
 
     def choose(self, label: str, choice: str) -> None:
         """Choose from the dropdown with this label."""
