@@ -1,0 +1,103 @@
+"""A row of a job: its name, its seed, and what it asks for, checked by the rules of the server's requests."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.parse
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ddim.pipelines import DiffusionPipeline
+from ddim.serving.limits import Limits
+from ddim.serving.parameters import Generation, from_form, from_json
+from ddim.serving.refusal import Refusal
+from ddim.serving.requests import Request
+from ddim.serving.wishes import wish
+
+__all__ = ["LONGEST_ID", "Row", "file_name", "request_of", "seed_of"]
+
+LONGEST_ID = 1000
+_LONGEST_NAME = 80  # bytes; with an ending it has room in the header of a tar file
+_LIMITS = Limits(side=2**14, n=1)
+
+
+class Row(Generation):
+    """What a row may say, beside its id."""
+
+    width: Annotated[int | None, Field(ge=1, le=2**14, description="In pixels; what the model was trained on.")] = None
+    height: Annotated[int | None, Field(ge=1, le=2**14, description="In pixels; what the model was trained on.")] = None
+
+
+def file_name(row: str) -> str:
+    """The name of a row's file, but for its ending, by its id: safe in any folder, and another for each id.
+
+    Letters of ASCII, digits, "-", "_" and "~" stand for themselves. A long one ends in a hash.
+
+    >>> file_name("cats/07.v2"), file_name("猫")
+    ('cats%2F07%2Ev2', '%E7%8C%AB')
+    """
+    name = urllib.parse.quote(row, safe="").replace(".", "%2E")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:40]}-{hashlib.sha256(row.encode()).hexdigest()[:39]}"
+
+
+def seed_of(seed: int, row: str) -> int:
+    """The seed of a row that says none: 63 bits of a hash of the job's seed and the row's id.
+
+    >>> seed_of(0, "00000000") == seed_of(0, "00000000") != seed_of(1, "00000000")
+    True
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed} {row}".encode()).digest()[:8], "big") >> 1
+
+
+def request_of(
+    number: int,
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    model: str,
+    pipe: DiffusionPipeline,
+    *,
+    are_texts: bool = False,
+) -> Request:
+    """What the engine is asked for a row.
+
+    Args:
+        number: of the row. Where neither it nor the job says a class, all classes have their turn.
+        values: the row's settings, and its `id`.
+        defaults: the job's, for what the row does not say; `seed` is that of the job.
+        model: what the user calls the model.
+        are_texts: whether all values are texts, as in a CSV.
+
+    Raises:
+        Refusal: it cannot be followed; names the setting.
+    """
+    said = {name: value for name, value in values.items() if name != "id"}
+    _check_texts(said)
+    asked = from_form(Row, {name: [str(value)] for name, value in said.items()}) if are_texts else from_json(Row, said)
+    changes = {name: value for name, value in defaults.items() if name != "seed" and name not in said}
+    if asked.seed is None:
+        changes["seed"] = seed_of(int(defaults.get("seed", 0)), str(values["id"]))
+    if pipe.class_count is not None and asked.class_label is None and "class_label" not in changes:
+        changes["class_label"] = number % pipe.class_count
+    asked = asked.model_copy(update=changes)
+    if asked.order == 2 and asked.eta != 0:
+        raise Refusal(f"order 2 needs an eta of 0, not {asked.eta}", "order")
+    width, height = asked.width, asked.height
+    if width is not None or height is not None:
+        _, usual_height, usual_width = pipe.picture_shape()
+        asked = asked.model_copy(update={"size": f"{width or usual_width}x{height or usual_height}"})
+    (request,) = wish(model, pipe, asked, _LIMITS).requests(pipe.draws_texts, None)
+    return request
+
+
+def _check_texts(said: Mapping[str, Any]) -> None:
+    """Raise a `Refusal` for what looks like a text and is none."""
+    for name, value in said.items():
+        if isinstance(value, str):
+            if "\0" in value:
+                raise Refusal(f"{name} has a zero byte", name)
+            if any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise Refusal(f"{name} has half a character: a surrogate without its other half", name)
