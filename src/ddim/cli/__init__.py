@@ -37,6 +37,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "sample": Command("ddim.cli.sample:SampleSettings", "ddim.cli.sample:run_sample"),
+    "generate": Command("ddim.cli.generate:GenerateSettings", "ddim.cli.generate:run_generate"),
     "train pixels": Command("ddim.training.settings:PixelSettings", "ddim.training:train"),
     "train vae": Command("ddim.training.settings:VAESettings", "ddim.training:train"),
     "train text-to-image": Command("ddim.training.settings:TextToImageSettings", "ddim.training:train"),
@@ -64,7 +65,7 @@ GROUPS = {
 
 # How `ddim --help` arranges the commands.
 _TITLES = {
-    "Draw": ("sample", "interpolate", "invert", "edit"),
+    "Draw": ("sample", "generate", "interpolate", "invert", "edit"),
     "Serve": ("studio", "serve"),
     "Train": ("train pixels", "train vae", "train text-to-image", "train lora", "distill"),
     "Look inside": ("info", "plot schedule", "plot trajectory", "plot tradeoff"),

@@ -333,6 +333,8 @@ RULES: dict[str, Rule] = {
     "steps": COUNT,
     "strength": number(0, 1),
     "width": COUNT,
+    # of a job
+    "threads": COUNT,
     "workers": COUNT,
     # of a server
     "deadline": number(0, above=True),
@@ -370,6 +372,8 @@ OWN: dict[tuple[str, str], Rule] = {
     ("edit", "strength"): number(0, 1, above=True),
     ("evaluate", "out"): folder_to,
     ("evaluate", "samples"): number(4),
+    ("generate", "out"): folder_to,
+    ("generate", "prompts"): file,
     ("interpolate", "out"): pictures_to(*ANIMATIONS),
     ("invert", "out"): file_to(NOISE),
     ("optimize", "out"): folder_to,
@@ -383,6 +387,7 @@ OWN: dict[tuple[str, str], Rule] = {
 # The libraries that all commands of a group need and that may not be installed, each with its extra.
 NEEDED: dict[str, tuple[tuple[str, str], ...]] = {
     "evaluate": (("matplotlib", "plot"),),
+    "generate": (("pydantic", "serve"),),
     "plot": (("matplotlib", "plot"),),
     "serve": (
         ("fastapi", "serve"),

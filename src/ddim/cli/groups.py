@@ -44,6 +44,16 @@ OF_SERVING = {
     "The log": "log_format log_prompts",
 }
 
+OF_GENERATING = {
+    "What to draw": "prompts model lora negative_prompt class_label seed height width",
+    "Which of the model's files": "variant tokenizer prediction_type",
+    "How to sample": "steps eta order spacing zero_snr",
+    "Guidance": "guidance_scale guidance_rescale guidance_interval",
+    "What is written": "out format retry_errors",
+    "Who draws": "workers threads ray_address shard any_hardware",
+    "Where and how it runs": "batch_size dtype backend device",
+}
+
 OF_TRAINING = {
     "What is written": "output_dir save_dtype save_model_epochs",
     "The teacher and the student": "model steps timesteps method teacher_steps guidance_scale guidance_rescale "
@@ -94,6 +104,7 @@ def headings(command: str) -> dict[str, str]:
         "distill": OF_TRAINING,
         "evaluate": OF_MEASURING,
         "optimize": OF_MEASURING,
+        "generate": OF_GENERATING,
         "serve": OF_SERVING,
         "studio": OF_SERVING,
     }
