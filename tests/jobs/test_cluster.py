@@ -154,6 +154,34 @@ def test_an_actor_ends_where_a_mark_says_so(tmp_path: Path, classes: str) -> Non
     hands._open.close()
 
 
+def test_rows_that_no_worker_survives_end_the_job(
+    tmp_path: Path, classes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else Ray would start another worker for them for ever."""
+    from ddim.jobs.job import open_job
+    from ddim.pipelines import DiffusionPipeline
+
+    class Killed(BaseException):
+        """As if the process had ended."""
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    (tmp_path / "a.jsonl").write_text('{"steps": 1}\n' * 6)
+    job = open_job(tmp_path / "out", str(tmp_path / "a.jsonl"), {"model": classes, "format": "folder"})
+    hands = Hands(job, lambda: DiffusionPipeline.from_pretrained(classes), Hardware(threads=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(hands._worker), "draw", die)
+        for _ in range(5):
+            with pytest.raises(Killed):
+                hands({"start": [0], "stop": [3]})
+    assert hands({"start": [3], "stop": [6]})["fault"] == [""]
+    assert hands({"start": [0], "stop": [3]})["fault"][0].startswith(
+        "5 workers have died while they drew the rows 0 to 2"
+    )
+    hands._open.close()
+
+
 def test_progress_says_each_worker_of_few() -> None:
     assert _by_worker({"a": 1200, "b": 3}, 0.5) == "0.5 a second; by worker 1,200 + 3"
     assert _by_worker({str(number): number for number in range(20)}, None) == "by 20 workers 0 to 19"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ _PIECES = 16  # for each worker at least, where there are enough rows, that none
 _SIZES = (250, 125, 50, 25, 10)  # of pieces, all of which divide a thousand
 _TOGETHER = 2  # pieces that a worker has in hand, that its engine never waits for the next one
 _SHOWN = 8  # workers, of which progress says each
+_DEATHS = 5  # of workers over the same piece, after which it is not handed out again
 _LOOKS = 0.5  # seconds between two looks for the mark that says to stop
 
 
@@ -57,7 +59,7 @@ class Hands:
         self._fault = ""
         self._open = contextlib.ExitStack()
         self._looked, self._is_stopped = 0.0, False
-        self._mark = job.stop_mark
+        self._mark, self._marks = job.stop_mark, job.out / ".job" / "begun"
         try:
             engine = self._open.enter_context(hardware.engine(job, open_pipeline()))
             self._worker = Worker(job, engine.pipe, engine, self._is_to_stop)
@@ -67,14 +69,35 @@ class Hands:
     def __call__(self, piece: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Draw the rows from `start` to `stop`; tells how many, who did, and what fault ends all if there is one."""
         drawn = failed = 0
+        rows = range(int(piece["start"][0]), int(piece["stop"][0]))
         if not self._fault:
             try:
-                made = self._worker.draw([range(int(piece["start"][0]), int(piece["stop"][0]))])
+                with self._begun(rows):
+                    made = self._worker.draw([rows])
                 drawn, failed = made.drawn, made.failed
             except Exception as error:
                 self._fault = _sentence(error)
         where = f"{os.uname().nodename}, process {os.getpid()}"
         return {"worker": [where], "drawn": [drawn], "failed": [failed], "fault": [self._fault]}
+
+    @contextlib.contextmanager
+    def _begun(self, rows: range) -> Iterator[None]:
+        """A context in which it is written down that a piece is being drawn, which stays where the process dies.
+
+        Raises:
+            DataError: it has stayed too often.
+        """
+        mark = self._marks / str(rows.start)
+        mark.parent.mkdir(exist_ok=True)
+        with mark.open("ab") as file:
+            file.write(b".")
+        if mark.stat().st_size > _DEATHS:
+            raise DataError(
+                f"{_DEATHS} workers have died while they drew the rows {rows.start} to {rows.stop - 1}, as for want of "
+                "memory: give a smaller --batch-size, or find out which row it is by a table of these alone"
+            )
+        yield
+        mark.unlink(missing_ok=True)
 
     def _is_to_stop(self) -> bool:
         now = time.monotonic()
@@ -106,6 +129,7 @@ def draw_on_ray(
         MissingExtraError: Ray is not installed.
     """
     job.stop_mark.unlink(missing_ok=True)
+    shutil.rmtree(job.out / ".job" / "begun", ignore_errors=True)
     stop.then = job.stop_mark.touch
     with (
         _said_aside(job.out / ".job" / "ray.log"),
