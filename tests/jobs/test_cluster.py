@@ -249,16 +249,19 @@ def test_whoever_is_killed_nothing_is_lost(classes: str, tmp_path: Path) -> None
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         more = moments.randint(10, 60)
         when(lambda: drawn(out) > before + more)  # noqa: B023
+        workers = children("ray::MapWorker", process.pid)
         if victim == "worker":
-            os.kill(children("ray::MapWorker", process.pid)[0], signal.SIGKILL)
+            os.kill(workers[0], signal.SIGKILL)
             when(lambda: drawn(out) > before + more + 40)  # noqa: B023 - it goes on
         elif victim == "raylet":
             os.kill(children("raylet/raylet", process.pid)[0], signal.SIGKILL)
             _, said = process.communicate(timeout=60)
             assert process.returncode == 1
             assert "a process of Ray's has died on this machine; to go on, run the same command again" in said
+        workers += children("ray::MapWorker", process.pid)
         process.kill()
         process.communicate()
+        when(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))  # noqa: B023
     assert drawn(out) < 1500
     assert generate(many, out, classes, "--workers", "2") == 0
     assert generate(many, tmp_path / "plain", classes) == 0
