@@ -288,7 +288,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def children(mark: str, of: int) -> list[int]:
     """The processes below one whose command has a mark."""
-    said = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     parts = [line.split(None, 2) for line in said.splitlines()[1:]]
     below = {of}
     for _ in range(6):
