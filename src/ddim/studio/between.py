@@ -263,7 +263,7 @@ async def _drawing(
         warning = panel.warning(name, asked)
         notes += [sentence(ValueError(warning))] if warning else []
     tiles, status, share, clock = [""] * count, "Starting …", 0.0, Clock()
-    if all(each.name != name for each in studio.pool.loaded):
+    if studio.loaded(name) is None:
         yield _strip(tiles, f"Loading {name} …", 0.0, notes), None
     events = studio.aside(
         session, "between", name, lambda pipe, say: draw_frames(pipe, name, asked, ends, studio.limits, say)

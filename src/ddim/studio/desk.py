@@ -71,10 +71,14 @@ class Studio:
         """Of all models, the usual one first."""
         return self.pool.names
 
+    def loaded(self, name: str) -> Loaded | None:
+        """A model, if it is there; this loads none."""
+        return next((each for each in self.pool.loaded if each.name == name), None)
+
     def known(self, name: str) -> Known | None:
         """What is known of a model: what it says itself if it is loaded, else what its configs say; None where they
         are not at hand, as those of the hub, which nobody is to wait for."""
-        loaded = next((each for each in self.pool.loaded if each.name == name), None)
+        loaded = self.loaded(name)
         if loaded is not None and self._known.get(name) is None:
             self._known[name] = _known_of(loaded.pipe)
         elif name not in self._known:
@@ -88,7 +92,7 @@ class Studio:
 
     def scheduler(self, name: str) -> DDIMScheduler | None:
         """A model's scheduler, read without its networks; None where its config is not at hand."""
-        loaded = next((each for each in self.pool.loaded if each.name == name), None)
+        loaded = self.loaded(name)
         if loaded is not None:
             return loaded.pipe.scheduler
         if name not in self._schedulers:

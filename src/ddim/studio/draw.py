@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,7 +17,7 @@ from ddim.serving.futures import Event, Finished, Queued, Started, Step
 from ddim.serving.logs import tell
 from ddim.serving.parameters import Edit, Generation
 from ddim.serving.refusal import Refusal
-from ddim.studio.clock import spelt
+from ddim.studio.clock import Clock, spelt
 from ddim.studio.desk import StoppedError, Studio, sentence, together
 from ddim.studio.panel import MOST, Panel
 from ddim.studio.recipes import settings_of, written
@@ -44,14 +43,14 @@ class Progress:
         self._steps: dict[int, tuple[int, int]] = {}  # (made, all) of each picture that is being drawn
         self._done: set[int] = set()
         self._count = count
-        self._started: float | None = None
+        self._clock: Clock | None = None  # from when the first is being drawn
 
     def hear(self, number: int, event: Event | None) -> None:
         """Take in what happened to a picture."""
         if isinstance(event, Queued):
             self._waiting[number] = event.position
         elif isinstance(event, Started):
-            self._started = self._started or time.monotonic()
+            self._clock = self._clock or Clock()
             self._steps[number] = (0, event.steps)
         elif isinstance(event, Step):
             self._steps[number] = (event.number, event.steps)
@@ -65,13 +64,12 @@ class Progress:
         return sum(shares) / self._count
 
     def __str__(self) -> str:
-        if self._started is None:
+        if self._clock is None:
             first = min(self._waiting.values())
             return f"Waiting: {first} {'is' if first == 1 else 'are'} before you." if first else "Starting …"
         made, steps = min((each for n, each in self._steps.items() if n not in self._done), default=(0, 0))
         pictures = f"{len(self._done)} of {self._count} pictures · " if self._count > 1 else ""
-        share, spent = self.share, time.monotonic() - self._started
-        left = f" · {spelt(spent / share * (1 - share))} left" if share > 0.05 and spent > 0.5 else ""
+        left = self._clock.left(self.share)
         return f"{pictures}step {made} of {steps}{left}" if steps else f"{pictures}decoding …"
 
 
@@ -255,10 +253,10 @@ async def _drawing(
 ) -> AsyncIterator[tuple[str, Sequence[Drawn] | None]]:
     """(what to show, the pictures when they are all there)."""
     image, mask = (None, None) if picture is None else picture
-    loading = all(each.name != name for each in studio.pool.loaded)
+    loading = studio.loaded(name) is None
     if loading:
         yield stage([""] * asked.n, f"Loading {name} …", 0.0), None
-    started = time.monotonic()
+    clock = Clock()
     async with studio.draw(session, "draw", name, asked, image, mask, preview_every=1) as run:
         wanted = run.answer.wish
         notes = [sentence(ValueError(note)) for note in wanted.notes]
@@ -281,9 +279,8 @@ async def _drawing(
                     drawn[number] = Drawn(path, about, name, {**made.settings, "number": number})
             if len(drawn) < asked.n:
                 yield stage(tiles, str(progress), progress.share, notes), None
-        seconds = time.monotonic() - started
         status = f"{asked.n} pictures" if asked.n > 1 else "Drawn"
-        status += f" in {spelt(seconds)}" + " with loading the model" * loading
+        status += f" in {spelt(clock.seconds)}" + " with loading the model" * loading
         yield stage(tiles, f"{status} · seed {wanted.seed}", None, notes), [drawn[n] for n in sorted(drawn)]
 
 

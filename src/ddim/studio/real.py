@@ -321,7 +321,7 @@ def build(studio: Studio, panel: Panel) -> None:
         """(what to show, whether it is the end)."""
         name = teacher_of(studio, name)[0]  # which the page says below the picture
         shown = _Shown(titles, tiles)
-        loading = all(each.name != name for each in studio.pool.loaded)
+        loading = studio.loaded(name) is None
         shown.hear(Share(0.0, f"Loading {name} …" if loading else "Starting …"))
         yield shown, False
         async for heard in together(studio.aside(session, tab, name, work)):

@@ -111,7 +111,7 @@ async def recorded(
         Refusal, DDIMError: it cannot be drawn.
         StoppedError: it was cancelled.
     """
-    if all(each.name != name for each in studio.pool.loaded):
+    if studio.loaded(name) is None:
         yield stage(["", ""], f"Loading {name} …", 0.0)
 
     def work(pipe: DiffusionPipeline, tell: Callable[[Any], None]) -> Recording:
