@@ -160,8 +160,9 @@ def build(studio: Studio, panel: Panel) -> None:
         about = studio.known(name)
         labels = None if about is None else about.class_count
         choices = kinds(about is None or about.draws_texts, labels)
-        keeps = chosen in [value for _, value in choices]
-        return [gr.update(choices=choices, value=chosen if keeps else "seeds"), *[gr.update(**_shows(labels))] * 2]
+        # A choice that is still there is not told again: meanwhile the field may have another.
+        chosen_anew: dict[str, Any] = {} if chosen in [value for _, value in choices] else {"value": "seeds"}
+        return [gr.update(choices=choices, **chosen_anew), *[gr.update(**_shows(labels))] * 2]
 
     model = panel.inputs[0]
     assert isinstance(model, gr.Dropdown)

@@ -287,10 +287,11 @@ def build(studio: Studio, panel: Panel) -> None:
 
     def follow(name: str, said: str, aim: str) -> dict[Any, Any]:
         count = _kind(studio, name)[1]
-        one, other = (_if_it_fits(text or "", count) for text in (said, aim))
+        # What fits is not told again: meanwhile the field may say something else.
+        one, other = (_emptied(text or "", count) for text in (said, aim))
         return {
-            shows: gr.update(**_field("What it shows", count, "a red heart; or nothing"), value=one),
-            target: gr.update(**_field("What it is to show", count, "a blue heart"), value=other),
+            shows: gr.update(**_field("What it shows", count, "a red heart; or nothing"), **one),
+            target: gr.update(**_field("What it is to show", count, "a blue heart"), **other),
             guidance: _usual_guidance(studio, name),
             about: _about(studio, name),
         }
@@ -463,9 +464,10 @@ def _field(label: str, class_count: int | None, example: str) -> dict[str, Any]:
     return {"label": f"{label}: its class", "placeholder": f"0 to {class_count - 1}"}
 
 
-def _if_it_fits(text: str, class_count: int | None) -> str:
-    """What a field says, if it may be said of a model of texts or of classes: a text is no class, a number no text."""
-    return text if text.strip().isdigit() == (class_count is not None) else ""
+def _emptied(text: str, class_count: int | None) -> dict[str, Any]:
+    """What empties a field that says this, unless it may be said of the model: a text is no class, a number no text."""
+    fits = not text.strip() or text.strip().isdigit() == (class_count is not None)
+    return {} if fits else {"value": ""}
 
 
 def _about(studio: Studio, name: str) -> str:
