@@ -42,7 +42,8 @@ class Worker:
         job: whose rows.
         pipe: what draws them.
         engine: of `pipe`, with slots, so that no picture depends on the others.
-        is_to_stop: whether to finish what is in hand, and to leave the rest; asked before each row.
+        is_to_stop: whether to take up no more rows, to finish those that are being drawn, and to leave the rest;
+            asked before each row.
     """
 
     def __init__(self, job: Job, pipe: DiffusionPipeline, engine: Engine, is_to_stop: Callable[[], bool]) -> None:
@@ -110,10 +111,10 @@ class _Hand:
             for row in self.worker.spool.read(piece):
                 if row.name in names:
                     continue
+                while sum(self._left.values()) - 1 >= self._most and not self.worker.is_to_stop():
+                    self._end_one()
                 if self.worker.is_to_stop():
                     return False
-                while sum(self._left.values()) - 1 >= self._most:
-                    self._end_one()
                 self._begin(row)
         finally:
             self._settle(group)
