@@ -14,6 +14,7 @@ from ddim._version import __version__
 
 __all__ = [
     "AutoencoderKL",
+    "AutoencoderTiny",
     "CLIPTextModel",
     "CLIPTokenizer",
     "DDIMError",
@@ -36,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "AutoencoderKL": "ddim.models",
+    "AutoencoderTiny": "ddim.models",
     "CLIPTextModel": "ddim.models",
     "CLIPTokenizer": "ddim.models",
     "DDIMError": "ddim.errors",
@@ -57,7 +59,14 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from ddim.errors import DDIMError
-    from ddim.models import AutoencoderKL, CLIPTextModel, CLIPTokenizer, UNet2DConditionModel, UNet2DModel
+    from ddim.models import (
+        AutoencoderKL,
+        AutoencoderTiny,
+        CLIPTextModel,
+        CLIPTokenizer,
+        UNet2DConditionModel,
+        UNet2DModel,
+    )
     from ddim.pipelines import (
         DDIMPipeline,
         DiffusionPipeline,

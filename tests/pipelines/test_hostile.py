@@ -89,12 +89,18 @@ for what, entry in {
     "tokenizer is eval": {"tokenizer": ["builtins", "eval"]},
     "tokenizer is a network": {"tokenizer": ["transformers", "CLIPTextModel"]},
     "tokenizer is nested": {"tokenizer": [["transformers"], ["CLIPTokenizer"]]},
-    "autoencoder is another": {"vae": ["diffusers", "AutoencoderTiny"]},
+    "autoencoder is another": {"vae": ["diffusers", "AsymmetricAutoencoderKL"]},
     "autoencoder is null": {"vae": [None, None]},
     "autoencoder is a path": {"vae": ["../../evil", "AutoencoderKL"]},
     "scheduler is subprocess": {"scheduler": ["subprocess", "run"]},
 }.items():
     case(f"{INDEX}: {what}", CheckpointError, INDEX, both(CODE, edit(INDEX, **entry)))
+case(
+    f"{INDEX}: autoencoder is small",
+    CheckpointError,
+    "not a AutoencoderTiny",
+    edit(INDEX, vae=["diffusers", "AutoencoderTiny"]),
+)
 
 for argument, given in {"custom_pipeline": "./pipeline.py", "trust_remote_code": True}.items():
     case(

@@ -29,6 +29,11 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("vocab_size", "num_class_embeds", "num_attention_heads", "cross_attention_dim"), _COUNT),
     **dict.fromkeys(("time_embedding_dim", "time_cond_proj_dim", "projection_class_embeddings_input_dim"), _COUNT),
     **dict.fromkeys(("attention_head_dim", "norm_num_groups", "attn_norm_num_groups"), _COUNT),
+    **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), _COUNT),
+    **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (0, 2**31 - 1)),
+    "upsampling_scaling_factor": (1, 16),
+    "latent_magnitude": _FACTOR,
+    "latent_shift": (-1e6, 1e6),
     "max_position_embeddings": (2, 2**31 - 1),  # a text begins and ends with a token
     **dict.fromkeys(("layers_per_block", "transformer_layers_per_block", "num_hidden_layers"), (1, 2**31 - 1)),
     "num_train_timesteps": (1, MAX_TIMESTEPS),
@@ -91,7 +96,8 @@ def _blocks(config: Mapping[str, Any]) -> float:
             at_each_level("layers_per_block"), at_each_level("transformer_layers_per_block"), fillvalue=1
         )
     )
-    return ways + max(_numbers(config.get("num_hidden_layers")), default=0)
+    tiny = sum(_numbers(config.get("num_encoder_blocks")) + _numbers(config.get("num_decoder_blocks")))
+    return ways + tiny + max(_numbers(config.get("num_hidden_layers")), default=0)
 
 
 def _numbers(value: Any) -> list[float]:

@@ -2,6 +2,7 @@
 
 from ddim.models.backbone import ChosenTimes, ClassTimeCache, TimeCache, UNet2DOutput
 from ddim.models.clip import CLIPTextModel, CLIPTextOutput
+from ddim.models.tiny_vae import AutoencoderTiny, AutoencoderTinyOutput
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.models.unet import UNet2DModel
 from ddim.models.unet_condition import TextCache, UNet2DConditionModel
@@ -10,6 +11,8 @@ from ddim.models.vae import AutoencoderKL, AutoencoderKLOutput, DecoderOutput, D
 __all__ = [
     "AutoencoderKL",
     "AutoencoderKLOutput",
+    "AutoencoderTiny",
+    "AutoencoderTinyOutput",
     "CLIPTextModel",
     "CLIPTextOutput",
     "CLIPTokenizer",

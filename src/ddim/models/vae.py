@@ -104,9 +104,30 @@ class AutoencoderKLOutput(Output):
     latent_dist: DiagonalGaussianDistribution
 
 
+def most_likely_latents(encoded: Any) -> Tensor:
+    """The latents (b z h w) of what an autoencoder's `encode` returned; of a distribution, its mode.
+
+    Args:
+        encoded: with `.latent_dist`, as of AutoencoderKL, or with `.latents`, as of AutoencoderTiny.
+    """
+    latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    return latents
+
+
+def drawn_latents(encoded: Any, generator: Generators = None) -> Tensor:
+    """Latents (b z h w) drawn at random from the distribution that an autoencoder's `encode` returned.
+
+    Args:
+        encoded: as of `most_likely_latents`. Where there is no distribution, nothing is drawn.
+        generator: as of `DiagonalGaussianDistribution.sample`.
+    """
+    latents: Tensor = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latents
+    return latents
+
+
 @dataclass(eq=False)
 class DecoderOutput(Output):
-    """What `AutoencoderKL.decode` returns: `.sample`, which is `[0]` too."""
+    """What the `decode` of an autoencoder returns: `.sample`, which is `[0]` too."""
 
     sample: Tensor  # (b c h w)
 

@@ -43,6 +43,7 @@ PIPELINES = {
 }
 NETWORKS = {
     "AutoencoderKL": "ddim.models",
+    "AutoencoderTiny": "ddim.models",
     "CLIPTextModel": "ddim.models",
     "CLIPTokenizer": "ddim.models.tokenizer",
     "CLIPTokenizerFast": "ddim.models.tokenizer:CLIPTokenizer",

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddim.checkpoint.config import DIFFUSERS_VERSION, Config
-from ddim.models import AutoencoderKL, UNet2DConditionModel
+from ddim.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from ddim.models.embeddings import sinusoids
+from ddim.models.vae import drawn_latents
 from ddim.noise import Generators, check_generator, gaussian_noise
 from ddim.pipelines.image_processor import ImageProcessor
 from ddim.pipelines.inputs import check_callback, check_sides, refuse_unsupported
@@ -126,7 +127,7 @@ class FamiliarLatents:
     unet_name = "unet"
     text_encoder_name = "text_encoder"
 
-    vae: AutoencoderKL
+    vae: AutoencoderKL | AutoencoderTiny
     unet: UNet2DConditionModel
     scheduler: DDIMScheduler
     vae_scale_factor: int
@@ -288,8 +289,8 @@ class FamiliarPictures(FamiliarLatents):
     def _encode_vae_image(self, image: Tensor, generator: Generators = None) -> Tensor:
         """Latents, as the U-Net knows them, drawn from what the autoencoder says of pictures (b c h w) in [-1, 1]."""
         with torch.no_grad(), self.in_use(self.vae) as vae:  # type: ignore[attr-defined]
-            dist = vae.encode(image).latent_dist
-        latents: Tensor = self.scaled(dist.sample(generator))  # type: ignore[attr-defined]
+            encoded = vae.encode(image)
+        latents: Tensor = self.scaled(drawn_latents(encoded, generator))  # type: ignore[attr-defined]
         return latents
 
     def _latents_of(self, image: Tensor, count: int, generator: Generators, device: Any, dtype: torch.dtype) -> Tensor:

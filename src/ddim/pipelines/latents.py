@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ddim.checkpoint import Saving
 from ddim.errors import ConfigError, NonFiniteError
-from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from ddim.models import AutoencoderKL, AutoencoderTiny, CLIPTextModel, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
+from ddim.models.vae import most_likely_latents
 from ddim.pipelines.base import DiffusionPipeline
 from ddim.pipelines.denoiser import TextDenoiser
 from ddim.pipelines.familiar import FamiliarLatents
@@ -32,7 +33,7 @@ from ddim.scheduler import DDIMScheduler
 class SavesMemoryOfPictures:
     """The methods of diffusers by which an autoencoder needs less memory."""
 
-    vae: AutoencoderKL
+    vae: AutoencoderKL | AutoencoderTiny
 
     def enable_vae_slicing(self) -> None:
         """Encode and decode one image of a batch after another; the result is the same."""
@@ -54,7 +55,7 @@ class SavesMemoryOfPictures:
 class LatentPipeline(KnowsWords, FamiliarLatents, SavesMemoryOfPictures, DiffusionPipeline):
     """A pipeline with an autoencoder, a text encoder and a U-Net between latents."""
 
-    vae: AutoencoderKL
+    vae: AutoencoderKL | AutoencoderTiny
     text_encoder: CLIPTextModel | None
     tokenizer: CLIPTokenizer | None
     unet: UNet2DConditionModel
@@ -145,8 +146,8 @@ class LatentPipeline(KnowsWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         if tensor.shape[1] == config.latent_channels:
             return tensor.to(self.device, self.dtype)
         with self.in_use(self.vae) as vae, torch.no_grad():
-            mean = vae.encode(tensor.to(self.device, vae.dtype)).latent_dist.mode()
-        return self.scaled(mean)
+            latents = most_likely_latents(vae.encode(tensor.to(self.device, vae.dtype)))
+        return self.scaled(latents)
 
     def scaled(self, z: Tensor) -> Tensor:
         """Latents as the autoencoder gives them, (b z h w), shifted and scaled to what the U-Net was trained on."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddim.errors import ConfigError
+from ddim.models.vae import most_likely_latents
 from ddim.noise import Generators, gaussian_noise, generators
 from ddim.pipelines.crops import Crop
 from ddim.pipelines.inputs import Pictures, check_sides, positive, to_mask, to_tensor
@@ -282,7 +283,8 @@ class StartsFromPictures(LatentPipeline):
         After it, generators that the caller gave give the same numbers as there. Those of a seed are our own, and need
         not.
         """
-        if task.masked_latents is None and not (task.is_latent(picture) or task.seeded):
+        draws = "latent_magnitude" not in self.vae.config  # AutoencoderTiny gives latents, and no distribution of them
+        if draws and task.masked_latents is None and not (task.is_latent(picture) or task.seeded):
             pictures = max(len(picture), len(mask))
             generator = _first(task.generator, pictures)
             gaussian_noise((pictures, *task.shape[1:]), generator, self.device, self.vae.dtype)
@@ -299,16 +301,23 @@ class StartsFromPictures(LatentPipeline):
             latents = pictures.to(self.device, self.dtype)
         else:
             with self.in_use(self.vae) as vae:
-                dist = vae.encode(pictures.to(self.device, vae.dtype)).latent_dist
-            generator = task.generator
-            if isinstance(generator, Sequence):
-                if each_its_own:
-                    dist = type(dist)(task.spread(dist.parameters, "pictures"))
-                generator = _first(generator, len(dist.parameters))
-            latents = self.scaled(dist.sample(generator))
+                encoded = vae.encode(pictures.to(self.device, vae.dtype))
+            latents = self.scaled(self._drawn(task, encoded, each_its_own))
         if latents.shape[2:] != task.shape[2:]:
             raise ValueError(f"image has latents of shape {tuple(latents.shape)}, needed is {task.shape}")
         return task.spread(latents, "pictures")
+
+    def _drawn(self, task: Task, encoded: Any, each_its_own: bool) -> Tensor:
+        """Latents (b z h w) of what the autoencoder says of pictures, as `_encode_pictures` draws them."""
+        if not hasattr(encoded, "latent_dist"):
+            return most_likely_latents(encoded)
+        dist, generator = encoded.latent_dist, task.generator
+        if isinstance(generator, Sequence):
+            if each_its_own:
+                dist = type(dist)(task.spread(dist.parameters, "pictures"))
+            generator = _first(generator, len(dist.parameters))
+        latents: Tensor = dist.sample(generator)
+        return latents
 
     def _noise(self, task: Task) -> Tensor:
         return gaussian_noise(task.shape, task.generator, self.device, self.dtype)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args, overload
 import torch
 from torch import Tensor
 
-from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from ddim.models import AutoencoderKL, AutoencoderTiny, CLIPTextModel, UNet2DConditionModel
 from ddim.models.core import hold
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.noise import Generators
@@ -61,7 +61,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
 
     parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     classes: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "vae": ("AutoencoderKL",),
+        "vae": ("AutoencoderKL", "AutoencoderTiny"),
         "text_encoder": ("CLIPTextModel",),
         "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
         "unet": ("UNet2DConditionModel",),
@@ -76,7 +76,7 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
 
     def __init__(
         self,
-        vae: AutoencoderKL | None,
+        vae: AutoencoderKL | AutoencoderTiny | None,
         text_encoder: CLIPTextModel | None,
         tokenizer: CLIPTokenizer | None,
         unet: UNet2DConditionModel | None,

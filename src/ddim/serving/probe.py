@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ddim.errors import ConfigError
+from ddim.models.vae import most_likely_latents
 from ddim.noise import gaussian_noise, seeded_generators
 from ddim.pipelines import DiffusionPipeline
 from ddim.serving.engine import LARGEST_BATCH, POSITIONS, usual_shape
@@ -128,7 +129,7 @@ def _around(pipe: Any) -> list[bytes]:
         return []
     picture = pipe.decode(_noise(pipe, 1, pipe.vae.config.latent_channels), "pt")
     encoded = pipe.vae.encode((2 * picture - 1).to(pipe.vae.device, pipe.vae.dtype))
-    return [_raw(given) for given in (pipe.embed([TEXTS[-1]]), picture, encoded.latent_dist.mode())]
+    return [_raw(given) for given in (pipe.embed([TEXTS[-1]]), picture, most_likely_latents(encoded))]
 
 
 def _noise(pipe: Any, count: int, channels: int) -> Tensor:

@@ -101,9 +101,14 @@ def pretrained_parts(settings: TextToImageSettings | LoraSettings) -> Parts:
     pipe = StableDiffusionPipeline.from_pretrained(name, **options)
     if pipe.tokenizer is None or pipe.text_encoder is None:
         raise ConfigError(f"{settings.pretrained_model_name_or_path} has no text encoder: there is nothing to train by")
-    vae = pipe.vae
+    vae: Any = pipe.vae
     if isinstance(settings, TextToImageSettings) and settings.pretrained_vae_model_name_or_path is not None:
         vae = load_vae(settings.pretrained_vae_model_name_or_path, **hub)
+    if not isinstance(vae, AutoencoderKL):
+        raise ConfigError(
+            f"{name} has an {type(vae).__name__}, which only imitates the autoencoder that the model was trained with: "
+            "train a folder that has that one, and put the small one in its place afterwards"
+        )
     if pipe.unet.config.in_channels != vae.config.latent_channels:
         wrong = "inpainting models cannot be trained here"
         if vae is not pipe.vae:
