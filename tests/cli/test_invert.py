@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ddim.cli import edit, main
-from ddim.cli.pictures import read_image
+from ddim.pipelines.fitting import read_plain
 
 
 @pytest.fixture
@@ -86,9 +86,9 @@ def test_the_same_text_changes_nothing(texts: str, picture: str, tmp_path: Path,
 
 def test_what_shows_through_is_white(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "glass.png")
-    assert read_image(str(tmp_path / "glass.png")).getpixel((0, 0)) == (255, 255, 255)
+    assert read_plain(str(tmp_path / "glass.png"), "it").getpixel((0, 0)) == (255, 255, 255)
     Image.new("L", (4, 4), 7).save(tmp_path / "gray.png")
-    assert read_image(str(tmp_path / "gray.png")).mode == "L"
+    assert read_plain(str(tmp_path / "gray.png"), "it").mode == "L"
 
 
 def test_an_edit_follows_seed_and_text(texts: str, picture: str, tmp_path: Path) -> None:

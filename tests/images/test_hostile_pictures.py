@@ -26,12 +26,12 @@ from PIL import Image
 from tiny import save_tiny
 
 from ddim.cli import main
-from ddim.cli.pictures import read_image
 from ddim.data import captioned_source, hf_dataset, image_folder
 from ddim.data.preparation import Choice, Preparation
 from ddim.errors import DataError
 from ddim.images import read_picture
 from ddim.pipelines import DiffusionPipeline
+from ddim.pipelines.fitting import read_plain
 from ddim.pipelines.inputs import to_tensor
 
 SECONDS, MEBIBYTES = 10, 476  # 500 MB
@@ -310,7 +310,7 @@ def test_the_largest_pictures_stay_within_the_limits(
 
     for door in (
         lambda: read_picture(path, "x"),
-        lambda: read_image(str(path), 512),
+        lambda: read_plain(str(path), str(path), 512),
         lambda: Preparation(512)(read_picture(path, "x", 512), Choice()),
         by_pipeline,
     ):

@@ -12,12 +12,12 @@ import pytest
 from evil_pictures import DATA, chunk, png, saved
 from PIL import Image, ImageFile, ImageOps
 
-from ddim.cli.pictures import read_image
 from ddim.data.preparation import Choice, Preparation
 from ddim.errors import DataError
 from ddim.images import check_picture, loaded, read_picture, upright
 from ddim.images.flat import flatten
 from ddim.images.reading import bands, shrunk
+from ddim.pipelines.fitting import read_plain
 
 RNG = np.random.default_rng(0)
 NOISE = Image.fromarray(RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8))
@@ -75,11 +75,11 @@ def test_a_picture_is_turned_by_what_its_xmp_says() -> None:
 def test_commands_read_pictures_upright_and_of_8_bits(tmp_path: Path) -> None:
     NOISE.save(tmp_path / "a.jpg", exif=TURNED.tobytes(), quality=100)
     with Image.open(tmp_path / "a.jpg") as image:
-        assert read_image(str(tmp_path / "a.jpg")).tobytes() == ImageOps.exif_transpose(image).tobytes()
+        assert read_plain(str(tmp_path / "a.jpg"), "it").tobytes() == ImageOps.exif_transpose(image).tobytes()
     Image.fromarray(np.full((4, 4), 0x8080, np.uint16)).save(tmp_path / "deep.png")
-    assert read_image(str(tmp_path / "deep.png")).getpixel((0, 0)) == 128
+    assert read_plain(str(tmp_path / "deep.png"), "it").getpixel((0, 0)) == 128
     Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "c.jpg", quality=100)
-    red, green, blue = read_image(str(tmp_path / "c.jpg")).getpixel((0, 0))  # type: ignore[misc]
+    red, green, blue = read_plain(str(tmp_path / "c.jpg"), "it").getpixel((0, 0))  # type: ignore[misc]
     assert red > 250
     assert max(green, blue) < 5
 

@@ -210,12 +210,21 @@ def test_a_cluster_that_is_not_there_is_an_error(
 
 
 def test_what_a_node_does_not_see_is_said(tmp_path: Path) -> None:
-    folder, size, _ = _needed(begun(tmp_path, 3))
-    assert not _lacks(folder, size, None)
-    assert not _lacks(folder, size, str(tmp_path))
-    assert _lacks("/nowhere", size, None) == "does not see the folder /nowhere: give an --out that all nodes share"
-    assert _lacks(folder, size + 1, None).startswith("does not see the folder")
-    assert _lacks(folder, size, "/models/x") == "has no /models/x: give a --model that all nodes have"
+    needed = _needed(begun(tmp_path, 3))
+    assert needed.pictures is None
+    for changes, said in (
+        ({}, ""),
+        ({"model": str(tmp_path), "pictures": str(tmp_path)}, ""),
+        ({"folder": "/nowhere"}, "does not see the folder /nowhere: give an --out that all nodes share"),
+        ({"size": needed.size + 1}, "does not see the folder"),
+        ({"model": "/models/x"}, "has no /models/x: give a --model that all nodes have"),
+        (
+            {"pictures": "/mine"},
+            "has no /mine, where the rows' pictures are: let PROMPTS lie in a folder that all nodes",
+        ),
+    ):
+        found = _lacks(*needed._replace(**changes))  # type: ignore[arg-type]
+        assert found.startswith(said) if said else not found
 
 
 class Resources:
@@ -322,12 +331,13 @@ def test_a_node_that_lacks_something_is_named(tmp_path: Path, cluster: Any) -> N
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         assert len(_checked_nodes(ray, needed)) == 2
-        for place, value, message in (
-            (0, "/nowhere", "does not see the folder /nowhere: give an --out that all nodes share"),
-            (1, 7, "does not see the folder"),
-            (2, "/models/x", "has no /models/x: give a --model that all nodes have"),
+        for changes, message in (
+            ({"folder": "/nowhere"}, "does not see the folder /nowhere: give an --out that all nodes share"),
+            ({"size": 7}, "does not see the folder"),
+            ({"model": "/models/x"}, "has no /models/x: give a --model that all nodes have"),
+            ({"pictures": "/mine"}, "has no /mine, where the rows' pictures are"),
         ):
             with pytest.raises(ConfigError, match=f"the node .* {message}"):
-                _checked_nodes(ray, (*needed[:place], value, *needed[place + 1 :]))  # type: ignore[arg-type]
+                _checked_nodes(ray, needed._replace(**changes))  # type: ignore[arg-type]
     finally:
         ray.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import tracemalloc
@@ -13,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from ddim.errors import DataError
-from ddim.jobs.prompts import COLUMNS, LONGEST, Found, read_prompts
+from ddim.jobs.prompts import COLUMNS, LONGEST, NOT_OF_ROWS, Found, read_prompts
 
 
 def rows(path: Path, content: str | bytes) -> list[Found]:
@@ -135,7 +136,10 @@ def test_huge_lines_are_not_kept_in_memory(tmp_path: Path) -> None:
         ("a.csv", b"caption\na\n", "did you mean prompt?"),
         ("a.csv", b"num_inference_steps\n5\n", "did you mean steps?"),
         ("a.csv", b"prompt,zzz\na,5\n", "which is no setting: did you mean "),
-        ("a.csv", b"prompt,image\na,b.png\n", "start from noise alone"),
+        ("a.csv", b"prompt,image_path\na,b.png\n", "did you mean image?"),
+        ("a.csv", b"prompt,lora\na,b\n", "which is the same for all rows: give it as --lora, and rows that need"),
+        ("a.csv", b"prompt,Batch\na,2\n", "the column 'Batch', which is not needed: a row is one picture"),
+        ("a.csv", b"prompt,from\na,2\n", "the column 'from', which is for one picture: give what its recipe says"),
         ("a.csv", b'prompt\n"never\nclosed\n', "the row that begins in line 2 cannot be read: unexpected end of data"),
         ("a.csv", b'prompt\n"' + b"never\n" * 30_000, "the row that begins in line 2 cannot be read: field larger"),
         ("a.csv", b'prompt\n"a\n\xff\n"\n', "line 3 is not in UTF-8: its byte 1 is 0xff, in the middle of a row"),
@@ -170,6 +174,24 @@ def test_all_columns_are_settings_of_a_row() -> None:
     from ddim.jobs.rows import Row
 
     assert set(COLUMNS) - {"id"} <= set(Row.model_fields)
+
+
+def test_each_setting_of_sample_is_a_column_or_refused_with_the_reason() -> None:
+    """Who adds an option to `ddim sample` decides whether a row may say it."""
+    from ddim.cli.generate import GenerateSettings
+    from ddim.cli.sample import SampleSettings
+
+    settings = {field.name for field in dataclasses.fields(SampleSettings)} - {"class_labels"}  # of a row: class_label
+    assert set(COLUMNS) - {"id", "class_label"} | set(NOT_OF_ROWS) == settings
+    assert not set(COLUMNS) & set(NOT_OF_ROWS)
+    of_jobs = {field.name for field in dataclasses.fields(GenerateSettings)}
+    assert {name for name, reason in NOT_OF_ROWS.items() if "for all rows" in reason} <= of_jobs
+    assert set(COLUMNS) - {"id", "prompt", "image", "mask_image"} <= of_jobs
+
+
+def test_pictures_in_a_table_are_to_be_in_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has pictures themselves in the column image: write them into files"):
+        list(read_prompts(parquet(tmp_path / "a.parquet", prompt=["a"], image=[{"bytes": b"x", "path": None}])))
 
 
 def test_many_rows_take_no_memory(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_pipeline
 
-from ddim.jobs.rows import file_name, request_of, seed_of
+from ddim.jobs.rows import asked_of, file_name, seed_of
 from ddim.pipelines import DiffusionPipeline
 from ddim.serving import Engine, Request
 from ddim.serving.refusal import Refusal
@@ -25,11 +25,11 @@ def emoji() -> DiffusionPipeline:
 
 
 def asked(values: dict[str, Any], pipe: Any = PIPE, number: int = 5, **defaults: Any) -> Request:
-    return request_of(number, {"id": "x", **values}, defaults, "mine", pipe)
+    return asked_of(number, {"id": "x", **values}, defaults, "mine", pipe).request
 
 
 def as_texts(values: dict[str, str], pipe: Any, **defaults: Any) -> Request:
-    return request_of(0, {"id": "x", **values}, defaults, "mine", pipe, are_texts=True)
+    return asked_of(0, {"id": "x", **values}, defaults, "mine", pipe, are_texts=True).request
 
 
 # --- names and seeds -------------------------------------------------------------------------------------------------

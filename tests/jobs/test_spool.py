@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ddim.errors import CheckpointError, DataError
-from ddim.jobs.spool import Spool, file_digest, write_spool
+from ddim.jobs.prompts import file_digest
+from ddim.jobs.spool import Spool, write_spool
 
 
 def spool(tmp_path: Path, content: str, name: str = "a.jsonl") -> Spool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ddim.cli.pictures import read_image, size_of
+from ddim.cli.pictures import size_of
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,12 +24,14 @@ def fit_pictures(paths: Sequence[str], pipe: DiffusionPipeline) -> list[Image.Im
     Raises:
         DataError: one is no picture, or too large.
     """
+    from ddim.pipelines.fitting import read_fitted
+
     channels, height, width = pipe.picture_shape()
     fitted = []
     for path in paths:
         own = size_of(path)
         _say(path, own, (width, height))
-        fitted.append(_read(path, own, (width, height), channels))
+        fitted.append(read_fitted(path, path, own, (width, height), channels))
     return fitted
 
 
@@ -47,25 +48,18 @@ def fit_start(
         ConfigError: the mask has other proportions than the picture.
         DataError: one is no picture, or too large.
     """
-    from ddim.pipelines.fitting import start_size
+    from ddim.pipelines.fitting import are_alike, read_fitted, start_size
 
     own, over = size_of(image), None if mask is None else size_of(mask)
-    if over is not None and not _are_alike(over, own):
+    if over is not None and not are_alike(over, own):
         raise ConfigError(
             f"--mask-image is {_spelt(over)} and --image {_spelt(own)}: as the mask lies over the whole "
             "picture, give one of the picture's size, or of its proportions"
         )
     size = start_size(own, pipe, height, width)
     _say("--image", own, size, "" if height or width else "; --height and --width decide otherwise")
-    return _read(image, own, size, 3), None if mask is None or over is None else _read(mask, over, size, 1)
-
-
-def _read(path: str, own: Size, size: Size, channels: int) -> Image.Image:
-    """The picture of a file in another size than its own; it may be decoded at once in less than its own."""
-    from ddim.pipelines.fitting import resized
-
-    share = max(size[0] / own[0], size[1] / own[1])
-    return resized(read_image(path, math.ceil(share * min(own))), size, channels)
+    picture = read_fitted(image, image, own, size, 3)
+    return picture, None if mask is None or over is None else read_fitted(mask, mask, over, size, 1)
 
 
 def warn_of_size(pipe: DiffusionPipeline, model: str, size: tuple[int | None, int | None]) -> None:
@@ -89,11 +83,6 @@ def warn_of_size(pipe: DiffusionPipeline, model: str, size: tuple[int | None, in
             "draw: expect broken or repeated shapes",
             file=sys.stderr,
         )
-
-
-def _are_alike(one: Size, other: Size) -> bool:
-    """Whether two sizes have the same proportions, but for rounding to whole pixels."""
-    return abs(one[0] * other[1] - one[1] * other[0]) <= max(sum(one), sum(other))
 
 
 def _say(name: str, own: Size, size: Size, more: str = "") -> None:

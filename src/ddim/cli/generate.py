@@ -50,9 +50,9 @@ class GenerateSettings:
     """Draw a picture for each row of a table: on this machine, or on many by Ray.
 
     PROMPTS is a .txt (a prompt a line), .csv, .jsonl or .parquet file. Its columns are id, prompt, negative_prompt,
-    class_label, seed, steps, eta, order, spacing, guidance_scale, guidance_rescale, guidance_interval, width and
-    height, all of which may be left out; options say what rows leave out. Rows of different settings are drawn
-    together.
+    class_label, seed, steps, eta, order, spacing, guidance_scale, guidance_rescale, guidance_interval, width, height,
+    image, strength and mask_image, all of which may be left out; options say what rows leave out. Rows of different
+    settings are drawn together. The paths of pictures to start from are meant from the table's folder.
 
     The same command goes on where it was stopped, however it was stopped, and the pictures are the same, byte for byte,
     for any number of workers. Rows that cannot be drawn are listed in errors.jsonl, and then the exit status is 1.
@@ -107,6 +107,13 @@ class GenerateSettings:
     ] = 0
     height: Side = None
     width: Side = None
+    strength: Annotated[
+        float | None,
+        tyro.conf.arg(
+            help="How much of the picture is lost that a row starts from, from 0 (nothing) to 1 (all). If not given, "
+            "0.8."
+        ),
+    ] = None
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
@@ -193,7 +200,7 @@ class GenerateSettings:
 # What a row may say, and what the model is loaded by: both are part of what a job is.
 _OF_ROWS = (
     "negative_prompt", "class_label", "guidance_scale", "guidance_rescale", "guidance_interval", "steps", "eta",
-    "order", "spacing", "seed", "width", "height",
+    "order", "spacing", "seed", "width", "height", "strength",
 )  # fmt: skip
 _OF_LOADING = ("lora", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype", "backend")
 
@@ -317,24 +324,32 @@ def _check_kind(kind: Kind, settings: GenerateSettings) -> None:
             "--negative-prompt": settings.negative_prompt,
             "--height": settings.height,
             "--width": settings.width,
+            "--strength": settings.strength,
         },
         for_classes={"--class-label": settings.class_label},
     )
 
 
 def _check_columns(columns: Collection[str], settings: GenerateSettings) -> None:
-    """Refuse a table without prompts, or with them, if it is known that the model needs them, or has no use for them.
+    """Refuse a table that lacks columns that are needed, or has some that are of no use to the model, if it is known.
 
     Raises:
         ConfigError: says which.
     """
+    for name, given in (("strength", settings.strength is not None), ("mask_image", "mask_image" in columns)):
+        if given and "image" not in columns:
+            what = "--strength" if name == "strength" else "the column mask_image"
+            raise ConfigError(f"{what} is for pictures to start from, and {settings.prompts} has no column image")
     found = SINGLE_FILE if is_single_file(settings.model) else known(settings.model)
     if found is None:
         return
     if found.draws_texts and "prompt" not in columns:
         raise ConfigError(f"{settings.prompts} has no column prompt, and {settings.model} draws what a text says")
-    if not found.draws_texts and "prompt" in columns:
-        raise ConfigError(f"{settings.prompts} has prompts, and {settings.model} draws no texts: give another --model")
+    for name, what in (("prompt", "prompts"), ("image", "pictures to start from")):
+        if not found.draws_texts and name in columns:
+            raise ConfigError(
+                f"{settings.prompts} has {what}, and {settings.model} draws no texts: give another --model"
+            )
 
 
 def _rows(count: int) -> str:

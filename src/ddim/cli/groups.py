@@ -49,6 +49,7 @@ OF_GENERATING = {
     "Which of the model's files": "variant tokenizer prediction_type",
     "How to sample": "steps eta order spacing zero_snr",
     "Guidance": "guidance_scale guidance_rescale guidance_interval",
+    "To start from a picture": "strength",
     "What is written": "out format retry_errors",
     "Who draws": "workers threads ray_address shard any_hardware",
     "Where and how it runs": "batch_size dtype backend device",

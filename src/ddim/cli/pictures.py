@@ -17,22 +17,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def read_image(path: str, least: int | None = None) -> Image.Image:
-    """A picture from a file, upright, in mode "L" or "RGB"; one that anything shows through is put on white.
-
-    Args:
-        least: the fewest pixels that both sides need to keep; see `ddim.images.read_picture`.
-
-    Raises:
-        DataError: it is none, or too large.
-    """
-    from ddim.images import read_picture, upright
-    from ddim.images.flat import flatten, is_grey
-
-    image = upright(read_picture(path, path, least))
-    return flatten(image, "L" if is_grey(image) else "RGB")
-
-
 def size_of(path: str) -> tuple[int, int]:
     """The (width, height) of a file's picture when it is upright.
 

@@ -1,6 +1,7 @@
 """Many pictures, by rows of a table: read, drawn and written so that no row is lost and none is drawn for nothing.
 
 prompts      tables of prompts, read a row at a time
+starts       pictures that rows start from
 rows         a row: its name, its seed, what it asks for
 spool        all rows in the form that workers read
 output       what a thousand rows become: a folder, a Parquet file, a tar file

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ddim.data.progress import progress, say
 from ddim.errors import ConfigError, DataError, DDIMError, require
@@ -259,13 +259,33 @@ def _watched() -> Iterator[None]:
         thread.join()
 
 
-def _needed(job: Job) -> tuple[str, int, str | None]:
-    """What each node is to see: the job's folder, with a job.json of so many bytes; and the model's, if it is one."""
+class _Needed(NamedTuple):
+    """What each node is to see.
+
+    Attributes:
+        folder: of the job.
+        size: of its job.json, in bytes.
+        model: its folder or file, if it is one.
+        pictures: the folder from which rows name the pictures that they start from, if they may.
+    """
+
+    folder: str
+    size: int
+    model: str | None
+    pictures: str | None
+
+
+def _needed(job: Job) -> _Needed:
     model = str(job.asked["model"])
-    return str(job.out), (job.out / "job.json").stat().st_size, model if Path(model).exists() else None
+    return _Needed(
+        str(job.out),
+        (job.out / "job.json").stat().st_size,
+        model if Path(model).exists() else None,
+        str(job.beside) if job.has_pictures else None,
+    )
 
 
-def _checked_nodes(ray: Any, needed: tuple[str, int, str | None]) -> list[Any]:
+def _checked_nodes(ray: Any, needed: _Needed) -> list[Any]:
     """The nodes of a cluster, all of which see the files that a worker needs.
 
     Raises:
@@ -286,13 +306,15 @@ def _checked_nodes(ray: Any, needed: tuple[str, int, str | None]) -> list[Any]:
     return nodes
 
 
-def _lacks(folder: str, size: int, model: str | None) -> str:
+def _lacks(folder: str, size: int, model: str | None, pictures: str | None) -> str:
     """What a node does not see, in words; called on that node."""
     path = Path(folder, "job.json")
     if not path.exists() or path.stat().st_size != size:
         return f"does not see the folder {folder}: give an --out that all nodes share"
     if model is not None and not Path(model).exists():
         return f"has no {model}: give a --model that all nodes have"
+    if pictures is not None and not Path(pictures).exists():
+        return f"has no {pictures}, where the rows' pictures are: let PROMPTS lie in a folder that all nodes share"
     return ""
 
 

@@ -31,7 +31,8 @@ from ddim._version import __version__
 from ddim.checkpoint.files import atomic_write, read_json, write_json, write_text
 from ddim.errors import CheckpointError, ConfigError, DataError
 from ddim.jobs.output import ENDINGS, Format, is_whole, packing, record_of, unpacked
-from ddim.jobs.spool import Spool, SpooledRow, file_digest, write_spool
+from ddim.jobs.prompts import file_digest
+from ddim.jobs.spool import Spool, SpooledRow, write_spool
 
 __all__ = ["GROUP", "Job", "Left", "open_job"]
 
@@ -61,6 +62,8 @@ class Job:
         count: of the rows.
         asked: what job.json says.
         are_texts: whether all values of rows are texts.
+        beside: the folder of the table, from which the paths in it are meant.
+        has_pictures: whether rows may start from pictures, which are in files.
     """
 
     out: Path
@@ -68,6 +71,8 @@ class Job:
     count: int
     asked: Mapping[str, Any]
     are_texts: bool
+    beside: Path
+    has_pictures: bool
 
     @property
     def spool(self) -> Spool:
@@ -420,7 +425,7 @@ def open_job(
             raise ConfigError(f"--out {out} has files that are of no job, such as {strangers[0]}: give another folder")
         count, columns = write_spool(prompts, out / ".job" / "rows.jsonl")
         check_columns(columns)
-        write_json(path, now | {"rows": count})
+        write_json(path, now | {"rows": count, "has_pictures": "image" in columns})
     first = read_json(path)
     differs = list(_differences(now, {name: first.get(name) for name in now}))
     if differs:
@@ -429,7 +434,8 @@ def open_job(
         )
     try:
         kind, count = first["format"], int(first["rows"])
-        job = Job(out, kind, count, first, first["prompts"]["kind"] == ".csv")
+        are_texts, has_pictures = first["prompts"]["kind"] == ".csv", bool(first["has_pictures"])
+        job = Job(out, kind, count, first, are_texts, Path(prompts).absolute().parent, has_pictures)
         if kind not in ENDINGS or len(job.spool) != count:
             raise ValueError("rows are missing")
     except (KeyError, OSError, TypeError, ValueError) as error:

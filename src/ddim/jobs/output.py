@@ -48,9 +48,11 @@ def record_of(row: str, file: str, data: bytes) -> dict[str, Any]:
         file: where it is, seen from the job's folder.
         data: the bytes of its PNG, which says its settings.
     """
-    told = json.loads(png_text(data, "ddim", LONGEST) or "{}")["settings"]
+    recipe = json.loads(png_text(data, "ddim", LONGEST) or "{}")
+    told = recipe["settings"]
     seed = told["seed"]
     settings = {name: value for name, value in told.items() if name not in _OF_COMMAND and value != []}
+    settings |= {"files": recipe["files"]} if "files" in recipe else {}  # hashes of what it was started from
     return {"id": row, "file": file, "seed": seed, "sha256": hashlib.sha256(data).hexdigest(), "settings": settings}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,13 @@ from typing import Any, BinaryIO
 
 from ddim.errors import DataError, require
 
-__all__ = ["COLUMNS", "ENDINGS", "Found", "read_prompts"]
+__all__ = ["COLUMNS", "ENDINGS", "NOT_OF_ROWS", "Found", "file_digest", "read_prompts"]
 
 ENDINGS = (".txt", ".csv", ".jsonl", ".parquet")
 
 COLUMNS = (
     "id", "prompt", "negative_prompt", "class_label", "seed", "steps", "eta", "order", "spacing", "guidance_scale",
-    "guidance_rescale", "guidance_interval", "width", "height",
+    "guidance_rescale", "guidance_interval", "width", "height", "image", "mask_image", "strength",
 )  # fmt: skip
 
 LONGEST = 2**20  # bytes of a line, many times what the longest prompt needs; a longer one is not kept in memory
@@ -32,9 +33,27 @@ AT_A_TIME = 100  # rows of a Parquet file
 _MEANT = {
     "text": "prompt", "caption": "prompt", "captions": "prompt", "name": "id", "key": "id", "class": "class_label",
     "label": "class_label", "num_inference_steps": "steps", "cfg": "guidance_scale", "cfg_scale": "guidance_scale",
-    "scale": "guidance_scale", "timestep_spacing": "spacing", "negative": "negative_prompt",
+    "timestep_spacing": "spacing", "negative": "negative_prompt", "class_labels": "class_label",
+    "init_image": "image", "image_path": "image", "file_name": "image", "mask": "mask_image", "denoise": "strength",
 }  # fmt: skip
-_STARTS = ("image", "mask_image", "mask", "strength")
+
+_OF_ALL = "is the same for all rows: give it as --{option}, and rows that need another one in a table of their own"
+# Settings of `ddim sample` that are not a row's, and why.
+NOT_OF_ROWS = {
+    **{
+        name: _OF_ALL.format(option=name.replace("_", "-"))
+        for name in (
+            "model", "lora", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype", "backend", "device",
+        )
+    },
+    "batch": "is not needed: a row is one picture, so give a row for each, whose seeds are others if they say none",
+    "scale": "is for looking at pictures, and those of a job are data: they stay as the model draws them",
+    "labels": "is for looking at pictures, and those of a job are data: what each shows is in the manifest",
+    "from_image": "is for one picture: give what its recipe says as columns",
+    "trust": "is for recipes of others, which a table does not have",
+    "out": "is decided by --out and the rows' ids",
+    "overwrite": "is not needed: what is done stays, and other settings are another job, into another --out",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,19 @@ def read_prompts(path: str | Path) -> Iterator[Found]:
             lines = _lines(file, path)
             kinds = {".txt": _texts, ".csv": _cells, ".jsonl": _objects}
             yield from kinds[ending](lines, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def file_digest(path: str | Path) -> str:
+    """The SHA-256 of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -212,6 +244,12 @@ def _parquet(path: Path) -> Iterator[Found]:
     try:
         with parquet.ParquetFile(path) as file:
             check_columns(file.schema_arrow.names, str(path))
+            for column in file.schema_arrow:
+                if column.name in ("image", "mask_image") and pyarrow.types.is_nested(column.type):
+                    raise DataError(
+                        f"{path} has pictures themselves in the column {column.name}: write them into files, and give "
+                        "their paths, from the table's folder"
+                    )
             for batch in file.iter_batches(batch_size=AT_A_TIME):
                 for row in batch.to_pylist():
                     yield Found({name: each for name, cell in row.items() if (each := _tidy(cell)) is not None})
@@ -248,12 +286,9 @@ def check_columns(names: Sequence[str] | Mapping[str, Any], whose: str) -> None:
         seen.add(name)
         if name in COLUMNS:
             continue
-        if name in _STARTS:
-            raise DataError(
-                f"{whose} has the column {name!r}, but the pictures of a job start from noise alone: leave it out, or "
-                "draw by `ddim sample --image`"
-            )
         plain = name.strip().lower().replace("-", "_").replace(" ", "_")
+        if (reason := NOT_OF_ROWS.get("from_image" if plain == "from" else plain)) is not None:
+            raise DataError(f"{whose} has the column {name!r:.60}, which {reason}")
         near = _MEANT.get(plain) or (difflib.get_close_matches(plain, COLUMNS, n=1, cutoff=0.0) or ["prompt"])[0]
         raise DataError(
             f"{whose} has the column {name!r:.60}, which is no setting: did you mean {near}? There are "

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import urllib.parse
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from ddim.jobs.starts import Begun, Named, begun_from, told_of
 from ddim.pipelines import DiffusionPipeline
 from ddim.serving.limits import Limits
 from ddim.serving.parameters import Generation, from_form, from_json
 from ddim.serving.refusal import Refusal
 from ddim.serving.requests import Request
-from ddim.serving.wishes import wish
+from ddim.serving.wishes import asked_as, wish
 
-__all__ = ["LONGEST_ID", "Row", "file_name", "request_of", "seed_of"]
+__all__ = ["LONGEST_ID", "Asked", "Row", "asked_of", "file_name", "seed_of"]
 
 LONGEST_ID = 1000
 _LONGEST_NAME = 80  # bytes; with an ending it has room in the header of a tar file
@@ -28,6 +31,24 @@ class Row(Generation):
 
     width: Annotated[int | None, Field(ge=1, le=2**14, description="In pixels; what the model was trained on.")] = None
     height: Annotated[int | None, Field(ge=1, le=2**14, description="In pixels; what the model was trained on.")] = None
+    image: Annotated[str | None, Field(max_length=4096, description="The file of a picture to start from.")] = None
+    mask_image: Annotated[str | None, Field(max_length=4096, description="White where image is painted anew.")] = None
+    strength: Annotated[float | None, Field(ge=0, le=1, description="How much of image is lost.")] = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a row asks for.
+
+    Attributes:
+        request: of the engine.
+        start: what the picture says of what it was started from: `image`, `mask_image` and `strength`.
+        files: a hash of each file that it was started from.
+    """
+
+    request: Request
+    start: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
 
 def file_name(row: str) -> str:
@@ -53,15 +74,16 @@ def seed_of(seed: int, row: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {row}".encode()).digest()[:8], "big") >> 1
 
 
-def request_of(
+def asked_of(
     number: int,
     values: Mapping[str, Any],
     defaults: Mapping[str, Any],
     model: str,
     pipe: DiffusionPipeline,
     *,
+    folder: Path = Path(),
     are_texts: bool = False,
-) -> Request:
+) -> Asked:
     """What the engine is asked for a row.
 
     Args:
@@ -69,6 +91,7 @@ def request_of(
         values: the row's settings, and its `id`.
         defaults: the job's, for what the row does not say; `seed` is that of the job.
         model: what the user calls the model.
+        folder: from which the row's paths are meant.
         are_texts: whether all values are texts, as in a CSV.
 
     Raises:
@@ -76,21 +99,34 @@ def request_of(
     """
     said = {name: value for name, value in values.items() if name != "id"}
     _check_texts(said)
-    asked = from_form(Row, {name: [str(value)] for name, value in said.items()}) if are_texts else from_json(Row, said)
+    row = from_form(Row, {name: [str(value)] for name, value in said.items()}) if are_texts else from_json(Row, said)
     changes = {name: value for name, value in defaults.items() if name != "seed" and name not in said}
-    if asked.seed is None:
+    if row.image is None:
+        if row.strength is not None:
+            raise Refusal("strength says how much of image is lost: give one, or leave it out", "strength")
+        changes.pop("strength", None)
+    if row.seed is None:
         changes["seed"] = seed_of(int(defaults.get("seed", 0)), str(values["id"]))
-    if pipe.class_count is not None and asked.class_label is None and "class_label" not in changes:
+    if pipe.class_count is not None and row.class_label is None and "class_label" not in changes:
         changes["class_label"] = number % pipe.class_count
-    asked = asked.model_copy(update=changes)
-    if asked.order == 2 and asked.eta != 0:
-        raise Refusal(f"order 2 needs an eta of 0, not {asked.eta}", "order")
-    width, height = asked.width, asked.height
-    if width is not None or height is not None:
-        _, usual_height, usual_width = pipe.picture_shape()
-        asked = asked.model_copy(update={"size": f"{width or usual_width}x{height or usual_height}"})
-    (request,) = wish(model, pipe, asked, _LIMITS).requests(pipe.draws_texts, None)
-    return request
+    row = row.model_copy(update=changes)
+    if row.order == 2 and row.eta != 0:
+        raise Refusal(f"order 2 needs an eta of 0, not {row.eta}", "order")
+    named = Named(row.image, row.mask_image, row.height, row.width)
+    begun = begun_from(named, folder, model, pipe)
+    row = row.model_copy(update={"size": _size(row, begun, pipe)})
+    (request,) = wish(model, pipe, row, _LIMITS, begun.image, begun.mask).requests(pipe.draws_texts, None)
+    return Asked(request, told_of(named, begun), begun.files)
+
+
+def _size(row: Row, begun: Begun, pipe: DiffusionPipeline) -> str:
+    """As a `Wish` is told the size: that of the picture to start from, or what the row says, or the usual one."""
+    if begun.image is not None:
+        return asked_as(begun.image.size)
+    if row.width is None and row.height is None:
+        return "auto"
+    _, height, width = pipe.picture_shape()
+    return asked_as((row.width or width, row.height or height))
 
 
 def _check_texts(said: Mapping[str, Any]) -> None:

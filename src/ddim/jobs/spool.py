@@ -18,7 +18,7 @@ from ddim.errors import DataError
 from ddim.jobs.prompts import Found, read_prompts
 from ddim.jobs.rows import LONGEST_ID, file_name
 
-__all__ = ["Spool", "SpooledRow", "file_digest", "write_spool"]
+__all__ = ["Spool", "SpooledRow", "write_spool"]
 
 _PLACE = 8  # bytes of a row's place in the index
 
@@ -68,19 +68,6 @@ class Spool:
                     yield SpooledRow(number, line["id"], line.get("values", {}), line.get("fault"))
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path} cannot be read: {error}") from error
-
-
-def file_digest(path: str | Path) -> str:
-    """The SHA-256 of a file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def write_spool(prompts: str | Path, path: str | Path) -> tuple[int, set[str]]:

@@ -10,7 +10,7 @@ from functools import partial
 
 from ddim.errors import ConfigError, DataError, DDIMError, EngineClosedError
 from ddim.jobs.job import GROUP, Job
-from ddim.jobs.rows import request_of
+from ddim.jobs.rows import Asked, asked_of
 from ddim.jobs.spool import SpooledRow
 from ddim.pipelines import DiffusionPipeline
 from ddim.serving import Cancelled, Engine, Event, Failed, Finished, Future, Picture, Started
@@ -70,7 +70,7 @@ class Worker:
         hand.empty(is_stopped)
         return Drawn(hand.counts["drawn"], hand.counts["failed"], is_stopped)
 
-    def file_of(self, row: SpooledRow, picture: Picture) -> bytes:
+    def file_of(self, row: SpooledRow, asked: Asked, picture: Picture) -> bytes:
         """A picture's PNG, with its recipe."""
         settings = picture.settings
         label = settings.get("class_label")
@@ -82,7 +82,9 @@ class Worker:
             number=0,
             classes=() if label is None else (label,),
             size=size,
+            start={**asked.start, "strength": settings["strength"]} if asked.start else None,
         )
+        told |= {"files": list(asked.files)} if asked.files else {}
         loading = {name: value for name, value in self.job.asked.get("loading", {}).items() if value is not None}
         told["settings"] = {**told["settings"], **loading}
         return encoded(picture.image, "png", recipe={**told, "id": row.id})
@@ -95,7 +97,7 @@ class _Hand:
         self.job, self.worker, self.heard = worker.job, worker, heard
         self.counts: Counter[str] = Counter()
         self._most = 2 * worker.engine.max_batch  # so many wait or are drawn, that the engine never has too few
-        self._ended: queue.SimpleQueue[tuple[SpooledRow, Event]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[SpooledRow, Asked, Event]] = queue.SimpleQueue()
         self._left: Counter[int] = Counter()  # rows in hand, by their thousand
         self._settled: tuple[int, set[str]] = (-1, set())
         self._waiting: dict[int, Future] = {}  # those of the rows in hand that are not being drawn yet
@@ -134,31 +136,31 @@ class _Hand:
             self._fail(row, row.fault)
             return
         try:
-            request = request_of(
+            asked = asked_of(
                 row.number, row.values | {"id": row.id}, job.asked.get("settings", {}), str(job.asked["model"]),
-                worker.pipe, are_texts=job.are_texts,
+                worker.pipe, folder=job.beside, are_texts=job.are_texts,
             )  # fmt: skip
-            future = worker.engine.submit(request)
+            future = worker.engine.submit(asked.request)
         except (Refusal, ConfigError, DataError) as error:
             self._fail(row, str(error))
             return
         self._left[row.number // GROUP] += 1
         self._waiting[row.number] = future
-        future.listen(partial(self._hear, row))
+        future.listen(partial(self._hear, row, asked))
 
-    def _hear(self, row: SpooledRow, event: Event) -> None:
+    def _hear(self, row: SpooledRow, asked: Asked, event: Event) -> None:
         """Called by the engine's thread."""
         if isinstance(event, Started):
             self._waiting.pop(row.number, None)
         elif isinstance(event, (Finished, Failed, Cancelled)):
-            self._ended.put((row, event))
+            self._ended.put((row, asked, event))
 
     def _end_one(self) -> None:
         """Wait for one of the rows in hand, and write what became of it."""
-        row, event = self._ended.get()
+        row, asked, event = self._ended.get()
         self._waiting.pop(row.number, None)
         if isinstance(event, Finished):
-            self.job.write_picture(row, self.worker.file_of(row, event.picture))
+            self.job.write_picture(row, self.worker.file_of(row, asked, event.picture))
             self.counts["drawn"] += 1
             self.heard()
         elif isinstance(event, Failed):

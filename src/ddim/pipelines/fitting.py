@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
-from ddim.images.flat import flatten
+from ddim.images import read_picture, upright
+from ddim.images.flat import flatten, is_grey
 
 if TYPE_CHECKING:
+    from ddim.images.reading import Picture
     from ddim.pipelines.base import DiffusionPipeline
 
-__all__ = ["Size", "resized", "start_size", "structure"]
+__all__ = ["Size", "are_alike", "read_fitted", "read_plain", "resized", "start_size", "structure"]
 
 Size = tuple[int, int]  # width and height in pixels, as Pillow has them
 
@@ -53,6 +55,39 @@ def resized(picture: Image.Image, size: Size, channels: int) -> Image.Image:
         if small.resize(picture.size, Image.Resampling.NEAREST).tobytes() == picture.tobytes():
             return small
     return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+
+
+def read_fitted(picture: Picture, name: str, own: Size, size: Size, channels: int) -> Image.Image:
+    """A picture's file in another size than its own, upright and on white; it may be decoded at once in less.
+
+    Args:
+        name: what the error calls it.
+        own: the size of the upright picture.
+
+    Raises:
+        DataError: it is no picture, or too large.
+    """
+    share = max(size[0] / own[0], size[1] / own[1])
+    return resized(read_plain(picture, name, math.ceil(share * min(own))), size, channels)
+
+
+def read_plain(picture: Picture, name: str, least: int | None = None) -> Image.Image:
+    """A picture's file, upright, in mode "L" or "RGB"; one that anything shows through is put on white.
+
+    Args:
+        name: what the error calls it.
+        least: the fewest pixels that both sides need to keep; see `ddim.images.read_picture`.
+
+    Raises:
+        DataError: it is no picture, or too large.
+    """
+    image = upright(read_picture(picture, name, least))
+    return flatten(image, "L" if is_grey(image) else "RGB")
+
+
+def are_alike(one: Size, other: Size) -> bool:
+    """Whether two sizes have the same proportions, but for rounding to whole pixels."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(sum(one), sum(other))
 
 
 def structure(pipe: DiffusionPipeline) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from ddim.serving.parameters import Drawing, Edit, Generation, Variation
 from ddim.serving.refusal import Refusal
 from ddim.serving.requests import Request
 
-__all__ = ["Start", "Wish", "refusal_of", "wish"]
+__all__ = ["Start", "Wish", "asked_as", "is_for_inpainting", "refusal_of", "wish"]
 
 # What the library calls the parameters.
 _LIBRARY = {
@@ -117,7 +117,7 @@ def wish(
     if asked.n > limits.n:
         raise Refusal(f"n must be from 1 to {limits.n} on this server, not {asked.n}", "n")
     _check_kind(name, pipe, asked, limits)
-    if mask is None and _is_for_inpainting(pipe):
+    if mask is None and is_for_inpainting(pipe):
         needed = "mask" if isinstance(asked, Edit) else "model"
         raise Refusal(f"{needed}: {name} paints parts of pictures anew, so ask it for edits with a mask", needed)
     own = _size_asked(asked)
@@ -138,7 +138,7 @@ def wish(
     return Wish(asked, seed, size, _classes(pipe, asked), start, _notes(pipe, asked))
 
 
-def _is_for_inpainting(pipe: DiffusionPipeline) -> bool:
+def is_for_inpainting(pipe: DiffusionPipeline) -> bool:
     """Whether the network is given a picture and its mask beside the noise."""
     vae = pipe.components.get("vae")
     return vae is not None and bool(pipe.components["unet"].config.in_channels > vae.config.latent_channels)
