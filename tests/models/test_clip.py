@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddim.errors import ConfigError, WeightsError
-from ddim.models import CLIPTextModel
+from ddim.models import CLIPTextModel, CLIPTextModelWithProjection
 
 # text_encoder/config.json of Stable Diffusion 1.5 and 2.1.
 SD15 = {
@@ -262,3 +262,85 @@ def test_settings_that_cannot_work(change: dict[str, Any], message: str) -> None
 def test_tokens_that_do_not_fit(tokens: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CLIPTextModel(**SMALL)(tokens)
+
+
+# --- with a projection, as Stable Diffusion XL's second encoder -------------------------------------------------------
+
+# text_encoder_2/config.json of Stable Diffusion XL.
+SDXL = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+PROJECTED = {**SMALL, "projection_dim": 24, "hidden_act": "gelu"}
+
+
+def projecting(config: dict[str, Any], folder: Path) -> Any:
+    """transformers' network with random weights, saved into a folder."""
+    torch.manual_seed(0)
+    network = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config)).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
+    network.save_pretrained(folder)
+    return network
+
+
+@torch.no_grad()
+def assert_projects_alike(ours: CLIPTextModelWithProjection, theirs: Any) -> None:
+    expected, got = (network(TOKENS, output_hidden_states=True) for network in (theirs, ours))
+    torch.testing.assert_close(got.text_embeds, expected.text_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=0)
+    assert got[0] is got.text_embeds
+    assert len(got.hidden_states) == len(expected.hidden_states) == 4
+    for a, b in zip(got.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours(TOKENS).text_embeds, expected.text_embeds, atol=1e-5, rtol=0)
+
+
+def test_keys_and_shapes_of_stable_diffusion_xl() -> None:
+    with torch.device("meta"):
+        ours = CLIPTextModelWithProjection(**SDXL)
+        theirs = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**SDXL))
+    assert bare(ours) == bare(theirs)
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 694_659_840
+
+
+@pytest.mark.parametrize("end", [2, 99])
+def test_a_text_becomes_the_vector_of_transformers(end: int, tmp_path: Path) -> None:
+    theirs = projecting({**PROJECTED, "eos_token_id": end}, tmp_path)
+    assert_projects_alike(CLIPTextModelWithProjection.from_pretrained(tmp_path), theirs)
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+def test_both_key_layouts_with_a_projection(prefix: str, tmp_path: Path) -> None:
+    theirs = projecting(PROJECTED, tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    head = state.pop("text_projection.weight")
+    state = {prefix + key.removeprefix("text_model."): value for key, value in state.items()}
+    save_file({**state, "text_projection.weight": head}, file)
+    assert_projects_alike(CLIPTextModelWithProjection.from_pretrained(tmp_path), theirs)
+
+
+def test_what_we_save_with_a_projection_loads_in_transformers(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    ours = CLIPTextModelWithProjection(**PROJECTED).eval()
+    ours.save_pretrained(tmp_path)
+    theirs, report = transformers.CLIPTextModelWithProjection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert_projects_alike(ours, theirs.eval())
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["CLIPTextModelWithProjection"]
+
+
+def test_a_projection_needs_its_length_and_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="projection_dim is needed"):
+        CLIPTextModelWithProjection(**{**SMALL, "projection_dim": None})
+    CLIPTextModel(**SMALL).save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"missing: text_projection\.weight"):
+        CLIPTextModelWithProjection.from_pretrained(tmp_path)

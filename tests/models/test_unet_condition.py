@@ -1,4 +1,4 @@
-"""`UNet2DConditionModel` against diffusers': the layouts of Stable Diffusion 1 and 2."""
+"""`UNet2DConditionModel` against diffusers': the layouts of Stable Diffusion 1, 2 and XL."""
 
 from __future__ import annotations
 
@@ -43,12 +43,43 @@ UNCLIP = {
     "class_embed_type": "projection",
     "projection_class_embeddings_input_dim": 2048,
 }
+# What they say although it is a default is left in where another network would be made of null, as some configs say.
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (5, 10, 20),
+    "transformer_layers_per_block": (1, 2, 10),
+    "reverse_transformer_layers_per_block": None,
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "upcast_attention": None,
+    "num_attention_heads": None,
+    "addition_embed_type": "text_time",
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SDXL_REFINER = {
+    **SDXL,
+    "block_out_channels": (384, 768, 1536, 1536),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (6, 12, 24, 24),
+    "transformer_layers_per_block": 4,
+    "cross_attention_dim": 1280,
+    "projection_class_embeddings_input_dim": 2560,
+}
 PUBLISHED = {
     "sd15": SD15,
     "sd21": SD21,
     "upscaler": UPSCALER,
     "unclip": UNCLIP,
     "inpainting": {**SD15, "in_channels": 9},
+    "sdxl": SDXL,
+    "sdxl refiner": SDXL_REFINER,
+    "sdxl inpainting": {**SDXL, "in_channels": 9},
 }
 
 SMALL: dict[str, Any] = {
@@ -70,9 +101,23 @@ ONE_LEVEL = {
     "down_block_types": ("CrossAttnDownBlock2D",),
     "up_block_types": ("CrossAttnUpBlock2D",),
 }
+TEXT_TIME = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 10 + 6 * 8,
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "stable diffusion 1": {},
     "stable diffusion 2": {"attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": True},
+    "stable diffusion xl": {
+        **CROSS_EVERYWHERE,
+        **TEXT_TIME,
+        "attention_head_dim": (2, 4),
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+        "upcast_attention": None,
+    },
+    "beside a class": {**TEXT_TIME, "num_class_embeds": 7, "act_fn": "gelu", "time_embedding_dim": 20},
     "heads that do not divide": {"attention_head_dim": 3},
     "list of heads": {**CROSS_EVERYWHERE, "attention_head_dim": [2, 8]},
     "only_cross_attention": {**CROSS_EVERYWHERE, "only_cross_attention": (True, False), "num_class_embeds": 7},
@@ -103,7 +148,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def inputs(config: dict[str, Any], batch: int = 2, size: int | tuple[int, int] = 8) -> dict[str, Tensor]:
+def inputs(config: dict[str, Any], batch: int = 2, size: int | tuple[int, int] = 8) -> dict[str, Any]:
     """All that the config wants as input, but the timestep."""
     generator = torch.Generator().manual_seed(1)
     height, width = (size, size) if isinstance(size, int) else size
@@ -112,7 +157,7 @@ def inputs(config: dict[str, Any], batch: int = 2, size: int | tuple[int, int] =
         return torch.randn(batch, *shape, generator=generator)
 
     text_dim = config["cross_attention_dim"]
-    given = {
+    given: dict[str, Any] = {
         "sample": draw(config.get("in_channels", 4), height, width),
         "encoder_hidden_states": draw(5, text_dim if isinstance(text_dim, int) else text_dim[0]),
     }
@@ -125,6 +170,9 @@ def inputs(config: dict[str, Any], batch: int = 2, size: int | tuple[int, int] =
         given["class_labels"] = draw(config["projection_class_embeddings_input_dim"])
     elif kind == "timestep" or "num_class_embeds" in config:
         given["class_labels"] = torch.arange(batch) + 3
+    if "addition_embed_type" in config:
+        numbers = torch.tensor([[1024.0, 768, 0, 16, 1000, 999], [512, 33, 7, 0, 1, 2]])
+        given["added_cond_kwargs"] = {"text_embeds": draw(10), "time_ids": numbers[:batch]}
     return given
 
 
@@ -150,7 +198,7 @@ def test_keys_and_shapes_of_published_checkpoints(name: str) -> None:
     assert shapes(ours) == shapes(theirs)
 
 
-@pytest.mark.parametrize(("name", "count"), [("sd15", 859_520_964), ("sd21", 865_910_724)])
+@pytest.mark.parametrize(("name", "count"), [("sd15", 859_520_964), ("sd21", 865_910_724), ("sdxl", 2_567_463_684)])
 def test_parameter_counts(name: str, count: int) -> None:
     with torch.device("meta"):
         model = UNet2DConditionModel(**PUBLISHED[name])
@@ -190,7 +238,7 @@ def test_the_constructor_is_diffusers() -> None:
     assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
 
 
-@pytest.mark.parametrize("name", ["stable diffusion 1", "stable diffusion 2", "only_cross_attention"])
+@pytest.mark.parametrize("name", ["stable diffusion 1", "stable diffusion 2", "stable diffusion xl"])
 def test_what_we_save_loads_in_diffusers(name: str, tmp_path: Path) -> None:
     config = {**SMALL, **OPTIONS[name]}
     torch.manual_seed(2)
@@ -374,6 +422,8 @@ def test_what_is_not_implemented_is_refused_by_name(name: str) -> None:
         ({"transformer_layers_per_block": ((1,), (1,))}, "transformer_layers_per_block must hold whole numbers"),
         ({"class_embed_type": "projection"}, "'projection' needs projection_class_embeddings_input_dim"),
         ({"class_embed_type": "text"}, "unknown class_embed_type 'text'; known are identity, projection"),
+        ({"addition_embed_type": "text"}, "unknown addition_embed_type 'text'; known are text_time"),
+        ({"addition_embed_type": "text_time"}, "'text_time' needs addition_time_embed_dim and projection_class_emb"),
         ({"norm_num_groups": 5}, "multiples of norm_num_groups=5, not 16"),
     ],
 )
@@ -400,3 +450,50 @@ def test_inputs_that_do_not_fit(config: dict[str, Any], change: dict[str, Any], 
     config = {**SMALL, **config}
     with pytest.raises(ValueError, match=message):
         UNet2DConditionModel(**config)(timestep=1, **{**inputs(config), **change})
+
+
+# --- what Stable Diffusion XL is told beside the timestep -------------------------------------------------------------
+
+XL: dict[str, Any] = {**SMALL, **TEXT_TIME}
+
+
+@torch.no_grad()
+def test_what_is_told_is_computed_once_for_a_run() -> None:
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(**XL).eval()
+    given = inputs(XL)
+    added = given.pop("added_cond_kwargs")
+    cache = model.project_time(torch.tensor([900, 3]), added_cond_kwargs=added)
+    assert cache.table.shape[:2] == (2, 2)
+    for timestep in (900, 3):
+        plain = model(timestep=timestep, **given, added_cond_kwargs=added).sample
+        torch.testing.assert_close(model(timestep=timestep, **given, time_cache=cache).sample, plain)
+    one = {"text_embeds": added["text_embeds"], "time_ids": added["time_ids"][:1]}  # the same numbers for both
+    both = {**one, "time_ids": one["time_ids"].expand(2, -1)}
+    tables = [model.project_time(torch.tensor([5]), added_cond_kwargs=each).table for each in (one, both)]
+    assert torch.equal(*tables)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "added_cond_kwargs needs text_embeds"),
+        ({}, "added_cond_kwargs needs text_embeds"),
+        ({"time_ids": None}, "added_cond_kwargs needs time_ids"),
+        ({"image_embeds": torch.zeros(2, 4)}, "has image_embeds; this model is told text_embeds and time_ids"),
+        ({"time_ids": torch.zeros(1, 6)}, r"time_ids must have shape \(2, n\), not \(1, 6\)"),
+        ({"time_ids": torch.zeros(2, 5)}, "text_embeds of 10 channels and 5 time_ids are 50 features, and this model"),
+        ({"text_embeds": torch.zeros(2, 11)}, "text_embeds of 11 channels and 6 time_ids are 59 features, and this"),
+        ({"text_embeds": torch.zeros(2, 1, 10)}, r"text_embeds must have shape \(2, n\), not \(2, 1, 10\)"),
+    ],
+)
+def test_what_is_told_must_fit(change: dict[str, Any] | None, message: str) -> None:
+    model, given = UNet2DConditionModel(**XL), inputs(XL)
+    given["added_cond_kwargs"] = {**given["added_cond_kwargs"], **change} if change else change
+    with pytest.raises(ValueError, match=message):
+        model(timestep=1, **given)
+
+
+def test_others_are_told_nothing() -> None:
+    with pytest.raises(ValueError, match="not told time_ids: leave added_cond_kwargs out"):
+        UNet2DConditionModel(**SMALL)(timestep=1, **inputs(SMALL), added_cond_kwargs={"time_ids": torch.zeros(2, 6)})

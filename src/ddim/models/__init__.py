@@ -1,7 +1,12 @@
 """Networks that load weights in the layout of diffusers and transformers unchanged."""
 
 from ddim.models.backbone import ChosenTimes, ClassTimeCache, TimeCache, UNet2DOutput
-from ddim.models.clip import CLIPTextModel, CLIPTextOutput
+from ddim.models.clip import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTextOutput,
+    CLIPTextProjectionOutput,
+)
 from ddim.models.tiny_vae import AutoencoderTiny, AutoencoderTinyOutput
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.models.unet import UNet2DModel
@@ -14,7 +19,9 @@ __all__ = [
     "AutoencoderTiny",
     "AutoencoderTinyOutput",
     "CLIPTextModel",
+    "CLIPTextModelWithProjection",
     "CLIPTextOutput",
+    "CLIPTextProjectionOutput",
     "CLIPTokenizer",
     "ChosenTimes",
     "ClassTimeCache",

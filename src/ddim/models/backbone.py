@@ -82,7 +82,7 @@ class TimeCache(NamedTuple):
 
 
 class ClassTimeCache(NamedTuple):
-    """A `TimeCache` that holds each class of a batch once, however many samples have it."""
+    """A `TimeCache` that holds each class (or other condition) of a batch once, however many samples have it."""
 
     cache: TimeCache  # its table is (n u K), for the u different classes
     rows: Tensor  # (b), which of the u classes each sample has
@@ -222,14 +222,18 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
 
     @torch.no_grad()
     def project_time(
-        self, timesteps: Tensor, class_labels: Tensor | None = None, timestep_cond: Tensor | None = None
+        self,
+        timesteps: Tensor,
+        class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
     ) -> TimeCache:
         """Compute once what every residual block makes of each timestep of a run, for `forward` to look up.
 
         Args:
             timesteps: (n,), all timesteps of the run.
-            class_labels, timestep_cond: as `forward` takes them, for a batch of b. They become part of the result, so
-                `forward` is not given them again.
+            class_labels, timestep_cond, added_cond_kwargs: as `forward` takes them, for a batch of b; or one of a
+                batch of 1, for all. They become part of the result, so `forward` is not given them again.
 
         Raises:
             ValueError: as `embed`.
@@ -237,12 +241,22 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
         known = timesteps.tolist() if timesteps.device.type == "cpu" else []
         timesteps = timesteps.to(self.device, torch.float32)
         n = len(timesteps)
-        batch = next((len(given) for given in (class_labels, timestep_cond) if given is not None), 1)
+        added = dict(added_cond_kwargs or {})
+        batch = max(
+            (len(given) for given in (class_labels, timestep_cond, *added.values()) if given is not None), default=1
+        )
 
-        def repeated(given: Tensor | None) -> Tensor | None:  # (b ...) -> (n·b ...)
-            return None if given is None else given.repeat(n, *[1] * (given.ndim - 1))
+        def repeated(given: Tensor) -> Tensor:  # (b ...) or (1 ...) -> (n·b ...)
+            return given.repeat(n * batch // len(given), *[1] * (given.ndim - 1))
 
-        emb = self.embed(timesteps.repeat_interleave(batch), repeated(class_labels), repeated(timestep_cond))
+        conditions: dict[str, Any] = {
+            name: repeated(given)
+            for name, given in (("class_labels", class_labels), ("timestep_cond", timestep_cond))
+            if given is not None
+        }
+        if added:
+            conditions["added_cond_kwargs"] = {name: repeated(given) for name, given in added.items()}
+        emb = self.embed(timesteps.repeat_interleave(batch), **conditions)
         places = {float(timestep): place for place, timestep in enumerate(known)}
         return TimeCache(timesteps, self.project(emb).view(n, batch, -1), places)
 

@@ -1,4 +1,7 @@
-"""CLIP's text encoder (Radford et al. 2021): from token ids to the vectors that Stable Diffusion's U-Net looks at."""
+"""CLIP's text encoder (Radford et al. 2021): from token ids to the vectors that Stable Diffusion's U-Net looks at.
+
+With its projection, it also gives each text as one vector, in the space that CLIP's pictures share.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,20 @@ class CLIPTextOutput(Output):
 
     last_hidden_state: Tensor
     pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class CLIPTextProjectionOutput(Output):
+    """What the encoder with a projection returns.
+
+    Attributes:
+        text_embeds: each text as one vector: the projection of the final norm's output at its end token, (b p).
+        last_hidden_state, hidden_states: see `CLIPTextOutput`.
+    """
+
+    text_embeds: Tensor
+    last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -192,7 +209,11 @@ class CLIPTextModel(HasCore, CanRecompute, PretrainedModel):
             hidden_size,
             layer_norm_eps,
         )
+        self.build_head(hidden_size, projection_dim)
         self._initialise(hidden_size, num_hidden_layers, initializer_factor)
+
+    def build_head(self, hidden_size: int, projection_dim: int | None) -> None:
+        """Make what comes after the final norm, which is nothing here."""
 
     @torch.no_grad()
     def _initialise(self, dim: int, layers: int, factor: float) -> None:
@@ -206,6 +227,7 @@ class CLIPTextModel(HasCore, CanRecompute, PretrainedModel):
             "out_proj.weight": factor * dim**-0.5,
             "fc1.weight": factor * (2 * dim) ** -0.5,
             "fc2.weight": into_residual,
+            "text_projection.weight": factor * dim**-0.5,
         }
         for name, parameter in self.named_parameters():
             deviation = next((value for suffix, value in deviations.items() if name.endswith(suffix)), None)
@@ -224,7 +246,7 @@ class CLIPTextModel(HasCore, CanRecompute, PretrainedModel):
         """The config as transformers writes it."""
         values = {key: value for key, value in self.config.items() if not key.startswith("_") and key != "torch_dtype"}
         # Without "float32", transformers 5 would load half-precision weights in half precision, beside a float32 U-Net.
-        values |= {"architectures": ["CLIPTextModel"], "dtype": "float32", "model_type": "clip_text_model"}
+        values |= {"architectures": [type(self).__name__], "dtype": "float32", "model_type": "clip_text_model"}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def core(self, *inputs: Tensor) -> Tensor:
@@ -261,6 +283,12 @@ class CLIPTextModel(HasCore, CanRecompute, PretrainedModel):
         Raises:
             ValueError: the ids have another shape, are out of range, or are more than there are positions.
         """
+        return CLIPTextOutput(*self._run(input_ids, attention_mask, output_hidden_states))
+
+    def _run(
+        self, input_ids: Tensor, attention_mask: Tensor | None, output_hidden_states: bool
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:
+        """The fields of `CLIPTextOutput`; arguments and errors as `forward`."""
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids must have shape (b, s), not {tuple(input_ids.shape)}")
         states: list[Tensor] | None
@@ -271,4 +299,36 @@ class CLIPTextModel(HasCore, CanRecompute, PretrainedModel):
         ends = input_ids if self.eos_token_id == _OLD_EOS else (input_ids == self.eos_token_id).int()
         end = ends.argmax(dim=-1)  # (b), the first place of each text's end token
         pooled = last[torch.arange(last.shape[0], device=last.device), end]  # (b d)
-        return CLIPTextOutput(last, pooled, tuple(states) if output_hidden_states and states else None)
+        return last, pooled, tuple(states) if output_hidden_states and states else None
+
+
+class CLIPTextModelWithProjection(CLIPTextModel):
+    """CLIP's text encoder with the layer that makes one vector of a text, in transformers' layout.
+
+    Its arguments are those of `CLIPTextModel`; `projection_dim` is the length p of the vector.
+
+    Raises:
+        ConfigError: the heads do not divide `hidden_size`, the activation is unknown, or there is no `projection_dim`.
+    """
+
+    text_projection: nn.Linear
+
+    def build_head(self, hidden_size: int, projection_dim: int | None) -> None:
+        if projection_dim is None:
+            raise ConfigError("projection_dim is needed: the length of the vector that a text becomes")
+        self.text_projection = nn.Linear(hidden_size, projection_dim, bias=False)
+
+    @classmethod
+    def convert_key(cls, key: str) -> str | None:
+        return key if key.startswith("text_projection.") else super().convert_key(key)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> CLIPTextProjectionOutput:
+        """Encode texts; arguments and errors as those of `CLIPTextModel.forward`."""
+        last, pooled, states = self._run(input_ids, attention_mask, output_hidden_states)
+        return CLIPTextProjectionOutput(self.text_projection(pooled), last, states)

@@ -1,4 +1,8 @@
-"""Stable Diffusion's U-Net (Rombach et al. 2022): from noisy latents, a timestep and a text to a prediction."""
+"""Stable Diffusion's U-Net (Rombach et al. 2022): from noisy latents, a timestep and a text to a prediction.
+
+Stable Diffusion XL's (Podell et al. 2024) is told more beside the timestep: the text as one vector, and numbers such as
+the size that a picture had before it was made smaller.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ddim.checkpoint.config import register_to_config
 from ddim.errors import ConfigError
 from ddim.models.activations import activation
 from ddim.models.attention import KeyValue
-from ddim.models.backbone import Backbone, ChosenTimes, Level, Residuals, TimeCache, UNet2DOutput
+from ddim.models.backbone import Backbone, ChosenTimes, ClassTimeCache, Level, Residuals, TimeCache, UNet2DOutput
 from ddim.models.blocks import AttentionFactory, Style, Times, UNetMidBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D
 from ddim.models.embeddings import TimestepEmbedding, Timesteps, as_timesteps
 from ddim.models.settings import check_levels, look_up
@@ -30,8 +35,6 @@ NOT_IMPLEMENTED: dict[str, object] = {
     "encoder_hid_dim_type": None,
     "num_attention_heads": None,  # diffusers refuses it too: the number of heads is called attention_head_dim
     "dual_cross_attention": False,
-    "addition_embed_type": None,
-    "addition_time_embed_dim": None,
     "resnet_skip_time_act": False,
     "resnet_out_scale_factor": 1.0,
     "time_embedding_type": "positional",
@@ -45,7 +48,7 @@ TextCache = tuple[KeyValue, ...]
 
 
 class UNet2DConditionModel(Backbone):
-    """The U-Net of Stable Diffusion 1 and 2; the constructor's arguments are diffusers'.
+    """The U-Net of Stable Diffusion 1, 2 and XL; the constructor's arguments are diffusers'.
 
     Args:
         sample_size: height and width of the latents the model was trained on. It is kept for those who draw with the
@@ -72,6 +75,11 @@ class UNet2DConditionModel(Backbone):
             "timestep" (labels are numbers, embedded as timesteps are), "identity" (labels are vectors of the
             embedding's size), "projection" or "simple_projection" (labels are vectors of
             `projection_class_embeddings_input_dim` channels, through two linear layers or one).
+        projection_class_embeddings_input_dim: with "text_time", the channels of the text's vector and of all numbers'
+            features together.
+        addition_embed_type: None, or "text_time": the network is told a text's vector and some numbers beside the
+            timestep, see `forward`.
+        addition_time_embed_dim: features that each of these numbers becomes, as timesteps do.
         num_class_embeds: the number of classes.
         class_embeddings_concat: the class's vector stands beside the timestep's, instead of being added to it.
         upcast_attention: for attention processors that look at it; without one, attention scores are computed in
@@ -91,7 +99,7 @@ class UNet2DConditionModel(Backbone):
     """
 
     # Parts of other models, which code that replaces the network's `forward` asks for.
-    encoder_hid_proj = add_embedding = time_embed_act = position_net = None
+    encoder_hid_proj = time_embed_act = position_net = None
 
     @register_to_config
     def __init__(
@@ -134,10 +142,10 @@ class UNet2DConditionModel(Backbone):
         dual_cross_attention: bool = False,
         use_linear_projection: bool = False,
         class_embed_type: str | None = None,
-        addition_embed_type: None = None,
-        addition_time_embed_dim: None = None,
+        addition_embed_type: str | None = None,
+        addition_time_embed_dim: int | None = None,
         num_class_embeds: int | None = None,
-        upcast_attention: bool = False,
+        upcast_attention: bool | None = False,
         resnet_time_scale_shift: str = "default",
         resnet_skip_time_act: bool = False,
         resnet_out_scale_factor: float = 1.0,
@@ -192,6 +200,14 @@ class UNet2DConditionModel(Backbone):
             class_embed_type, num_class_embeds, width, emb_dim, act_fn, projection_class_embeddings_input_dim
         )
 
+        self.add_time_proj: Timesteps | None = None
+        self.add_embedding: TimestepEmbedding | None = None
+        if addition_embed_type is not None:
+            look_up("addition_embed_type", addition_embed_type, {"text_time": True})
+            features, added_dim = _added_dims(addition_time_embed_dim, projection_class_embeddings_input_dim)
+            self.add_time_proj = Timesteps(features, flip_sin_to_cos, freq_shift)
+            self.add_embedding = TimestepEmbedding(added_dim, emb_dim)  # SiLU, whatever act_fn is
+
         self.class_embeddings_concat = class_embeddings_concat and self.class_embedding is not None
         time_dim = 2 * emb_dim if self.class_embeddings_concat else emb_dim
         style = Style(time_dim, norm_num_groups, norm_eps, act_fn, resnet_time_scale_shift, dropout)
@@ -205,7 +221,7 @@ class UNet2DConditionModel(Backbone):
                 groups=norm_num_groups,
                 use_linear_projection=use_linear_projection,
                 only_cross_attention=only_cross,
-                upcast_attention=upcast_attention,
+                upcast_attention=bool(upcast_attention),
             )
 
         def level(i: int, has_attention: bool, extra: int, resampler: str | None) -> Level:
@@ -235,6 +251,55 @@ class UNet2DConditionModel(Backbone):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, norm_eps)
         self.conv_act = activation(act_fn)
         self.conv_out = nn.Conv2d(width, out_channels, conv_out_kernel, padding=(conv_out_kernel - 1) // 2)
+
+    def embed(
+        self,
+        timesteps: Tensor,
+        class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The embedding of timesteps and all that is told beside them, in one vector for each sample: (b e).
+
+        Args:
+            timesteps: (b,).
+            class_labels, timestep_cond, added_cond_kwargs: as `forward` takes them.
+
+        Raises:
+            ValueError: conditions are missing, not wanted, or of a wrong shape, type or range.
+        """
+        emb = super().embed(timesteps, class_labels, timestep_cond)
+        if self.add_embedding is None or self.add_time_proj is None:
+            if added_cond_kwargs:
+                names = ", ".join(added_cond_kwargs)
+                raise ValueError(f"this model is not told {names}: leave added_cond_kwargs out")
+            return emb
+        vectors, numbers = self._added(added_cond_kwargs, len(emb))
+        waves = self.add_time_proj(numbers.flatten()).view(len(emb), -1)  # (b·n d) -> (b n·d)
+        added = torch.cat([vectors.to(waves), waves], dim=1)
+        wanted = self.add_embedding.linear_1.in_features
+        if added.shape[1] != wanted:
+            raise ValueError(
+                f"text_embeds of {vectors.shape[1]} channels and {numbers.shape[1]} time_ids are {added.shape[1]} "
+                f"features, and this model takes {wanted}: give the vectors of its own text encoder, and as many "
+                "numbers as it was trained with"
+            )
+        out: Tensor = emb + self.add_embedding(added.to(emb.dtype))
+        return out
+
+    def _added(self, given: Mapping[str, Tensor] | None, batch: int) -> tuple[Tensor, Tensor]:
+        """The texts' vectors (b p) and the numbers (b n) of `added_cond_kwargs`; a ValueError if they are not there."""
+        given = given or {}
+        unknown = sorted(set(given) - {"text_embeds", "time_ids"})
+        if unknown:
+            raise ValueError(f"added_cond_kwargs has {', '.join(unknown)}; this model is told text_embeds and time_ids")
+        for name in ("text_embeds", "time_ids"):
+            value = given.get(name)
+            if not isinstance(value, Tensor):
+                raise ValueError(f"added_cond_kwargs needs {name}: a tensor with a row for each sample")
+            if value.ndim != 2 or len(value) != batch:
+                raise ValueError(f"{name} must have shape ({batch}, n), not {tuple(value.shape)}")
+        return given["text_embeds"], given["time_ids"]
 
     def project_text(self, encoder_hidden_states: Tensor) -> TextCache:
         """The keys and values (b heads s d) that each cross-attention layer makes of a text, for a whole run.
@@ -321,7 +386,7 @@ class UNet2DConditionModel(Backbone):
         return_dict: bool = True,
         *,
         text_cache: TextCache | None = None,
-        time_cache: TimeCache | ChosenTimes | None = None,
+        time_cache: TimeCache | ClassTimeCache | ChosenTimes | None = None,
     ) -> UNet2DOutput | Any:
         """Predict from noisy latents.
 
@@ -335,15 +400,17 @@ class UNet2DConditionModel(Backbone):
                 h·w, so this is for models of one resolution, or, with `only_cross_attention`, the text's length.
             cross_attention_kwargs: more arguments for attention processors. "scale", which in diffusers is the strength
                 of an adapter (LoRA), must be 1 if there are adapters, as those are part of the weights here.
-            added_cond_kwargs: must be None or empty: no model with further conditions is implemented.
+            added_cond_kwargs: what a model with `addition_embed_type` "text_time" is told beside the timestep:
+                "text_embeds", the text's vector, (b p), and "time_ids", numbers (b n), of Stable Diffusion XL the
+                original size, the corner of the crop and the target size, or the aesthetic score in its place.
             down_block_additional_residuals, mid_block_additional_residual: what a ControlNet adds to the outputs of
                 the way down, as many as those, and to the output of the middle.
             down_intrablock_additional_residuals: what a T2I-Adapter adds within the blocks of the way down.
             encoder_attention_mask: (b s), 1 where cross-attention may look and 0 elsewhere.
             return_dict: False gives a plain tuple.
             text_cache: what `project_text` made of the text; it is used instead of `encoder_hidden_states`.
-            time_cache: what `project_time` made of the run's timesteps, the labels and `timestep_cond`; these two are
-                not looked at then.
+            time_cache: what `project_time` made of the run's timesteps, the labels, `timestep_cond` and
+                `added_cond_kwargs`; these are not looked at then.
 
         Returns:
             The prediction `.sample`, (b out_channels h w).
@@ -353,8 +420,6 @@ class UNet2DConditionModel(Backbone):
         """
         if sample.ndim != 4 or sample.shape[1] != self.in_channels:
             raise ValueError(f"sample must have shape (b, {self.in_channels}, h, w), not {tuple(sample.shape)}")
-        if added_cond_kwargs:
-            raise ValueError(f"added_cond_kwargs are not implemented: leave out {', '.join(added_cond_kwargs)}")
         text = self._text(encoder_hidden_states, sample.shape[0]) if text_cache is None else None
         if self.center_input_sample:
             sample = 2 * sample - 1
@@ -372,7 +437,9 @@ class UNet2DConditionModel(Backbone):
         times = None if time_cache is None else time_cache.at(timestep)
         temb: Times = None if times is None else self.projected(times)
         if times is None:
-            emb = self.embed(as_timesteps(timestep, sample.shape[0], sample.device), class_labels, timestep_cond)
+            emb = self.embed(
+                as_timesteps(timestep, sample.shape[0], sample.device), class_labels, timestep_cond, added_cond_kwargs
+            )
             times, temb = None if runner is None else self.project(emb), emb
         if runner is not None and times is not None:
             pairs = text_cache if text is None else self._keys_and_values(text)
@@ -386,6 +453,15 @@ class UNet2DConditionModel(Backbone):
 def _for_each(value: Any, n: int) -> tuple[Any, ...]:
     """A setting's values for all n resolutions, whether it was one value or a list."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * n
+
+
+def _added_dims(features: int | None, channels: int | None) -> tuple[int, int]:
+    """The features of one number and the channels of all that is told beside the timestep; an error if one is None."""
+    if not isinstance(features, int) or not isinstance(channels, int):
+        raise ConfigError(
+            "addition_embed_type='text_time' needs addition_time_embed_dim and projection_class_embeddings_input_dim"
+        )
+    return features, channels
 
 
 def _as_bias(mask: Tensor | None, like: Tensor) -> Tensor | None:

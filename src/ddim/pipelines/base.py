@@ -45,6 +45,7 @@ NETWORKS = {
     "AutoencoderKL": "ddim.models",
     "AutoencoderTiny": "ddim.models",
     "CLIPTextModel": "ddim.models",
+    "CLIPTextModelWithProjection": "ddim.models",
     "CLIPTokenizer": "ddim.models.tokenizer",
     "CLIPTokenizerFast": "ddim.models.tokenizer:CLIPTokenizer",
     "UNet2DConditionModel": "ddim.models",
@@ -53,7 +54,7 @@ NETWORKS = {
 # The libraries that an index may say its classes are of. None is imported: the classes are this package's own.
 LIBRARIES = ("diffusers", "transformers")
 # The classes that are written into an index as transformers'; the others are diffusers'.
-OF_TRANSFORMERS = ("CLIPTextModel", "CLIPTokenizer")
+OF_TRANSFORMERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer")
 # Options that diffusers' users pass. They are taken and change nothing: what they ask for is done in any case.
 WITHOUT_EFFECT = (
     "disable_mmap",

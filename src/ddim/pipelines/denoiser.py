@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 
 from ddim.guidance import guide
+from ddim.models import ClassTimeCache
 from ddim.models.core import hold
 from ddim.models.embeddings import guidance_condition
 from ddim.models.replaced import is_replaced
 from ddim.models.snapshot import Snapshot, Written
+from ddim.pipelines.conditions import Condition, joined
 from ddim.plan import SamplingPlan
 from ddim.sampling import Denoiser
+
+# What diffusers' callbacks call what a U-Net is told beside the timestep.
+SHOWN = {"text_embeds": "add_text_embeds", "time_ids": "add_time_ids"}
+# How many numbers a run may compute of its timesteps and conditions before its first step, and keep; 64 MiB in float32.
+LARGEST_CACHE = 2**24
 
 
 class TextDenoiser:
@@ -29,8 +36,8 @@ class TextDenoiser:
     Args:
         unet: a `UNet2DConditionModel`, or a network of another library that is called as one is; so it has no type.
         plan: of the run; the embeddings of its timesteps are made beforehand.
-        embeds: the text, (b s d).
-        negative: the text to keep away from, (b s d); None is no guidance.
+        condition: what the U-Net is told of the texts of b samples.
+        negative: the same of the texts to keep away from; None is no guidance.
         scale, rescale, interval: see `guidance.guide`.
         channels: what the U-Net is given beside the sample, (b c h w).
         cross_attention_kwargs: more arguments for the U-Net's attention processors.
@@ -40,8 +47,8 @@ class TextDenoiser:
         self,
         unet: Any,
         plan: SamplingPlan,
-        embeds: Tensor,
-        negative: Tensor | None,
+        condition: Condition,
+        negative: Condition | None,
         *,
         scale: float,
         rescale: float = 0.0,
@@ -53,42 +60,69 @@ class TextDenoiser:
         self._held = hold(unet)
         self.channels = channels
         self._attention = {"cross_attention_kwargs": cross_attention_kwargs} if cross_attention_kwargs else {}
-        self._batch = len(embeds)
+        self._batch = len(condition)
         self._guidance = (scale, rescale, interval)
         self._timesteps = torch.tensor(plan.timesteps)
         width = unet.config.get("time_cond_proj_dim")
         self._cond: Tensor | None = None
         if width is not None:  # a U-Net distilled under guidance (Meng et al. 2023) takes the scale as an input
-            self._cond = guidance_condition(torch.tensor([scale], dtype=torch.float64), width).to(embeds)  # (1 width)
+            self._cond = guidance_condition(torch.tensor([scale], dtype=torch.float64), width)
+            self._cond = self._cond.to(condition.embeds)  # (1 width)
         self._made_for = self._state_of_unet()
-        self._time = self._project_time()
+        self._time = self._shared_times()
         self.negative: Tensor | None = None
-        self.look_at(embeds if negative is None else torch.cat([negative, embeds]))
+        self.look_at(condition if negative is None else joined([negative, condition]))
 
-    def change(self, embeds: Tensor | None, negative: Tensor | None) -> None:
-        """Take what a callback returned: other texts, as in `look_at`, or other negative ones alone, (b s d)."""
-        if embeds is not None and embeds is not self.embeds:
-            self.look_at(embeds)
-        elif negative is not None and negative is not self.negative and self.negative is not None:
-            self.look_at(torch.cat([negative.to(self.embeds), self.embeds[self._batch :]]))
+    @property
+    def embeds(self) -> Tensor:
+        """What the U-Net's cross-attention looks at: (b s d), or (2·b s d) under guidance, the negative texts first."""
+        return self.condition.embeds
 
-    def look_at(self, embeds: Tensor) -> None:
-        """Take another text from now on: (b s d), or (2·b s d) with the negative one first, under guidance.
+    def shown(self) -> dict[str, Tensor | None]:
+        """What a callback may see, by diffusers' names; of all of it the negative half comes first under guidance."""
+        added = {SHOWN[name]: value for name, value in self.condition.added.items() if name in SHOWN}
+        return {"prompt_embeds": self.embeds, "negative_prompt_embeds": self.negative, **added}
+
+    def change(self, given: Mapping[str, Any]) -> None:
+        """Take what a callback returned by the names of `shown`: other tensors of the same shapes, or the same.
+
+        Negative embeddings alone change that half.
+
+        Raises:
+            ValueError: what is given is not of the shape of what it is to replace.
+        """
+        embeds, negative = given.get("prompt_embeds"), given.get("negative_prompt_embeds")
+        if embeds is None or embeds is self.embeds:
+            embeds = self.embeds
+            if negative is not None and self.negative is not None and negative is not self.negative:
+                embeds = torch.cat([negative.to(embeds), embeds[self._batch :]])
+        added = {
+            name: value if given.get(SHOWN.get(name, "")) is None else _like(given[SHOWN[name]], value, SHOWN[name])
+            for name, value in self.condition.added.items()
+        }
+        is_same = all(value is added[name] for name, value in self.condition.added.items())
+        if embeds is not self.embeds or not is_same:
+            self.look_at(Condition(embeds, added))
+
+    def look_at(self, condition: Condition) -> None:
+        """Take other texts from now on: b of them, or 2·b with the negative ones first, under guidance.
 
         Raises:
             ValueError: neither b nor 2·b texts.
         """
-        if not isinstance(embeds, Tensor) or len(embeds) not in (self._batch, 2 * self._batch):
-            found = len(embeds) if isinstance(embeds, Tensor) else type(embeds).__name__
+        if not isinstance(condition.embeds, Tensor) or len(condition) not in (self._batch, 2 * self._batch):
+            found = len(condition) if isinstance(condition.embeds, Tensor) else type(condition.embeds).__name__
             raise ValueError(f"needed are {self._batch} texts, or twice as many under guidance, not {found}")
         scale, rescale, interval = self._guidance
-        is_guided = len(embeds) == 2 * self._batch
-        every = self._text(embeds)
+        is_guided = len(condition) == 2 * self._batch
+        if any(len(value) != len(condition) for value in condition.added.values()):
+            condition = Condition(condition.embeds, {n: v[-len(condition) :] for n, v in condition.added.items()})
+        every = self._arguments(condition)
         is_halved = is_guided and (interval is not None or scale == 1)
-        within = self._text(embeds[self._batch :]) if is_halved else every
-        self.embeds = embeds
-        self._written = Written(embeds)
-        self.negative = embeds[: self._batch] if is_guided else None
+        within = self._arguments(condition[self._batch :]) if is_halved else every
+        self.condition = condition
+        self.negative = condition.embeds[: self._batch] if is_guided else None  # of `embeds` those to keep away from
+        self._written = [Written(tensor) for tensor in condition.tensors()]
         self._denoise: Denoiser = guide(
             both=self._predictor(every),
             conditional=self._predictor(within),
@@ -106,16 +140,16 @@ class TextDenoiser:
         if scale != 1 and self.negative is None:
             raise ValueError(f"guidance_scale={scale} cannot be set in a run without negative embeddings")
         self._guidance = (scale, *self._guidance[1:])
-        self.look_at(self.embeds)
+        self.look_at(self.condition)
 
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
         state = self._state_of_unet()
         if state != self._made_for:
             self._made_for = state
-            self._time = self._project_time()
-            self.look_at(self.embeds)
-        elif self._written.has_changed():
-            self.look_at(self.embeds)
+            self._time = self._shared_times()
+            self.look_at(self.condition)
+        elif any(written.has_changed() for written in self._written):
+            self.look_at(self.condition)
         with self._held:
             return self._denoise(x, timestep)
 
@@ -129,19 +163,41 @@ class TextDenoiser:
     def _caches(self) -> bool:
         return self._made_for[1]
 
-    def _project_time(self) -> dict[str, Any]:
-        """The U-Net's arguments that say the timestep, but for the timestep itself."""
+    def _shared_times(self) -> dict[str, Any] | None:
+        """The U-Net's arguments that say the timestep, but for the timestep itself; None if texts have a part in it."""
+        if self.unet.config.get("addition_embed_type") is not None:
+            return None
         if self._caches:
             return {"time_cache": self.unet.project_time(self._timesteps, timestep_cond=self._cond)}
         return {} if self._cond is None else {"timestep_cond": self._cond.expand(self._batch, -1)}
 
-    def _text(self, embeds: Tensor) -> dict[str, Any]:
-        """The U-Net's arguments that say the text."""
-        return {"text_cache": self.unet.project_text(embeds)} if self._caches else {"encoder_hidden_states": embeds}
+    def _times(self, added: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The same where it belongs to the texts: what is told beside the timestep is part of it.
 
-    def _predictor(self, text: dict[str, Any]) -> Denoiser:
+        What is the same for several samples is computed once, unless all that is computed were too much to keep.
+        """
+        if self._time is not None:
+            return self._time if not added else {**self._time, "added_cond_kwargs": dict(added)}
+        if self._caches and added:
+            names, widths = [*added], [value.shape[1] for value in added.values()]
+            rows = torch.cat([value.float() for value in added.values()], dim=1)
+            different, places = rows.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
+            if len(different) * len(self._timesteps) * sum(self.unet.time_widths) <= LARGEST_CACHE:
+                each = dict(zip(names, different.split(widths, dim=1), strict=True))
+                cache = self.unet.project_time(self._timesteps, timestep_cond=self._cond, added_cond_kwargs=each)
+                return {"time_cache": ClassTimeCache(cache, places)}
+        more = {} if self._cond is None else {"timestep_cond": self._cond.expand(self._batch, -1)}
+        return {**more, "added_cond_kwargs": dict(added)}
+
+    def _arguments(self, condition: Condition) -> dict[str, Any]:
+        """The U-Net's arguments that say the texts, and the timestep but for the timestep itself."""
+        embeds = condition.embeds
+        text = {"text_cache": self.unet.project_text(embeds)} if self._caches else {"encoder_hidden_states": embeds}
+        return {**text, **self._times(condition.added)}
+
+    def _predictor(self, given: dict[str, Any]) -> Denoiser:
         """The U-Net under these arguments. It does not refer to this object, so that both end with the run."""
-        unet, channels, arguments = self.unet, self.channels, {**text, **self._time, **self._attention}
+        unet, channels, arguments = self.unet, self.channels, {**given, **self._attention}
 
         def predict(x: Tensor, timestep: Tensor) -> Tensor:
             if channels is not None:
@@ -151,3 +207,11 @@ class TextDenoiser:
             return out
 
         return predict
+
+
+def _like(given: Any, value: Tensor, name: str) -> Tensor:
+    """What a callback returned in the place of `value`; an error unless it has its columns, of all or of one half."""
+    if not isinstance(given, Tensor) or given.ndim != 2 or given.shape[1] != value.shape[1]:
+        what = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"the callback's {name} must be a tensor of shape {tuple(value.shape)}, not {what}")
+    return given if given is value else given.to(value)

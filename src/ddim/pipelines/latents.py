@@ -19,11 +19,12 @@ from ddim.models import AutoencoderKL, AutoencoderTiny, CLIPTextModel, UNet2DCon
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.models.vae import most_likely_latents
 from ddim.pipelines.base import DiffusionPipeline
+from ddim.pipelines.conditions import Condition
 from ddim.pipelines.denoiser import TextDenoiser
 from ddim.pipelines.familiar import FamiliarLatents
 from ddim.pipelines.inputs import Pictures, positive, refuse_unsupported, to_tensor
 from ddim.pipelines.outputs import LatentOutputType
-from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_prompts, encode_texts, for_each_image
+from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_prompts, encode_texts
 from ddim.pipelines.recommended import warn_if_not_trained
 from ddim.pipelines.words import FILE, KnowsWords
 from ddim.plan import SamplingPlan
@@ -101,18 +102,27 @@ class LatentPipeline(KnowsWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         refuse_unsupported(lora_scale=None if lora_scale == 1 else lora_scale)
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         images = positive(num_images_per_prompt, "num_images_per_prompt")
-        prompt_embeds, negative_prompt_embeds = self._encode_prompts(request, do_classifier_free_guidance, clip_skip)
-        prompt_embeds = for_each_image(prompt_embeds, images).to(device or self.device)
-        if negative_prompt_embeds is not None:
-            negative_prompt_embeds = for_each_image(negative_prompt_embeds, images).to(device or self.device)
-        return prompt_embeds, negative_prompt_embeds
+        found = self._conditions(request, do_classifier_free_guidance, clip_skip)
+        embeds, negative = (
+            None if each is None else each.for_each_image(images).embeds.to(device or self.device) for each in found
+        )
+        assert embeds is not None
+        return embeds, negative
 
-    def _encode_prompts(self, request: Request, is_guided: bool, clip_skip: int | None) -> tuple[Tensor, Tensor | None]:
-        """What `prompts.encode_prompts` gives, on the U-Net's device and of its type: (b s d) each."""
+    def _conditions(
+        self, request: Request, is_guided: bool, clip_skip: int | None, size: tuple[int, int] | None = None
+    ) -> tuple[Condition, Condition | None]:
+        """What the U-Net is told of the prompts and, under guidance, of the negative ones; else None.
+
+        All of it is on the U-Net's device and of its type.
+
+        Args:
+            size: height and width of the pictures, in pixels; None is what the U-Net was trained on.
+        """
         with self.in_use(self.text_encoder if request.needs_text_encoder(is_guided) else None) as text_encoder:
             embeds, negative = encode_prompts(request, self.tokenizer, text_encoder, is_guided, clip_skip)
         embeds = embeds.to(self.device, self.dtype)
-        return embeds, None if negative is None else negative.to(embeds)
+        return Condition(embeds), None if negative is None else Condition(negative.to(embeds))
 
     def embed(self, texts: list[str]) -> Tensor:
         """What the U-Net looks at of texts, on its device and of its type: (b s d).
@@ -121,7 +131,7 @@ class LatentPipeline(KnowsWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
             ConfigError: the pipeline has no text encoder or no tokenizer.
         """
         with self.in_use(self.text_encoder) as text_encoder:
-            return encode_texts(self.tokenizer, text_encoder, texts).to(self.device, self.dtype)
+            return encode_texts(self.tokenizer, text_encoder, texts).states.to(self.device, self.dtype)
 
     def sample_shape(self, count: int) -> tuple[int, ...]:
         """The shape of `count` latents of the size that the U-Net was trained on, (count z h w)."""
@@ -197,20 +207,44 @@ class LatentPipeline(KnowsWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         if count % request.size:
             raise ValueError(f"{request.size} prompts do not fit {count} samples: give one, or one for each")
         with torch.no_grad():
-            embeds, negative = self._encode_prompts(request, self.is_guided(guidance_scale), clip_skip)
-        images = count // request.size
-        takes_scale = self.unet.config.get("time_cond_proj_dim") is not None
-        warn_if_not_trained(self.scheduler, plan, guidance_scale, takes_scale=takes_scale)
-        return TextDenoiser(
-            self.unet,
+            condition, negative = self._conditions(request, self.is_guided(guidance_scale), clip_skip)
+        return self._denoiser(
             plan,
-            for_each_image(embeds, images),
-            None if negative is None else for_each_image(negative, images),
+            count,
+            condition,
+            negative,
             scale=guidance_scale,
             rescale=guidance_rescale,
             interval=guidance_interval,
             channels=channels,
             cross_attention_kwargs=cross_attention_kwargs,
+        )
+
+    def _denoiser(
+        self,
+        plan: SamplingPlan,
+        count: int,
+        condition: Condition,
+        negative: Condition | None,
+        *,
+        scale: float,
+        **options: Any,
+    ) -> TextDenoiser:
+        """The U-Net as a denoiser of `count` samples, an equal share of which is under each text; see `TextDenoiser`.
+
+        Warns:
+            UserWarning: as `denoiser`.
+        """
+        images = count // len(condition)
+        takes_scale = self.unet.config.get("time_cond_proj_dim") is not None
+        warn_if_not_trained(self.scheduler, plan, scale, takes_scale=takes_scale)
+        return TextDenoiser(
+            self.unet,
+            plan,
+            condition.for_each_image(images),
+            None if negative is None else negative.for_each_image(images),
+            scale=scale,
+            **options,
         )
 
     def decode(self, x: Tensor, output_type: LatentOutputType = "pil") -> Any:

@@ -61,6 +61,19 @@ def check_prompts(
     return Request(count, texts, embeds, None, negative_embeds)
 
 
+class Encoded(NamedTuple):
+    """What a text encoder gives of b texts.
+
+    Attributes:
+        states: the hidden states of one of its layers, (b s d).
+        pooled: each text as one vector, (b p): the projected one, if the encoder has a projection. None of an encoder
+            of others that has no such thing.
+    """
+
+    states: Tensor
+    pooled: Tensor | None
+
+
 def encode_prompts(
     request: Request,
     tokenizer: CLIPTokenizer | None,
@@ -78,11 +91,11 @@ def encode_prompts(
     """
     embeds, negative = request.embeds, request.negative_embeds
     if embeds is None:
-        embeds = encode_texts(tokenizer, text_encoder, request.texts or [], clip_skip)
+        embeds = encode_texts(tokenizer, text_encoder, request.texts or [], clip_skip).states
     if not is_guided:
         return embeds, None
     if negative is None:
-        negative = encode_texts(tokenizer, text_encoder, request.negative_texts or [], length=embeds.shape[1])
+        negative = encode_texts(tokenizer, text_encoder, request.negative_texts or [], length=embeds.shape[1]).states
     if negative.shape != embeds.shape:
         raise ValueError(
             f"the prompts' embeddings have shape {tuple(embeds.shape)}, the negative ones' {tuple(negative.shape)}"
@@ -96,12 +109,15 @@ def encode_texts(
     texts: list[str],
     clip_skip: int | None = None,
     length: int | None = None,
-) -> Tensor:
-    """The text encoder's last hidden state, (b s d), of b texts, after its final norm.
+    *,
+    is_normed: bool = True,
+) -> Encoded:
+    """What a text encoder gives of b texts; every text encoder is called here.
 
     Args:
-        clip_skip: how many of the last layers to leave out. The final norm is still applied.
+        clip_skip: how many of the last layers to leave out.
         length: s, the number of tokens that each text is filled up or cut to; the tokenizer's own unless told.
+        is_normed: whether the encoder's final norm is applied to the layer's states.
 
     Raises:
         ConfigError: the pipeline has no text encoder, or fewer layers than are to be left out.
@@ -110,19 +126,30 @@ def encode_texts(
         raise ConfigError("this pipeline has no tokenizer or no text encoder: give prompt_embeds")
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     if len(places) < len(texts):  # most often the same negative prompt for all
-        encoded = encode_texts(tokenizer, text_encoder, list(places), clip_skip, length)
-        return encoded[[places[text] for text in texts]]
+        encoded = encode_texts(tokenizer, text_encoder, list(places), clip_skip, length, is_normed=is_normed)
+        rows = [places[text] for text in texts]
+        return Encoded(encoded.states[rows], None if encoded.pooled is None else encoded.pooled[rows])
     ids = token_ids(tokenizer, texts, length).to(text_encoder.device)
-    if clip_skip is None:
-        last: Tensor = text_encoder(ids)[0]
-        return last
+    if clip_skip is None and is_normed:
+        return Encoded(*_last_and_pooled(text_encoder(ids)))
     layers = text_encoder.config.num_hidden_layers
-    if isinstance(clip_skip, bool) or not isinstance(clip_skip, int) or not 0 <= clip_skip <= layers:
+    skip = 0 if clip_skip is None else clip_skip
+    if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip <= layers:
         raise ConfigError(f"clip_skip must be an int in 0…{layers}, the text encoder's layers, not {clip_skip!r:.50}")
-    state = text_encoder(ids, output_hidden_states=True).hidden_states[-1 - clip_skip]
-    inner: Any = getattr(text_encoder, "text_model", text_encoder)  # transformers 5 has no such part
-    normed: Tensor = inner.final_layer_norm(state)
-    return normed
+    given: Any = text_encoder(ids, output_hidden_states=True)
+    state: Tensor = given.hidden_states[-1 - skip]
+    if is_normed:
+        inner: Any = getattr(text_encoder, "text_model", text_encoder)  # transformers 5 has no such part
+        state = inner.final_layer_norm(state)
+    return Encoded(state, _last_and_pooled(given)[1])
+
+
+def _last_and_pooled(given: Any) -> tuple[Tensor, Tensor | None]:
+    """The last hidden state and the vector of each text, of what an encoder with or without a projection gives."""
+    pooled: Tensor | None = getattr(given, "text_embeds", None)
+    if pooled is not None:
+        return given.last_hidden_state, pooled
+    return given[0], getattr(given, "pooler_output", None)
 
 
 def token_ids(tokenizer: Any, texts: list[str], length: int | None) -> Tensor:
@@ -136,11 +163,6 @@ def token_ids(tokenizer: Any, texts: list[str], length: int | None) -> Tensor:
         warnings.warn(f"the text encoder reads {length} tokens; the end of {long!r:.500} was cut", stacklevel=2)
     ids: Tensor = tokenizer(texts, **how).input_ids
     return ids
-
-
-def for_each_image(embeds: Tensor, images_per_prompt: int) -> Tensor:
-    """(b s d) to (b·n s d): the images of one prompt follow one another."""
-    return embeds.repeat_interleave(images_per_prompt, dim=0) if images_per_prompt > 1 else embeds
 
 
 def _as_texts(prompt: Any, name: str) -> list[str]:

@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args, overload
+from typing import Any, ClassVar, Literal, Self, overload
 
 import torch
 from torch import Tensor
 
 from ddim.models import AutoencoderKL, AutoencoderTiny, CLIPTextModel, UNet2DConditionModel
-from ddim.models.core import hold
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.noise import Generators
-from ddim.pipelines.adapters import TakesAdapters
-from ddim.pipelines.base import as_ddim, same_shape
-from ddim.pipelines.denoiser import TextDenoiser
+from ddim.pipelines.base import as_ddim
+from ddim.pipelines.draws import Call, Callback, Draws
 from ddim.pipelines.image_processor import ImageProcessor
-from ddim.pipelines.inputs import Pictures, check_callback, refuse_unsupported
+from ddim.pipelines.inputs import Pictures, refuse_unsupported
 from ddim.pipelines.outputs import Array, Drawn, LatentOutputType, PlainOutput, StableDiffusionPipelineOutput
 from ddim.pipelines.prompts import Prompt, check_prompts
-from ddim.pipelines.recommended import plan_of_call
-from ddim.pipelines.runs import Run, Runs, one_backend
+from ddim.pipelines.runs import one_backend
 from ddim.pipelines.single_file import PARTS, load_single_file
-from ddim.pipelines.starts import Origin, Start, StartsFromPictures, Task
+from ddim.pipelines.starts import Origin
 from ddim.process import Eta, Order, PredictionType
-from ddim.sampling import SampleStep, sample
 from ddim.scheduler import DDIMScheduler
-from ddim.scheduler.recommended import choose_guidance
-
-_OUTPUT_TYPES = get_args(LatentOutputType)
 
 _LOADED_NEVER = ("safety_checker", "feature_extractor", "image_encoder")
 
-# (pipeline, index of the step, timestep, what was asked for by its names) -> what to change, by the same names; or
-# False to stop.
-Callback: TypeAlias = Callable[[Any, int, Tensor, dict[str, Any]], Any]
 
-
-class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
+class StableDiffusionPipeline(Draws):
     """Images from texts, by Stable Diffusion 1, 2 and their like.
 
     As in diffusers, the scheduler that is given at construction gets steps_offset=1 and clip_sample=False (in a copy,
@@ -102,7 +91,6 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         )
         self.vae_scale_factor = 8 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = ImageProcessor(self.vae_scale_factor)
-        self._running = []
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "image_encoder" and value is not None:
@@ -300,19 +288,9 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
         Warns:
             UserWarning: the network was distilled for other timesteps, or to need no guidance.
         """
-        self.require_parts("unet", "vae", "scheduler")
         refuse_unsupported(
             sigmas=sigmas, ip_adapter_image=ip_adapter_image, ip_adapter_image_embeds=ip_adapter_image_embeds
         )
-        attention_kwargs = self._attention_kwargs(cross_attention_kwargs)
-        wanted = tuple(getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs) or ())
-        if output_type not in _OUTPUT_TYPES:
-            raise ValueError(f"output_type={output_type!r} is none of {', '.join(_OUTPUT_TYPES)}")
-        check_callback(callback_steps, wanted, self._callback_tensor_inputs)
-        if callback is not None:
-            if callback_on_step_end is not None:
-                raise ValueError("give callback_on_step_end or callback, which is its older kind, not both")
-            callback_on_step_end, wanted = _old_callback(callback, callback_steps), ("latents",)
         origin = Origin(
             size=(height, width),
             latents=latents,
@@ -322,105 +300,26 @@ class StableDiffusionPipeline(Runs, TakesAdapters, StartsFromPictures):
             masked_image_latents=masked_image_latents,
             padding_mask_crop=padding_mask_crop,
         )
-        origin.check(output_type)
-        request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        guidance_scale, guidance_rescale = choose_guidance(
-            self.scheduler.config, guidance_scale, guidance_rescale, usual=7.5
+        call = Call(
+            prompts=lambda: check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds),
+            origin=origin,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            eta=eta,
+            order=order,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            seed=seed,
+            clip_skip=clip_skip,
+            cross_attention_kwargs=cross_attention_kwargs,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback=callback,
+            callback_steps=callback_steps,
         )
-        share = 1.0 if image is None else strength
-        plan = plan_of_call(self.scheduler, num_inference_steps, eta, timesteps, order, share)
-        task = self.task(origin, plan, request.size, num_images_per_prompt, generator, seed)
-
-        is_guided = self.is_guided(guidance_scale)
-        embeds, negative = self._encode_prompts(request, is_guided, clip_skip)
-        start = self.start(task)
-        with self.in_use(self.unet):
-            denoiser = self.denoiser(
-                plan,
-                len(start.x),
-                prompt_embeds=embeds,
-                negative_prompt_embeds=negative,
-                guidance_scale=guidance_scale,
-                guidance_rescale=guidance_rescale,
-                guidance_interval=guidance_interval,
-                channels=start.channels,
-                cross_attention_kwargs=attention_kwargs,
-            )
-            about = Run(len(plan), guidance_scale, is_guided, guidance_rescale, clip_skip, cross_attention_kwargs)
-            hold(self.unet).is_alone = callback_on_step_end is None
-            with self._run(about) as run:
-                x = self._sample(run, task, start, denoiser, callback_on_step_end, wanted)
-            del denoiser  # it keeps the U-Net's weights where they are now, and an offloaded U-Net is about to go
-        drawn, found = self.drawn(x, output_type)
-        images = task.canvas.put_back(drawn)
+        images, found = self._draw(call)
         return StableDiffusionPipelineOutput(images, found) if return_dict else (images, found)
-
-    def _attention_kwargs(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What is handed on to attention processors: what is given, without the strength of adapters.
-
-        Raises:
-            TypeError: it is no dict.
-            ValueError: it weakens adapters that are in use.
-        """
-        if given is not None and not isinstance(given, Mapping):
-            raise TypeError(f"cross_attention_kwargs must be a dict, not {type(given).__name__}")
-        given = dict(given or {})
-        if given.pop("scale", 1) != 1 and self.get_active_adapters():
-            raise ValueError("cross_attention_kwargs has a scale: how strong an adapter is, set_adapters says")
-        return given
-
-    def _sample(
-        self,
-        run: Run,
-        task: Task,
-        start: Start,
-        denoiser: TextDenoiser,
-        callback: Callback | None,
-        wanted: tuple[str, ...],
-    ) -> Tensor:
-        """The latents after the last step, or after the one that the run was stopped at."""
-        x = start.x
-        return_x0 = "pred_original_sample" in wanted
-        with self.progress_bar(len(task.plan)) as bar:
-            for step in sample(denoiser, x, task.plan, generator=task.generator, return_x0=return_x0):
-                if start.keep is not None:
-                    step.sample = start.keep(step.sample, step.index)
-                bar.update()
-                scale = run.guidance_scale
-                going_on = callback is None or self._call_back(callback, step, denoiser, wanted)
-                if run.guidance_scale != scale:
-                    denoiser.weigh(run.guidance_scale if self.is_guided(run.guidance_scale) else 1.0)
-                x = step.sample
-                if not going_on or run.interrupted:
-                    break
-        return x
-
-    def _call_back(
-        self,
-        callback: Callback,
-        step: SampleStep,
-        denoiser: TextDenoiser,
-        wanted: tuple[str, ...],
-    ) -> bool:
-        """Show a step to the caller and take over what comes back; False is to stop."""
-        shown = {
-            "latents": step.sample,
-            "prompt_embeds": denoiser.embeds,
-            "negative_prompt_embeds": denoiser.negative,
-            "pred_original_sample": step.pred_original_sample,
-        }
-        answer = callback(self, step.index, torch.tensor(step.timestep), {name: shown[name] for name in wanted})
-        if isinstance(answer, Mapping):
-            step.sample = same_shape(answer.get("latents", step.sample), step.sample)
-            denoiser.change(answer.get("prompt_embeds"), answer.get("negative_prompt_embeds"))
-        return answer is not False
-
-
-def _old_callback(callback: Callable[[int, Tensor, Tensor], Any], every: int | None) -> Callback:
-    """A callback of diffusers' older kind, (index, timestep, latents), as one of the newer kind."""
-
-    def adapted(pipe: Any, index: int, timestep: Tensor, values: dict[str, Any]) -> None:
-        if index % (every or 1) == 0:
-            callback(index, timestep, values["latents"])
-
-    return adapted

@@ -1,0 +1,191 @@
+"""What one call of a pipeline on latents does, whatever its family: the steps from what is asked for to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from ddim.models.core import hold
+from ddim.noise import Generators
+from ddim.pipelines.adapters import TakesAdapters
+from ddim.pipelines.base import same_shape
+from ddim.pipelines.denoiser import TextDenoiser
+from ddim.pipelines.inputs import check_callback
+from ddim.pipelines.outputs import LatentOutputType
+from ddim.pipelines.prompts import Request
+from ddim.pipelines.recommended import plan_of_call
+from ddim.pipelines.runs import Run, Runs
+from ddim.pipelines.starts import Origin, Start, StartsFromPictures, Task
+from ddim.plan import SamplingPlan
+from ddim.process import Eta, Order
+from ddim.sampling import SampleStep, sample
+from ddim.scheduler.recommended import choose_guidance
+
+_OUTPUT_TYPES = get_args(LatentOutputType)
+
+# (pipeline, index of the step, timestep, what was asked for by its names) -> what to change, by the same names; or
+# False to stop.
+Callback: TypeAlias = Callable[[Any, int, Tensor, dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call asks for. The arguments are documented at the calls of the pipelines.
+
+    Attributes:
+        prompts: checks the prompts, and gives what they ask for.
+        origin: where to start.
+    """
+
+    prompts: Callable[[], Request]
+    origin: Origin
+    num_inference_steps: int | None
+    timesteps: Sequence[int] | None
+    eta: Eta
+    order: Order | None
+    guidance_scale: float | None
+    guidance_rescale: float | None
+    guidance_interval: tuple[int, int] | None
+    num_images_per_prompt: int | None
+    generator: Generators
+    seed: int | Sequence[int] | None
+    clip_skip: int | None
+    cross_attention_kwargs: Mapping[str, Any] | None
+    output_type: LatentOutputType
+    callback_on_step_end: Callback | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
+    callback: Callable[[int, Tensor, Tensor], Any] | None
+    callback_steps: int | None
+
+
+class Draws(Runs, TakesAdapters, StartsFromPictures):
+    """A pipeline on latents whose calls are `Call`s."""
+
+    usual_guidance: ClassVar[float] = 7.5  # the scale of a call that says none, of a model that recommends none
+
+    def __init__(self, **components: Any) -> None:
+        super().__init__(**components)
+        self._running = []
+
+    def _draw(self, call: Call) -> tuple[Any, list[bool] | None]:
+        """Pictures as the call wants them, and what the safety checker says of each; errors as those of a call."""
+        self.require_parts("unet", "vae", "scheduler")
+        attention_kwargs = self._attention_kwargs(call.cross_attention_kwargs)
+        given = call.callback_on_step_end
+        wanted = tuple(getattr(given, "tensor_inputs", call.callback_on_step_end_tensor_inputs) or ())
+        if call.output_type not in _OUTPUT_TYPES:
+            raise ValueError(f"output_type={call.output_type!r} is none of {', '.join(_OUTPUT_TYPES)}")
+        check_callback(call.callback_steps, wanted, self._callback_tensor_inputs)
+        if call.callback is not None:
+            if given is not None:
+                raise ValueError("give callback_on_step_end or callback, which is its older kind, not both")
+            given, wanted = _old_callback(call.callback, call.callback_steps), ("latents",)
+        call.origin.check(call.output_type)
+        request = call.prompts()
+        scale, rescale = choose_guidance(
+            self.scheduler.config, call.guidance_scale, call.guidance_rescale, usual=self.usual_guidance
+        )
+        plan = self._plan_of(call)
+        task = self.task(call.origin, plan, request.size, call.num_images_per_prompt, call.generator, call.seed)
+
+        is_guided = self.is_guided(scale)
+        rows, columns = (side * self.vae_scale_factor for side in task.shape[2:])
+        condition, negative = self._conditions(request, is_guided, call.clip_skip, (rows, columns))
+        start = self.start(task)
+        with self.in_use(self.unet):
+            denoiser = self._denoiser(
+                plan,
+                len(start.x),
+                condition,
+                negative,
+                scale=scale,
+                rescale=rescale,
+                interval=call.guidance_interval,
+                channels=start.channels,
+                cross_attention_kwargs=attention_kwargs,
+            )
+            about = Run(len(plan), scale, is_guided, rescale, call.clip_skip, call.cross_attention_kwargs)
+            hold(self.unet).is_alone = given is None
+            with self._run(about) as run:
+                x = self._sample(run, task, start, denoiser, given, wanted)
+            del denoiser  # it keeps the U-Net's weights where they are now, and an offloaded U-Net is about to go
+        drawn, found = self.drawn(x, call.output_type)
+        return task.canvas.put_back(drawn), found
+
+    def _plan_of(self, call: Call) -> SamplingPlan:
+        """The steps that a call makes."""
+        share = 1.0 if call.origin.image is None else call.origin.strength
+        return plan_of_call(self.scheduler, call.num_inference_steps, call.eta, call.timesteps, call.order, share)
+
+    def _attention_kwargs(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What is handed on to attention processors: what is given, without the strength of adapters.
+
+        Raises:
+            TypeError: it is no dict.
+            ValueError: it weakens adapters that are in use.
+        """
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"cross_attention_kwargs must be a dict, not {type(given).__name__}")
+        given = dict(given or {})
+        if given.pop("scale", 1) != 1 and self.get_active_adapters():
+            raise ValueError("cross_attention_kwargs has a scale: how strong an adapter is, set_adapters says")
+        return given
+
+    def _sample(
+        self,
+        run: Run,
+        task: Task,
+        start: Start,
+        denoiser: TextDenoiser,
+        callback: Callback | None,
+        wanted: tuple[str, ...],
+    ) -> Tensor:
+        """The latents after the last step, or after the one that the run was stopped at."""
+        x = start.x
+        return_x0 = "pred_original_sample" in wanted
+        with self.progress_bar(len(task.plan)) as bar:
+            for step in sample(denoiser, x, task.plan, generator=task.generator, return_x0=return_x0):
+                if start.keep is not None:
+                    step.sample = start.keep(step.sample, step.index)
+                bar.update()
+                scale = run.guidance_scale
+                going_on = callback is None or self._call_back(callback, step, denoiser, wanted)
+                if run.guidance_scale != scale:
+                    denoiser.weigh(run.guidance_scale if self.is_guided(run.guidance_scale) else 1.0)
+                x = step.sample
+                if not going_on or run.interrupted:
+                    break
+        return x
+
+    def _call_back(
+        self,
+        callback: Callback,
+        step: SampleStep,
+        denoiser: TextDenoiser,
+        wanted: tuple[str, ...],
+    ) -> bool:
+        """Show a step to the caller and take over what comes back; False is to stop."""
+        shown = {
+            **denoiser.shown(),
+            "latents": step.sample,
+            "pred_original_sample": step.pred_original_sample,
+        }
+        answer = callback(self, step.index, torch.tensor(step.timestep), {name: shown[name] for name in wanted})
+        if isinstance(answer, Mapping):
+            step.sample = same_shape(answer.get("latents", step.sample), step.sample)
+            denoiser.change(answer)
+        return answer is not False
+
+
+def _old_callback(callback: Callable[[int, Tensor, Tensor], Any], every: int | None) -> Callback:
+    """A callback of diffusers' older kind, (index, timestep, latents), as one of the newer kind."""
+
+    def adapted(pipe: Any, index: int, timestep: Tensor, values: dict[str, Any]) -> None:
+        if index % (every or 1) == 0:
+            callback(index, timestep, values["latents"])
+
+    return adapted
