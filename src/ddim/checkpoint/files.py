@@ -14,7 +14,8 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Collection, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,20 +238,46 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         raise CheckpointError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
 
 
+def read_pickle(path: str | os.PathLike[str]) -> Any:
+    """What `torch.save` wrote, in its present format or the one before: tensors, in dicts by their names.
+
+    The pickle in it is looked through before it is unpickled, with `weights_only=True`.
+
+    Raises:
+        CheckpointError: the file is missing or broken, or a pickle of anything else; or a tensor in it is not dense, or
+            shares the memory of another.
+    """
+    import torch
+
+    from ddim.checkpoint.pickles import check_either
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    value = _unpickled(path, check_either)
+    tensors: list[Tensor] = []
+    within, seen = [value], set()
+    while within:
+        one = within.pop()
+        if isinstance(one, torch.Tensor):
+            tensors.append(one)
+        elif isinstance(one, dict) and id(one) not in seen:  # a pickle can have a dict in itself
+            seen.add(id(one))
+            within += one.values()
+    if not all(map(_is_plain, tensors)) or sum(tensor.nbytes for tensor in tensors) > path.stat().st_size:
+        raise CheckpointError(
+            f"{path} holds tensors that are not plain and dense, or share memory: save a copy of each"
+        )
+    return value
+
+
 def _read_bin(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that `torch.save` wrote of a state_dict, which is looked through before it is unpickled."""
     import torch
 
     from ddim.checkpoint.pickles import check_archive
 
-    try:
-        check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged pickle can make torch.load raise an error of any kind
-        raise CheckpointError(
-            f"{path} cannot be read as plain weights, and nothing else is read from a .bin: "
-            f"ask for safetensors ({type(error).__name__}: {str(error)[:200]})"
-        ) from error
+    state = _unpickled(path, check_archive)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
@@ -261,6 +288,24 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
     if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
         raise CheckpointError(f"{path} holds tensors that share memory: save a copy of each")
     return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _unpickled(path: Path, check: Callable[[Path], object]) -> Any:
+    """What `torch.save` wrote into a file, which `check` looks through first.
+
+    Raises:
+        CheckpointError: it is not to be unpickled, or cannot be.
+    """
+    import torch
+
+    try:
+        check(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged pickle can make torch.load raise an error of any kind
+        raise CheckpointError(
+            f"{path} cannot be read as plain weights, and nothing else is read from a {path.suffix}: "
+            f"ask for safetensors ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
 
 
 def _is_plain(tensor: Tensor) -> bool:

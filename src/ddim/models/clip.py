@@ -236,6 +236,26 @@ class CLIPTextModel(HasCore, CanRecompute, PretrainedModel):
             elif "norm" not in name:
                 parameter.zero_()  # biases
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The vectors of all tokens."""
+        return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Take other vectors of all tokens, (v d)."""
+        self.text_model.embeddings.token_embedding = value
+        self.register_to_config(vocab_size=value.num_embeddings)
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+        """Have vectors for so many tokens: the last ones are cut off, or new ones are added that are random."""
+        old = self.get_input_embeddings()
+        new = nn.Embedding(new_num_tokens, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype)
+        new.weight.normal_(std=0.02 * self.config.initializer_factor)
+        kept = min(new_num_tokens, old.num_embeddings)
+        new.weight[:kept] = old.weight[:kept]
+        self.set_input_embeddings(new.requires_grad_(old.weight.requires_grad))
+        return new
+
     @classmethod
     def convert_key(cls, key: str) -> str | None:
         key = key if key.startswith("text_model.") else f"text_model.{key}"

@@ -424,7 +424,8 @@ class CLIPTokenizer(Savable):
     ) -> int:
         """Add tokens, as textual inversion does. They get the next free ids, and are found in texts whole.
 
-        The text encoder needs a vector for each of them. No other thread may use the tokenizer at that time.
+        The text encoder needs a vector for each of them, as `load_textual_inversion` of a pipeline gives it. Threads
+        that use the tokenizer at that time find all of the new tokens or none.
 
         Args:
             new_tokens: one, or several. Those that are there already are left as they are.
@@ -442,10 +443,36 @@ class CLIPTokenizer(Savable):
             for token in given
         ]
         new = list({token.content: token for token in tokens if token.content not in known}.values())
-        self._tokenizer.add_tokens(new)
+        tokenizer = Tokenizer.from_str(self._tokenizer.to_str())  # the present one may be at work in other threads
+        tokenizer.add_tokens(new)
+        self._tokenizer = tokenizer
         if special_tokens:
             self.extra_special_tokens += [token.content for token in new]
         return len(new)
+
+    def remove_tokens(self, tokens: Sequence[str]) -> list[int]:
+        """Remove tokens that were added and are not special. The ids of those after them become smaller.
+
+        Threads that use the tokenizer at that time still find all of them or none.
+
+        Args:
+            tokens: which; what is no such token is passed over.
+
+        Returns:
+            The ids that they had, in rising order: the rows that the text encoder's table of vectors is to lose.
+        """
+        added = self.added_tokens_decoder
+        gone = [
+            index
+            for index, token in added.items()
+            if token.content in tokens and not token.special and index >= self.vocab_size
+        ]
+        state = json.loads(self._tokenizer.to_str())
+        left = [token for token in state["added_tokens"] if token["id"] not in gone]
+        for token in left:
+            token["id"] -= sum(index < token["id"] for index in gone)
+        self._tokenizer = Tokenizer.from_str(json.dumps({**state, "added_tokens": left}))
+        return gone
 
     def __len__(self) -> int:
         """How many tokens there are."""

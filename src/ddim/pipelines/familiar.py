@@ -41,11 +41,8 @@ INSTEAD = {
     "load_ip_adapter": "IP-Adapters are not implemented",
     "load_lora_into_text_encoder": "use load_lora_weights",
     "load_lora_into_unet": "use load_lora_weights",
-    "load_textual_inversion": "add the words with pipe.tokenizer.add_tokens, give the text encoder a larger "
-    "token_embedding with their vectors, or pass prompt_embeds",
     "lora_scale": "set_adapters says how strong an adapter is",
     "lora_state_dict": "ddim.lora.read_lora reads an adapter, and ddim.lora.lora_state gives one that is trained",
-    "maybe_convert_prompt": "tokens that were added with pipe.tokenizer.add_tokens are found in a prompt as they are",
     "num_fused_loras": "get_active_adapters names the adapters in use",
     "prepare_image_latents": "use pipe.encode(picture) or prepare_latents of StableDiffusionImg2ImgPipeline",
     "prepare_ip_adapter_image_embeds": "IP-Adapters are not implemented",
@@ -56,7 +53,6 @@ INSTEAD = {
     "tokenizer_2": "there is no Stable Diffusion XL here",
     "transformer": "the network is pipe.unet",
     "unload_ip_adapter": "IP-Adapters are not implemented",
-    "unload_textual_inversion": "load the pipeline anew",
     "vqvae": "the autoencoder is pipe.vae",
 }
 

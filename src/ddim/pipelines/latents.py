@@ -26,7 +26,8 @@ from ddim.pipelines.inputs import Pictures, positive, refuse_unsupported, to_ten
 from ddim.pipelines.outputs import LatentOutputType
 from ddim.pipelines.prompts import Prompt, Request, check_prompts, encode_prompts, encode_texts
 from ddim.pipelines.recommended import warn_if_not_trained
-from ddim.pipelines.words import FILE, KnowsWords
+from ddim.pipelines.textual_inversion import TakesWords
+from ddim.pipelines.words import FILE
 from ddim.plan import SamplingPlan
 from ddim.scheduler import DDIMScheduler
 
@@ -53,7 +54,7 @@ class SavesMemoryOfPictures:
         self.vae.disable_tiling()
 
 
-class LatentPipeline(KnowsWords, FamiliarLatents, SavesMemoryOfPictures, DiffusionPipeline):
+class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, DiffusionPipeline):
     """A pipeline with an autoencoder, a text encoder and a U-Net between latents."""
 
     vae: AutoencoderKL | AutoencoderTiny

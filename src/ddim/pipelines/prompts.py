@@ -11,6 +11,7 @@ from torch import Tensor
 from ddim.errors import ConfigError
 from ddim.models import CLIPTextModel
 from ddim.models.tokenizer import CLIPTokenizer
+from ddim.pipelines.added_tokens import with_all_vectors
 
 Prompt: TypeAlias = str | Sequence[str] | None
 
@@ -154,9 +155,10 @@ def _last_and_pooled(given: Any) -> tuple[Tensor, Tensor | None]:
 
 def token_ids(tokenizer: Any, texts: list[str], length: int | None) -> Tensor:
     """The ids (b s) of texts by our tokenizer, or by one of transformers that the user gave."""
+    length = int(tokenizer.model_max_length) if length is None else length
+    texts = [with_all_vectors(text, tokenizer, length) for text in texts]
     if isinstance(tokenizer, CLIPTokenizer):
         return tokenizer.ids(texts, length)
-    length = int(tokenizer.model_max_length) if length is None else length
     how = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
     long = [text for text, row in zip(texts, tokenizer(texts).input_ids, strict=True) if len(row) > length]
     if long:
