@@ -26,7 +26,7 @@ def said(kind: type[TrainSettings], count: int, side: int, resolution: int, step
     """All advice as one text."""
     data = {} if kind is PixelSettings else {"train_data_dir": "pictures"}
     settings = kind("x", **data, **more)
-    return "\n".join(advice(settings, source(count, side), resolution, steps, batch))
+    return "\n".join(advice(settings, source(count, side), resolution, steps, batch, steps * batch / count))
 
 
 def test_a_run_is_summed_up() -> None:

@@ -61,8 +61,8 @@ OF_TRAINING = {
     "guidance_range trajectories backend",
     "The data": "prompts_file data dataset_name dataset_config_name train_data_dir image_column caption_column "
     "label_column class_conditional max_train_samples",
-    "What is done to the pictures": "resolution image_interpolation_mode center_crop random_flip random_background "
-    "permute_colors",
+    "What is done to the pictures": "resolution aspect_ratio_buckets min_bucket_reso max_bucket_reso bucket_reso_steps "
+    "bucket_no_upscale image_interpolation_mode center_crop random_flip random_background permute_colors",
     "The model": "pretrained_model_name_or_path pretrained_vae_model_name_or_path model_config_name_or_path rank "
     "block_out_channels layers_per_block attention_levels attention_head_dim attention_heads dropout latent_channels "
     "mid_block_add_attention text_dim text_layers text_heads vocab_size max_tokens train_text_encoder",

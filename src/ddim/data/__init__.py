@@ -9,6 +9,7 @@
     tables        reads datasets of the `datasets` library
     usable        finds out which pictures can be used, and reads them
     preparation   turns a picture into a tensor
+    buckets       puts pictures of about one shape together
     stream        repeats a source without end, shuffled and augmented
 """
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from ddim.images.flat import Color, flatten
 from ddim.images.reading import loaded, upright
 
+Size = tuple[int, int]  # (width, height) in pixels
+
 _LONG = 16  # a picture that is so many times as long as wide is cropped before it is resized
 
 # Plain backgrounds for pictures with transparency, by the names that captions use for them.
@@ -57,13 +59,27 @@ class Choice(NamedTuple):
     named: int = 0
 
 
+class Frame(NamedTuple):
+    """Which part of a picture is kept: the picture is resized to `width` and `height`, and then cropped.
+
+    Attributes:
+        width, height: of the whole picture, resized.
+        left, top: where the part begins in it, before it is mirrored.
+    """
+
+    width: int
+    height: int
+    left: int
+    top: int
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How a picture becomes a tensor (c h w) in [-1, 1] of the resolution asked for.
 
     Attributes:
-        resolution: height and width of the tensor, in pixels. The picture's shorter side is scaled to it, and the
-            longer one is cropped to it.
+        resolution: height and width of the tensor, in pixels, unless a call gives others. The picture is resized so that
+            it just covers the tensor, and what is too much is cropped.
         channels: 1 for grey, 3 for RGB.
         center_crop: keep the middle of the picture; otherwise a part at random.
         random_flip: mirror half of the pictures.
@@ -107,36 +123,57 @@ class Preparation:
         flips = (False, True) if self.random_flip else (False,)
         return [Choice((0.5, 0.5), flip, BACKGROUNDS[name], i) for flip in flips for i, name in enumerate(names)]
 
-    def __call__(self, image: Image.Image | Tensor, choice: Choice | np.random.Generator) -> Tensor:
+    def frame(self, own: Size, choice: Choice, size: Size | None = None) -> Frame:
+        """Which part of a picture is kept.
+
+        Args:
+            own: the picture's (width, height), upright.
+            choice: what chance has decided.
+            size: (width, height) of the tensor; None is the resolution for both.
+        """
+        size = size or (self.resolution, self.resolution)
+        scale = max(size[0] / own[0], size[1] / own[1])
+        width, height = (max(least, round(side * scale)) for least, side in zip(size, own, strict=True))
+        left, top = (
+            min(int(share * (spare + 1)), spare) if share != 0.5 else spare // 2
+            for share, spare in zip(choice.crop, (width - size[0], height - size[1]), strict=True)
+        )
+        return Frame(width, height, left, top)
+
+    def __call__(
+        self,
+        image: Image.Image | Tensor,
+        choice: Choice | np.random.Generator,
+        size: Size | None = None,
+        own: Size | None = None,
+    ) -> Tensor:
         """The tensor that a picture becomes, (c h w) in [-1, 1].
 
         Args:
             image: a picture, or a tensor (c h w) in [-1, 1], which is at most mirrored.
             choice: what chance has decided, or a generator to decide it by.
+            size: (width, height) of the tensor; None is the resolution for both.
+            own: the picture's own (width, height), upright, if it was decoded smaller; it decides what is cropped.
         """
         if isinstance(choice, np.random.Generator):
             choice = self.choose(choice)
         if isinstance(image, Tensor):
             return image.flip(-1) if choice.flip else image
         image = flatten(upright(loaded(image, "a picture")), "L" if self.channels == 1 else "RGB", choice.background)
-        scale = self.resolution / min(image.size)
-        width, height = (max(self.resolution, round(side * scale)) for side in image.size)
-        left, top = (
-            min(int(share * (spare + 1)), spare) if share != 0.5 else spare // 2
-            for share, spare in zip(choice.crop, (width - self.resolution, height - self.resolution), strict=True)
-        )
-        region = (left, top, left + self.resolution, top + self.resolution)
-        if max(width, height) > _LONG * self.resolution:  # the whole of it could fill the memory
+        size = size or (self.resolution, self.resolution)
+        width, height, left, top = self.frame(own or image.size, choice, size)
+        region = (left, top, left + size[0], top + size[1])
+        if width > _LONG * size[0] or height > _LONG * size[1]:  # the whole of it could fill the memory
             across, down = image.width / width, image.height / height
             box = (region[0] * across, region[1] * down, region[2] * across, region[3] * down)
-            image = image.resize((self.resolution, self.resolution), FILTERS[self.interpolation], box)
+            image = image.resize(size, FILTERS[self.interpolation], box)
         else:
             if (width, height) != image.size:
                 image = image.resize((width, height), FILTERS[self.interpolation])
             image = image.crop(region)
         if choice.flip:
             image = ImageOps.mirror(image)
-        pixels = np.asarray(image, dtype=np.float32).reshape(self.resolution, self.resolution, self.channels)
+        pixels = np.asarray(image, dtype=np.float32).reshape(size[1], size[0], self.channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1) / 127.5 - 1)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddim.errors import DataError
+from ddim.images.reading import upright
 
 # Names that columns of images and of captions often have, by which an error guesses what was meant.
 USUAL_IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
@@ -44,6 +45,19 @@ class Source:
         """
         shrinking = getattr(self.load, "at_least", None)
         return self if shrinking is None else replace(self, load=shrinking(least))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """An image's (width, height), upright. One that is in a file is not decoded for it.
+
+        Raises:
+            DataError: the file is damaged, or no longer there.
+        """
+        measure = getattr(self.load, "size", None)
+        if measure is not None:
+            width, height = measure(index)
+            return width, height
+        image = self.load(index)
+        return (image.shape[-1], image.shape[-2]) if isinstance(image, Tensor) else upright(image).size
 
 
 class Omissions:

@@ -7,7 +7,7 @@ stream is the same in every run, and a run that is resumed goes on exactly where
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,9 @@ from ddim.data.source import Source
 from ddim.images.flat import shows_background
 from ddim.errors import DataError
 
+if TYPE_CHECKING:
+    from ddim.data.buckets import Buckets
+
 _SAY_WHITE = 0.25  # the share of captions that mention a white background; every other background is always mentioned
 
 
@@ -26,6 +29,14 @@ _SAY_WHITE = 0.25  # the share of captions that mention a white background; ever
 def shuffled(count: int, *key: int) -> np.ndarray[Any, Any]:
     """The numbers below `count` in an order that depends on the key alone, such as a seed and an epoch: (count,)."""
     return np.random.default_rng(key).permutation(count)
+
+
+class Draw(NamedTuple):
+    """An item of a stream, and which image it shows, where that is not the next one of the shuffled order."""
+
+    position: int
+    image: int  # its number in the source
+    weight: float  # of its loss
 
 
 class Stream(Dataset[dict[str, Any]]):
@@ -37,18 +48,22 @@ class Stream(Dataset[dict[str, Any]]):
         source: the images.
         prepare: how images become tensors.
         seed: decides the order and all that is random in the preparation.
+        buckets: the size of each image; None gives all of them the preparation's.
     """
 
-    def __init__(self, source: Source, prepare: Preparation, seed: int) -> None:
-        self.source = source.at_least(prepare.resolution)
+    def __init__(self, source: Source, prepare: Preparation, seed: int, buckets: Buckets | None = None) -> None:
+        self.source = source.at_least(prepare.resolution if buckets is None else max(map(max, buckets.sizes)))
         self.prepare = prepare
         self.seed = seed
+        self.buckets = buckets
 
-    def at(self, position: int) -> tuple[int, np.random.Generator]:
+    def at(self, place: int | Draw) -> tuple[int, np.random.Generator]:
         """The number of the image at a position, and a generator for all that is random about the item."""
-        epoch, offset = divmod(position, self.source.count)
+        if isinstance(place, Draw):
+            return place.image, np.random.default_rng([self.seed, 1, place.position])
+        epoch, offset = divmod(place, self.source.count)
         index = int(shuffled(self.source.count, self.seed, 0, epoch)[offset])
-        return index, np.random.default_rng([self.seed, 1, position])
+        return index, np.random.default_rng([self.seed, 1, place])
 
     def image(self, index: int, choice: Choice) -> Tensor:
         """An image as a tensor (c h w) in [-1, 1], prepared as a choice says.
@@ -59,16 +74,18 @@ class Stream(Dataset[dict[str, Any]]):
         return self._prepared(index, self.source.load(index), choice)
 
     def _prepared(self, index: int, loaded: Image.Image | Tensor, choice: Choice) -> Tensor:
-        image = self.prepare(loaded, choice)
-        if image.shape[-1] != self.prepare.resolution:
+        size = None if self.buckets is None else self.buckets.size(index)
+        image = self.prepare(loaded, choice, size, None if self.buckets is None else self.buckets.owns[index])
+        wide = self.prepare.resolution if size is None else size[0]
+        if image.shape[-1] != wide:
             raise DataError(
                 f"image {index} is {image.shape[-1]} wide and cannot be resized: leave out resolution, which is "
-                f"{self.prepare.resolution}"
+                f"{wide}"
             )
         return image
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        index, rng = self.at(position)
+    def __getitem__(self, place: int | Draw) -> dict[str, Any]:
+        index, rng = self.at(place)
         image = self.image(index, self.prepare.choose(rng))
         return {"image": image, "label": -1 if self.source.labels is None else self.source.labels[index]}
 
@@ -86,6 +103,7 @@ class CaptionedStream(Stream):
         encoded: leave the images out, and do not read them.
         transparent: for each image, whether it is transparent, so that its caption may mention the background. With
             None, this is found out as an image is read; images that are not read are taken for transparent.
+        buckets: as for `Stream`.
 
     Raises:
         DataError: the images have no captions.
@@ -99,8 +117,9 @@ class CaptionedStream(Stream):
         dropout: float = 0.0,
         encoded: bool = False,
         transparent: np.ndarray[Any, Any] | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
-        super().__init__(source, prepare, seed)
+        super().__init__(source, prepare, seed, buckets)
         if source.captions is None:
             raise DataError("these images have no captions, which this training needs: see `captioned_source`")
         self.captions = source.captions
@@ -108,8 +127,8 @@ class CaptionedStream(Stream):
         self.encoded = encoded
         self.transparent = transparent
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        index, rng = self.at(position)
+    def __getitem__(self, place: int | Draw) -> dict[str, Any]:
+        index, rng = self.at(place)
         choice = self.prepare.choose(rng)
         loaded = None if self.encoded else self.source.load(index)
         options = self.captions[index]

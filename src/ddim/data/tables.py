@@ -15,7 +15,7 @@ from PIL import Image
 from ddim.errors import ConfigError, DataError, require
 from ddim.data.source import USUAL_IMAGES, listed, missing_column
 from ddim.data.usable import Picture, PictureError
-from ddim.images.reading import read_picture
+from ddim.images.reading import read_picture, upright_size
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 
@@ -120,14 +120,21 @@ class TablePictures:
         return file
 
     def __call__(self, index: int) -> Image.Image:
+        return read_picture(*self._found(index), self.least)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """An image's (width, height), upright, from what its file says of itself."""
+        return upright_size(*self._found(index))
+
+    def _found(self, index: int) -> tuple[Picture, str]:
+        """An image, and what errors call it."""
         name = f"image {self.rows[index]} of {self.name}"
         try:
-            picture = self.find(index)
+            return self.find(index), name
         except PictureError as reason:
             raise DataError(f"{name} cannot be used: it is {reason}") from reason
         except Exception as error:
             raise DataError(f"{name} cannot be read: {error}") from error
-        return read_picture(picture, name, self.least)
 
 
 def open_table(

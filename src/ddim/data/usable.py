@@ -17,7 +17,7 @@ from PIL import Image
 from ddim.errors import DataError
 from ddim.data.progress import progress
 from ddim.data.source import Omissions
-from ddim.images.reading import TooLargeError, check_picture, read_picture
+from ddim.images.reading import TooLargeError, check_picture, read_picture, upright_size
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 DECODED_AT_START = 1_000_000_000  # pixels
@@ -107,3 +107,7 @@ class PictureFiles:
 
     def at_least(self, least: int) -> PictureFiles:
         return replace(self, least=least)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """An image's (width, height), upright, from what its file says of itself."""
+        return upright_size(self.paths[index], str(self.paths[index]))

@@ -90,6 +90,24 @@ def check_picture(picture: Picture, name: str, *, whole: bool = True) -> tuple[i
         return found.size[::-1] if found.orientation > 4 else found.size
 
 
+def upright_size(picture: Picture, name: str) -> tuple[int, int]:
+    """(width, height) that a picture has when `upright` has turned it, as its file says.
+
+    An AVIF is decoded for it, since how it is turned can be written in several places of the file.
+
+    Args:
+        picture, name: as for `read_picture`.
+
+    Raises:
+        DataError: as `read_picture`.
+    """
+    with _explained(name), _opened(picture) as file:
+        found = inspect(file, whole=False)
+        if found.format == "AVIF":
+            return upright(_decoded(file, found, None)).size
+        return found.size[::-1] if found.orientation > 4 else found.size
+
+
 def png_text(picture: Picture, keyword: str, most: int, name: str | None = None) -> str | None:
     """A text that a PNG holds under a keyword; None if it holds none.
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ddim._version import __version__
 from ddim.checkpoint import fingerprint, read_tensors, save_tensors
 from ddim.data import Source
-from ddim.data.preparation import Preparation
+from ddim.data.buckets import Buckets
+from ddim.data.preparation import Choice, Preparation
 from ddim.data.progress import progress
 from ddim.errors import CheckpointError, NonFiniteError
 from ddim.images.flat import shows_background
@@ -25,7 +26,9 @@ from ddim.images.reading import bands
 from ddim.models import AutoencoderKL
 from ddim.models.tokenizer import CLIPTokenizer
 
-BATCH = 32  # fixed, so that what is encoded again after an interruption is the same to the last bit
+# How much is encoded at once: fixed, so that what is encoded again after an interruption is the same to the last bit.
+BATCH = 32  # captions, or small pictures
+PIXELS = 1 << 19  # of larger pictures, of which each takes more memory than a step of training otherwise
 LARGEST = 1 << 30  # bytes of text vectors that are kept
 
 
@@ -48,12 +51,22 @@ class LatentCache:
         folder: the folder of the files, whose names are hashes of the autoencoder, the preparation and the pictures.
         source: the pictures.
         prepare: what makes the variants of a picture ready for the autoencoder.
+        buckets: the size of each picture; None gives all of them the preparation's.
     """
 
-    def __init__(self, folder: Path, source: Source, prepare: Preparation) -> None:
-        self.folder, self.source, self.prepare = folder, source.at_least(prepare.resolution), prepare
-        self.jobs = [(index, choice) for index in range(source.count) for choice in prepare.variants()]
-        self.table: Tensor | None = None  # (n, variants, 2, z, h, w): means and deviations
+    def __init__(self, folder: Path, source: Source, prepare: Preparation, buckets: Buckets | None = None) -> None:
+        largest = prepare.resolution if buckets is None else max(map(max, buckets.sizes))
+        self.folder, self.source, self.prepare = folder, source.at_least(largest), prepare
+        self.buckets = buckets
+        # The pictures of each size together, as the autoencoder takes only such at once.
+        self.groups = [range(source.count)] if buckets is None else [each.tolist() for each in buckets.members()]
+        variants = prepare.variants()
+        self.jobs = [[(index, choice) for index in group for choice in variants] for group in self.groups]
+        self.tables: list[Tensor] = []  # of each group (n, variants, 2, z, h, w): means and deviations
+        self.places: list[tuple[int, int]] = [(0, 0)] * source.count  # each picture's group, and its row in its table
+        for number, group in enumerate(self.groups):
+            for row, index in enumerate(group):
+                self.places[index] = (number, row)
         self.transparent: np.ndarray[Any, Any] | None = None  # (n,)
         self.pictures = self.autoencoder = ""  # hashes
         self.computes = ""  # what the autoencoder computes with its weights
@@ -79,38 +92,61 @@ class LatentCache:
         Raises:
             NonFiniteError: the autoencoder gave what is no number in float16.
         """
-        what = json.dumps([self.autoencoder, self.computes, self.pictures, repr(self.prepare)])
-        path = self.folder / f"latents-{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
+        told = [self.autoencoder, self.computes, self.pictures, repr(self.prepare)]
+        if self.buckets is not None:
+            told.append(repr((self.buckets.sizes, self.buckets.of.tolist(), self.buckets.owns)))
+        path = self.folder / f"latents-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.safetensors"
         flat = self._read(path, vae) if path.is_file() else None
         if flat is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             for unfinished in self.folder.glob(".latents-*.tmp.safetensors"):  # of a process that was killed
                 unfinished.unlink(missing_ok=True)
-            save_tensors(path, {"latents": self._encode(vae)})
-            flat = read_tensors(path)["latents"]
-        self.table = flat.view(self.source.count, -1, *flat.shape[-4:])
+            save_tensors(path, dict(zip(self._names(), self._encode(vae), strict=True)))
+            tensors = read_tensors(path)
+            flat = [tensors[name] for name in self._names()]
+        self.tables = [
+            table.view(len(group), -1, *table.shape[-4:]) for table, group in zip(flat, self.groups, strict=True)
+        ]
 
-    def _read(self, path: Path, vae: AutoencoderKL) -> Tensor | None:
-        """A file's table, if its last rows are what the autoencoder gives now."""
+    def _batch(self, group: int) -> int:
+        """How many pictures of a group are encoded at once."""
+        square = (self.prepare.resolution, self.prepare.resolution)
+        width, height = square if self.buckets is None else self.buckets.sizes[group]
+        return min(BATCH, max(1, PIXELS // (width * height)))
+
+    def _names(self) -> list[str]:
+        """What the groups' tensors are called in the file."""
+        return ["latents", *(f"latents.{number}" for number in range(1, len(self.groups)))]
+
+    def _read(self, path: Path, vae: AutoencoderKL) -> list[Tensor] | None:
+        """A file's tables, if their last rows are what the autoencoder gives now."""
         try:
-            table = read_tensors(path).get("latents")
+            tensors = read_tensors(path)
         except CheckpointError:
-            table = None
-        if table is not None and table.dtype == torch.float16:
-            first = (len(self.jobs) - 1) // BATCH * BATCH
-            expected = self._rows(vae, first)
-            if table.numel() == len(self.jobs) * expected[0].numel() and table.shape[-4:] == expected.shape[1:]:
-                rows = table.view(-1, *expected.shape[1:])[first:]
-                if torch.allclose(rows.float(), expected.float(), rtol=0.05, atol=0.05):
-                    return table
+            tensors = {}
+        tables = [tensors.get(name) for name in self._names()]
+        if all(table is not None and self._holds(group, table, vae) for group, table in enumerate(tables)):
+            return [table for table in tables if table is not None]
         warnings.warn(f"{path} is not what this run would write there: it is made again", stacklevel=2)
         return None
 
+    def _holds(self, group: int, table: Tensor, vae: AutoencoderKL) -> bool:
+        """Whether a group's table has the right shape, and its last rows are what the autoencoder gives now."""
+        if table.dtype != torch.float16:
+            return False
+        count = len(self.jobs[group])
+        first = (count - 1) // self._batch(group) * self._batch(group)
+        expected = self._rows(vae, group, first)
+        if table.numel() != count * expected[0].numel() or table.shape[-4:] != expected.shape[1:]:
+            return False
+        rows = table.view(-1, *expected.shape[1:])[first:]
+        return torch.allclose(rows.float(), expected.float(), rtol=0.05, atol=0.05)
+
     @torch.no_grad()
-    def _rows(self, vae: AutoencoderKL, first: int) -> Tensor:
-        """The rows of a batch of jobs: (b 2 z h w)."""
-        jobs = self.jobs[first : first + BATCH]
-        images = torch.stack([self.prepare(self.source.load(index), choice) for index, choice in jobs])
+    def _rows(self, vae: AutoencoderKL, group: int, first: int) -> Tensor:
+        """The rows of a batch of a group's jobs: (b 2 z h w)."""
+        jobs = self.jobs[group][first : first + self._batch(group)]
+        images = torch.stack([self._image(index, choice) for index, choice in jobs])
         latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
         rows = torch.stack([latents.mean, latents.std], dim=1).half().cpu()
         if not rows.isfinite().all():
@@ -119,20 +155,29 @@ class LatentCache:
             )
         return rows
 
-    def _encode(self, vae: AutoencoderKL) -> Tensor:
-        table: Tensor | None = None
-        for first in progress(range(0, len(self.jobs), BATCH), desc="encoding pictures", unit="batch"):
-            rows = self._rows(vae, first)
-            if table is None:
-                table = torch.empty(len(self.jobs), *rows.shape[1:], dtype=torch.float16)
-            table[first : first + BATCH] = rows
-        assert table is not None
-        return table.view(self.source.count, -1, *table.shape[1:])
+    def _image(self, index: int, choice: Choice) -> Tensor:
+        """A variant of a picture, as the autoencoder takes it."""
+        size, own = (None, None) if self.buckets is None else (self.buckets.size(index), self.buckets.owns[index])
+        return self.prepare(self.source.load(index), choice, size, own)
+
+    def _encode(self, vae: AutoencoderKL) -> list[Tensor]:
+        """The table of each group."""
+        tables: list[Tensor] = []
+        batches = [
+            (group, first) for group, jobs in enumerate(self.jobs) for first in range(0, len(jobs), self._batch(group))
+        ]
+        for group, first in progress(batches, desc="encoding pictures", unit="batch"):
+            rows = self._rows(vae, group, first)
+            if group == len(tables):
+                tables.append(torch.empty(len(self.jobs[group]), *rows.shape[1:], dtype=torch.float16))
+            tables[group][first : first + len(rows)] = rows
+        pairs = zip(tables, self.groups, strict=True)
+        return [table.view(len(group), -1, *table.shape[1:]) for table, group in pairs]
 
     def rows(self, index: int, variant: int) -> Tensor:
         """What the autoencoder says of a variant of a picture: means and deviations, (2 z h w) float16."""
-        assert self.table is not None
-        return self.table[index, variant]
+        group, row = self.places[index]
+        return self.tables[group][row, variant]
 
 
 def draw_latents(rows: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 from ddim.checkpoint import Savable
 from ddim.data import Preparation, Source
+from ddim.data.buckets import Buckets
 from ddim.errors import ConfigError
-from ddim.training.forecast import advice, summary
+from ddim.training.forecast import advice, bucket_summary, summary
 from ddim.training.settings import TrainSettings
 
 
@@ -22,6 +23,7 @@ class Losses(NamedTuple):
     loss: Tensor  # (b,), whose mean is trained
     timesteps: Tensor | None = None  # (b,), given if the loss is to be logged by timestep
     parts: dict[str, Tensor] | None = None  # further numbers to log, such as the loss's terms, each 0-dim
+    weights: Tensor | None = None  # (b,), by which the losses are multiplied before their mean is taken
 
 
 class Objective(nn.Module, ABC):
@@ -34,6 +36,7 @@ class Objective(nn.Module, ABC):
     Attributes:
         count: how many images the data has.
         source, prepare_image: the images, and how they become tensors.
+        buckets: the size of each image, and so which of them can be in a batch; None if all have the same size.
         preview_name: what the pictures of `preview` are called in logs.
         shown: how many pictures a preview shows.
         passes: how often the networks run for each of these.
@@ -44,6 +47,7 @@ class Objective(nn.Module, ABC):
     count: int
     source: Source
     prepare_image: Preparation
+    buckets: Buckets | None = None
     num_train_timesteps: int = 0
     shown: int
     passes: int
@@ -57,8 +61,13 @@ class Objective(nn.Module, ABC):
             per_step: how many examples each of them takes.
         """
         resolution = self.prepare_image.resolution
-        told = summary(self.count, resolution, steps, per_step)
-        return [told, *advice(settings, self.source, resolution, steps, per_step)]
+        epochs = steps * per_step / self.count
+        told = [summary(self.count, resolution, steps, per_step)]
+        if self.buckets is not None:
+            batch = per_step // settings.gradient_accumulation_steps
+            epochs = steps * settings.gradient_accumulation_steps / self.buckets.per_epoch(batch)
+            told = bucket_summary(self.buckets, steps, per_step, batch, epochs)
+        return [*told, *advice(settings, self.source, resolution, steps, per_step, epochs, self.buckets)]
 
     @abstractmethod
     def dataset(self) -> Dataset[dict[str, Any]]:

@@ -25,6 +25,7 @@ RENAMED = {
     "ddpm_num_inference_steps": "validation_inference_steps",
     "ddpm_beta_schedule": "beta_schedule",
     "ema_max_decay": "ema_decay",
+    "enable_bucket": "aspect_ratio_buckets",  # as kohya's scripts call it
     "dataset_name": "data",  # these two where there is no setting of the name: for pixels
     "train_data_dir": "data",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -59,6 +60,34 @@ Switch = Annotated[
         instance_from_str=_switch,
         is_instance=lambda value: value is None or isinstance(value, bool),
         str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+def _listed_sizes(arguments: list[str]) -> tuple[tuple[int, int], ...] | None:
+    """The sizes that stand after --aspect-ratio-buckets as "height,width;height,width"; nothing there means ()."""
+    given = "".join(arguments)
+    if given in ("", "True"):
+        return ()
+    if given in ("None", "False"):
+        return None
+    if not re.fullmatch(r"\s*\d+\s*,\s*\d+\s*(;\s*\d+\s*,\s*\d+\s*)*;?\s*", given):
+        raise ValueError(f"expected nothing, or sizes such as 'height,width;height,width', not {given!r:.200}")
+    pairs = (pair.split(",") for pair in given.split(";") if pair.strip())
+    return tuple((int(height), int(width)) for height, width in pairs)
+
+
+# An option that is None, or () for sizes that are made, or sizes.
+Sizes = Annotated[
+    tuple[tuple[int, int], ...] | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[H,W;H,W]",
+        instance_from_str=_listed_sizes,
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: (
+            [";".join(f"{height},{width}" for height, width in value)] if value else ["None"]
+        ),
     ),
 ]
 
@@ -473,6 +502,28 @@ class LatentSettings(DiffusionSettings, PictureSettings):
 
     caption_column: str = "text"
     """The column of a dataset that holds the captions; of several for a picture, one is taken at random."""
+    aspect_ratio_buckets: Annotated[
+        Sizes,
+        tyro.conf.arg(
+            help="Keep the pictures' shapes: each is resized and cropped to the size, of several, that has the nearest "
+            "proportions, and a batch has pictures of one size. If nothing follows, the sizes are made, each with at "
+            "most the area of a square of --resolution; a list such as '512,512;640,384', heights first, is taken as "
+            "it is. If not given, all pictures become squares.",
+        ),
+    ] = None
+    min_bucket_reso: int | None = None
+    """The smallest side of --aspect-ratio-buckets, in pixels. If not given, half of --resolution."""
+    max_bucket_reso: int | None = None
+    """The largest side of --aspect-ratio-buckets, in pixels. If not given, twice --resolution."""
+    bucket_reso_steps: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="The sides of --aspect-ratio-buckets are multiples of so many pixels. If not given, 64, or what suits "
+            "a model of small pictures.",
+        ),
+    ] = None
+    bucket_no_upscale: bool = False
+    """With --aspect-ratio-buckets, give pictures that would be enlarged sizes of their own, rounded down."""
     caption_dropout: float = 0.1
     """The share of pictures that are trained without their caption, for classifier-free guidance."""
     cache_latents: bool = True
@@ -489,6 +540,30 @@ class LatentSettings(DiffusionSettings, PictureSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_options(self, "caption_dropout", "must be in [0, 1]", lambda value: 0 <= value <= 1)
+        self._check_buckets()
+
+    def _check_buckets(self) -> None:
+        """Raise a ConfigError if the options of buckets do not go together."""
+        sides = "min_bucket_reso max_bucket_reso bucket_reso_steps"
+        check_options(self, sides, "must be 1 or more", lambda value: value >= 1)
+        given = [name for name in sides.split() if getattr(self, name) is not None]
+        given += ["bucket_no_upscale"] if self.bucket_no_upscale else []
+        if self.aspect_ratio_buckets is None and given:
+            raise ConfigError(f"{given[0]} is for aspect_ratio_buckets: give that, too, or leave out {given[0]}")
+        if self.aspect_ratio_buckets and given:
+            raise ConfigError(
+                f"{given[0]} says how buckets are made, and aspect_ratio_buckets lists them: leave out one of them"
+            )
+        if self.aspect_ratio_buckets and min(map(min, self.aspect_ratio_buckets)) < 1:
+            raise ConfigError("the sides in aspect_ratio_buckets must be 1 or more")
+        least, most, middle = self.min_bucket_reso, self.max_bucket_reso, self.resolution
+        if middle is not None and not (least or 1) <= middle <= (most or math.inf):
+            raise ConfigError(
+                f"resolution={middle} must be between min_bucket_reso={least or 1} and "
+                f"max_bucket_reso={most or 'any'}, as it is the side of the square bucket"
+            )
+        if least is not None and most is not None and least > most:
+            raise ConfigError(f"min_bucket_reso={least} is above max_bucket_reso={most}: exchange them")
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from torch.utils.data import Dataset
 
 from ddim.checkpoint import Savable, Saving
 from ddim.data import Source, captioned_source
+from ddim.data.buckets import Buckets, Rules, usual_step
 from ddim.data.preparation import Preparation, say_background
-from ddim.data.stream import CaptionedStream
+from ddim.data.stream import CaptionedStream, Draw
 from ddim.errors import ConfigError, require
 from ddim.images import image_grid
 from ddim.lora import TEXT_TARGETS, add_lora, lora_state, save_lora
@@ -124,8 +125,9 @@ def pretrained_parts(settings: TextToImageSettings | LoraSettings) -> Parts:
 class Ready(Dataset[dict[str, Any]]):
     """A stream whose items have all that a step computes with, so that it never waits for what the device is doing.
 
-    To an item of the stream come "latents", what the autoencoder says of the picture (2 z h w), if that is known, and
-    "text" (s d), the vectors of the caption, if these are, or else "ids" (s), its tokens.
+    To an item of the stream come "weight", that of its loss, if its place says one; "latents", what the autoencoder
+    says of the picture (2 z h w), if that is known; and "text" (s d), the vectors of the caption, if these are, or else
+    "ids" (s), its tokens.
 
     Args:
         stream: pictures with captions.
@@ -144,8 +146,10 @@ class Ready(Dataset[dict[str, Any]]):
         self.latents = latents
         self.texts = None if texts is None or texts.table is None else texts
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        item = self.stream[position]
+    def __getitem__(self, place: int | Draw) -> dict[str, Any]:
+        item = self.stream[place]
+        if isinstance(place, Draw):
+            item["weight"] = torch.tensor(place.weight)
         if self.latents is not None:
             item["latents"] = self.latents.rows(item["index"], item["variant"])
         if self.texts is not None:
@@ -192,9 +196,10 @@ class TextToImage(Objective):
             "named" if settings.random_background else "white",
             settings.image_interpolation_mode,
         )
+        self.buckets = self._make_buckets(resolution)
         self.latents: LatentCache | None = None
         if settings.cache_latents and settings.center_crop:
-            self.latents = LatentCache(Path(settings.output_dir) / "cache", source, self.prepare_image)
+            self.latents = LatentCache(Path(settings.output_dir) / "cache", source, self.prepare_image, self.buckets)
         self.texts: CaptionCache | None = None
 
     @property
@@ -216,10 +221,39 @@ class TextToImage(Objective):
             raise ConfigError("the U-Net does not say what size it is for: give resolution")
         return int(size if isinstance(size, int) else min(size)) * self.factor
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of pictures are multiples of, in pixels."""
+        return int(self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
+
     def _check_resolution(self, resolution: int) -> None:
-        steps = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        if resolution % steps:
-            raise ConfigError(f"resolution must be a multiple of {steps} for this model, not {resolution}")
+        if resolution % self.multiple:
+            raise ConfigError(f"resolution must be a multiple of {self.multiple} for this model, not {resolution}")
+
+    def _make_buckets(self, resolution: int) -> Buckets | None:
+        """The size of each picture; None where all become squares."""
+        settings = self.settings
+        if settings.aspect_ratio_buckets is None:
+            return None
+        step = settings.bucket_reso_steps or usual_step(resolution, self.multiple)
+        if step % self.multiple:
+            raise ConfigError(f"bucket_reso_steps must be a multiple of {self.multiple} for this model, not {step}")
+        for side in (side for size in settings.aspect_ratio_buckets for side in size):
+            if side % self.multiple:
+                raise ConfigError(
+                    f"the sides in aspect_ratio_buckets must be multiples of {self.multiple} for this model, not {side}"
+                )
+        least = min(resolution, settings.min_bucket_reso or max(step, resolution // 2))
+        most = max(resolution, settings.max_bucket_reso or 2 * resolution)
+        if (least, most) != (settings.min_bucket_reso or least, settings.max_bucket_reso or most):
+            raise ConfigError(
+                f"resolution={resolution}, which is what the model is made for, must be between min_bucket_reso="
+                f"{settings.min_bucket_reso or 1} and max_bucket_reso={settings.max_bucket_reso or 'any'}"
+            )
+        given = tuple((width, height) for height, width in settings.aspect_ratio_buckets)
+        rules = Rules(resolution, step, least, most, given, settings.bucket_no_upscale)
+        buckets = rules.buckets(self.source)
+        return None if buckets.sizes == ((resolution, resolution),) else buckets
 
     def train(self, mode: bool = True) -> TextToImage:
         super().train(mode)
@@ -263,6 +297,7 @@ class TextToImage(Objective):
             dropout=self.settings.caption_dropout,
             encoded=self.latents is not None,
             transparent=None if self.latents is None else self.latents.transparent,
+            buckets=self.buckets,
         )
         return Ready(stream, self.tokenizer, self.latents, self.texts)
 
@@ -303,7 +338,8 @@ class TextToImage(Objective):
             out: Tensor = self.unet(x, t, text).sample
             return out
 
-        return Losses(self.loss(denoiser, x0, eps, timesteps, perturbation), timesteps)
+        losses = self.loss(denoiser, x0, eps, timesteps, perturbation)
+        return Losses(losses, timesteps, weights=batch.get("weight"))
 
     # --- what comes of it --------------------------------------------------------------------------------------------
 
@@ -351,6 +387,9 @@ class TextToImage(Objective):
     def record(self) -> dict[str, Any]:
         captions = self.source.captions or ()
         known: dict[str, Any] = {"images": self.count, "captions": sum(map(len, captions))}
+        if self.buckets is not None:
+            told = [self.buckets.sizes, self.buckets.of.tolist()]
+            known["buckets_sha256"] = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
         known["captions_sha256"] = hashlib.sha256(json.dumps([*captions]).encode()).hexdigest()[:16]
         if self.latents is not None and self.latents.pictures:
             known["pictures_sha256"] = self.latents.pictures[:16]

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ddim import __version__
 from ddim.checkpoint import Savable, atomic_write, write_json
+from ddim.data.buckets import BucketBatches
 from ddim.data.progress import progress, say
 from ddim.errors import CheckpointError, ConfigError, NonFiniteError, require
 from ddim.training.checkpoints import (
@@ -179,6 +180,9 @@ class Trainer:
             self.average.n_averaged = self.average.n_averaged.cpu()  # it is asked at each step, which would wait there
         self.batch = settings.train_batch_size * accelerator.num_processes
         self.per_step = self.batch * settings.gradient_accumulation_steps
+        self.buckets = objective.buckets
+        if self.buckets is not None and len(self.buckets.sizes) == 1:
+            self.buckets = None  # then any pictures can be in a batch
         self.rate = settings.learning_rate * (self.per_step if settings.scale_lr else 1)
         parameters = trained(objective.networks)
         self.names = list(parameters)
@@ -211,6 +215,9 @@ class Trainer:
 
     def _steps(self, epochs: int | None) -> int:
         """How many steps so many epochs are; 0 for None."""
+        if self.buckets is not None:
+            batches = (epochs or 0) * self.buckets.per_epoch(self.batch)
+            return math.ceil(batches / self.settings.gradient_accumulation_steps)
         return math.ceil((epochs or 0) * int(self.objective.count) / int(self.per_step))
 
     def _rising_average(self, averaged: list[Tensor], current: list[Tensor], _: Any) -> None:
@@ -432,15 +439,19 @@ class Trainer:
             raise CheckpointError(f"output_dir={self.output_dir} cannot be written: give a folder of your own")
 
     def _loader(self) -> DataLoader[Any]:
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        which: dict[str, Any]
+        if self.buckets is not None:
+            count = self.settings.gradient_accumulation_steps
+            numbers = range(self.step * count, self.total * count)
+            size, seed = self.settings.train_batch_size, self.settings.seed
+            which = {"batch_sampler": BucketBatches(self.buckets, seed, size, numbers, process, processes)}
+        else:
+            positions = _Positions(self.step * self.per_step, self.total * self.per_step, process, processes)
+            which = {"batch_size": self.settings.train_batch_size, "sampler": positions}
         return DataLoader(
             self.objective.dataset(),
-            batch_size=self.settings.train_batch_size,
-            sampler=_Positions(
-                self.step * self.per_step,
-                self.total * self.per_step,
-                self.accelerator.process_index,
-                self.accelerator.num_processes,
-            ),
+            **which,
             num_workers=self.settings.dataloader_num_workers,
             worker_init_fn=ignore_signals,
             pin_memory=self.accelerator.device.type == "cuda",
@@ -460,7 +471,8 @@ class Trainer:
         device = self.accelerator.device
         moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
         losses = Losses(*self.model(moved))
-        self.accelerator.backward(losses.loss.mean() / count)
+        weighed = losses.loss if losses.weights is None else losses.loss * losses.weights
+        self.accelerator.backward(weighed.mean() / count)
         return losses
 
     def _report(self, log: _Log, norm: Tensor | None, bar: Any) -> None:
