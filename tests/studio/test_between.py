@@ -327,6 +327,7 @@ def test_from_opening_to_a_strip_and_a_film_that_plays(visitor: Visitor) -> None
         assert picture.width == 8 * 66 - 2
 
 
+@pytest.mark.slow
 def test_between_texts_by_the_keyboard_and_then_between_classes(visitor: Visitor) -> None:
     visitor.tab("Between")
     visitor.page.get_by_label("Texts", exact=True).check()
@@ -345,6 +346,7 @@ def test_between_texts_by_the_keyboard_and_then_between_classes(visitor: Visitor
         assert close(picture, pipe("digits-fast")(class_labels=[label], seed=7).images[0])
 
 
+@pytest.mark.slow
 def test_two_dropped_pictures(visitor: Visitor) -> None:
     visitor.tab("Between")
     visitor.page.get_by_label("Pictures", exact=True).check()
@@ -374,6 +376,7 @@ def test_two_dropped_pictures(visitor: Visitor) -> None:
     assert found == pytest.approx([each.psnr for each in errors], abs=0.2)
 
 
+@pytest.mark.slow
 def test_it_is_cancelled_and_what_leads_nowhere_is_a_sentence(visitor: Visitor) -> None:
     visitor.choose("Model", "emoji")
     visitor.fill("Steps", 100)

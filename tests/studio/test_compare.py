@@ -278,9 +278,7 @@ def compared(visitor: Visitor, columns: str, rows: str) -> None:
     """Press Compare for these values, and wait for its end."""
     visitor.fill("Values of the columns", columns)
     visitor.fill("Values of the rows", rows)
-    visitor.press("Compare")
-    visitor.until("!document.querySelector('#compare-stage .status')?.innerText.includes(' in ')")
-    visitor.wait("#compare-stage .status", " in ")
+    visitor.runs("Compare", "#compare-stage .status", " in ")
     cells = "[...document.querySelectorAll('#compare-stage tbody td')]"
     visitor.until(f"{cells}.length && {cells}.every(cell => cell.querySelector('img[src*=file], .refused'))")
 
@@ -323,6 +321,7 @@ def test_from_opening_to_the_picture_to_keep(visitor: Visitor) -> None:
         assert near(picture, own)
 
 
+@pytest.mark.slow
 def test_sentences_in_the_page_and_in_cells(visitor: Visitor) -> None:
     visitor.choose("Model", "digits")
     visitor.until("document.querySelector('[aria-label=\"number input for Steps\"]').value == 9")
@@ -344,10 +343,10 @@ def test_sentences_in_the_page_and_in_cells(visitor: Visitor) -> None:
     assert ["refused" in cell for cell in said["cells"]] == [False, False, False, True]
     choose(visitor, "Rows differ in", "nothing")
     visitor.page.locator("#compare-rows-values").wait_for(state="hidden")
-    visitor.press("Compare")
-    visitor.wait("#compare-stage .status", "2 pictures in")
+    visitor.runs("Compare", "#compare-stage .status", "2 pictures in")
 
 
+@pytest.mark.slow
 def test_cancel_keeps_what_is_there(visitor: Visitor) -> None:
     visitor.choose("Model", "emoji")
     visitor.until("document.querySelector('[aria-label=\"number input for Steps\"]').value == 9")

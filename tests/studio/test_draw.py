@@ -107,6 +107,7 @@ def test_every_setting_of_the_fields_is_followed(visitor: Visitor) -> None:
     assert all(map(same, shown, wanted)), visitor.page.inner_text("#about-picture")
 
 
+@pytest.mark.slow
 def test_a_class_of_a_model_that_draws_no_texts(visitor: Visitor) -> None:
     choose_model(visitor, "digits-fast", 3)
     visitor.page.get_by_label("Prompt", exact=True).wait_for(state="hidden")
@@ -145,6 +146,7 @@ def png(said: Any) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_pictures_that_say_nothing_good(visitor: Visitor) -> None:
     visitor.unfold("Settings from a picture")
     for file, words in (
@@ -218,6 +220,7 @@ def test_it_is_cancelled_within_a_step_and_goes_on_drawing(visitor: Visitor, stu
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 def test_keys_draw_and_cancel(visitor: Visitor) -> None:
     visitor.field("Prompt").fill("a red heart")
     visitor.page.keyboard.press("Control+Enter")
@@ -225,6 +228,7 @@ def test_keys_draw_and_cancel(visitor: Visitor) -> None:
     assert same(visitor.pictures("#draw-stage")[0], pipe("emoji-fast")("a red heart", seed=7).images[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [

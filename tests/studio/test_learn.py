@@ -69,6 +69,7 @@ def test_a_step_is_picked_by_the_slider_the_pointer_a_click_and_keys(visitor: Vi
     shows(visitor, plan, 2)
 
 
+@pytest.mark.slow
 def test_keys_alone_are_enough(visitor: Visitor) -> None:
     plan = at_learn(visitor)
     visitor.field("Step").focus()
@@ -80,6 +81,7 @@ def test_keys_alone_are_enough(visitor: Visitor) -> None:
     shows(visitor, plan, 2)
 
 
+@pytest.mark.slow
 def test_the_equations_are_set_as_such_and_read_out(visitor: Visitor) -> None:
     plan = at_learn(visitor)
     visitor.fill("Step", 4)
@@ -94,6 +96,7 @@ def test_the_equations_are_set_as_such_and_read_out(visitor: Visitor) -> None:
     visitor.screenshot("learn", whole=True)
 
 
+@pytest.mark.slow
 def test_it_follows_the_plan_tab(visitor: Visitor) -> None:
     at_learn(visitor)
     visitor.fill("Step", 9)
@@ -116,6 +119,7 @@ def test_it_follows_the_plan_tab(visitor: Visitor) -> None:
     assert visitor.page.locator("#learn-rows tr").count() == 0
 
 
+@pytest.mark.slow
 def test_another_model_is_followed_at_once(visitor: Visitor) -> None:
     at_learn(visitor)
     visitor.choose("Model", "digits")
@@ -123,7 +127,7 @@ def test_another_model_is_followed_at_once(visitor: Visitor) -> None:
     shows(visitor, DDIMScheduler.from_pretrained("digits", subfolder="scheduler").plan(9, order=2), 1)
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_it_fits_a_phone_in_light_and_dark(visit: Callable[..., Visitor], dark: bool) -> None:
     visitor = visit(size=PHONE, dark=dark)
     plan = at_learn(visitor)

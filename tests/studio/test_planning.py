@@ -120,6 +120,7 @@ def test_the_table_and_the_curves_follow_what_one_moves(visitor: Visitor) -> Non
     shows(visitor, emoji().plan(9, order=2, spacing="optimized"))
 
 
+@pytest.mark.slow
 def test_arrow_keys_move_the_steps(visitor: Visitor) -> None:
     at_plan(visitor)
     visitor.choose("Spacing", "linspace")
@@ -130,6 +131,7 @@ def test_arrow_keys_move_the_steps(visitor: Visitor) -> None:
     shows(visitor, emoji().plan(12, spacing="linspace", order=2))
 
 
+@pytest.mark.slow
 def test_fifty_rows_read_well_and_the_table_scrolls_in_itself(visit: Callable[..., Visitor]) -> None:
     visitor = at_plan(visit(size=PHONE))
     visitor.choose("Spacing", "trailing")
@@ -151,6 +153,7 @@ def test_fifty_rows_read_well_and_the_table_scrolls_in_itself(visit: Callable[..
     visitor.screenshot("plan-phone", whole=True)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_said_in_place_of_the_plan(visitor: Visitor) -> None:
     at_plan(visitor)
     visitor.fill("η", 0.5)
@@ -172,6 +175,7 @@ def test_what_cannot_be_is_said_in_place_of_the_plan(visitor: Visitor) -> None:
     visitor.wait("#plan-said", "9 steps of second order at trailing timesteps · η 0 · epsilon")
 
 
+@pytest.mark.slow
 def test_json_and_python_are_copied_and_make_the_plan(visitor: Visitor) -> None:
     at_plan(visitor)
     visitor.choose("Schedule", "squaredcos_cap_v2")
@@ -208,6 +212,7 @@ def test_draw_with_this_brings_it_to_the_draw_tab(visitor: Visitor) -> None:
     assert re.search(r"eta\s+0\.25", about)
 
 
+@pytest.mark.slow
 def test_another_model_brings_its_own_plan(visitor: Visitor) -> None:
     at_plan(visitor)
     at_plan(visitor, "digits")
@@ -216,6 +221,7 @@ def test_another_model_brings_its_own_plan(visitor: Visitor) -> None:
     assert visitor.field("What the network predicts").input_value() == "the model's own: epsilon"
 
 
+@pytest.mark.slow
 def test_the_tab_in_the_dark(visit: Callable[..., Visitor]) -> None:
     visitor = at_plan(visit(dark=True))
     visitor.screenshot("plan-dark", whole=True)

@@ -333,6 +333,7 @@ def test_a_model_s_own_picture_at_a_press(visitor: Visitor) -> None:
     visitor.page.wait_for_function("document.querySelector('#real-shows input, #real-shows textarea').value === '7'")
 
 
+@pytest.mark.slow
 def test_it_is_cancelled_by_a_key_and_goes_on(visitor: Visitor) -> None:
     visitor.tab("Real pictures")
     visitor.fill("Steps each way", 200)
@@ -356,7 +357,9 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "a bomb" else []) for name in HOSTILE]
+)
 def test_a_hostile_picture_is_a_sentence_and_the_tab_goes_on(name: str, visitor: Visitor, studio: Studio) -> None:
     visitor.choose("Model", "digits")
     visitor.tab("Real pictures")

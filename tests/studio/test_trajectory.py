@@ -213,6 +213,7 @@ def close(one: Image.Image, other: Image.Image, most: int) -> bool:
     return bool(np.abs(difference).max() <= most)
 
 
+@pytest.mark.slow
 def test_many_steps_are_gone_through_at_once(visitor: Visitor) -> None:
     """No step of the slider waits for the server: all of them are in the page, and each shows within 100 ms."""
     visitor.choose("Model", "emoji")
@@ -243,6 +244,7 @@ def test_many_steps_are_gone_through_at_once(visitor: Visitor) -> None:
     visitor.wait("#trajectory-stage table.settings", "guidance")
 
 
+@pytest.mark.slow
 def test_cancel_and_what_cannot_be_drawn(visitor: Visitor) -> None:
     visitor.choose("Model", "emoji")
     visitor.until("document.querySelector('[aria-label=\"number input for Steps\"]').value == 9")
@@ -262,6 +264,7 @@ def test_cancel_and_what_cannot_be_drawn(visitor: Visitor) -> None:
     visitor.wait("#trajectory-stage .wrong", "Order 2 needs an eta of 0")
 
 
+@pytest.mark.slow
 def test_a_picture_to_start_from(visitor: Visitor) -> None:
     pipe = MODELS["emoji-fast"]()
     (start,) = pipe("a red heart", seed=3).images

@@ -198,13 +198,19 @@ class Visitor:
 
     def draws(self, button: str = "Draw", stage: str = "#draw-stage") -> list[Image.Image]:
         """Press a tab's main button, wait until its pictures are there, and return them."""
-        # The page makes its status anew each time: what was there before has a mark, and what comes has none.
-        self.page.evaluate("css => { document.querySelector(css).dataset.old = 'yes'; }", f"{stage} .status")
-        self.press(button)
-        self.wait(f"{stage} .status:not([data-old])", "seed")
+        self.runs(button, f"{stage} .status", "seed")
         self.wait(".cancel-button:disabled")
         self.page.wait_for_timeout(100)  # the next press is taken when the server has said that this run is over
         return self.pictures(stage)
+
+    def runs(self, button: str, status: str, text: str) -> None:
+        """Press a button, and wait until what CSS finds by `status` is a new one and contains `text`."""
+        # The page makes its status anew each time: what was there before has a mark, and what comes has none.
+        self.page.evaluate(
+            "css => { const old = document.querySelector(css); if (old) old.dataset.old = 'yes'; }", status
+        )
+        self.press(button)
+        self.wait(f"{status}:not([data-old])", text)
 
     def until(self, condition: str, argument: object = None, seconds: float = _DRAWN) -> None:
         """Wait until a JavaScript expression, or a function of `argument`, is true in the page."""
