@@ -8,10 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddim.errors import ConfigError, DataError
-from ddim.data.source import USUAL_CAPTIONS, Omissions, Source, listed
+from ddim.data.source import USUAL_CAPTIONS, USUAL_CONDITIONS, Omissions, Source, listed
 from ddim.data.captions import texts_of
-from ddim.data.folder import NO_CAPTION, read_folder
-from ddim.data.usable import Picture, PictureError, PictureFiles, usable
+from ddim.data.folder import NO_CAPTION, Listing, read_folder
+from ddim.data.usable import (
+    IMAGE_SUFFIXES,
+    Picture,
+    PictureError,
+    PictureFiles,
+    check_condition,
+    usable,
+)
 from ddim.data.tables import Table, open_table
 
 
@@ -22,6 +29,8 @@ def captioned_source(
     dataset_config_name: str | None = None,
     image_column: str = "image",
     caption_column: str = "text",
+    conditioning_image_column: str | None = None,
+    conditioning_data_dir: str | os.PathLike[str] | None = None,
     max_train_samples: int | None = None,
     split: str = "train",
     minimum: int = 2,
@@ -42,6 +51,10 @@ def captioned_source(
         dataset_config_name: which configuration of the dataset on the hub.
         image_column: the dataset's column of images.
         caption_column: the column of captions: a text for each image, or a list of texts, any of which fits it.
+        conditioning_image_column: the column of the pictures that the images are conditioned on, if they are; of a folder,
+            the column of their file names. A picture without a condition is left out.
+        conditioning_data_dir: instead, and for `train_data_dir` only: a folder that has these pictures at the same
+            paths as `train_data_dir` the images, of whatever format.
         max_train_samples: use only so many images, the first that can be used; None uses all.
         split: the dataset's split.
         minimum: images whose shorter side has fewer pixels are left out; so are images of more than 89 megapixels.
@@ -61,33 +74,69 @@ def captioned_source(
     """
     if (train_data_dir is None) == (dataset_name is None):
         raise ConfigError("give one of train_data_dir and dataset_name")
+    if conditioning_data_dir is not None and train_data_dir is None:
+        raise ConfigError("conditioning_data_dir is for train_data_dir; of a dataset, give conditioning_image_column")
+    if conditioning_data_dir is not None and conditioning_image_column is not None:
+        raise ConfigError("give conditioning_data_dir or conditioning_image_column, but not both")
     for option, value in (("max_train_samples", max_train_samples), ("minimum", minimum)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} must be 1 or more, not {value}")
     if train_data_dir is not None:
         if split != "train" or dataset_config_name is not None:
             raise ConfigError("split and dataset_config_name are for dataset_name; train_data_dir is used whole")
-        source, message = _from_folder(Path(train_data_dir), image_column, caption_column, minimum, max_train_samples)
+        columns = (image_column, caption_column, conditioning_image_column)
+        beside = None if conditioning_data_dir is None else Path(conditioning_data_dir)
+        source, message = _from_folder(Path(train_data_dir), columns, beside, minimum, max_train_samples)
     else:
         table = open_table(os.fspath(dataset_name or ""), dataset_config_name, split, cache_dir=cache_dir, token=token)
-        source, message = _from_table(table, image_column, caption_column, minimum, max_train_samples)
+        columns = (image_column, caption_column, conditioning_image_column)
+        source, message = _from_table(table, columns, minimum, max_train_samples)
     if message:
         warnings.warn(message, stacklevel=2)
     return source
 
 
+Columns = tuple[str, str, str | None]  # of the images, of the captions and, if there are any, of the conditions
+
+
+def _of_same_names(folder: Path, names: list[str]) -> dict[str, Path]:
+    """For each image's name that a folder has a picture of: that picture, whatever its format.
+
+    Raises:
+        DataError: there is no such folder, or it has two pictures of one name.
+    """
+    listing = Listing(folder)
+    found: dict[str, str] = {}
+    for name in listing.visible:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES and found.setdefault(stem, name) != name:
+            raise DataError(f"{folder} has both {found[stem]} and {name}: keep one of them for each picture")
+    stems = {name: os.path.splitext(name)[0] for name in names}
+    return {name: listing.inside(found[stem]) for name, stem in stems.items() if stem in found}
+
+
 def _from_folder(
-    folder: Path, image_column: str, caption_column: str, minimum: int, most: int | None
+    folder: Path, columns: Columns, beside: Path | None, minimum: int, most: int | None
 ) -> tuple[Source, str]:
-    """The source of a folder, and what to warn of."""
-    contents = read_folder(folder, image_column, caption_column)
+    """The source of a folder, and what to warn of; `beside` is the folder of conditions, if they are in one."""
+    contents = read_folder(folder, *columns)
     home = Path(os.path.abspath(folder))  # absolute, as the process may change its working directory before it reads
     entries = list(contents.entries.values())
+    conditions: dict[str, Path] = {}  # an image's name -> its condition
+    if beside is not None:
+        conditions = _of_same_names(Path(os.path.abspath(beside)), [entry.name for entry in entries])
+    elif columns[2] is not None:
+        conditions = {entry.name: home / entry.condition for entry in entries if entry.condition is not None}
+    has_conditions = beside is not None or columns[2] is not None
 
     def find(index: int) -> Picture:
         entry = entries[index]
         if entry.problem or not entry.captions:
             raise PictureError(entry.problem or NO_CAPTION)
+        if has_conditions:
+            if entry.name not in conditions:
+                raise PictureError("without a condition")
+            check_condition(conditions[entry.name])
         return home / entry.name
 
     omissions = Omissions()
@@ -103,6 +152,7 @@ def _from_folder(
             len(chosen),
             PictureFiles([home / entry.name for entry in chosen]),
             captions=[entry.captions for entry in chosen],
+            conditions=PictureFiles([conditions[entry.name] for entry in chosen]) if has_conditions else None,
         ),
         _message(
             str(folder), omissions, len(kept), [entry.name for entry in chosen if entry.name in contents.repeated]
@@ -111,16 +161,27 @@ def _from_folder(
 
 
 def _from_table(
-    table: Table, image_column: str, caption_column: str, minimum: int, most: int | None
+    table: Table, columns: Columns, minimum: int, most: int | None
 ) -> tuple[Source, str]:
     """The source of a dataset, and what to warn of."""
+    image_column, caption_column, conditioning_image_column = columns
     pictures = table.pictures(image_column)
     table.check_column(caption_column, USUAL_CAPTIONS)
     captions = [texts_of(value) for value in table.values(caption_column)]
+    conditions = None
+    if conditioning_image_column is not None:
+        table.check_column(conditioning_image_column, USUAL_CONDITIONS)
+        conditions = table.pictures(conditioning_image_column)
 
     def find(index: int) -> Picture:
         if not captions[index]:
             raise PictureError(NO_CAPTION)
+        if conditions is not None:
+            try:
+                condition = conditions.find(index)
+            except PictureError as reason:
+                raise PictureError(f"with a condition {reason}") from reason
+            check_condition(condition)
         return pictures.find(index)
 
     omissions = Omissions()
@@ -128,7 +189,12 @@ def _from_table(
     if not kept:
         raise DataError(f"{table.name} has no image that can be used: {omissions}")
     return (
-        Source(len(kept), replace(pictures, rows=kept), captions=[captions[index] for index in kept]),
+        Source(
+            len(kept),
+            replace(pictures, rows=kept),
+            captions=[captions[index] for index in kept],
+            conditions=None if conditions is None else replace(conditions, rows=kept),
+        ),
         _message(table.name, omissions, len(kept), []),
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ddim.errors import DataError, require
-from ddim.data.source import USUAL_CAPTIONS, missing_column
+from ddim.data.source import USUAL_CAPTIONS, USUAL_CONDITIONS, missing_column
 
 Rows = list[tuple[str, dict[str, Any]]]  # for each row: where it is, such as "line 3", and {column: value}
 
@@ -30,11 +30,13 @@ class Caption:
         file_name: the value in the file-name column. It should be the image's path, relative to the metadata file's
             folder, but is whatever the file holds and may be no text.
         texts: the captions that can be used; empty if there are none.
+        condition: the value in the column of conditions, such as a file's name; None without such a column.
     """
 
     where: str
     file_name: object
     texts: tuple[str, ...]
+    condition: object = None
 
 
 def texts_of(value: object) -> tuple[str, ...]:
@@ -48,7 +50,9 @@ def texts_of(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if _says_something(text)))
 
 
-def read_metadata(path: Path, name: str, image_column: str, caption_column: str) -> list[Caption]:
+def read_metadata(
+    path: Path, name: str, image_column: str, caption_column: str, conditioning_image_column: str | None = None
+) -> list[Caption]:
     """The rows of a metadata file, in order.
 
     Args:
@@ -57,6 +61,8 @@ def read_metadata(path: Path, name: str, image_column: str, caption_column: str)
         image_column: says the column of the images' file names: as in the `datasets` library, that is `file_name` or
             else `<image_column>_file_name`.
         caption_column: the column of the captions.
+        conditioning_image_column: the column of the file names of what the images are conditioned on, which may be
+            called `<conditioning_image_column>_file_name` as well; None if there is none.
 
     Raises:
         DataError: the file is not UTF-8, has a broken line, or lacks a column.
@@ -64,7 +70,8 @@ def read_metadata(path: Path, name: str, image_column: str, caption_column: str)
     """
     prefixed = f"{image_column}_file_name"
     if path.suffix == ".parquet":
-        columns, rows = _parquet(path, name, {"file_name", prefixed, caption_column})
+        wanted = {"file_name", prefixed, caption_column, *_names_of(conditioning_image_column)}
+        columns, rows = _parquet(path, name, wanted)
     else:
         columns, rows = (_jsonl if path.suffix == ".jsonl" else _csv)(path, name)
     if not rows:
@@ -75,7 +82,26 @@ def read_metadata(path: Path, name: str, image_column: str, caption_column: str)
     if caption_column not in columns:
         others = [column for column in columns if column != file_column]
         raise missing_column(name, caption_column, columns, (*USUAL_CAPTIONS, *(others if len(others) == 1 else ())))
-    return [Caption(f"{name}, {where}", row.get(file_column), texts_of(row.get(caption_column))) for where, row in rows]
+    condition_column = next((column for column in _names_of(conditioning_image_column) if column in columns), "")
+    if conditioning_image_column is not None and not condition_column:
+        raise missing_column(name, conditioning_image_column, columns, USUAL_CONDITIONS)
+    return [
+        Caption(
+            f"{name}, {where}",
+            row.get(file_column),
+            texts_of(row.get(caption_column)),
+            row.get(condition_column) if condition_column else None,
+        )
+        for where, row in rows
+    ]
+
+
+def _names_of(conditioning_image_column: str | None) -> tuple[str, ...]:
+    """What a column of the file names of conditions may be called."""
+    return () if conditioning_image_column is None else (
+        conditioning_image_column,
+        f"{conditioning_image_column}_file_name",
+    )
 
 
 def read_lines(path: Path, name: str) -> tuple[str, ...]:

@@ -30,11 +30,13 @@ class Entry:
         name: the image's path relative to the folder, or what else to call the entry.
         captions: texts, any of which fits the image; empty if it has none.
         problem: why the entry has no image, in words that read on from a number; None if it has one.
+        condition: the path, relative to the folder, of the picture that the image is conditioned on; None without one.
     """
 
     name: str
     captions: tuple[str, ...] = ()
     problem: str | None = None
+    condition: str | None = None
 
 
 @dataclass
@@ -57,7 +59,9 @@ class Contents:
             known.captions = tuple(dict.fromkeys(known.captions + entry.captions))
 
 
-def read_folder(folder: Path, image_column: str, caption_column: str) -> Contents:
+def read_folder(
+    folder: Path, image_column: str, caption_column: str, conditioning_image_column: str | None = None
+) -> Contents:
     """Every image in a folder and below it, and every caption.
 
     If there is a metadata file anywhere, the captions are in the metadata files, whose file names are relative to their
@@ -66,7 +70,8 @@ def read_folder(folder: Path, image_column: str, caption_column: str) -> Content
 
     Args:
         folder: the folder.
-        image_column, caption_column: see `captions.read_metadata`.
+        image_column, caption_column, conditioning_image_column: see `captions.read_metadata`. What a column of
+            conditions names is no image of its own.
 
     Raises:
         DataError: there is no such folder, or a file of captions is broken or cannot be read; names the line.
@@ -79,6 +84,11 @@ def read_folder(folder: Path, image_column: str, caption_column: str) -> Content
             raise DataError(f"{folder / home} has {count} metadata files; keep one of them")
     images = [name for name in listing.visible if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     contents = Contents()
+    if not metadata and conditioning_image_column is not None:
+        raise DataError(
+            f"{folder} has no {METADATA[0]}, whose entries {conditioning_image_column} would say what each picture is "
+            "conditioned on: write one, or give conditioning_data_dir"
+        )
     if not metadata:
         _beside(listing, images, contents)
         return contents
@@ -88,14 +98,18 @@ def read_folder(folder: Path, image_column: str, caption_column: str) -> Content
             path = listing.inside(name)
         except PictureError as reason:
             raise DataError(f"{folder / name} is a link to a file {reason}: put the file itself there") from reason
-        for row in read_metadata(path, str(folder / name), image_column, caption_column):
+        for row in read_metadata(path, str(folder / name), image_column, caption_column, conditioning_image_column):
             if not isinstance(row.file_name, str) or not row.file_name:
                 contents.add(row.where, Entry(row.where, problem="without a file name"))
                 continue
             try:
                 key = listing.find(posixpath.dirname(name), row.file_name)
                 named.add(key)
-                contents.add(listing.identity(key), Entry(key, row.texts))
+                identity, condition = listing.identity(key), None
+                if conditioning_image_column is not None:
+                    condition = _condition(listing, posixpath.dirname(name), row.condition)
+                    named.add(condition)
+                contents.add(identity, Entry(key, row.texts, condition=condition))
             except PictureError as reason:
                 hint = listing.similar(posixpath.dirname(name), row.file_name)
                 shown = f"{row.file_name}, but there is {hint}" if hint else row.file_name
@@ -104,6 +118,18 @@ def read_folder(folder: Path, image_column: str, caption_column: str) -> Content
         if name not in named:
             contents.entries.setdefault(f"{name}\0", Entry(name))
     return contents
+
+
+def _condition(listing: Listing, home: str, file_name: object) -> str:
+    """The file that a metadata file in the folder `home` names as a condition. Raises `PictureError` without one."""
+    if not isinstance(file_name, str) or not file_name:
+        raise PictureError("without a condition")
+    try:
+        key = listing.find(home, file_name)
+        listing.inside(key)
+    except PictureError as reason:
+        raise PictureError(f"with a condition {reason}") from reason
+    return key
 
 
 def _beside(listing: Listing, images: list[str], contents: Contents) -> None:

@@ -14,6 +14,7 @@ from ddim.images.reading import upright
 
 # Names that columns of images and of captions often have, by which an error guesses what was meant.
 USUAL_IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
+USUAL_CONDITIONS = ("conditioning_image", "conditioning_image_file_name", "condition", "control", "guide")
 USUAL_CAPTIONS = ("text", "caption", "captions", "prompt", "description", "txt", "sentence")
 
 
@@ -29,6 +30,8 @@ class Source:
         labels: the class of each image; None without classes.
         class_names: the name of each class; empty without classes.
         captions: one or more texts for each image, any of which fits it; None without captions.
+        conditions: from an image's number to the picture that it is conditioned on, of the same proportions; None
+            without conditions.
     """
 
     count: int
@@ -37,14 +40,15 @@ class Source:
     labels: Sequence[int] | None = None
     class_names: tuple[str, ...] = ()
     captions: Sequence[tuple[str, ...]] | None = None
+    conditions: Callable[[int], Image.Image] | None = None
 
     def at_least(self, least: int) -> Source:
         """The same source for somebody who needs no more than so many pixels of both sides.
 
         Pictures in files that are several times as large may then be decoded smaller, with at least twice as many.
         """
-        shrinking = getattr(self.load, "at_least", None)
-        return self if shrinking is None else replace(self, load=shrinking(least))
+        found = {name: getattr(getattr(self, name), "at_least", None) for name in ("load", "conditions")}
+        return replace(self, **{name: shrinking(least) for name, shrinking in found.items() if shrinking is not None})
 
     def size(self, index: int) -> tuple[int, int]:
         """An image's (width, height), upright. One that is in a file is not decoded for it.

@@ -67,6 +67,14 @@ def usable(
     return found
 
 
+def check_condition(picture: Picture) -> None:
+    """Raise `PictureError` if what a picture is conditioned on is no picture, as far as its file says."""
+    try:
+        _inspect(picture, 1)
+    except PictureError as reason:
+        raise PictureError(f"with a condition that is {reason}") from reason
+
+
 def _inspect(picture: Picture, minimum: int) -> int:
     """How many pixels a picture has, as its file says. Raises `PictureError` if they are too many or too few, or if
     what the file says of itself is wrong."""
