@@ -7,10 +7,12 @@ from ddim.models.clip import (
     CLIPTextOutput,
     CLIPTextProjectionOutput,
 )
+from ddim.models.controlnet import ControlNetModel, ControlNetOutput
+from ddim.models.text_backbone import TextCache
 from ddim.models.tiny_vae import AutoencoderTiny, AutoencoderTinyOutput
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.models.unet import UNet2DModel
-from ddim.models.unet_condition import TextCache, UNet2DConditionModel
+from ddim.models.unet_condition import UNet2DConditionModel
 from ddim.models.vae import AutoencoderKL, AutoencoderKLOutput, DecoderOutput, DiagonalGaussianDistribution
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "CLIPTokenizer",
     "ChosenTimes",
     "ClassTimeCache",
+    "ControlNetModel",
+    "ControlNetOutput",
     "DecoderOutput",
     "DiagonalGaussianDistribution",
     "TextCache",

@@ -150,7 +150,7 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
             style: what all residual blocks have in common.
             down: the way down, from the highest resolution to the lowest.
             middle: the block between the two ways, or None.
-            up: the way up, from the lowest resolution to the highest.
+            up: the way up, from the lowest resolution to the highest; empty for a network that has none.
             padding: of the convolutions that halve the resolution.
         """
         self.time_act = activation(style.act_fn)
@@ -165,7 +165,7 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
             UP_BLOCKS[level.kind](
                 before.channels, level.channels, after.channels, level.layers, style, level.attention, level.resampler
             )
-            for before, level, after in zip([up[0], *up], up, [*up[1:], up[-1]], strict=False)
+            for before, level, after in zip([*up[:1], *up], up, [*up[1:], *up[-1:]], strict=False)
         )
         for i, up_block in enumerate(self.up_blocks):
             cast(UpBlock2D, up_block).resolution_idx = i
@@ -287,14 +287,8 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
             added: what another network adds.
         """
         added = added or Residuals()
-        x = self.conv_in(x)
-        skips = [x]
-        for block, inside in zip_longest(self.down_blocks, added.inside):
-            more = self._text_for(block, text)
-            if inside is not None:
-                more = {**more, "additional_residuals": inside}
-            x, outputs = block(hidden_states=x, temb=temb, **more)
-            skips += outputs
+        skips = self.way_down(self.conv_in(x), temb, text, added.inside)
+        x = skips[-1]
         if added.down is not None:
             if len(added.down) != len(skips):
                 raise ValueError(
@@ -318,6 +312,25 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
             )
         out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return out
+
+    def way_down(
+        self, x: Tensor, temb: Times, text: Mapping[str, Any] | None = None, inside: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        """What `conv_in` gave (b c h w), and after it the outputs of the way down, in the order in which they are made.
+
+        Args:
+            x: what `conv_in` gave.
+            temb, text: as for `body`.
+            inside: what another network adds within the blocks, see `Residuals`.
+        """
+        outputs = [x]
+        for block, more in zip_longest(self.down_blocks, inside):
+            given = self._text_for(block, text)
+            if more is not None:
+                given = {**given, "additional_residuals": more}
+            x, new = block(hidden_states=x, temb=temb, **given)
+            outputs += new
+        return outputs
 
     def _text_for(self, block: nn.Module, text: Mapping[str, Any] | None) -> Mapping[str, Any]:
         return text if text and getattr(block, "has_cross_attention", False) else {}

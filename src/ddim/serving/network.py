@@ -19,7 +19,7 @@ from ddim.models.core import Held, hold
 from ddim.models.embeddings import guidance_condition
 from ddim.models.replaced import is_replaced
 from ddim.models.snapshot import Snapshot
-from ddim.models.unet_condition import TextCache
+from ddim.models.text_backbone import TextCache
 from ddim.serving.samples import Text
 
 T = TypeVar("T")

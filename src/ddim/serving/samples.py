@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim.models.unet_condition import TextCache
+from ddim.models.text_backbone import TextCache
 from ddim.noise import seeded_generators
 from ddim.pipelines.starts import Kept, Task
 from ddim.plan import SamplingPlan

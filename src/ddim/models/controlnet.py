@@ -1,0 +1,300 @@
+"""ControlNet (Zhang et al. 2023): a copy of a U-Net's way down that is shown a picture, and steers that U-Net."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddim.checkpoint.config import register_to_config
+from ddim.errors import ConfigError
+from ddim.models.backbone import ChosenTimes, ClassTimeCache, TimeCache
+from ddim.models.blocks import DownBlock2D, Times
+from ddim.models.embeddings import as_timesteps
+from ddim.models.settings import look_up
+from ddim.models.text_backbone import TextBackbone, TextCache, as_bias
+from ddim.models.unet_condition import UNet2DConditionModel
+from ddim.step import Output
+
+WIDTHS = (16, 32, 96, 256)  # of the published ControlNets' reading of a picture
+CHANNEL_ORDERS = {"rgb": False, "bgr": True}  # whether the picture's channels are turned round
+
+
+@dataclass(eq=False)
+class ControlNetOutput(Output):
+    """What a ControlNet adds to a U-Net."""
+
+    down_block_res_samples: list[Tensor]  # (b c h w) each, for the outputs of the way down
+    mid_block_res_sample: Tensor  # (b c h w), for the output of the middle
+
+
+class ControlNetConditioningEmbedding(nn.Module):
+    """A picture in features of the latents' resolution: (b c H W) -> (b out h w).
+
+    Args:
+        conditioning_embedding_channels: out.
+        conditioning_channels: c, of the picture.
+        block_out_channels: channels at each resolution; each after the first halves height and width.
+    """
+
+    def __init__(
+        self,
+        conditioning_embedding_channels: int,
+        conditioning_channels: int = 3,
+        block_out_channels: tuple[int, ...] = WIDTHS,
+    ) -> None:
+        super().__init__()
+        widths = block_out_channels
+        self.conv_in = nn.Conv2d(conditioning_channels, widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for before, after in itertools.pairwise(widths):
+            self.blocks.append(nn.Conv2d(before, before, 3, padding=1))
+            self.blocks.append(nn.Conv2d(before, after, 3, padding=1, stride=2))
+        self.conv_out = zeroed(nn.Conv2d(widths[-1], conditioning_embedding_channels, 3, padding=1))
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        x = F.silu(self.conv_in(conditioning))
+        for block in self.blocks:
+            x = F.silu(block(x))
+        out: Tensor = self.conv_out(x)
+        return out
+
+
+class ControlNetModel(TextBackbone):
+    """A ControlNet for Stable Diffusion 1, 2 and XL; the constructor's arguments are diffusers'.
+
+    It is the way down and the middle of a U-Net, with the picture's features added to what `conv_in` gives. What its
+    blocks give goes through convolutions that begin as zeros, and is added to the outputs of the U-Net's own blocks.
+
+    Args:
+        conditioning_channels: of the picture that it is shown.
+        controlnet_conditioning_channel_order: "rgb" or "bgr": how that picture's channels are ordered in training.
+        conditioning_embedding_out_channels: channels in which the picture is read, from its own resolution down to that
+            of the latents: each after the first halves height and width.
+        global_pool_conditions: what is added is its mean over the picture, which says what is on it but not where.
+        num_attention_heads: the number of heads, which `attention_head_dim` says where this is None.
+        mid_block_type: a key of `text_backbone.MID_BLOCKS`.
+        encoder_hid_dim, encoder_hid_dim_type: must be None: they are other families'.
+        addition_embed_type_num_heads: without effect here; kept in the config.
+
+    The others are those of `UNet2DConditionModel`.
+
+    Raises:
+        ConfigError: arguments that are unknown, not implemented or do not fit together.
+    """
+
+    encoder_hid_proj = None
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        conditioning_channels: int = 3,
+        flip_sin_to_cos: bool = True,
+        freq_shift: int = 0,
+        down_block_types: tuple[str, ...] = (
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "DownBlock2D",
+        ),
+        mid_block_type: str | None = "UNetMidBlock2DCrossAttn",
+        only_cross_attention: bool | tuple[bool, ...] = False,
+        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
+        layers_per_block: int = 2,
+        downsample_padding: int = 1,
+        mid_block_scale_factor: float = 1,
+        act_fn: str = "silu",
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        cross_attention_dim: int = 1280,
+        transformer_layers_per_block: int | tuple[int, ...] = 1,
+        encoder_hid_dim: None = None,
+        encoder_hid_dim_type: None = None,
+        attention_head_dim: int | tuple[int, ...] = 8,
+        num_attention_heads: int | tuple[int, ...] | None = None,
+        use_linear_projection: bool = False,
+        class_embed_type: str | None = None,
+        addition_embed_type: str | None = None,
+        addition_time_embed_dim: int | None = None,
+        num_class_embeds: int | None = None,
+        upcast_attention: bool = False,
+        resnet_time_scale_shift: str = "default",
+        projection_class_embeddings_input_dim: int | None = None,
+        controlnet_conditioning_channel_order: str = "rgb",
+        conditioning_embedding_out_channels: tuple[int, ...] | None = WIDTHS,
+        global_pool_conditions: bool = False,
+        addition_embed_type_num_heads: int = 64,
+    ) -> None:
+        super().__init__()
+        for name in ("encoder_hid_dim", "encoder_hid_dim_type"):
+            if self.config[name] is not None:
+                raise ConfigError(f"{name}={self.config[name]!r:.100} is not implemented, only None is")
+        if mid_block_type is None:
+            raise ConfigError("mid_block_type must name a block: a ControlNet has a middle")
+        order = controlnet_conditioning_channel_order
+        self.is_turned = look_up("controlnet_conditioning_channel_order", order, CHANNEL_ORDERS)
+        reading = WIDTHS if conditioning_embedding_out_channels is None else conditioning_embedding_out_channels
+        if not reading or not all(isinstance(each, int) and each > 0 for each in (*reading, conditioning_channels)):
+            raise ConfigError(
+                "conditioning_embedding_out_channels and conditioning_channels must be whole numbers above 0, not "
+                f"{reading!r:.100} and {conditioning_channels!r:.50}"
+            )
+        self.make({**self.config, "attention_head_dim": num_attention_heads or attention_head_dim})
+
+        self.conditioning_channels, self.shrinks_by = conditioning_channels, 2 ** (len(reading) - 1)
+        self.controlnet_cond_embedding = ControlNetConditioningEmbedding(
+            block_out_channels[0], conditioning_channels, tuple(reading)
+        )
+        widths = [block_out_channels[0]]
+        for width, block in zip(block_out_channels, self.down_blocks, strict=True):
+            assert isinstance(block, DownBlock2D)
+            widths += [width] * (len(block.resnets) + len([*block.resamplers()]))
+        self.controlnet_down_blocks = nn.ModuleList(zeroed(nn.Conv2d(width, width, 1)) for width in widths)
+        self.controlnet_mid_block = zeroed(nn.Conv2d(block_out_channels[-1], block_out_channels[-1], 1))
+
+    @classmethod
+    def from_unet(
+        cls,
+        unet: UNet2DConditionModel,
+        controlnet_conditioning_channel_order: str = "rgb",
+        conditioning_embedding_out_channels: tuple[int, ...] | None = WIDTHS,
+        load_weights_from_unet: bool = True,
+        conditioning_channels: int = 3,
+    ) -> Self:
+        """A new ControlNet for a U-Net, which changes nothing yet.
+
+        Args:
+            unet: the U-Net; its settings are taken over.
+            load_weights_from_unet: begin with the U-Net's weights, as is meant; False begins at random.
+
+        The other arguments are the constructor's.
+
+        Raises:
+            ConfigError: the U-Net is of a kind that a ControlNet cannot be a copy of.
+        """
+        names = inspect.signature(cls.__init__).parameters
+        shared = {name: value for name, value in unet.config.items() if name in names}
+        network = cls(
+            **{
+                **shared,
+                "controlnet_conditioning_channel_order": controlnet_conditioning_channel_order,
+                "conditioning_embedding_out_channels": conditioning_embedding_out_channels,
+                "conditioning_channels": conditioning_channels,
+            }
+        )
+        if load_weights_from_unet:
+            own = network.state_dict()
+            taken = {name: tensor for name, tensor in unet.state_dict().items() if name in own}
+            missing, _ = network.load_state_dict(taken, strict=False)
+            others = [name for name in missing if not name.startswith("controlnet_")]
+            if others:
+                raise ConfigError(f"the U-Net has no {', '.join(others[:5])}, which a ControlNet copies")
+        return network
+
+    def read(self, picture: Tensor) -> Tensor:
+        """A picture's features, which are the same at all steps: (b c H W) in [0, 1] to (b w h w)."""
+        if picture.ndim != 4 or picture.shape[1] != self.conditioning_channels:
+            raise ValueError(
+                f"controlnet_cond must have shape (b, {self.conditioning_channels}, H, W), not {tuple(picture.shape)}"
+            )
+        features: Tensor = self.controlnet_cond_embedding(picture.flip(1) if self.is_turned else picture)
+        return features
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor | None = None,
+        controlnet_cond: Tensor | None = None,
+        conditioning_scale: float = 1.0,
+        class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        guess_mode: bool = False,
+        return_dict: bool = True,
+        *,
+        features: Tensor | None = None,
+        text_cache: TextCache | None = None,
+        time_cache: TimeCache | ClassTimeCache | ChosenTimes | None = None,
+    ) -> ControlNetOutput | Any:
+        """What is to be added to a U-Net's outputs.
+
+        Args:
+            controlnet_cond: the picture, (b c H W) in [0, 1], so many times as large as the sample as
+                `conditioning_embedding_out_channels` say.
+            conditioning_scale: what the result is multiplied by.
+            guess_mode: multiply it by 0.1 at the highest resolution and by more below, to 1 in the middle: for use
+                without a text (not where `global_pool_conditions`).
+            features: what `read` made of the picture; it is used instead of `controlnet_cond`.
+
+        The others are those of `UNet2DConditionModel.forward`.
+
+        Returns:
+            `.down_block_res_samples`, a list, and `.mid_block_res_sample`.
+
+        Raises:
+            ValueError: a shape or the class labels do not fit, or the text or the picture is missing.
+        """
+        if sample.ndim != 4 or sample.shape[1] != self.in_channels:
+            raise ValueError(f"sample must have shape (b, {self.in_channels}, h, w), not {tuple(sample.shape)}")
+        states: Any = self._text(encoder_hidden_states, sample.shape[0]) if text_cache is None else iter(text_cache)
+        text = {
+            "encoder_hidden_states": states,
+            "attention_mask": as_bias(attention_mask, sample),
+            "cross_attention_kwargs": self._for_processors(cross_attention_kwargs),
+        }
+        if features is None:
+            if controlnet_cond is None:
+                raise ValueError("the picture is missing: give controlnet_cond")
+            features = self.read(controlnet_cond)
+        x = self.conv_in(sample)
+        if features.shape[2:] != x.shape[2:] or features.shape[0] not in (1, x.shape[0]):
+            sides = tuple(side * self.shrinks_by for side in x.shape[2:])
+            raise ValueError(
+                f"controlnet_cond must be {sides[0]}x{sides[1]} for a sample of {x.shape[2]}x{x.shape[3]}, one or as "
+                f"many as there are samples; its features are {tuple(features.shape)}"
+            )
+        if time_cache is None:
+            times = as_timesteps(timestep, sample.shape[0], sample.device)
+            temb: Times = self.embed(times, class_labels, timestep_cond, added_cond_kwargs)
+        else:
+            temb = self.projected(time_cache.at(timestep))
+        outputs = self.way_down(x + features, temb, text)
+        assert self.mid_block is not None
+        middle = self.mid_block(outputs[-1], temb, **self._text_for(self.mid_block, text))
+        results = [
+            layer(output)
+            for layer, output in zip(
+                (*self.controlnet_down_blocks, self.controlnet_mid_block), (*outputs, middle), strict=True
+            )
+        ]
+        pools = self.config.global_pool_conditions
+        *down, middle = _scaled(results, conditioning_scale, rises=guess_mode and not pools)
+        if pools:
+            *down, middle = (each.mean(dim=(2, 3), keepdim=True) for each in (*down, middle))
+        return ControlNetOutput(down, middle) if return_dict else (down, middle)
+
+
+def _scaled(results: Sequence[Tensor], scale: float, rises: bool) -> list[Tensor]:
+    """Results times a scale; times 0.1 to 1 more, evenly in their logarithm, if it rises."""
+    if not rises:
+        return [*results] if scale == 1 else [result * scale for result in results]
+    shares = torch.logspace(-1, 0, len(results)).tolist()
+    return [result * (scale * share) for result, share in zip(results, shares, strict=True)]
+
+
+def zeroed(convolution: nn.Conv2d) -> nn.Conv2d:
+    """The convolution with weights of zero, through which nothing comes before it is trained."""
+    nn.init.zeros_(convolution.weight)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    return convolution
