@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clusters import two_nodes
 from PIL import Image
 from tiny import tiny_pipeline, tiny_unet
 
@@ -444,6 +445,16 @@ def test_one_two_and_three_workers_give_the_same_report(model: str, tmp_path: Pa
             assert figures(out) == figures(undisturbed)
             for name in ("settings.json", "reference.safetensors"):
                 assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Ray's own
+def test_workers_of_two_nodes_give_the_same_report(model: str, tmp_path: Path, undisturbed: Path) -> None:
+    with two_nodes() as cluster:
+        assert evaluate(model, tmp_path / "out", "--workers", "2", "--ray-address", cluster.address) == 0
+    assert figures(tmp_path / "out") == figures(undisturbed)
+    for name in ("settings.json", "reference.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 def test_what_workers_are_not_for(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import raylet, two_nodes
 from tiny_jobs import begun, written
 
 from ddim.cli import main
@@ -280,18 +281,8 @@ def test_whoever_is_killed_nothing_is_lost(classes: str, tmp_path: Path) -> None
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    """Two raylets on loopback, of one processor each."""
-    from ray.cluster_utils import Cluster
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False},
-    )
-    made.second = made.add_node(num_cpus=1, object_store_memory=80_000_000)
-    made.wait_for_nodes()
-    yield made
-    made.shutdown()
+    with two_nodes() as made:
+        yield made
 
 
 @pytest.mark.slow
@@ -300,7 +291,7 @@ def test_a_node_is_lost(many: str, classes: str, tmp_path: Path, cluster: Any) -
     command = [sys.executable, "-m", "ddim", "generate", many, "--out", str(out), "--model", classes]
     process = subprocess.Popen([*command, "--ray-address", cluster.address], stderr=subprocess.PIPE, text=True)
     when(lambda: drawn(out) > 20)
-    os.kill(cluster.second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    os.kill(raylet(cluster.second), signal.SIGKILL)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert generate(many, tmp_path / "plain", classes) == 0

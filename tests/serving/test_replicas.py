@@ -20,6 +20,7 @@ from typing import Any
 
 import openai
 import pytest
+from clusters import parent, raylet, two_nodes
 from serving import eventually, process
 
 from ddim import errors
@@ -265,6 +266,28 @@ def test_when_the_server_is_killed_nothing_goes_on_to_draw(tmp_path: Path) -> No
         assert set(cluster.processes().values()) <= children
         cluster.running.kill()
         eventually(lambda: not any(map(is_alive, children)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Ray's own
+def test_replicas_on_the_nodes_of_a_cluster(tmp_path: Path) -> None:
+    """Each has one; one that is killed is replaced on its node, as the other one has no processor left."""
+    with two_nodes() as nodes, started(tmp_path, "--ray-address", nodes.address) as cluster:
+        raylets = {raylet(nodes.head_node), raylet(nodes.second)}
+        before = cluster.processes()
+        assert {parent(pid) for pid in before.values()} == raylets
+        alone = cluster.draw().data[0].b64_json
+        drawn = [cluster.draw(extra={"seed": 7}).data[0].b64_json for _ in range(4)]
+        assert set(drawn) == {alone}
+        os.kill(next(pid for pid in before.values() if parent(pid) == raylet(nodes.second)), signal.SIGKILL)
+        eventually(lambda: len(cluster.processes()) == 3, 120)
+        (new,) = set(cluster.processes().values()) - set(before.values())
+        assert parent(new) == raylet(nodes.second)
+        assert cluster.draw(retries=5).data[0].b64_json == alone
+        cluster.running.terminate()
+        assert cluster.running.wait(60) == 0
+        eventually(lambda: not any(map(is_alive, [*before.values(), new])))
+        assert all(map(is_alive, raylets))  # the cluster is its owner's
 
 
 def test_without_ray_it_says_how_to_install_it(

@@ -297,7 +297,7 @@ def _serve_replicas(settings: ServeSettings, places: Mapping[str, str], options:
     places = {name: os.path.abspath(place) if os.path.exists(place) else place for name, place in places.items()}
     make_app = functools.partial(_app_of_replica, settings, places, of_replica(options, count))
     with joined(settings.ray_address, max(count, own)) as ray:
-        check_nodes(ray)
+        check_nodes(ray, serves=True)
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cores = [own] if settings.ray_address is None else [int(each.get("CPU", 0)) for each in alive]
         threads = threads_told(threads_each(count, cores))

@@ -8,7 +8,7 @@ import os
 import platform
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ddim._version import __version__
@@ -17,6 +17,7 @@ from ddim.errors import ConfigError, require
 __all__ = ["check_nodes", "installed", "joined", "threads_each", "threads_told"]
 
 _PATIENCE = 10.0  # seconds within which a cluster answers
+_LOOKING = 120.0  # seconds within which each node says what it has
 _STORE = 512 * 2**20  # bytes of the memory that processes of this machine hand large things to each other in
 
 
@@ -79,32 +80,85 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def check_nodes(ray: Any) -> None:
+# What each node needs to draw, whatever the command, by the module's name; and which extra brings it, if one does.
+_NEEDED = {
+    "ddim": "", "torch": "", "numpy": "", "PIL": "", "safetensors": "", "tokenizers": "", "huggingface_hub": "",
+    "tqdm": "", "tyro": "", "pydantic": "serve", "pyarrow": "scale",
+}  # fmt: skip
+_OF_SERVERS = {"fastapi": "serve", "prometheus_client": "serve", "python_multipart": "serve"}
+_SAME = ("Python", "ddim", "torch")  # of which the versions are to be the same; what only differs after a + is
+
+
+def check_nodes(ray: Any, *, serves: bool = False, needs: Mapping[str, str] | None = None) -> None:
     """Look at what each node of a cluster has installed.
 
+    Args:
+        ray: the module, connected to the cluster.
+        serves: whether nodes are to serve.
+        needs: further modules, and the extra of this package that brings each.
+
     Raises:
-        ConfigError: it is not what is installed here; the message names the node, and what to do.
+        ConfigError: something is missing or of another version; the message names the node, and what to do.
     """
+    needed = {**_NEEDED, **(_OF_SERVERS if serves else {}), **(needs or {})}
     here = installed()
     strategy = require("ray.util.scheduling_strategies", "scale").NodeAffinitySchedulingStrategy
-    asked = {}
+    look = ray.remote(num_cpus=0, max_retries=0)(_looking())
+    asked = []
     for node in ray.nodes():
         if node["Alive"]:
             place = strategy(node["NodeID"], soft=False)
-            asked[node["NodeManagerAddress"]] = ray.remote(installed).options(num_cpus=0, scheduling_strategy=place)
-    for address, remote in asked.items():
+            asked.append((node["NodeManagerAddress"], look.options(scheduling_strategy=place).remote([*needed])))
+    for address, answer in asked:
         try:
-            there = ray.get(remote.remote(), timeout=120)
-        except Exception as error:  # of unpickling, of Ray, of imports: all of them mean that it cannot be run there
+            there = ray.get(answer, timeout=_LOOKING)
+        except Exception as error:  # of Ray, of what Ray needs: all of them mean that nothing can be run there
             raise ConfigError(
-                f"ddim does not run on the node {address}: install it there by pip install "
+                f"nothing of Python's can be run on the node {address}: install there what is here, by pip install "
                 f"'ddim[scale]=={__version__}' ({str(error).strip().splitlines()[-1]})"
             ) from error
-        for name, version in here.items():
-            if there[name] != version:
-                raise ConfigError(
-                    f"the node {address} has {name} {there[name]}, and this machine has {version}: install the same"
-                )
+        _check_node(address, there, here, needed)
+
+
+def _check_node(
+    address: str, there: Mapping[str, str | None], here: Mapping[str, str], needed: Mapping[str, str]
+) -> None:
+    """Raise a ConfigError if a node lacks something, or has another version of it."""
+    extras = ",".join(sorted({"scale", *filter(None, needed.values())}))
+    install = f"install it there, by pip install 'ddim[{extras}]=={__version__}'"
+    missing = [name for name in needed if there[name] is None]
+    if missing:
+        raise ConfigError(f"the node {address} has no {' and no '.join(missing)}: {install}")
+    for name in _SAME:
+        version, its = here[name], str(there[name])
+        if its.partition("+")[0] == version.partition("+")[0]:
+            continue
+        what = {"Python": f"use Python {version} there", "ddim": install}
+        said = what.get(name, f"install the same there, by pip install '{name}=={version.partition('+')[0]}'")
+        raise ConfigError(f"the node {address} has {name} {its}, and this machine has {version}: {said}")
+
+
+def _looking() -> Callable[[list[str]], dict[str, str | None]]:
+    """A function that looks at the modules of a node: {name: version}, None for one that is missing.
+
+    It is made here, so that Ray sends its code, and not only the name of a module that may be missing.
+    """
+
+    def look(names: list[str]) -> dict[str, str | None]:
+        import importlib
+        import platform
+
+        found: dict[str, str | None] = {"Python": ".".join(platform.python_version_tuple()[:2])}
+        for name in names:
+            try:
+                module = importlib.import_module(name)
+            except ImportError:
+                found[name] = None
+            else:
+                found[name] = str(getattr(module, "__version__", ""))
+        return found
+
+    return look
 
 
 def installed() -> dict[str, str]:
