@@ -33,6 +33,7 @@ UNET, VAE, CLIP, OPEN_CLIP = (
     "cond_stage_model.transformer.",
     "cond_stage_model.model.",
 )
+SD_PARTS = ("unet", "vae", "text_encoder")
 Shapes = dict[str, tuple[int, ...]]
 
 # What the configs of the published models in diffusers' layout say.
@@ -125,7 +126,7 @@ def test_the_values_go_where_diffusers_puts_them(version: int) -> None:
     tensors = original.tensors(original.shapes(version))
     found, problems = convert(tensors)
     assert problems == []
-    unet, vae, text = (found[part] for part in CLASSES)
+    unet, vae, text = (found[part] for part in SD_PARTS)
     if version == 1:
         expected_text = theirs.convert_ldm_clip_checkpoint(tensors)
         del expected_text["text_model.embeddings.position_ids"]
@@ -189,7 +190,7 @@ def test_a_file_gives_what_the_same_weights_in_diffusers_layout_give(name: str, 
     tensors = original.tensors(original.shapes(version, channels))
     loaded = load_single_file(files[name], prediction_type="v_prediction")
     assert list(loaded) == ["unet", "vae", "text_encoder", "scheduler"]
-    assert not any(loaded[part].training for part in CLASSES)
+    assert not any(loaded[part].training for part in SD_PARTS)
 
     config = {
         "in_channels": channels,
@@ -297,7 +298,7 @@ def test_types(stored: torch.dtype, wanted: torch.dtype | None, tmp_path: Path) 
     tensors = original.tensors(original.shapes(2), stored)
     save_file(tensors, tmp_path / "x.safetensors")
     loaded = load_single_file(tmp_path / "x.safetensors", dtype=wanted, prediction_type="epsilon")
-    for part in CLASSES:
+    for part in SD_PARTS:
         expected = convert(tensors)[0][part].state
         got = loaded[part].state_dict()
         assert {tensor.dtype for tensor in got.values()} == {wanted or torch.float32}
@@ -722,7 +723,7 @@ def test_a_name_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("conditioner.embedders.1.model.ln_final.weight", "Stable Diffusion XL"),
+        ("text_encoders.t5xxl.transformer.shared.weight", "Stable Diffusion 3 or later"),
         ("model.diffusion_model.double_blocks.0.img_attn.proj.weight", "Flux"),
         ("lora_unet_down_blocks_0_attentions_0_proj_in.alpha", "a LoRA"),
         ("diffusion_model.input_blocks.1.1.proj_in.lora_down.weight", "a LoRA"),

@@ -1,4 +1,4 @@
-"""Stable Diffusion's original layout, built up as the programs that trained it build their modules.
+"""Stable Diffusion's original layout, 1 and 2 and XL, built up as the programs that trained it build their modules.
 
 Names and shapes only, from the structure of the original networks; nothing here knows how they are called elsewhere.
 """
@@ -42,30 +42,49 @@ def residual(name: str, before: int, after: int, time: int) -> Named:
         yield from conv(f"{name}.skip_connection", before, after, 1)
 
 
-def transformer(name: str, channels: int, context: int, linear: bool) -> Named:
+def transformer(name: str, channels: int, context: int, linear: bool, depth: int = 1) -> Named:
     projection = (channels, channels) if linear else (channels, channels, 1, 1)
     yield from norm(f"{name}.norm", channels)
     yield from layer(f"{name}.proj_in", *projection)
-    block = f"{name}.transformer_blocks.0"
-    for attention, source in (("attn1", channels), ("attn2", context)):
-        yield from layer(f"{block}.{attention}.to_q", channels, channels, bias=False)
-        yield from layer(f"{block}.{attention}.to_k", channels, source, bias=False)
-        yield from layer(f"{block}.{attention}.to_v", channels, source, bias=False)
-        yield from layer(f"{block}.{attention}.to_out.0", channels, channels)
-    yield from layer(f"{block}.ff.net.0.proj", 8 * channels, channels)
-    yield from layer(f"{block}.ff.net.2", channels, 4 * channels)
-    for number in (1, 2, 3):
-        yield from norm(f"{block}.norm{number}", channels)
+    for block in (f"{name}.transformer_blocks.{number}" for number in range(depth)):
+        for attention, source in (("attn1", channels), ("attn2", context)):
+            yield from layer(f"{block}.{attention}.to_q", channels, channels, bias=False)
+            yield from layer(f"{block}.{attention}.to_k", channels, source, bias=False)
+            yield from layer(f"{block}.{attention}.to_v", channels, source, bias=False)
+            yield from layer(f"{block}.{attention}.to_out.0", channels, channels)
+        yield from layer(f"{block}.ff.net.0.proj", 8 * channels, channels)
+        yield from layer(f"{block}.ff.net.2", channels, 4 * channels)
+        for number in (1, 2, 3):
+            yield from norm(f"{block}.norm{number}", channels)
     yield from layer(f"{name}.proj_out", *projection)
 
 
 def unet(
-    width: int, multiples: tuple[int, ...], layers: int, attend: set[int], context: int, linear: bool, channels: int
+    width: int,
+    multiples: tuple[int, ...],
+    layers: int,
+    attend: set[int],
+    context: int,
+    linear: bool,
+    channels: int,
+    depths: tuple[int, ...] = (),
+    told: int = 0,
 ) -> Named:
-    """`attend` has the levels, from 0, at which there is attention."""
+    """The names in the U-Net.
+
+    Args:
+        attend: the levels, from 0, at which there is attention.
+        depths: the blocks of the transformers at each level, if there are not one each; the middle has as many as the
+            last level.
+        told: the width of what it is told beside the text, if it is told anything.
+    """
     time = 4 * width
+    depths = depths or (1,) * len(multiples)
     yield from layer("time_embed.0", time, width)
     yield from layer("time_embed.2", time, time)
+    if told:
+        yield from layer("label_emb.0.0", time, told)
+        yield from layer("label_emb.0.2", time, time)
     yield from conv("input_blocks.0.0", channels, width)
     skips, now, number = [width], width, 1
     for level, multiple in enumerate(multiples):
@@ -73,7 +92,7 @@ def unet(
             yield from residual(f"input_blocks.{number}.0", now, multiple * width, time)
             now = multiple * width
             if level in attend:
-                yield from transformer(f"input_blocks.{number}.1", now, context, linear)
+                yield from transformer(f"input_blocks.{number}.1", now, context, linear, depths[level])
             skips.append(now)
             number += 1
         if level < len(multiples) - 1:
@@ -81,7 +100,7 @@ def unet(
             skips.append(now)
             number += 1
     yield from residual("middle_block.0", now, now, time)
-    yield from transformer("middle_block.1", now, context, linear)
+    yield from transformer("middle_block.1", now, context, linear, depths[-1])
     yield from residual("middle_block.2", now, now, time)
     number = 0
     for level, multiple in reversed(list(enumerate(multiples))):
@@ -90,7 +109,7 @@ def unet(
             now = multiple * width
             parts = 1
             if level in attend:
-                yield from transformer(f"output_blocks.{number}.1", now, context, linear)
+                yield from transformer(f"output_blocks.{number}.1", now, context, linear, depths[level])
                 parts = 2
             if level and place == layers:
                 yield from conv(f"output_blocks.{number}.{parts}.conv", now, now)
@@ -163,9 +182,9 @@ def clip(width: int, layers: int, words: int, positions: int) -> Named:
     yield from norm("text_model.final_layer_norm", width)
 
 
-def open_clip(width: int, layers: int, words: int, positions: int) -> Named:
+def open_clip(width: int, layers: int, words: int, positions: int, projection: int = 0) -> Named:
     yield "positional_embedding", (positions, width)
-    yield "text_projection", (width, width)
+    yield "text_projection", (width, projection or width)
     yield "logit_scale", ()
     for number in range(layers):
         name = f"transformer.resblocks.{number}"
@@ -220,6 +239,76 @@ def shapes(
         **{f"model.diffusion_model.{name}": shape for name, shape in network.items()},
         **{f"first_stage_model.{name}": shape for name, shape in vae(**of_vae)},
         **text,
+        **(averages if ema else {}),
+    }
+
+
+FULL_XL: dict[str, Any] = {
+    "width": 320,
+    "multiples": (1, 2, 4),
+    "layers": 2,
+    "attend": {1, 2},
+    "depths": (0, 2, 10),
+    "context": 2048,
+    "told": 2816,
+}
+FULL_REFINER: dict[str, Any] = {
+    "width": 384,
+    "multiples": (1, 2, 4, 4),
+    "layers": 2,
+    "attend": {1, 2},
+    "depths": (4, 4, 4, 4),
+    "context": 1280,
+    "told": 2560,
+}
+FULL_CLIP: dict[str, Any] = {"width": 768, "layers": 12, "words": 49408, "positions": 77}
+FULL_BIG_G: dict[str, Any] = {"width": 1280, "layers": 32, "words": 49408, "positions": 77}
+# 6 or 5 numbers of 8 channels each, and the summary of the second text.
+TINY_XL: dict[str, Any] = {
+    "width": 32,
+    "multiples": (1, 2),
+    "layers": 1,
+    "attend": {1},
+    "depths": (0, 2),
+    "context": 192,
+    "told": 48 + 48,
+}
+TINY_REFINER: dict[str, Any] = {
+    "width": 32,
+    "multiples": (1, 2, 2),
+    "layers": 1,
+    "attend": {1},
+    "depths": (2, 2, 2),
+    "context": 128,
+    "told": 40 + 48,
+}
+TINY_BIG_G: dict[str, Any] = {"width": 128, "layers": 3, "words": 99, "positions": 16, "projection": 48}
+
+
+def xl_shapes(
+    channels: int = 4,
+    *,
+    refiner: bool = False,
+    of_unet: dict[str, Any] | None = None,
+    of_vae: dict[str, Any] = TINY_VAE,
+    of_text: dict[str, Any] = TINY_TEXT,
+    of_text_2: dict[str, Any] = TINY_BIG_G,
+    ema: bool = False,
+) -> dict[str, Shape]:
+    """All of a file of Stable Diffusion XL or of its refiner, which has the larger one of the text encoders alone."""
+    network = dict(unet(**(of_unet or (TINY_REFINER if refiner else TINY_XL)), linear=True, channels=channels))
+    first = {
+        f"conditioner.embedders.0.transformer.{name}": shape
+        for name, shape in [*clip(**of_text), ("text_model.embeddings.position_ids", (1, of_text["positions"]))]
+    }
+    averages: dict[str, Shape] = {"model_ema.decay": (), "model_ema.num_updates": ()}
+    averages |= {f"model_ema.diffusion_model{name.replace('.', '')}": shape for name, shape in network.items()}
+    return {
+        "denoiser.sigmas": (1000,),
+        **{f"model.diffusion_model.{name}": shape for name, shape in network.items()},
+        **{f"first_stage_model.{name}": shape for name, shape in vae(**of_vae)},
+        **({} if refiner else first),
+        **{f"conditioner.embedders.{int(not refiner)}.model.{name}": s for name, s in open_clip(**of_text_2)},
         **(averages if ema else {}),
     }
 

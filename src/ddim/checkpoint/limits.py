@@ -27,6 +27,7 @@ _COUNT, _FACTOR = (1, 2**31 - 1), (1e-6, 1e6)
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "hidden_size", "intermediate_size"), _COUNT),
     **dict.fromkeys(("vocab_size", "num_class_embeds", "num_attention_heads", "cross_attention_dim"), _COUNT),
+    **dict.fromkeys(("projection_dim", "addition_time_embed_dim"), _COUNT),
     **dict.fromkeys(("time_embedding_dim", "time_cond_proj_dim", "projection_class_embeddings_input_dim"), _COUNT),
     **dict.fromkeys(("attention_head_dim", "norm_num_groups", "attn_norm_num_groups"), _COUNT),
     **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), _COUNT),

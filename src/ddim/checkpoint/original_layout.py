@@ -1,8 +1,7 @@
-"""The layout in which Stable Diffusion 1 and 2 were first published: one file, with other names and without configs.
+"""The layout in which Stable Diffusion 1, 2 and XL were first published: one file, with other names and no configs.
 
 The rules below turn its names into those of diffusers' layout; docs/single-file.md shows them as tables. The configs
-are worked out from names and shapes. Two things cannot be seen in these: the number of heads, for which the published
-values are taken, and what the network predicts, which the caller has to know.
+are worked out by `original_structure`.
 """
 
 from __future__ import annotations
@@ -13,25 +12,25 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ddim.checkpoint.original_structure import Shapes, text_config, unet_config, vae_config
 from ddim.checkpoint.predicted import V_PREDICTION_MARK, ZERO_SNR_MARK
 
 State = dict[str, Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
 
-# Settings that cannot be seen in names and shapes, as the published models have them.
-UNET_HEADS = 8  # heads of every attention layer of Stable Diffusion 1's U-Net
-HEAD_WIDTH = 64  # channels of a head in Stable Diffusion 2's U-Net and in both text encoders
 TEXT_LAYERS = 23  # Stable Diffusion 2 reads the last but one of OpenCLIP's 24 layers, so the last one is not loaded
 
 # Tensors that are not loaded: the noise schedule, averages, losses, the layers by which CLIP compares texts with
-# images, and the notes that `predicted` reads.
+# images (but Stable Diffusion XL's U-Net is told what its second text encoder would compare), and the notes that
+# `predicted` reads.
 NOT_NEEDED = re.compile(
     r"betas|(sqrt_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_recip(m1)?_alphas_cumprod"
     r"|posterior_\w+|lvlb_weights|logvar|scale_factor|global_step|denoiser\.sigmas"
     rf"|{V_PREDICTION_MARK}|{ZERO_SNR_MARK}"
     r"|(first_stage_model\.)?(loss|model_ema)\..*"
     r"|cond_stage_model\.(transformer\.|model\.)?(text_projection(\.weight)?|logit_scale|attn_mask)"
-    r"|cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids"
+    r"|conditioner\.embedders\.\d\.(transformer|model)\.(logit_scale|attn_mask)"
+    r"|conditioner\.embedders\.\d\.transformer\.text_projection(\.weight)?"
+    r"|(cond_stage_model|conditioner\.embedders\.\d)\.(\w+\.)*embeddings\.position_ids"
     rf"|cond_stage_model\.model\.transformer\.resblocks\.{TEXT_LAYERS}\..*"
 )
 
@@ -42,6 +41,8 @@ NOT_NEEDED = re.compile(
 UNET_ENDS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
@@ -72,6 +73,8 @@ OPEN_CLIP = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
+# OpenCLIP's last layer: a matrix by which rows are multiplied, or, as some programs write it, a linear layer's weight.
+TEXT_PROJECTIONS = ("text_projection", "text_projection.weight")
 
 
 def unet_name(name: str, layers: int) -> str:
@@ -157,11 +160,13 @@ def open_clip_names(name: str) -> tuple[str, ...]:
     There are three names for a tensor that holds the projections to queries, keys and values, one below the other.
 
     Args:
-        name: the original name, without `cond_stage_model.model.` in front.
+        name: the original name, without `cond_stage_model.model.` and the like in front.
 
     >>> open_clip_names("transformer.resblocks.7.attn.in_proj_bias")[1]
     'text_model.encoder.layers.7.self_attn.k_proj.bias'
     """
+    if name in TEXT_PROJECTIONS:
+        return ("text_projection.weight",)
     match = re.fullmatch(r"(?:transformer\.resblocks\.(\d{1,4})\.)?(.+?)(?:\.(weight|bias))?", name)
     if match is None:
         return ()
@@ -174,103 +179,62 @@ def open_clip_names(name: str) -> tuple[str, ...]:
     return (f"{prefix}{OPEN_CLIP[stem]}" + (f".{kind}" if kind else ""),)
 
 
-# --- structure -------------------------------------------------------------------------------------------------------
+# --- whole files -----------------------------------------------------------------------------------------------------
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
-    """How many different numbers the pattern's group matches, over all names that begin as the pattern says."""
-    return len({match[1] for match in map(re.compile(pattern).match, shapes) if match})
+class Family(NamedTuple):
+    """The models whose files have the same parts.
 
-
-def _size(shapes: Shapes, name: str, dimension: int, default: int) -> int:
-    """The size of a tensor in one dimension. Where there is no such tensor, the default only has to be possible, since
-    the tensor will be reported as missing."""
-    shape = shapes.get(name, ())
-    return shape[dimension] if dimension < len(shape) else default
-
-
-def unet_config(shapes: Shapes) -> dict[str, Any]:
-    """The config of a U-Net.
-
-    Args:
-        shapes: its tensors' shapes by their original names, without `model.diffusion_model.` in front.
+    Attributes:
+        name: what they are called, in errors.
+        prefixes: how the names of each network's tensors may begin; the networks by their names in a pipeline.
+        size_numbers: how many numbers the U-Net is told that describe a picture.
+        scaling_factor: of the autoencoder.
     """
-    levels = _count(shapes, r"input_blocks\.(\d{1,4})\.0\.op\.") + 1
-    # The first convolution, and on each level the residual blocks and, except on the last level, the resampling `op`.
-    blocks = _count(shapes, r"input_blocks\.(\d{1,4})\.")
-    layers = max(1, blocks // levels - 1)
-    starts = [f"input_blocks.{1 + level * (layers + 1)}" for level in range(levels)]
-    width = _size(shapes, "input_blocks.0.0.weight", 0, 320)
-    widths = [_size(shapes, f"{start}.0.out_layers.3.weight", 0, width) for start in starts]
-    attends = [f"{start}.1.norm.weight" in shapes for start in starts]
-    linear = len(shapes.get("middle_block.1.proj_in.weight", ())) == 2
-    return {
-        "in_channels": _size(shapes, "input_blocks.0.0.weight", 1, 4),
-        "out_channels": _size(shapes, "out.2.weight", 0, 4),
-        "block_out_channels": widths,
-        "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
-        "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
-        "layers_per_block": layers,
-        "cross_attention_dim": _size(shapes, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1, 768),
-        "attention_head_dim": [max(1, channels // HEAD_WIDTH) for channels in widths] if linear else UNET_HEADS,
-        "use_linear_projection": linear,
-    }
+
+    name: str
+    prefixes: dict[str, tuple[str, ...]]
+    size_numbers: int = 0
+    scaling_factor: float = 0.18215
 
 
-def vae_config(shapes: Shapes) -> dict[str, Any]:
-    """The config of an autoencoder.
-
-    Args:
-        shapes: its tensors' shapes by their original names, without `first_stage_model.` in front.
-    """
-    levels = max(1, _count(shapes, r"encoder\.down\.(\d{1,4})\."))
-    width = _size(shapes, "encoder.conv_in.weight", 0, 128)
-    return {
-        "in_channels": _size(shapes, "encoder.conv_in.weight", 1, 3),
-        "out_channels": _size(shapes, "decoder.conv_out.weight", 0, 3),
-        "block_out_channels": [
-            _size(shapes, f"encoder.down.{level}.block.0.conv2.weight", 0, width) for level in range(levels)
-        ],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": max(1, _count(shapes, r"encoder\.down\.0\.block\.(\d{1,4})\.")),
-        "latent_channels": _size(shapes, "decoder.conv_in.weight", 1, 4),
-        "scaling_factor": 0.18215,
-    }
-
-
-def text_config(shapes: Shapes, open_clip: bool) -> dict[str, Any]:
-    """The config of a text encoder.
-
-    Args:
-        shapes: its tensors' shapes by their names in diffusers' layout.
-        open_clip: whether it is OpenCLIP's, which has another activation than CLIP's.
-    """
-    width = _size(shapes, "text_model.embeddings.token_embedding.weight", 1, 768)
-    return {
-        "vocab_size": _size(shapes, "text_model.embeddings.token_embedding.weight", 0, 49408),
-        "hidden_size": width,
-        "intermediate_size": _size(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 0, 4 * width),
-        "num_hidden_layers": max(1, _count(shapes, r"text_model\.encoder\.layers\.(\d{1,4})\.")),
-        "num_attention_heads": max(1, width // HEAD_WIDTH),
-        "max_position_embeddings": _size(shapes, "text_model.embeddings.position_embedding.weight", 0, 77),
-        "hidden_act": "gelu" if open_clip else "quick_gelu",
-        "projection_dim": width,
-        "bos_token_id": 0,  # this and the next are not the tokenizer's ids, but what the published configs say
-        "eos_token_id": 2,
-    }
-
-
-# --- both ------------------------------------------------------------------------------------------------------------
-
-# How the names of each network's tensors begin.
-PREFIXES = {
-    "unet": ("model.diffusion_model.",),
-    "vae": ("first_stage_model.",),
-    "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model."),
-}
+_IMAGES = {"unet": ("model.diffusion_model.",), "vae": ("first_stage_model.",)}
+_OPEN_CLIP_END = ".model."  # of the prefixes of OpenCLIP's text encoders
+SD = Family(
+    "Stable Diffusion 1 or 2",
+    {**_IMAGES, "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model.")},
+)
+XL = Family(
+    "Stable Diffusion XL",
+    {
+        **_IMAGES,
+        "text_encoder": ("conditioner.embedders.0.transformer.",),
+        "text_encoder_2": ("conditioner.embedders.1.model.",),
+    },
+    size_numbers=6,  # the size it had, where it was cropped, and the size it shall have
+    scaling_factor=0.13025,
+)
+XL_REFINER = Family(
+    "Stable Diffusion XL's refiner",
+    {**_IMAGES, "text_encoder_2": ("conditioner.embedders.0.model.",)},
+    size_numbers=5,  # a score of beauty in the place of the size that it shall have
+    scaling_factor=0.13025,
+)
 # A name by which a file is recognised that holds one network alone, whose names have no prefix.
 BARE = {"unet": "input_blocks.0.0.weight", "vae": "encoder.conv_in.weight"}
+
+
+def family_of(tensors: Mapping[str, Tensor]) -> Family:
+    """The family of a file, by the names in it; of a U-Net alone also by the width of the text that it looks at."""
+    if any(name.startswith("conditioner.embedders.") for name in tensors):
+        is_refiner = any(name.startswith(XL_REFINER.prefixes["text_encoder_2"]) for name in tensors)
+        return XL_REFINER if is_refiner else XL
+    prefix = "" if BARE["unet"] in tensors else _IMAGES["unet"][0]
+    of_others = ("cond_stage_model.", "embedder.", "noise_augmentor.")  # of unCLIP, which is told of pictures
+    if f"{prefix}label_emb.0.0.weight" not in tensors or any(name.startswith(of_others) for name in tensors):
+        return SD
+    looks_at = tensors.get(f"{prefix}middle_block.1.transformer_blocks.0.attn2.to_k.weight")
+    return XL_REFINER if looks_at is not None and tuple(looks_at.shape[1:]) == (1280,) else XL
 
 
 class Part(NamedTuple):
@@ -281,19 +245,21 @@ class Part(NamedTuple):
     stored: dict[str, str]  # the name in diffusers' layout -> the name in the file
 
 
-def convert(tensors: State, use_ema: bool = False) -> tuple[dict[str, Part], list[str]]:
+def convert(tensors: State, use_ema: bool = False, family: Family | None = None) -> tuple[dict[str, Part], list[str]]:
     """Turn a file's tensors into networks' configs and weights. No values are copied.
 
     Args:
         tensors: the file's tensors by their names, of any type and on any device.
         use_ema: take the averages of the U-Net's weights that the file holds, in place of the weights.
+        family: of the file; told by its names unless given.
 
     Returns:
-        The networks by their names in a pipeline, "unet", "vae" and "text_encoder"; and what is wrong with the names,
-        each in words.
+        The networks of the file's family by their names in a pipeline: "unet", "vae", and those of "text_encoder" and
+        "text_encoder_2" that it has; and what is wrong with the names, each in words.
     """
-    names, problems = _sort(tensors)
-    unet, vae, text = names.values()
+    family = family_of(tensors) if family is None else family
+    names, problems = _sort(tensors, family)
+    unet, vae = names["unet"], names["vae"]
     if use_ema:
         unet = {name: f"model_ema.diffusion_model{name.replace('.', '')}" for name in unet}
         problems += [f"missing: {stored[:200]}" for stored in unet.values() if stored not in tensors]
@@ -318,29 +284,38 @@ def convert(tensors: State, use_ema: bool = False) -> tuple[dict[str, Part], lis
     def shapes(part: Mapping[str, str]) -> Shapes:
         return {name: tuple(tensors[stored].shape) for name, stored in part.items()}
 
-    settings = unet_config(shapes(unet))
-    made = {"unet": Part(settings, *rename(unet, lambda name: [unet_name(name, settings["layers_per_block"])]))}
-    settings = vae_config(shapes(vae))
-    state, stored = rename(vae, lambda name: [vae_name(name, len(settings["block_out_channels"]))])
-    made["vae"] = Part(settings, {key: _as_linear(key, tensor) for key, tensor in state.items()}, stored)
-    open_clip = any(stored.startswith(PREFIXES["text_encoder"][1]) for stored in text.values())
-    state, stored = rename(text, open_clip_names if open_clip else lambda name: [clip_name(name)])
-    settings = text_config({key: tuple(tensor.shape) for key, tensor in state.items()}, open_clip)
-    made["text_encoder"] = Part(settings, state, stored)
-    return made, problems
+    made: dict[str, Part] = {}
+    for name in [name for name in names if name.startswith("text_encoder")]:
+        open_clip = any(stored.startswith(family.prefixes[name][-1]) for stored in names[name].values())
+        open_clip = open_clip and family.prefixes[name][-1].endswith(_OPEN_CLIP_END)
+        state, stored = rename(names[name], open_clip_names if open_clip else lambda name: [clip_name(name)])
+        key = "text_projection.weight"
+        if stored.get(key, "").endswith("text_projection") and state[key].ndim == 2:
+            state[key] = state[key].T
+        settings = text_config({key: tuple(tensor.shape) for key, tensor in state.items()}, open_clip)
+        made[name] = Part(settings, state, stored)
+    pooled = made[name].config["projection_dim"] if (name := "text_encoder_2") in made and made[name].state else None
+    settings = unet_config(shapes(unet), family.size_numbers, pooled)
+    layers = settings["layers_per_block"]
+    images = {"unet": Part(settings, *rename(unet, lambda name: [unet_name(name, layers)]))}
+    settings = vae_config(shapes(vae), family.scaling_factor)
+    levels = len(settings["block_out_channels"])
+    state, stored = rename(vae, lambda name: [vae_name(name, levels)])
+    images["vae"] = Part(settings, {key: _as_linear(key, tensor) for key, tensor in state.items()}, stored)
+    return {**images, **made}, problems
 
 
-def _sort(tensors: State) -> tuple[dict[str, dict[str, str]], list[str]]:
+def _sort(tensors: State, family: Family) -> tuple[dict[str, dict[str, str]], list[str]]:
     """For each network, {name without its prefix: name in the file}; and the names of no network, in words."""
-    parts: dict[str, dict[str, str]] = {part: {} for part in PREFIXES}
-    if not any(name.startswith(prefixes) for name in tensors for prefixes in PREFIXES.values()):
+    parts: dict[str, dict[str, str]] = {part: {} for part in family.prefixes}
+    if not any(name.startswith(prefixes) for name in tensors for prefixes in family.prefixes.values()):
         for part, mark in BARE.items():
             if mark in tensors:
                 parts[part] = {name: name for name in tensors if not NOT_NEEDED.fullmatch(name)}
                 return parts, []
     rest = []
     for stored in tensors:
-        found = ((part, prefix) for part, prefixes in PREFIXES.items() for prefix in prefixes)
+        found = ((part, prefix) for part, prefixes in family.prefixes.items() for prefix in prefixes)
         part, prefix = next((pair for pair in found if stored.startswith(pair[1])), ("", ""))
         if NOT_NEEDED.fullmatch(stored):
             continue

@@ -255,6 +255,26 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         return made if device is None else made.to(device)
 
     @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike[str], **options: Any) -> Self:
+        """Load a checkpoint that is one `.safetensors` file in the original layout, of whichever family it is.
+
+        Args:
+            pretrained_model_link_or_path: the file, or its address at huggingface.co.
+            options: as of the subclasses that have this method, such as `StableDiffusionPipeline`.
+
+        Raises:
+            CheckpointError: no such file, or not this format.
+            TypeError: it is called on a class whose models are no such files.
+        """
+        from ddim.pipelines.single_file import class_of
+
+        if cls.parts:
+            raise TypeError(f"no {cls.__name__} was published as a single file: use DiffusionPipeline.from_single_file")
+        hub = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+        name = class_of(pretrained_model_link_or_path, **{key: options[key] for key in hub if key in options})
+        return cast(Self, _class(name).from_single_file(pretrained_model_link_or_path, **options))
+
+    @classmethod
     def _choose(cls, index: Mapping[str, Any], path: Path) -> type[DiffusionPipeline]:
         """The class to load an index as: this one, if it has the index's parts, or for the base class the index's own.
 

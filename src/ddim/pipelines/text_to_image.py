@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, overload
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
 
+from ddim.checkpoint.original_layout import SD, Family
 from ddim.models import AutoencoderKL, AutoencoderTiny, CLIPTextModel, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.noise import Generators
@@ -19,15 +19,15 @@ from ddim.pipelines.inputs import Pictures, refuse_unsupported
 from ddim.pipelines.outputs import Array, Drawn, LatentOutputType, PlainOutput, StableDiffusionPipelineOutput
 from ddim.pipelines.prompts import Prompt, check_prompts
 from ddim.pipelines.runs import one_backend
-from ddim.pipelines.single_file import PARTS, load_single_file
+from ddim.pipelines.single_file import FromSingleFile
 from ddim.pipelines.starts import Origin
-from ddim.process import Eta, Order, PredictionType
+from ddim.process import Eta, Order
 from ddim.scheduler import DDIMScheduler
 
 _LOADED_NEVER = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-class StableDiffusionPipeline(Draws):
+class StableDiffusionPipeline(FromSingleFile, Draws):
     """Images from texts, by Stable Diffusion 1, 2 and their like.
 
     As in diffusers, the scheduler that is given at construction gets steps_offset=1 and clip_sample=False (in a copy,
@@ -56,6 +56,7 @@ class StableDiffusionPipeline(Draws):
         "unet": ("UNet2DConditionModel",),
     }
     nullable: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    single_files: ClassVar[tuple[Family, ...]] = (SD,)
     left_out: ClassVar[Mapping[str, Any]] = {
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
@@ -102,49 +103,6 @@ class StableDiffusionPipeline(Draws):
         if name in self.left_out and name in _LOADED_NEVER:
             self.components[name] = value
         super().__setattr__(name, value)
-
-    @classmethod
-    def from_single_file(
-        cls,
-        pretrained_model_link_or_path: str | os.PathLike[str],
-        *,
-        tokenizer: CLIPTokenizer | str | os.PathLike[str] | None = None,
-        torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
-        prediction_type: PredictionType | None = None,
-        use_ema: bool = False,
-        **options: Any,
-    ) -> Self:
-        """Load a Stable Diffusion 1 or 2 checkpoint that is one `.safetensors` file in the original layout.
-
-        Args:
-            pretrained_model_link_or_path: the file, or its address at huggingface.co.
-            tokenizer: one, or where one is, such as "openai/clip-vit-large-patch14": there is none in such a file.
-            dtype: the networks' type, float32 unless told; `torch_dtype` is its older name.
-            prediction_type, use_ema: see `single_file.load_single_file`.
-            options: the hub's; a part by its name (`vae=…`, `scheduler=…`) is used instead of the file's.
-
-        Raises:
-            CheckpointError: no such file or tokenizer, or not this format.
-            WeightsError: names or shapes are not Stable Diffusion's; all are listed.
-        """
-        given = {name: options.pop(name) for name in cls.parts if name in options}
-        if tokenizer is None and given.get("text_encoder", cls) is not None:
-            raise TypeError(
-                "a single file has no tokenizer: give tokenizer=, for example a folder that has one, "
-                "or 'openai/clip-vit-large-patch14'"
-            )
-        loaded = load_single_file(
-            pretrained_model_link_or_path,
-            parts=[name for name in PARTS if name not in given],
-            tokenizer=tokenizer,
-            torch_dtype=torch_dtype,
-            dtype=dtype,
-            prediction_type=prediction_type,
-            use_ema=use_ema,
-            **options,
-        )
-        return cls(**{"tokenizer": None, **loaded, **given})
 
     # --- running -----------------------------------------------------------------------------------------------------
 

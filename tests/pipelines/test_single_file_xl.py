@@ -1,0 +1,465 @@
+"""Stable Diffusion XL's single files: every name of the full models, values against diffusers' conversion, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import original
+import pytest
+import torch
+import transformers
+from diffusers.loaders import single_file_utils as theirs
+from safetensors.torch import save_file
+from tiny_clip import write_tokenizer
+from torch import Tensor, nn
+
+from ddim.checkpoint.original_layout import XL, XL_REFINER, convert, family_of
+from ddim.errors import ConfigError, WeightsError
+from ddim.models import AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel
+from ddim.models.tokenizer import CLIPTokenizer
+from ddim.pipelines import StableDiffusionPipeline
+from ddim.pipelines.single_file import CLASSES, load_single_file
+
+UNET, VAE, FIRST, SECOND = (
+    "model.diffusion_model.",
+    "first_stage_model.",
+    "conditioner.embedders.0.transformer.",
+    "conditioner.embedders.1.model.",
+)
+NOTHING = torch.tensor([])
+FULL = {
+    "base": {"of_unet": original.FULL_XL},
+    "inpainting": {"of_unet": original.FULL_XL, "channels": 9},
+    "refiner": {"of_unet": original.FULL_REFINER, "refiner": True},
+}
+# What the configs of the published models in diffusers' layout say.
+PUBLISHED_BASE: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+PUBLISHED_UNET: dict[str, dict[str, Any]] = {
+    "base": PUBLISHED_BASE,
+    "inpainting": {**PUBLISHED_BASE, "in_channels": 9},
+    "refiner": {
+        **PUBLISHED_BASE,
+        "block_out_channels": (384, 768, 1536, 1536),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": 4,
+        "attention_head_dim": (6, 12, 24, 24),
+        "cross_attention_dim": 1280,
+        "projection_class_embeddings_input_dim": 2560,
+    },
+}
+PUBLISHED_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "scaling_factor": 0.13025,
+    "force_upcast": True,
+}
+TEXT = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 2}
+PUBLISHED_FIRST = {
+    **TEXT,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "hidden_act": "quick_gelu",
+}
+PUBLISHED_SECOND = {
+    **TEXT,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
+
+
+def in_shape(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key.removeprefix("text_model."): tuple(value.shape) for key, value in network.state_dict().items()}
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+# --- every name of the full models -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_every_name_and_shape_of_the_full_models(name: str) -> None:
+    named = original.xl_shapes(
+        **FULL[name],  # type: ignore[arg-type]
+        of_vae=original.FULL_VAE,
+        of_text=original.FULL_CLIP,
+        of_text_2=original.FULL_BIG_G,
+        ema=True,
+    )
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in named.items()}
+    found, problems = convert(tensors)
+    assert problems == []
+    assert family_of(tensors) is (XL_REFINER if name == "refiner" else XL)
+    with torch.device("meta"):
+        ours = {
+            "unet": UNet2DConditionModel(**PUBLISHED_UNET[name]),
+            "vae": AutoencoderKL(**PUBLISHED_VAE),
+            "text_encoder": CLIPTextModel(**PUBLISHED_FIRST),
+            "text_encoder_2": CLIPTextModelWithProjection(**PUBLISHED_SECOND),
+        }
+        references: dict[str, Any] = {
+            "unet": diffusers.UNet2DConditionModel,
+            "vae": diffusers.AutoencoderKL,
+            "text_encoder": lambda **config: transformers.CLIPTextModel(transformers.CLIPTextConfig(**config)),
+            "text_encoder_2": lambda **config: transformers.CLIPTextModelWithProjection(
+                transformers.CLIPTextConfig(**config)
+            ),
+        }
+        assert set(found) == (set(ours) - {"text_encoder"} if name == "refiner" else set(ours))
+        for part in found:
+            got = {key.removeprefix("text_model."): tuple(tensor.shape) for key, tensor in found[part].state.items()}
+            assert got == in_shape(ours[part])
+            made = CLASSES[part](**found[part].config)
+            for key, value in plain(ours[part].config).items():
+                if key not in ("sample_size", "projection_dim") or part == "text_encoder_2":
+                    assert made.config[key] == value, key
+            assert got == in_shape(references[part](**plain(made.config)))
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refiner", [False, True])
+def test_the_values_go_where_diffusers_puts_them(refiner: bool) -> None:
+    tensors = original.tensors(original.xl_shapes(refiner=refiner))
+    found, problems = convert(tensors)
+    assert problems == []
+    prefix = "conditioner.embedders.0.model." if refiner else SECOND
+    # diffusers takes the width of the projection for that of the encoder, as they are alike in the published models.
+    square = {**original.TINY_BIG_G, "projection": 128}
+    told = {**(original.TINY_REFINER if refiner else original.TINY_XL), "told": 128 + (40 if refiner else 48)}
+    tensors = original.tensors(original.xl_shapes(refiner=refiner, of_text_2=square, of_unet=told))
+    found, problems = convert(tensors)
+    assert problems == []
+    assert found["unet"].config["addition_time_embed_dim"] == 8
+    second = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**found["text_encoder_2"].config))
+    expected: dict[str, Any] = {
+        "unet": theirs.convert_ldm_unet_checkpoint(dict(tensors), found["unet"].config),
+        "vae": theirs.convert_ldm_vae_checkpoint(tensors, found["vae"].config),
+        "text_encoder_2": theirs.convert_open_clip_checkpoint(second, tensors, prefix=prefix),
+    }
+    if not refiner:
+        expected["text_encoder"] = theirs.convert_ldm_clip_checkpoint(tensors, remove_prefix=FIRST)
+        del expected["text_encoder"]["text_model.embeddings.position_ids"]
+    assert set(found) == set(expected)
+    for part, state in expected.items():
+        assert set(found[part].state) == set(state)
+        assert all(torch.equal(found[part].state[key], value) for key, value in state.items()), part
+
+
+def test_nothing_is_copied() -> None:
+    tensors = original.tensors(original.xl_shapes())
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    for part in convert(tensors)[0].values():
+        assert {tensor.untyped_storage().data_ptr() for tensor in part.state.values()} <= storages
+
+
+def test_a_projection_that_was_written_as_a_linear_layer() -> None:
+    tensors = original.tensors(original.xl_shapes())
+    right = convert(tensors)[0]["text_encoder_2"].state
+    tensors[f"{SECOND}text_projection.weight"] = tensors.pop(f"{SECOND}text_projection").T.contiguous()
+    found = convert(tensors)[0]["text_encoder_2"]
+    assert torch.equal(found.state["text_projection.weight"], right["text_projection.weight"])
+    assert found.config["projection_dim"] == 48
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("xl")
+    made = {}
+    for name, options in {"base": {"ema": True}, "refiner": {"refiner": True}, "inpainting": {"channels": 9}}.items():
+        made[name] = folder / f"{name}.safetensors"
+        save_file(original.tensors(original.xl_shapes(**options)), made[name])  # type: ignore[arg-type]
+    return made
+
+
+@pytest.mark.parametrize("name", ["base", "refiner", "inpainting"])
+@torch.no_grad()
+def test_a_file_gives_networks_that_compute_what_diffusers_compute(name: str, files: dict[str, Path]) -> None:
+    loaded = load_single_file(files[name])
+    texts = ["text_encoder_2"] if name == "refiner" else ["text_encoder", "text_encoder_2"]
+    assert list(loaded) == ["unet", "vae", *texts, "scheduler"]
+    assert not any(loaded[part].training for part in ("unet", "vae", *texts))
+    assert (loaded["unet"].config.sample_size, loaded["vae"].config.sample_size) == (128, 1024)
+    assert (loaded["vae"].config.scaling_factor, loaded["vae"].config.force_upcast) == (0.13025, True)
+    scheduler = loaded["scheduler"].config
+    assert (scheduler.prediction_type, scheduler.beta_schedule, scheduler.steps_offset) == (
+        "epsilon",
+        "scaled_linear",
+        1,
+    )
+
+    config = plain(loaded["unet"].config)
+    unet = diffusers.UNet2DConditionModel(**config).eval()
+    tensors = original.tensors(original.xl_shapes(**FULL[name] | {"of_unet": None}))  # type: ignore[arg-type]
+    unet.load_state_dict(theirs.convert_ldm_unet_checkpoint(dict(tensors), config))
+    x, text = torch.randn(2, config["in_channels"], 8, 8), torch.randn(2, 5, config["cross_attention_dim"])
+    count = 5 if name == "refiner" else 6
+    told = {"text_embeds": torch.randn(2, 48), "time_ids": torch.tensor([[1024.0, 900, 0, 3, 800, 700][:count]] * 2)}
+    expected = unet(x, 501, text, added_cond_kwargs=told).sample
+    assert expected.std() > 0.1
+    got = loaded["unet"](x, 501, text, added_cond_kwargs=told).sample
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+    second = loaded["text_encoder_2"]
+    reference = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**plain(second.config))).eval()
+    state = {key.removeprefix("text_model."): value for key, value in second.state_dict().items()}
+    own = {key.removeprefix("text_model."): key for key in reference.state_dict()}
+    reference.load_state_dict({own[key]: value for key, value in state.items()})
+    tokens = torch.tensor([[97, 5, 17, 3, 98, 0, 0, 0], [97, 44, 2, 61, 7, 98, 0, 0]])
+    torch.testing.assert_close(second(tokens).text_embeds, reference(tokens).text_embeds, atol=1e-5, rtol=1e-4)
+    weight = tensors[f"conditioner.embedders.{int(name != 'refiner')}.model.text_projection"]
+    assert torch.equal(second.text_projection.weight, weight.T)
+    assert second.text_projection.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("wanted", [None, torch.float16])
+def test_types(stored: torch.dtype, wanted: torch.dtype | None, tmp_path: Path) -> None:
+    tensors = original.tensors(original.xl_shapes(), stored)
+    save_file(tensors, tmp_path / "x.safetensors")
+    loaded = load_single_file(tmp_path / "x.safetensors", dtype=wanted)
+    for part, found in convert(tensors)[0].items():
+        got = loaded[part].state_dict()
+        assert {tensor.dtype for tensor in got.values()} == {wanted or torch.float32}
+        assert all(torch.equal(got[key], found.state[key].to(wanted or torch.float32)) for key in found.state)
+
+
+def test_averaged_weights(files: dict[str, Path]) -> None:
+    tensors = original.tensors(original.xl_shapes(ema=True))
+    averaged = load_single_file(files["base"], parts=["unet"], use_ema=True)["unet"]
+    stored = tensors["model_ema.diffusion_modellabel_emb00weight"]
+    assert torch.equal(averaged.state_dict()["add_embedding.linear_1.weight"], stored)
+    with pytest.raises(WeightsError, match=r"missing: model_ema\.diffusion_model"):
+        load_single_file(files["inpainting"], use_ema=True)
+
+
+@pytest.mark.parametrize("prefix", [UNET, ""])
+def test_a_network_alone(prefix: str, files: dict[str, Path], tmp_path: Path) -> None:
+    tensors = original.tensors(original.xl_shapes())
+    alone = {prefix + key.removeprefix(UNET): value for key, value in tensors.items() if key.startswith(UNET)}
+    save_file({**alone, "v_pred": NOTHING, "ztsnr": NOTHING}, tmp_path / "x.safetensors")
+    loaded = load_single_file(tmp_path / "x.safetensors", parts=["unet", "scheduler"])
+    expected = load_single_file(files["base"], parts=["unet"])["unet"].state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in loaded["unet"].state_dict().items())
+    # How wide each number is cannot be seen without the text encoder: as in the published models.
+    assert loaded["unet"].config.addition_time_embed_dim == 256
+    assert loaded["scheduler"].config.prediction_type == "v_prediction"
+    with pytest.raises(WeightsError, match=r"conditioner\.embedders\.1\.model\.…, the whole text_encoder_2"):
+        load_single_file(tmp_path / "x.safetensors")
+
+
+def test_an_autoencoder_without_the_rest(files: dict[str, Path], tmp_path: Path) -> None:
+    """Its scale is that of Stable Diffusion 1, as nothing in it says that it is another one's."""
+    tensors = original.tensors(original.xl_shapes())
+    alone = {key.removeprefix(VAE): value for key, value in tensors.items() if key.startswith(VAE)}
+    save_file(alone, tmp_path / "x.safetensors")
+    vae = load_single_file(tmp_path / "x.safetensors", parts=["vae"])["vae"]
+    expected = load_single_file(files["base"], parts=["vae"])["vae"].state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in vae.state_dict().items())
+    assert vae.config.scaling_factor == 0.18215
+    save_file(alone, tmp_path / "x.safetensors", {"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"})
+    assert load_single_file(tmp_path / "x.safetensors", parts=["vae"])["vae"].config.scaling_factor == 0.13025
+
+
+def test_tokenizers_of_one_place_differ_in_what_fills_texts_up(files: dict[str, Path], tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "one")
+    size = len(CLIPTokenizer.from_pretrained(tmp_path / "one"))
+    of_text, of_text_2 = ({**each, "words": size} for each in (original.TINY_TEXT, original.TINY_BIG_G))
+    path = tmp_path / "x.safetensors"
+    save_file(original.tensors(original.xl_shapes(of_text=of_text, of_text_2=of_text_2)), path)
+    given = CLIPTokenizer.from_pretrained(tmp_path / "one")
+    theirs_tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path / "one")
+    for tokenizer in (tmp_path / "one", given, theirs_tokenizer):
+        loaded = load_single_file(path, parts=["scheduler"], tokenizer=tokenizer)
+        assert loaded["tokenizer"].pad_token == "<|endoftext|>"
+        assert loaded["tokenizer_2"].pad_token == "!"
+        assert loaded["tokenizer_2"].pad_token_id == given.convert_tokens_to_ids("!")
+    assert given.pad_token == "<|endoftext|>"
+    mine = load_single_file(path, parts=["scheduler"], tokenizer_2=given)
+    assert mine["tokenizer_2"] is given
+    assert mine["tokenizer"].pad_token == "<|endoftext|>"
+    with pytest.raises(ConfigError, match="the text encoder knows 99: give another tokenizer"):
+        load_single_file(files["base"], tokenizer=tmp_path / "one")
+
+
+# --- what the weights do not say -------------------------------------------------------------------------------------
+
+
+def scheduler_of(
+    folder: Path, metadata: dict[str, str], *marks: str, name: str = "x", refiner: bool = False, **options: Any
+) -> Any:
+    tensors = {**original.tensors(original.xl_shapes(refiner=refiner)), **dict.fromkeys(marks, NOTHING)}
+    save_file(tensors, folder / f"{name}.safetensors", metadata or None)
+    return load_single_file(folder / f"{name}.safetensors", parts=["scheduler"], **options)["scheduler"].config
+
+
+@pytest.mark.parametrize(
+    ("metadata", "marks", "expected"),
+    [
+        ({}, ["v_pred", "ztsnr"], ("v_prediction", True, "trailing")),
+        ({}, ["v_pred"], ("v_prediction", False, "leading")),
+        ({"modelspec.prediction_type": "v"}, ["ztsnr"], ("v_prediction", True, "trailing")),
+        ({"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, [], ("v_prediction", True, "trailing")),
+        ({"modelspec.prediction_type": "epsilon"}, [], ("epsilon", False, "leading")),
+        ({"modelspec.architecture": "stable-diffusion-xl-v1-base"}, [], ("epsilon", False, "leading")),
+        ({"ss_base_model_version": "sdxl_base_v1-0"}, [], ("epsilon", False, "leading")),
+    ],
+)
+def test_what_a_file_says(
+    metadata: dict[str, str], marks: list[str], expected: tuple[str, bool, str], tmp_path: Path
+) -> None:
+    config = scheduler_of(tmp_path, metadata, *marks)
+    assert (config.prediction_type, config.rescale_betas_zero_snr, config.timestep_spacing) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["noobaiXL_vPred10", "model-v-pred", "Model_V-Prediction_fp16", "x.v_pred", "illustrious_v_param"]
+)
+def test_a_name_alone_says_too_little(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing in it does: pass prediction_type='v_prediction'"):
+        scheduler_of(tmp_path, {}, name=name)
+    assert scheduler_of(tmp_path, {}, name=name, prediction_type="epsilon").prediction_type == "epsilon"
+    assert scheduler_of(tmp_path, {"modelspec.prediction_type": "epsilon"}, name=name).prediction_type == "epsilon"
+    assert scheduler_of(tmp_path, {}, "v_pred", name=name).prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("name", ["sdxl_v1-preview", "improved", "av_predator", "v10prime", "epred"])
+def test_other_names_say_nothing(name: str, tmp_path: Path) -> None:
+    assert scheduler_of(tmp_path, {}, name=name).prediction_type == "epsilon"
+
+
+def test_notes_that_contradict_each_other_are_asked_about(tmp_path: Path) -> None:
+    metadata = {"modelspec.prediction_type": "epsilon"}
+    with pytest.raises(ConfigError, match=r"contradicts itself.*Pass prediction_type="):
+        scheduler_of(tmp_path, metadata, "v_pred", "ztsnr")
+    config = scheduler_of(tmp_path, metadata, "v_pred", "ztsnr", prediction_type="v_prediction")
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
+
+
+@pytest.mark.parametrize("mark", ["edm_mean", "edm_vpred.sigma_max", "edm_std"])
+def test_noise_levels_of_edm_are_refused_with_the_reason(mark: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"EDM's noise levels.*has no schedule for"):
+        scheduler_of(tmp_path, {}, mark)
+
+
+# --- what is wrong with a file ---------------------------------------------------------------------------------------
+
+
+def changed(folder: Path, change: Callable[[dict[str, Tensor]], Any], **options: Any) -> Path:
+    tensors = original.tensors(original.xl_shapes(**options))
+    change(tensors)
+    save_file(tensors, folder / "x.safetensors")
+    return folder / "x.safetensors"
+
+
+def test_all_that_is_wrong_is_one_error(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        del tensors[f"{UNET}label_emb.0.0.bias"]
+        del tensors[f"{SECOND}text_projection"]
+        tensors[f"{UNET}label_emb.0.2.weight"] = torch.zeros(3, 3)
+        tensors[f"{UNET}label_emb.0.4.weight"] = torch.zeros(3)
+        tensors[f"{FIRST}text_model.encoder.layers.1.mlp.fc1.bias"] = torch.zeros(7)
+        tensors[f"{SECOND}transformer.resblocks.1.attn.in_proj_bias"] = torch.zeros(191)
+        tensors["conditioner.embedders.2.x"] = torch.zeros(2)
+
+    with pytest.raises(WeightsError) as caught:
+        load_single_file(changed(tmp_path, change))
+    message = str(caught.value)
+    assert "x.safetensors is no Stable Diffusion XL (" in message
+    for line in (
+        "missing: unet.add_embedding.linear_1.bias (128,)",
+        "missing: text_encoder_2.text_projection.weight (128, 128)",
+        "wrong shape: unet.add_embedding.linear_2.weight is (3, 3)",
+        f"unexpected: {UNET}label_emb.0.4.weight (3,)",
+        "wrong shape: text_encoder.text_model.encoder.layers.1.mlp.fc1.bias is (7,)",
+        "wrong shape: text_encoder_2.text_model.encoder.layers.1.self_attn.q_proj.bias is (64,)",
+        "unexpected: conditioner.embedders.2.x (2,)",
+    ):
+        assert line in message
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 3, 3), (0, 128), (128, 0)])
+def test_a_projection_of_no_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    path = changed(tmp_path, lambda tensors: tensors.update({f"{SECOND}text_projection": torch.zeros(shape)}))
+    with pytest.raises((WeightsError, ConfigError)):
+        load_single_file(path)
+
+
+@pytest.mark.parametrize("shape", [(), (128,), (0, 0), (128, 0), (7, 96)])
+def test_what_the_network_is_told_has_no_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensor = torch.zeros(1).expand(shape) if shape else torch.zeros(())
+    tensors = original.tensors(original.xl_shapes())
+    tensors[f"{UNET}label_emb.0.0.weight"] = tensor.to(torch.float16).contiguous()
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises((WeightsError, ConfigError)):
+        load_single_file(tmp_path / "x.safetensors")
+
+
+def test_a_whole_network_missing_is_one_line(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(FIRST)]:
+            del tensors[name]
+
+    with pytest.raises(WeightsError, match=r"\(1 differences\):\n  missing: conditioner\.embedders\.0\.transformer\.…"):
+        load_single_file(changed(tmp_path, change))
+
+
+@pytest.mark.parametrize("number", [10, 9999, 10**30])
+def test_absurd_numbers_cost_nothing(number: int, tmp_path: Path) -> None:
+    names = (
+        f"{UNET}input_blocks.2.1.transformer_blocks.{number}.norm1.weight",
+        f"{UNET}middle_block.1.transformer_blocks.{number}.norm1.weight",
+        f"{SECOND}transformer.resblocks.{number}.ln_1.weight",
+    )
+    for name in names:
+        path = changed(tmp_path, lambda tensors, name=name: tensors.update({name: torch.zeros(1)}))  # type: ignore[misc]
+        with pytest.raises((WeightsError, ConfigError)):
+            load_single_file(path)
+
+
+def test_what_belongs_to_another_family(files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is Stable Diffusion XL, not .*: load it with StableDiffusionXLPipeline\."):
+        StableDiffusionPipeline.from_single_file(files["base"], tokenizer=tmp_path)
+    with pytest.raises(ValueError, match="is Stable Diffusion XL's refiner, which has no text_encoder"):
+        load_single_file(files["refiner"], parts=["text_encoder"])
+    save_file(original.tensors(original.shapes(1)), tmp_path / "1.safetensors")
+    with pytest.raises(ValueError, match="is Stable Diffusion 1 or 2, which has no text_encoder_2"):
+        load_single_file(tmp_path / "1.safetensors", parts=["text_encoder_2"])
+
+
+def test_what_is_loaded_saves_and_loads_again(files: dict[str, Path], tmp_path: Path) -> None:
+    for part, network in load_single_file(files["base"]).items():
+        network.save_pretrained(tmp_path / part)
+        again = type(network).from_pretrained(tmp_path / part)
+        if part != "scheduler":
+            state = network.state_dict()
+            assert all(torch.equal(tensor, state[key]) for key, tensor in again.state_dict().items())
