@@ -154,7 +154,7 @@ class Repository:
         if self.folder is not None:
             return
         if os.path.isfile(self.name):
-            single = "; a whole Stable Diffusion in one file is loaded by StableDiffusionPipeline.from_single_file"
+            single = "; a whole Stable Diffusion in one file is loaded by DiffusionPipeline.from_single_file"
             raise CheckpointError(
                 f"{self.name} is a file: give the folder that it is in" + single * self.name.endswith(".safetensors")
             )

@@ -47,7 +47,7 @@ class Known:
     teacher: str | None = None
 
 
-# What all single files hold that are read: Stable Diffusion 1 or 2.
+# What all single files hold that are read: Stable Diffusion 1, 2 or XL.
 SINGLE_FILE = Known(draws_texts=True, class_count=None, timesteps=1000, prediction_type=None, factor=None)
 
 

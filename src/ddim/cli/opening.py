@@ -166,11 +166,11 @@ def _from_single_file(settings: Any, dtype: torch.dtype | None) -> DiffusionPipe
     Raises:
         CheckpointError: as for any model; or the tokenizer is not there, of which the message says how to give one.
     """
-    from ddim.pipelines import StableDiffusionPipeline
+    from ddim.pipelines import DiffusionPipeline
 
     tokenizer = _option(settings, "tokenizer")
     try:
-        pipe = StableDiffusionPipeline.from_single_file(
+        pipe = DiffusionPipeline.from_single_file(
             address_on_hub(str(settings.model)) or str(settings.model),
             tokenizer=tokenizer or TOKENIZER,
             dtype=dtype,

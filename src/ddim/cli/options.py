@@ -19,14 +19,14 @@ Model = Annotated[
     str,
     tyro.conf.arg(
         help="A folder in diffusers' layout, the name of a bundled model (`ddim info` lists them), an id on the "
-        "Hugging Face hub, or a .safetensors file with a whole Stable Diffusion 1 or 2."
+        "Hugging Face hub, or a .safetensors file with a whole Stable Diffusion 1, 2 or XL."
     ),
 ]
 ModelOrBundled = Annotated[
     str | None,
     tyro.conf.arg(
         help="A folder in diffusers' layout, the name of a bundled model (`ddim info` lists them), an id on the "
-        "Hugging Face hub, or a .safetensors file with a whole Stable Diffusion 1 or 2. If not given, texts are "
+        "Hugging Face hub, or a .safetensors file with a whole Stable Diffusion 1, 2 or XL. If not given, texts are "
         "drawn by emoji-fast in 4 steps without guidance; but where an option says how to sample or to guide, or gives "
         "a picture or adapters, by emoji, of which it is the student. All else is drawn by digits."
     ),
@@ -59,7 +59,7 @@ Predicts = Annotated[
     Literal["epsilon", "v_prediction", "sample"] | None,
     tyro.conf.arg(
         help="What the network of a --model that is a single file predicts. If not given, what the file says of it, or "
-        "else what is usual: epsilon for Stable Diffusion 1, v_prediction for 2."
+        "else what is usual: epsilon for Stable Diffusion 1 and XL, v_prediction for 2."
     ),
 ]
 Prompt = Annotated[str | None, tyro.conf.arg(help="The text that says what to draw, for a text-to-image model.")]
