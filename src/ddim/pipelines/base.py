@@ -266,13 +266,13 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             CheckpointError: no such file, or not this format.
             TypeError: it is called on a class whose models are no such files.
         """
-        from ddim.pipelines.single_file import class_of
+        from ddim.pipelines.single_file import class_of, locate
 
         if cls.parts:
             raise TypeError(f"no {cls.__name__} was published as a single file: use DiffusionPipeline.from_single_file")
         hub = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-        name = class_of(pretrained_model_link_or_path, **{key: options[key] for key in hub if key in options})
-        return cast(Self, _class(name).from_single_file(pretrained_model_link_or_path, **options))
+        file = locate(pretrained_model_link_or_path, {key: options[key] for key in hub if key in options})
+        return cast(Self, _class(class_of(file)).from_single_file(file, **options))
 
     @classmethod
     def _choose(cls, index: Mapping[str, Any], path: Path) -> type[DiffusionPipeline]:

@@ -29,7 +29,7 @@ from ddim.models.tokenizer import CLIPTokenizer
 from ddim.process import PredictionType, prediction
 from ddim.scheduler import DDIMScheduler
 
-__all__ = ["FromSingleFile", "class_of", "load_single_file"]
+__all__ = ["FromSingleFile", "class_of", "load_single_file", "locate"]
 
 CLASSES: dict[str, type[PretrainedModel]] = {
     "unet": UNet2DConditionModel,
@@ -359,13 +359,13 @@ def _hint(names: Mapping[str, Any]) -> str:
 # --- pipelines -------------------------------------------------------------------------------------------------------
 
 
-def class_of(path: str | os.PathLike[str], **options: Any) -> str:
+def class_of(file: Path) -> str:
     """The name of the pipeline's class for a single file.
 
-    Args:
-        path, options: as of `load_single_file`.
+    Raises:
+        CheckpointError: it is no readable safetensors file.
     """
-    tensors = outline(locate(path, options))
+    tensors = outline(file)
     family = family_of(tensors)
     channels = convert(tensors, family=family)[0]["unet"].config["in_channels"]
     return PIPELINES[family.name][channels == 9]
@@ -418,7 +418,7 @@ class FromSingleFile:
                 "or 'openai/clip-vit-large-patch14'"
             )
         loaded = load_single_file(
-            pretrained_model_link_or_path,
+            file,
             parts=read,
             tokenizer=tokenizer,
             tokenizer_2=tokenizer_2,
