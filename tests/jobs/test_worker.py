@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from ddim.serving import Finished, Future, Picture, Request, Started
 class ByHand:
     """In the place of an engine: it draws what it is told to, when it is told to."""
 
-    max_batch = 4
+    max_batch, decoded = 4, 1
 
     def __init__(self, pipe: DiffusionPipeline) -> None:
         self.pipe = pipe
@@ -29,6 +30,9 @@ class ByHand:
         self.asked.append(Future(request))
         self.heard()
         return self.asked[-1]
+
+    def gathering(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def begin(self, *places: int) -> None:
         for place in places:

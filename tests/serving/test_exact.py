@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -117,15 +118,18 @@ def drawn(pipe: Any, requests: Sequence[Request], order: Sequence[int], **how: A
         return [futures[place].result(60).image for place in range(len(requests))]
 
 
-def assert_exact(pipe: Any, requests: Sequence[Request], slots: int, seed: int) -> None:
+def assert_exact(pipe: Any, requests: Sequence[Request], slots: int, seed: int, decoded: int = 3) -> None:
     """Check that each picture has the same bits alone, and among the others in some orders and batches."""
     pick = random.Random(seed)
-    alone = [drawn(pipe, [request], [0], slots=slots)[0] for request in requests]
+    alone = [drawn(pipe, [request], [0], slots=slots, decoded=decoded)[0] for request in requests]
     places = range(len(requests))
     for max_batch in (2, 5, 16):
         order = pick.sample(places, len(places))
         for request, one, other in zip(
-            requests, alone, drawn(pipe, requests, order, slots=slots, max_batch=max_batch), strict=True
+            requests,
+            alone,
+            drawn(pipe, requests, order, slots=slots, max_batch=max_batch, decoded=decoded),
+            strict=True,
         ):
             assert torch.equal(one, other), (max_batch, order, float((one - other).abs().max()), request)
     for request, one in zip(requests, alone, strict=True):
@@ -137,10 +141,12 @@ KINDS = ["texts", "distilled", "hooked", "inpainter", "classes", "variance", "th
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=2)
-@given(seed=st.integers(0, 10**6), slots=st.sampled_from([1, 3, 16]))
-def test_the_bits_of_a_picture_do_not_depend_on_companions(kind: str, seed: int, slots: int, pipes: Make) -> None:
+@given(seed=st.integers(0, 10**6), slots=st.sampled_from([1, 3, 16]), decoded=st.sampled_from([1, 2, 4]))
+def test_the_bits_of_a_picture_do_not_depend_on_companions(
+    kind: str, seed: int, slots: int, decoded: int, pipes: Make
+) -> None:
     pipe = pipes(kind)
-    assert_exact(pipe, [any_request(pipe, seed + place) for place in range(6)], slots, seed)
+    assert_exact(pipe, [any_request(pipe, seed + place) for place in range(6)], slots, seed, decoded)
 
 
 @pytest.mark.parametrize(("kind", "slots"), [("emoji", 16), ("digits", 16), ("digits", 5)])
@@ -176,6 +182,72 @@ def test_two_threads_give_the_same_bits(pipes: Make) -> None:
     finally:
         torch.set_num_threads(1)
     assert all(map(torch.equal, one, two))
+
+
+# --- pictures that wait to be decoded --------------------------------------------------------------------------------
+
+
+def sizes_decoded(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures the decoder is given each time, from now on."""
+    sizes: list[int] = []
+    usual = type(pipe).drawn
+
+    def drawn_by(self: Any, x: Tensor, output_type: Any) -> Any:
+        sizes.append(len(x))
+        return usual(self, x, output_type)
+
+    monkeypatch.setattr(type(pipe), "drawn", drawn_by)
+    return sizes
+
+
+def test_the_decoder_is_always_given_as_many(pipes: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipes("texts")
+    sizes = sizes_decoded(pipe, monkeypatch)
+    requests = [Request("a", seed=seed, steps=2 + seed % 3, output_type="pt") for seed in range(10)]
+    drawn(pipe, requests, range(10), slots=4, decoded=4)
+    assert sizes == [4, 4, 4]  # the last one filled up
+
+
+def test_what_waits_to_be_decoded_does_not_wait_for_long_and_may_be_cancelled(
+    pipes: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = pipes("texts")
+    sizes = sizes_decoded(pipe, monkeypatch)
+    with Engine(pipe, slots=4, decoded=4) as engine:
+        long = engine.submit(Request("a", seed=0, steps=1000))
+        short = engine.submit(Request("a", seed=1, steps=1))
+        assert short.result(60)
+        assert sizes == [4]
+        assert not long.done()
+        monkeypatch.setattr("ddim.serving.engine._HELD", 10**6)
+        waiting = engine.submit(Request("a", seed=1, steps=1))
+        ticks = engine.stats().ticks + 20
+        while engine.stats().ticks < ticks:
+            time.sleep(0.001)
+        assert not waiting.done()
+        assert engine.stats().running == 2  # it is counted while it waits
+        waiting.cancel()
+        long.cancel()
+    assert engine.stats().running == 0
+
+
+def test_an_engine_waits_for_a_whole_batch_of_what_is_to_come(pipes: Make) -> None:
+    pipe = pipes("texts")
+    requests = [Request("a", seed=seed, steps=2) for seed in range(5)]
+    with Engine(pipe, slots=4, max_batch=4) as engine:
+        with engine.gathering():
+            first = [engine.submit(request) for request in requests[:3]]
+            time.sleep(0.05)
+            assert engine.stats().ticks == 0
+            first.append(engine.submit(requests[3]))
+            assert all(future.result(60) for future in first)
+            last = engine.submit(requests[4])
+        assert last.result(60)
+        assert engine.stats().batches == {1: 2, 4: 2}
+        with engine.gathering():
+            one = engine.submit(requests[0])
+            engine.close()
+        assert one.result(0)
 
 
 # --- what it is made of ----------------------------------------------------------------------------------------------

@@ -302,14 +302,16 @@ def test_another_number_of_processes_cannot_go_on(tmp_path: Path) -> None:
 
 
 class Nodes:
-    """A run on two machines, each of which is a torchrun of its own at this one's loopback.
+    """A run on two machines, each of which is a launcher's process of its own at this one's loopback.
 
     Args:
+        launcher: torchrun or accelerate. The second is told that there are GPUs, since it starts several machines for
+            these alone, but what it starts then computes on the processor, as the environment says.
         output_dir: which they share.
         steps: of the run.
     """
 
-    def __init__(self, output_dir: Path, steps: int) -> None:
+    def __init__(self, launcher: str, output_dir: Path, steps: int) -> None:
         self.output_dir = output_dir
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
@@ -321,6 +323,10 @@ class Nodes:
         for rank in range(2):
             launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank)]
             launch += ["--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port), "-m"]
+            if launcher == "accelerate":
+                launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
+                launch += ["--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1"]
+                launch += ["--main_process_port", str(port), "-m"]
             self.processes.append(
                 subprocess.Popen(
                     [*launch, *_command(output_dir, steps)[2:]],
@@ -353,11 +359,12 @@ def _below(root: int) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_machines_that_are_killed_go_on_to_the_same_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    launcher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Nodes(tmp_path / "whole", 60).wait()
-    run = Nodes(tmp_path / "killed", 60)
+    Nodes(launcher, tmp_path / "whole", 60).wait()
+    run = Nodes(launcher, tmp_path / "killed", 60)
     end = time.monotonic() + 200
     while not checkpoints(tmp_path / "killed"):
         assert time.monotonic() < end
@@ -368,6 +375,6 @@ def test_two_machines_that_are_killed_go_on_to_the_same_weights(
 
     assert main(_command(tmp_path / "killed", 60)[3:]) == 1  # one process cannot go on
     assert "was made by 2 processes, and now there is 1" in capsys.readouterr().err
-    Nodes(tmp_path / "killed", 60).wait()
+    Nodes(launcher, tmp_path / "killed", 60).wait()
     assert read_json(tmp_path / "killed" / "training.json")["processes"] == 2
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))

@@ -47,7 +47,7 @@ class Hardware:
             job.agree(about, any_hardware=self.any_hardware)
             torch.set_num_threads(found.threads)
             most = self.batch_size or usual_batch(pipe)
-            with Engine(pipe, max_batch=most, max_queue=8 * most, slots=found.slots) as engine:
+            with Engine(pipe, max_batch=most, max_queue=8 * most, slots=found.slots, decoded=found.decoded) as engine:
                 yield engine
         finally:
             torch.set_num_threads(before)

@@ -63,10 +63,11 @@ class Worker:
         """
         hand = _Hand(self, heard)
         is_stopped = False
-        for piece in pieces:
-            is_stopped = not hand.take(piece)
-            if is_stopped:
-                break
+        with self.engine.gathering():
+            for piece in pieces:
+                is_stopped = not hand.take(piece)
+                if is_stopped:
+                    break
         hand.empty(is_stopped)
         return Drawn(hand.counts["drawn"], hand.counts["failed"], is_stopped)
 
@@ -96,7 +97,8 @@ class _Hand:
     def __init__(self, worker: Worker, heard: Callable[[], object]) -> None:
         self.job, self.worker, self.heard = worker.job, worker, heard
         self.counts: Counter[str] = Counter()
-        self._most = 2 * worker.engine.max_batch  # so many wait or are drawn, that the engine never has too few
+        # So many wait or are drawn, that the engine never has too few; some wait to be decoded.
+        self._most = 2 * worker.engine.max_batch + worker.engine.decoded - 1
         self._ended: queue.SimpleQueue[tuple[SpooledRow, Asked, Event]] = queue.SimpleQueue()
         self._left: Counter[int] = Counter()  # rows in hand, by their thousand
         self._settled: tuple[int, set[str]] = (-1, set())

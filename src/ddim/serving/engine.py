@@ -8,7 +8,8 @@ import time
 import traceback
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -32,6 +33,7 @@ __all__ = ["Engine", "Stats", "usual_batch"]
 log = logging.getLogger(__name__)
 
 LARGEST_BATCH = 16  # on a processor, which gains nothing from more; on an accelerator four times as many
+_HELD = 8  # ticks, after which what is finished is decoded though it does not fill a batch
 POSITIONS = 2**14  # of the latents of all samples together, on a processor: more only make each step take longer
 
 
@@ -84,9 +86,11 @@ class Engine:
             are more. All else is computed for each sample alone, by one thread. Pictures are alike to the bit only
             where they have the same `slots`, the same backend and the same kind of processor; `serving.probe` says
             what suits a model. None lets pictures differ by rounding.
+        decoded: with `slots`, how many pictures the decoder is given at a time. What is finished waits for some ticks
+            until there are as many; where there are fewer then, the batch is filled up.
 
     Attributes:
-        pipe, max_batch, max_queue, slots: as given or chosen.
+        pipe, max_batch, max_queue, slots, decoded: as given or chosen.
 
     Raises:
         ConfigError: a number that is none, or a pipeline of another kind.
@@ -99,14 +103,16 @@ class Engine:
         max_batch: int | None = None,
         max_queue: int = 256,
         slots: int | None = None,
+        decoded: int = 1,
     ) -> None:
         model = model_of(pipe)
         self.pipe = pipe
         self.max_batch = usual_batch(pipe) if max_batch is None else _positive(max_batch, "max_batch")
         self.max_queue = _positive(max_queue, "max_queue")
         self.slots = None if slots is None else _positive(slots, "slots")
+        self.decoded = _positive(decoded, "decoded")
         self._model = model
-        self._driver = driver = Driver(model, self.max_batch, self.max_queue, self.slots)
+        self._driver = driver = Driver(model, self.max_batch, self.max_queue, self.slots, self.decoded)
         chosen = "as is usual for this model here" if max_batch is None else "as told"
         log.info("max_batch is %d, %s; %d requests may wait; %s", self.max_batch, chosen, max_queue, pipe.backend)
         self._thread = threading.Thread(target=driver.run, name="ddim engine", daemon=True)
@@ -134,6 +140,18 @@ class Engine:
         samples = [self._model.sample(request, Future(request)) for request in requests]
         self._driver.take(samples)
         return [sample.future for sample in samples]
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """A context in which an engine that has nothing to do waits until `max_batch` requests are there.
+
+        So a forward pass is not made for the first of many requests alone.
+        """
+        self._driver.hold(1)
+        try:
+            yield
+        finally:
+            self._driver.hold(-1)
 
     def stats(self) -> Stats:
         """What the engine has done so far, and does now."""
@@ -196,13 +214,15 @@ def usual_shape(pipe: DiffusionPipeline) -> tuple[int, int]:
 class Driver:
     """What the engine's thread does. It knows nothing of the engine, which may so be forgotten while it runs."""
 
-    def __init__(self, model: Model, max_batch: int, max_queue: int, slots: int | None) -> None:
-        self.model, self.max_batch, self.max_queue = model, max_batch, max_queue
+    def __init__(self, model: Model, max_batch: int, max_queue: int, slots: int | None, decoded: int) -> None:
+        self.model, self.max_batch, self.max_queue, self.decoded = model, max_batch, max_queue, decoded
         self.slots, model.is_exact = slots, slots is not None
         self.network = Network(model.pipe.components["unet"], slots, None if slots is None else torch.get_num_threads())
         self._changed = threading.Condition()  # holds for the queue and for whether it is closing
         self._queue: deque[Sample] = deque()
         self._running: list[Sample] = []
+        self._ended: list[Sample] = []  # finished, and to be decoded
+        self._held = 0  # how many have more requests to come
         self._is_closing = False
         self._is_cancelling = False
         self._counting = threading.Lock()  # of the counts alone; nothing else is locked while it is held
@@ -247,10 +267,16 @@ class Driver:
             self._is_cancelling = self._is_cancelling or not drain
             self._changed.notify()
 
+    def hold(self, more: int) -> None:
+        """Begin to wait, or wait no longer, until there are as many requests as are drawn at a time."""
+        with self._changed:
+            self._held += more
+            self._changed.notify()
+
     def stats(self) -> Stats:
         with self._changed:
             queued = sum(not sample.future.done() for sample in self._queue)
-            running = sum(not sample.future.done() for sample in self._running)
+            running = sum(not sample.future.done() for sample in (*self._running, *self._ended))
         with self._counting:
             counts, sizes = dict(self._counts), dict(sorted(self._sizes.items()))
         return Stats(
@@ -281,9 +307,10 @@ class Driver:
         finally:
             with self._changed:
                 self._is_closing = True
-                left = [*self._queue, *self._running]
+                left = [*self._queue, *self._running, *self._ended]
                 self._queue.clear()
                 self._running.clear()
+                self._ended.clear()
             for sample in left:
                 sample.future.tell(Failed(error))
             self._batches.clear()
@@ -293,14 +320,14 @@ class Driver:
         with self._changed:
             if not self._queue and not self._running:
                 self._batches.clear()
-                self._changed.wait_for(lambda: self._queue or self._is_closing)
+                self._changed.wait_for(lambda: self._is_worth_it() or self._is_closing)
                 self.network.begin()
             if self._is_closing and not self._queue and not self._running:
                 return False
             is_cancelling = self._is_cancelling
         start = time.perf_counter()
         if is_cancelling:
-            for sample in [*self._queue, *self._running]:
+            for sample in [*self._queue, *self._running, *self._ended]:
                 sample.future.cancel()
         self._leave(self._late())
         newcomers = self._newcomers()
@@ -310,15 +337,20 @@ class Driver:
                 self._begin(newcomers)
             if self._running:
                 self._tick()
+            if self._running or self._ended:
                 self._give_away()
         self._seconds += time.perf_counter() - start
         return True
+
+    def _is_worth_it(self) -> bool:
+        """Whether there is something to begin with, and no reason to wait for more."""
+        return bool(self._queue) and (not self._held or len(self._queue) >= min(self.max_batch, self.max_queue))
 
     def _late(self) -> list[Sample]:
         """Tell those whose deadline has passed, and return all that are done, whose places are free."""
         now = time.monotonic()
         with self._changed:
-            every = [*self._queue, *self._running]
+            every = [*self._queue, *self._running, *self._ended]
         for sample in every:
             deadline = sample.future.deadline
             if deadline is not None and now > deadline and not sample.future.done():
@@ -335,6 +367,7 @@ class Driver:
             with self._changed:
                 self._queue = deque(sample for sample in self._queue if sample not in gone)
                 self._running = [sample for sample in self._running if sample not in gone]
+                self._ended = [sample for sample in self._ended if sample not in gone]
 
     def _newcomers(self) -> list[Sample]:
         """Those who are next in the queue and have a place.
@@ -413,17 +446,31 @@ class Driver:
                 sample.future.tell(Step(sample.position, len(sample.plan)))
 
     def _give_away(self) -> None:
-        """Decode what is to be shown and what is finished: all that goes together at once, or each alone."""
+        """Decode what is to be shown and what is finished: all that goes together, or as many as are always decoded."""
         finished = [sample for sample in self._running if sample.is_finished]
         shown = [sample for sample in self._running if sample.preview is not None and not sample.is_finished]
         self._leave(finished)  # their places are free while they are decoded
+        with self._changed:
+            self._ended += finished
+            is_idle = not self._queue and not self._running
         alike: dict[tuple[Any, ...], list[Sample]] = {}
-        for sample in [*finished, *shown]:
+        for sample in [*self._ended, *shown]:
             if not sample.future.done():
                 alike.setdefault((sample.shape, sample.request.output_type), []).append(sample)
         for (_, output_type), samples in alike.items():
-            for some in [samples] if self.slots is None else [[one] for one in samples]:
+            for some in [samples] if self.slots is None else self._decodable(samples, is_idle):
                 self._by_halves(some, partial(self._decode, output_type=output_type))
+                self._leave([sample for sample in some if sample.future.done()])
+
+    def _decodable(self, samples: Sequence[Sample], is_idle: bool) -> Iterator[Sequence[Sample]]:
+        """Those of samples of one shape that are to be decoded now, in parts of at most `decoded`."""
+        shown = [sample for sample in samples if not sample.is_finished]
+        yield from ([sample] for sample in shown)
+        ended = [sample for sample in samples if sample.is_finished]
+        for first in range(0, len(ended), self.decoded):
+            some = ended[first : first + self.decoded]
+            if len(some) == self.decoded or is_idle or self._ticks - some[0].since >= _HELD:
+                yield some
 
     def _decode(self, samples: Sequence[Sample], output_type: str) -> None:
         for sample in samples:
@@ -436,9 +483,11 @@ class Driver:
         if not samples:
             return
         x = torch.cat([_latents(sample) for sample in samples])
+        if self.slots is not None and len(x) < self.decoded:
+            x = torch.cat([x, x[-1:].expand(self.decoded - len(x), *x.shape[1:])])
         pictures, flags = self.model.pictures(x, output_type)
         now = time.monotonic()
-        for place, (sample, picture) in enumerate(zip(samples, pictures, strict=True)):
+        for place, (sample, picture) in enumerate(zip(samples, pictures, strict=False)):
             if isinstance(picture, Tensor):
                 picture = picture.cpu().clone()
             steps, sample.preview = len(sample.plan), None

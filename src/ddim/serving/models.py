@@ -5,6 +5,7 @@ All of it is done by the pipeline's own pieces, those that its call is made of.
 
 from __future__ import annotations
 
+import inspect
 import secrets
 from collections import deque
 from collections.abc import Sequence
@@ -126,7 +127,9 @@ class TextModel(Model):
         )
         interval = _interval(request)
         check_guidance(scale, rescale, interval)
-        strength = _usual_strength(pipe) if request.strength is None else request.strength
+        strength = request.strength
+        if strength is None:
+            strength = 1.0 if request.image is None else _usual_strength(pipe)
         plan = self._plan(request, 1.0 if request.image is None else strength)
         takes_scale = pipe.unet.config.get("time_cond_proj_dim") is not None
         warn_if_not_trained(pipe.scheduler, plan, scale, takes_scale=takes_scale)
@@ -318,8 +321,6 @@ def _interval(request: Request) -> tuple[int, int] | None:
 
 def _usual_strength(pipe: StableDiffusionPipeline) -> float:
     """The strength of a call that does not say it."""
-    import inspect
-
     usual: float = inspect.signature(type(pipe).__call__).parameters["strength"].default
     return usual
 

@@ -2,7 +2,7 @@
 
     found = probe(pipe, threads=2)
     torch.set_num_threads(found.threads)  # before the engine is made, which keeps to it
-    engine = Engine(pipe, slots=found.slots)
+    engine = Engine(pipe, slots=found.slots, decoded=found.decoded)
 
 The engine gives the network batches of one size (see `serving.exact`). Whether a sample's bits are then the same at any
 place and beside any others, and with any number of threads, is up to the libraries that multiply matrices. So it is
@@ -30,6 +30,7 @@ from ddim.serving.samples import Text
 
 __all__ = ["Exact", "probe", "usual_slots"]
 
+_DECODED = 4  # pictures at a time, at most
 TEXTS = ("", "a", "a picture of two of them")
 
 
@@ -38,7 +39,7 @@ class Exact:
     """How to run a model for pictures that are the same to the bit whatever is drawn beside them.
 
     Attributes:
-        slots: of the engine, see `Engine`.
+        slots, decoded: of the engine, see `Engine`.
         threads: of PyTorch, see `torch.set_num_threads`.
         digest: of the bits that the model's networks gave for fixed inputs: 16 hexadecimal digits. Machines where it is
             the same may share a job. It does not depend on the number of threads, as only such a number is chosen with
@@ -48,6 +49,7 @@ class Exact:
     slots: int
     threads: int
     digest: str
+    decoded: int = 1
 
 
 def probe(pipe: DiffusionPipeline, threads: int = 1, slots: int | None = None) -> Exact:
@@ -74,8 +76,10 @@ def probe(pipe: DiffusionPipeline, threads: int = 1, slots: int | None = None) -
         alone = _evaluated(pipe, size, 1)
         if alone is not None:
             is_same = threads == 1 or _evaluated(pipe, size, threads) == alone
-            hashed = hashlib.sha256(b"".join([size.to_bytes(4, "big"), *alone, *_around(pipe)]))
-            return Exact(size, threads if is_same else 1, hashed.hexdigest()[:16])
+            decoded, pictures = _decoding(pipe)
+            sizes = [each.to_bytes(4, "big") for each in (size, decoded)]
+            hashed = hashlib.sha256(b"".join([*sizes, *alone, *pictures, *_around(pipe)]))
+            return Exact(size, threads if is_same else 1, hashed.hexdigest()[:16], decoded)
     raise ConfigError("the U-Net gives other numbers each time it is given the same: no picture can be drawn twice")
 
 
@@ -123,8 +127,28 @@ def _evaluated(pipe: Any, slots: int, threads: int) -> list[bytes] | None:
 
 @torch.no_grad()
 @using_threads(1)
+def _decoding(pipe: Any) -> tuple[int, list[bytes]]:
+    """How many pictures the decoder is to be given at a time, and the bits that it gives for fixed latents.
+
+    Four small ones take less time together than one after the other. It is one where its bits depend on the others.
+    """
+    if not pipe.draws_texts:
+        return 1, []
+    height, width = usual_shape(pipe)
+    size = max(1, min(_DECODED, POSITIONS // (16 * height * width)))
+    x = _noise(pipe, size + size // 2, pipe.vae.config.latent_channels)
+    found: dict[int, bytes] = {}
+    is_same = True
+    for places in (range(size), range(size // 2, len(x)), range(size)[::-1]):
+        for place, row in zip(places, pipe.decode(x[list(places)], "pt"), strict=False):
+            is_same = is_same and found.setdefault(place, _raw(row)) == _raw(row)
+    return (size, [*found.values()]) if is_same else (1, [_raw(pipe.decode(x[:1], "pt"))])
+
+
+@torch.no_grad()
+@using_threads(1)
 def _around(pipe: Any) -> list[bytes]:
-    """The bits of what the other networks give for fixed inputs: a text, a picture, and its latents."""
+    """The bits of what the other networks give for fixed inputs: a text, and the latents of a picture."""
     if not pipe.draws_texts:
         return []
     picture = pipe.decode(_noise(pipe, 1, pipe.vae.config.latent_channels), "pt")
