@@ -21,6 +21,7 @@ from ddim.models.vae import most_likely_latents
 from ddim.pipelines.base import DiffusionPipeline
 from ddim.pipelines.conditions import Condition
 from ddim.pipelines.denoiser import TextDenoiser
+from ddim.pipelines.emphasis import Weights
 from ddim.pipelines.familiar import FamiliarLatents
 from ddim.pipelines.inputs import Pictures, positive, refuse_unsupported, to_tensor
 from ddim.pipelines.outputs import LatentOutputType
@@ -62,6 +63,7 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
     tokenizer: CLIPTokenizer | None
     unet: UNet2DConditionModel
     scheduler: DDIMScheduler
+    weights: Weights | None = None  # how prompts say what weighs how much, where a call does not say
     vae_scale_factor: int  # how many pixels a latent stands for, on each axis
 
     @classmethod
@@ -69,6 +71,8 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         made = super().from_pipe(pipeline, **parts)
         if isinstance(pipeline, LatentPipeline) and pipeline._words_are_read:
             made.words = pipeline.words
+        if isinstance(pipeline, LatentPipeline):
+            made.weights = pipeline.weights
         return made
 
     def write(self, folder: Path, saving: Saving) -> None:
@@ -89,6 +93,8 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         negative_prompt_embeds: Tensor | None = None,
         lora_scale: float | None = None,
         clip_skip: int | None = None,
+        *,
+        weights: Weights | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The embeddings that the U-Net is to look at, and those to keep away from: (b·n tokens channels) each.
 
@@ -101,7 +107,8 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         The rest is as in a call.
         """
         refuse_unsupported(lora_scale=None if lora_scale == 1 else lora_scale)
-        request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        weights = weights or self.weights
+        request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, weights)
         images = positive(num_images_per_prompt, "num_images_per_prompt")
         found = self._conditions(request, do_classifier_free_guidance, clip_skip)
         embeds, negative = (
@@ -132,7 +139,8 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
             ConfigError: the pipeline has no text encoder or no tokenizer.
         """
         with self.in_use(self.text_encoder) as text_encoder:
-            return encode_texts(self.tokenizer, text_encoder, texts).states.to(self.device, self.dtype)
+            found = encode_texts(self.tokenizer, text_encoder, texts, weights=self.weights)
+        return found.states.to(self.device, self.dtype)
 
     def sample_shape(self, count: int) -> tuple[int, ...]:
         """The shape of `count` latents of the size that the U-Net was trained on, (count z h w)."""
@@ -185,6 +193,7 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         clip_skip: int | None = None,
         channels: Tensor | None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
+        weights: Weights | None = None,
     ) -> TextDenoiser:
         """The U-Net as a denoiser of `count` samples under texts; without any, under the empty text.
 
@@ -204,7 +213,8 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         """
         if prompt is None and prompt_embeds is None:
             prompt = ""
-        request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        weights = weights or self.weights
+        request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, weights)
         if count % request.size:
             raise ValueError(f"{request.size} prompts do not fit {count} samples: give one, or one for each")
         with torch.no_grad():

@@ -12,6 +12,8 @@ from ddim.errors import ConfigError
 from ddim.models import CLIPTextModel
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.pipelines.added_tokens import with_all_vectors
+from ddim.pipelines.emphasis import Weights, parse
+from ddim.pipelines.weighting import encode_weighted, length_needed
 
 Prompt: TypeAlias = str | Sequence[str] | None
 
@@ -24,14 +26,23 @@ class Request(NamedTuple):
     embeds: Tensor | None
     negative_texts: list[str] | None
     negative_embeds: Tensor | None
+    weights: Weights | None = None  # how the texts say what weighs how much, if they do
 
     def needs_text_encoder(self, is_guided: bool) -> bool:
         """Whether there are texts that are still to be encoded."""
         return self.embeds is None or (is_guided and self.negative_embeds is None)
 
+    def every_text(self, is_guided: bool) -> list[str]:
+        """All texts that are to be encoded."""
+        return [*(self.texts or ()), *(self.negative_texts or () if is_guided else ())]
+
 
 def check_prompts(
-    prompt: Prompt, negative_prompt: Prompt, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None
+    prompt: Prompt,
+    negative_prompt: Prompt,
+    prompt_embeds: Tensor | None,
+    negative_prompt_embeds: Tensor | None,
+    weights: Weights | None = None,
 ) -> Request:
     """Check the prompts of a call and bring them to lists of one length.
 
@@ -39,6 +50,7 @@ def check_prompts(
 
     Raises:
         ValueError: both or neither of a prompt and its embeddings; lists or embeddings that do not fit together.
+        ConfigError: what the texts say of weights is malformed.
         TypeError: what is given is no text, no list of texts, or no tensor.
     """
     if (prompt is None) == (prompt_embeds is None):
@@ -54,12 +66,20 @@ def check_prompts(
             negatives *= count
         if len(negatives) != count:
             raise ValueError(f"{len(negatives)} negative prompts were given for {count} prompts: give one, or as many")
-        return Request(count, texts, embeds, negatives, None)
+        return _checked(Request(count, texts, embeds, negatives, None, weights))
     negative_embeds = _as_embeds(negative_prompt_embeds, "negative_prompt_embeds")
     if len(negative_embeds) != count or (embeds is not None and negative_embeds.shape != embeds.shape):
         wanted = f"{count} prompts" if embeds is None else f"prompt_embeds of shape {tuple(embeds.shape)}"
         raise ValueError(f"negative_prompt_embeds of shape {tuple(negative_embeds.shape)} do not fit {wanted}")
-    return Request(count, texts, embeds, None, negative_embeds)
+    return _checked(Request(count, texts, embeds, None, negative_embeds, weights))
+
+
+def _checked(request: Request) -> Request:
+    """The request, of which the texts are read for weights already now."""
+    if request.weights is not None:
+        for text in {*(request.texts or ()), *(request.negative_texts or ())}:
+            parse(text, request.weights)
+    return request
 
 
 class Encoded(NamedTuple):
@@ -91,12 +111,18 @@ def encode_prompts(
         ConfigError: see `encode_texts`.
     """
     embeds, negative = request.embeds, request.negative_embeds
+    weights = request.weights
     if embeds is None:
-        embeds = encode_texts(tokenizer, text_encoder, request.texts or [], clip_skip).states
+        length = None
+        if weights is not None and tokenizer is not None:  # texts of several chunks; both sides have as many
+            given = None if negative is None else negative.shape[1]
+            length = given or length_needed(weights, tokenizer, request.every_text(is_guided))
+        embeds = encode_texts(tokenizer, text_encoder, request.texts or [], clip_skip, length, weights=weights).states
     if not is_guided:
         return embeds, None
     if negative is None:
-        negative = encode_texts(tokenizer, text_encoder, request.negative_texts or [], length=embeds.shape[1]).states
+        texts = request.negative_texts or []
+        negative = encode_texts(tokenizer, text_encoder, texts, length=embeds.shape[1], weights=weights).states
     if negative.shape != embeds.shape:
         raise ValueError(
             f"the prompts' embeddings have shape {tuple(embeds.shape)}, the negative ones' {tuple(negative.shape)}"
@@ -112,6 +138,7 @@ def encode_texts(
     length: int | None = None,
     *,
     is_normed: bool = True,
+    weights: Weights | None = None,
 ) -> Encoded:
     """What a text encoder gives of b texts; every text encoder is called here.
 
@@ -119,25 +146,42 @@ def encode_texts(
         clip_skip: how many of the last layers to leave out.
         length: s, the number of tokens that each text is filled up or cut to; the tokenizer's own unless told.
         is_normed: whether the encoder's final norm is applied to the layer's states.
+        weights: how the texts say what weighs how much, if they do; see `weighting`.
 
     Raises:
-        ConfigError: the pipeline has no text encoder, or fewer layers than are to be left out.
+        ConfigError: the pipeline has no text encoder, or fewer layers than are to be left out; or what a text says of
+            weights is malformed.
     """
     if tokenizer is None or text_encoder is None:
         raise ConfigError("this pipeline has no tokenizer or no text encoder: give prompt_embeds")
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     if len(places) < len(texts):  # most often the same negative prompt for all
-        encoded = encode_texts(tokenizer, text_encoder, list(places), clip_skip, length, is_normed=is_normed)
+        encoded = encode_texts(
+            tokenizer, text_encoder, list(places), clip_skip, length, is_normed=is_normed, weights=weights
+        )
         rows = [places[text] for text in texts]
         return Encoded(encoded.states[rows], None if encoded.pooled is None else encoded.pooled[rows])
-    ids = token_ids(tokenizer, texts, length).to(text_encoder.device)
+
+    def encode(ids: Tensor, mask: Tensor | None = None) -> Encoded:
+        masked = () if mask is None else (mask.to(text_encoder.device),)
+        return _encode_ids(text_encoder, ids.to(text_encoder.device), masked, clip_skip, is_normed)
+
+    if weights is not None:
+        return Encoded(*encode_weighted(weights, tokenizer, texts, encode, length))
+    return encode(token_ids(tokenizer, texts, length))
+
+
+def _encode_ids(
+    text_encoder: Any, ids: Tensor, mask: tuple[Tensor, ...], clip_skip: int | None, is_normed: bool
+) -> Encoded:
+    """What a text encoder gives of tokens (b s), of which a mask (b s), if there is one, hides those with a 0."""
     if clip_skip is None and is_normed:
-        return Encoded(*_last_and_pooled(text_encoder(ids)))
+        return Encoded(*_last_and_pooled(text_encoder(ids, *mask)))
     layers = text_encoder.config.num_hidden_layers
     skip = 0 if clip_skip is None else clip_skip
     if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip <= layers:
         raise ConfigError(f"clip_skip must be an int in 0…{layers}, the text encoder's layers, not {clip_skip!r:.50}")
-    given: Any = text_encoder(ids, output_hidden_states=True)
+    given: Any = text_encoder(ids, *mask, output_hidden_states=True)
     state: Tensor = given.hidden_states[-1 - skip]
     if is_normed:
         inner: Any = getattr(text_encoder, "text_model", text_encoder)  # transformers 5 has no such part

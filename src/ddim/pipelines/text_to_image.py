@@ -14,6 +14,7 @@ from ddim.models.tokenizer import CLIPTokenizer
 from ddim.noise import Generators
 from ddim.pipelines.base import as_ddim
 from ddim.pipelines.draws import Call, Callback, Draws
+from ddim.pipelines.emphasis import Weights
 from ddim.pipelines.image_processor import ImageProcessor
 from ddim.pipelines.inputs import Pictures, refuse_unsupported
 from ddim.pipelines.outputs import Array, Drawn, LatentOutputType, PlainOutput, StableDiffusionPipelineOutput
@@ -153,6 +154,7 @@ class StableDiffusionPipeline(FromSingleFile, Draws):
         padding_mask_crop: int | None = None,
         callback: Callable[[int, Tensor, Tensor], Any] | None = None,
         callback_steps: int | None = None,
+        weights: Weights | None = None,
     ) -> StableDiffusionPipelineOutput[Drawn]: ...
     @torch.no_grad()  # type: ignore[misc]  # the short ones above take any arguments
     @one_backend
@@ -192,6 +194,7 @@ class StableDiffusionPipeline(FromSingleFile, Draws):
         padding_mask_crop: int | None = None,
         callback: Callable[[int, Tensor, Tensor], Any] | None = None,
         callback_steps: int | None = None,
+        weights: Weights | None = None,
     ) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
         """Make images of texts; with `image` of a picture, and with `mask_image` of a part of it.
 
@@ -237,6 +240,9 @@ class StableDiffusionPipeline(FromSingleFile, Draws):
                 back. For one PIL image and PIL output.
             callback, callback_steps: the older way: every `callback_steps` steps, each unless told, `callback` is
                 called as (index, timestep, latents). What it returns is ignored.
+            weights: how the prompts say what weighs how much: "a1111" for `(word:1.3)` as AUTOMATIC1111's web UI reads
+                it, and texts of more than 75 tokens; "compel" for `word++` and `(word)1.3`. What `pipe.weights` says
+                unless told, which is None: brackets and signs are what they are. See docs/prompts.md.
             sigmas, ip_adapter_image, ip_adapter_image_embeds: must be None.
 
         Raises:
@@ -259,7 +265,9 @@ class StableDiffusionPipeline(FromSingleFile, Draws):
             padding_mask_crop=padding_mask_crop,
         )
         call = Call(
-            prompts=lambda: check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds),
+            prompts=lambda: check_prompts(
+                prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, weights or self.weights
+            ),
             origin=origin,
             num_inference_steps=num_inference_steps,
             timesteps=timesteps,
