@@ -79,8 +79,9 @@ def listed(given: Sequence[str | Sequence[str]] | None) -> tuple[str, ...]:
 
 
 def joined(settings: Any) -> Any:
-    """A command's settings in which `lora` is one tuple, however often it was given."""
-    return dataclasses.replace(settings, lora=listed(settings.lora)) if hasattr(settings, "lora") else settings
+    """A command's settings in which `lora` and the like are one tuple each, however often they were given."""
+    names = [name for name in ("lora", "textual_inversion") if hasattr(settings, name)]
+    return dataclasses.replace(settings, **{name: listed(getattr(settings, name)) for name in names})
 
 
 def check_adapter(given: str | Sequence[str], option: str) -> None:

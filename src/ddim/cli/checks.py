@@ -19,6 +19,7 @@ from typing import Any
 
 from ddim.checkpoint.nearby import alike, did_you_mean, nearby
 from ddim.cli.adapters import check_adapter
+from ddim.cli.new_words import check_word
 from ddim.cli.pickles import refuse_pickle
 from ddim.cli.typed import typed
 from ddim.errors import ConfigError, check_installed
@@ -307,6 +308,7 @@ RULES: dict[str, Rule] = {
     "model": model,
     "device": device,
     "lora": check_adapter,
+    "textual_inversion": check_word,
     "tokenizer": named,
     "pretrained_model_name_or_path": named,
     "pretrained_vae_model_name_or_path": named,

@@ -27,8 +27,10 @@ from ddim.cli.options import (
     PictureFiles,
     PictureOut,
     Predicts,
+    PromptWeights,
     Scale,
     Spacing,
+    TextualInversions,
     TokenizerPlace,
     Variant,
 )
@@ -62,6 +64,8 @@ class EditSettings:
     """A text that says what they are to show instead."""
     model: Model = "emoji"
     lora: Loras = ()
+    textual_inversion: TextualInversions = ()
+    weights: PromptWeights = None
     variant: Variant = None
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None

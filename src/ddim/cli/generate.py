@@ -33,6 +33,7 @@ from ddim.cli.options import (
     Spacing,
     SuitableOrder,
     SuitableSteps,
+    TextualInversions,
     TokenizerPlace,
     Variant,
     ZeroSNR,
@@ -74,6 +75,7 @@ class GenerateSettings:
     ]
     model: Model = "emoji"
     lora: Loras = ()
+    textual_inversion: TextualInversions = ()
     variant: Variant = None
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None
@@ -202,7 +204,9 @@ _OF_ROWS = (
     "negative_prompt", "class_label", "guidance_scale", "guidance_rescale", "guidance_interval", "steps", "eta",
     "order", "spacing", "seed", "width", "height", "strength",
 )  # fmt: skip
-_OF_LOADING = ("lora", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype", "backend")
+_OF_LOADING = (
+    "lora", "textual_inversion", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype", "backend",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,7 @@ class _Opening:
 
     model: str
     lora: Any
+    textual_inversion: Any
     variant: str | None
     tokenizer: str | None
     prediction_type: str | None

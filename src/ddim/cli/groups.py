@@ -12,8 +12,8 @@ _GUIDANCE = "guidance_scale guidance_rescale guidance_interval source_guidance_s
 
 OF_DRAWING = {
     "Which shell": "shell",
-    "What to draw": "prompt prompts images model lora source target negative_prompt class_label class_labels batch "
-    "height width seeds results",
+    "What to draw": "prompt prompts images model lora textual_inversion source target negative_prompt weights "
+    "class_label class_labels batch height width seeds results",
     "Which of the model's files": "variant tokenizer prediction_type",
     "How to go between them": "frames grid rows between_texts",
     "How to sample": "steps eta order spacing zero_snr seed method moments check",
@@ -45,7 +45,7 @@ OF_SERVING = {
 }
 
 OF_GENERATING = {
-    "What to draw": "prompts model lora negative_prompt class_label seed height width",
+    "What to draw": "prompts model lora textual_inversion negative_prompt class_label seed height width",
     "Which of the model's files": "variant tokenizer prediction_type",
     "How to sample": "steps eta order spacing zero_snr",
     "Guidance": "guidance_scale guidance_rescale guidance_interval",

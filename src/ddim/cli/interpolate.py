@@ -27,9 +27,11 @@ from ddim.cli.options import (
     NegativePrompt,
     Overwrite,
     Predicts,
+    PromptWeights,
     Spacing,
     SuitableOrder,
     SuitableSteps,
+    TextualInversions,
     TokenizerPlace,
     Variant,
 )
@@ -65,6 +67,8 @@ class InterpolateSettings:
     """The texts to go between, or one text for all frames, for a text-to-image model. They stand before all options."""
     model: ModelOrBundled = None
     lora: Loras = ()
+    textual_inversion: TextualInversions = ()
+    weights: PromptWeights = None
     variant: Variant = None
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None

@@ -25,8 +25,10 @@ from ddim.cli.options import (
     PictureFiles,
     Precision,
     Predicts,
+    PromptWeights,
     Spacing,
     Steps,
+    TextualInversions,
     TokenizerPlace,
     Variant,
 )
@@ -63,6 +65,8 @@ class InvertSettings:
     images: tyro.conf.Positional[PictureFiles]
     model: Model = "emoji"
     lora: Loras = ()
+    textual_inversion: TextualInversions = ()
+    weights: PromptWeights = None
     variant: Variant = None
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None

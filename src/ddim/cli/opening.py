@@ -12,6 +12,7 @@ from ddim.checkpoint.known import SINGLE_FILE, guidance_of, known
 from ddim.cli.adapters import add_adapters, refuse_adapters
 from ddim.cli.checks import address_on_hub, is_single_file
 from ddim.cli.known import Kind, check_against
+from ddim.cli.new_words import add_words, refuse_words
 from ddim.cli.options import Backend
 from ddim.errors import CheckpointError, ConfigError
 
@@ -30,8 +31,8 @@ def open_pipeline(settings: Any, suits: Callable[[Kind], None] = lambda kind: No
 
     Args:
         settings: a command's settings. Looked at are `model`, which is given, and as far as the command has them,
-            `dtype`, `device`, `backend`, `spacing`, `zero_snr`, `lora`, `variant`, `tokenizer`, `prediction_type`, and
-            the numbers that `known.check_against` names.
+            `dtype`, `device`, `backend`, `spacing`, `zero_snr`, `lora`, `textual_inversion`, `weights`, `variant`,
+            `tokenizer`, `prediction_type`, and the numbers that `known.check_against` names.
         suits: raises a ConfigError unless the command's options are for this kind of model. It is asked before the
             model is loaded, if its configs say what kind it is, else afterwards.
 
@@ -67,6 +68,8 @@ def open_pipeline(settings: Any, suits: Callable[[Kind], None] = lambda kind: No
     if changes:
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
     add_adapters(pipe, model, _option(settings, "lora"))
+    add_words(pipe, model, _option(settings, "textual_inversion"))
+    _weigh(pipe, _option(settings, "weights"))
     _tell_unknown_words(pipe, settings)
     try:
         pipe.to(place)
@@ -95,6 +98,8 @@ def check_model(settings: Any, suits: Callable[[Kind], None]) -> bool:
         check_against(model, found, settings)
         if not found.draws_texts:
             refuse_adapters(model, _option(settings, "lora"))
+            refuse_words(model, _option(settings, "textual_inversion"))
+            _refuse_weights(model, _option(settings, "weights"))
     _check_loading(settings)
     return found is not None
 
@@ -104,12 +109,34 @@ def _option(settings: Any, name: str) -> Any:
     return getattr(settings, name, None)
 
 
+def _weigh(pipe: DiffusionPipeline, weights: Any) -> None:
+    """Have a pipeline read weights in its prompts, if that is asked for."""
+    if weights is None:
+        return
+    from ddim.pipelines.latents import LatentPipeline
+
+    if not isinstance(pipe, LatentPipeline):
+        _refuse_weights(type(pipe).__name__, weights)
+    else:
+        pipe.weights = weights
+
+
+def _refuse_weights(model: str, weights: Any) -> None:
+    """Raise a ConfigError if the notation of weights was given, for a model that reads no texts."""
+    if weights is not None:
+        raise ConfigError(f"{model} reads no texts: leave out --weights, or use a text-to-image model")
+
+
 def _tell_unknown_words(pipe: DiffusionPipeline, settings: Any) -> None:
     """Say in a line on stderr which words of the texts to draw the model has never seen, and what is near to them."""
     from ddim.pipelines.words import KnowsWords
 
     given = [_option(settings, name) for name in ("prompt", "prompts", "source", "target")]
     texts = [text for each in given if each for text in ((each,) if isinstance(each, str) else each)]
+    if (weights := _option(settings, "weights")) is not None:
+        from ddim.pipelines.emphasis import parse
+
+        texts = [" ".join(part.text or "" for part in parse(text, weights)) for text in texts]
     found = pipe.unknown_words(texts) if isinstance(pipe, KnowsWords) else {}
     if not found:
         return

@@ -40,6 +40,24 @@ Loras = Annotated[  # a tuple for each time that it is given, of which `cli.adap
         "owner/name/file). A number after a colon says how strong one is to be. If not given, 1: as it was trained.",
     ),
 ]
+TextualInversions = Annotated[  # as Loras
+    tuple[tuple[str, ...], ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(
+        metavar="PATH[=TOKEN] ...",
+        help="Words that the model is to learn, one or several: files of textual inversion, folders or ids on the hub "
+        "(owner/name, or owner/name/file). What follows the sign = is what the prompt says for one. If not given, what "
+        "its file says.",
+    ),
+]
+PromptWeights = Annotated[
+    Literal["a1111", "compel"] | None,
+    tyro.conf.arg(
+        help="How the texts say what weighs how much: a1111 for (word:1.3), [word] and texts of more than 75 tokens, "
+        "as AUTOMATIC1111's web UI reads them; compel for word++, word- and (word)1.3. If not given, brackets and "
+        "signs are what they are."
+    ),
+]
 Variant = Annotated[
     str | None,
     tyro.conf.arg(

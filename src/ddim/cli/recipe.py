@@ -31,7 +31,18 @@ STEPS = 1000
 TIMESTEPS = 100_000  # that a model was trained on
 # What may be typed beside noise, of which the steps and the class are settled.
 _BESIDE_NOISE = {
-    *("model", "lora", "variant", "tokenizer", "prediction_type", "prompt", "negative_prompt", "guidance_scale"),
+    *(
+        "model",
+        "lora",
+        "textual_inversion",
+        "weights",
+        "variant",
+        "tokenizer",
+        "prediction_type",
+        "prompt",
+        "negative_prompt",
+        "guidance_scale",
+    ),
     *("guidance_rescale", "dtype", "backend", "device", "scale", "from_image", "trust", "out", "overwrite"),
 }
 
@@ -100,6 +111,7 @@ FOLLOWED: dict[str, Rule] = {
     "negative_prompt": optional(text(PROMPT)),
     "variant": optional(text(50, r"[\w.-]*")),
     "prediction_type": one_of,
+    "weights": one_of,
     "class_label": optional(whole(0, 1_000_000)),
     "class_labels": several(whole(0, 1_000_000), 0, PICTURES),
     "guidance_scale": optional(number(-1000, 1000)),
@@ -122,7 +134,7 @@ FOLLOWED: dict[str, Rule] = {
 }
 
 # Files that a picture was made of. They are paths of a stranger: the user has to give them.
-FILES = ("lora", "tokenizer", "image", "mask_image")
+FILES = ("lora", "textual_inversion", "tokenizer", "image", "mask_image")
 
 # What is the user's alone, whatever the picture says.
 OWN = ("backend", "device", "from_image", "trust", "out", "overwrite", "images", "check")

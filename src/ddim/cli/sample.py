@@ -30,11 +30,13 @@ from ddim.cli.options import (
     PictureOut,
     Predicts,
     Prompt,
+    PromptWeights,
     Scale,
     Side,
     Spacing,
     SuitableOrder,
     SuitableSteps,
+    TextualInversions,
     TokenizerPlace,
     Variant,
     ZeroSNR,
@@ -66,6 +68,8 @@ class SampleSettings:
     prompt: tyro.conf.Positional[Prompt] = None
     model: ModelOrBundled = None
     lora: Loras = ()
+    textual_inversion: TextualInversions = ()
+    weights: PromptWeights = None
     variant: Variant = None
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None

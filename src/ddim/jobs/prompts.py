@@ -43,9 +43,12 @@ NOT_OF_ROWS = {
     **{
         name: _OF_ALL.format(option=name.replace("_", "-"))
         for name in (
-            "model", "lora", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype", "backend", "device",
+            "model", "lora", "textual_inversion", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype",
+            "backend", "device",
         )
     },
+    "weights": "is not for jobs, which draw many prompts together, and those with weights may be of other lengths: "
+    "draw them by ddim sample",
     "batch": "is not needed: a row is one picture, so give a row for each, whose seeds are others if they say none",
     "scale": "is for looking at pictures, and those of a job are data: they stay as the model draws them",
     "labels": "is for looking at pictures, and those of a job are data: what each shows is in the manifest",
