@@ -50,6 +50,8 @@ class SamplingPlan:
         inverse: run from the image to the noise.
         order: 1 is DDIM; 2 adds what the change of the predicted x0 since the last step says, see
             `process.second_order`. `sample` follows it; `step`, which knows of no last step, is of first order.
+        leads_to: the timestep that the last step leads to, below all others: -1 is the image itself, and a higher one
+            leaves the rest of the way to another run, as `part` does.
 
     Raises:
         ConfigError: timesteps that are not in order or not in range, or settings under which a step has no finite
@@ -66,6 +68,7 @@ class SamplingPlan:
     legacy_stride: int | None = None
     inverse: bool = False
     order: Order = 1
+    leads_to: int = -1
 
     def __post_init__(self) -> None:
         check_levels(self.alphas_cumprod, self.final_alpha_cumprod)
@@ -90,6 +93,16 @@ class SamplingPlan:
             raise ConfigError(f"order must be 1 or 2, not {self.order!r:.100}")
         if self.order == 2 and (self.eta != 0 or self.inverse or stride is not None):
             raise ConfigError("order=2 is for a plan from noise to image with eta=0 and no legacy_previous_timestep")
+        lowest, last = min(self.timesteps), self.leads_to
+        if (
+            isinstance(last, bool)
+            or not isinstance(last, int)
+            or not -1 <= last < lowest
+            or (self.inverse and last >= 0)
+        ):
+            raise ConfigError(
+                f"leads_to must be -1 or, in a plan from noise to image, a timestep below {lowest}, not {last!r:.100}"
+            )
         _ = self.rows  # every step can be made
 
     # --- the table ---------------------------------------------------------------------------------------------------
@@ -200,7 +213,7 @@ class SamplingPlan:
         every = np.arange(len(self.alphas_cumprod))
         if self.legacy_stride is not None:
             return np.maximum(every - min(self.legacy_stride, len(every)), -1)
-        listed = np.array([-1, *sorted(self.timesteps)])
+        listed = np.array([-1, *([self.leads_to] if self.leads_to >= 0 else []), *sorted(self.timesteps)])
         return np.asarray(listed[np.searchsorted(listed, every) - 1])
 
     def _carried(self, timesteps: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -400,6 +413,39 @@ class SamplingPlan:
             smallest = math.ceil(10_000 / len(self)) / 10_000  # 1/N, rounded up: N · (1/N) may be just below 1
             raise ConfigError(f"strength={strength} leaves none of {len(self)} steps: give {smallest:g} or more")
         return replace(self, timesteps=self.timesteps[-steps:])
+
+    def part(self, start: float | None = None, end: float | None = None) -> SamplingPlan:
+        """The steps between two shares of the way from noise to image, for networks that go parts of it in turn.
+
+        `plan.part(end=0.8)` ends where `plan.part(start=0.8)` begins, and together they make the steps of `plan`. The
+        shares are of the T training timesteps, as in diffusers: the first part has the timesteps from
+        round(T - end·T) on, the second one those below.
+
+        Args:
+            start: in [0, 1); None is the beginning.
+            end: in (0, 1]; None is the image.
+
+        Raises:
+            ConfigError: the shares are no numbers in these ranges or in this order, or no step is left between them.
+        """
+        for name, share in (("start", start), ("end", end)):
+            inside = share is None or (_is_number(share) and 0 <= share <= 1 and share != (name == "start"))
+            if not inside:
+                ends = "[0, 1)" if name == "start" else "(0, 1]"
+                raise ConfigError(f"denoising_{name} must be a number in {ends}, a share of the way, not {share!r:.50}")
+        if start is not None and end is not None and start >= end:
+            raise ConfigError(f"denoising_start={start:g} must be below denoising_end={end:g}")
+        total = len(self.alphas_cumprod)
+        highest = total if start is None else round(total - start * total)  # the first timestep is below it
+        lowest = 0 if end is None else round(total - end * total)
+        chosen = tuple(timestep for timestep in self.timesteps if lowest <= timestep < highest)
+        if not chosen:
+            raise ConfigError(
+                f"no step of {len(self)} is between denoising_start={start or 0:g} and denoising_end="
+                f"{1 if end is None else end:g}: make more steps, or move the shares apart"
+            )
+        later = [timestep for timestep in self.timesteps if timestep < lowest]
+        return replace(self, timesteps=chosen, leads_to=max(later, default=self.leads_to))
 
     def inverted(self) -> SamplingPlan:
         """The plan over the reversed pairs of ᾱ: from the image to the noise, or back again."""

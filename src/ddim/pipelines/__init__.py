@@ -3,9 +3,15 @@
 from ddim.images import image_grid, to_images
 from ddim.pipelines.base import DiffusionPipeline
 from ddim.pipelines.image_to_image import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
-from ddim.pipelines.outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
+from ddim.pipelines.outputs import (
+    ImagePipelineOutput,
+    StableDiffusionPipelineOutput,
+    StableDiffusionXLPipelineOutput,
+)
 from ddim.pipelines.pixels import DDIMPipeline
 from ddim.pipelines.text_to_image import StableDiffusionPipeline
+from ddim.pipelines.xl import StableDiffusionXLPipeline
+from ddim.pipelines.xl_image_to_image import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline
 
 __all__ = [
     "DDIMPipeline",
@@ -15,6 +21,10 @@ __all__ = [
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLPipelineOutput",
     "image_grid",
     "to_images",
 ]

@@ -40,6 +40,9 @@ PIPELINES = {
     "StableDiffusionPipeline": "ddim.pipelines.text_to_image",
     "StableDiffusionImg2ImgPipeline": "ddim.pipelines.image_to_image",
     "StableDiffusionInpaintPipeline": "ddim.pipelines.image_to_image",
+    "StableDiffusionXLPipeline": "ddim.pipelines.xl",
+    "StableDiffusionXLImg2ImgPipeline": "ddim.pipelines.xl_image_to_image",
+    "StableDiffusionXLInpaintPipeline": "ddim.pipelines.xl_image_to_image",
 }
 NETWORKS = {
     "AutoencoderKL": "ddim.models",
@@ -90,6 +93,11 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
     parts: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     nullable: ClassVar[tuple[str, ...]] = ()
+    # Of these, those that an index must name all the same, though it may say null.
+    stated: ClassVar[tuple[str, ...]] = ()
+    # Entries of the index that are yes or no, with what they are unless it says so: they go to the constructor, and are
+    # attributes of the pipeline.
+    settings: ClassVar[Mapping[str, bool]] = {}
     # Entries that diffusers' index and constructor have for what this package does not load, with the values that they
     # are saved with.
     left_out: ClassVar[Mapping[str, Any]] = {}
@@ -229,17 +237,18 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             raise CheckpointError(f"{repository.name} has no {INDEX}: it is no pipeline")
         index = read_json(path)
         pipeline = cls._choose(index, path)
-        unknown = sorted(set(options) - {*pipeline.parts, *pipeline.left_out})
+        unknown = sorted(set(options) - {*pipeline.parts, *pipeline.left_out, *pipeline.settings})
         if unknown:
             raise TypeError(
                 f"{pipeline.__name__}.from_pretrained has no argument {', '.join(unknown)}; "
                 f"its parts are {', '.join(pipeline.parts)}"
             )
-        components = dict(options)
+        components = {**_settings(pipeline, index, path), **options}
         for name in pipeline.parts:
             if name in options:
                 continue
-            if name in pipeline.nullable and index.get(name, [None]) in (None, [None], [None, None]):
+            is_named = name in index or name not in pipeline.stated
+            if is_named and name in pipeline.nullable and index.get(name) in (None, [None], [None, None]):
                 components[name] = None
             elif name == "scheduler":
                 _check_entry(index, name, path)
@@ -324,6 +333,8 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         if not set(cls.parts) <= set(own) or extra:
             raise TypeError(f"the parts of a {type(pipeline).__name__} make no {cls.__name__}")
         own = {name: part for name, part in own.items() if name in (*cls.parts, *cls.left_out)}
+        config = getattr(pipeline, "config", {})  # which a pipeline of diffusers has, too
+        own |= {name: config[name] for name in cls.settings if isinstance(config.get(name), bool)}
         made = cls(**{**own, **parts})
         made.loaded_from = getattr(pipeline, "loaded_from", None)  # a pipeline of diffusers has no such thing
         return made
@@ -362,7 +373,13 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
     def _index(self) -> dict[str, Any]:
         """The entries of the index: (library, class) of each part, and what is left out."""
         entries = {name: [None, None] for name in self.left_out if self.left_out[name] == [None, None]}
-        return {**self.left_out, **entries, **{name: _entry(part) for name, part in self.components.items()}}
+        settings = {name: getattr(self, name) for name in self.settings}
+        return {
+            **self.left_out,
+            **settings,
+            **entries,
+            **{name: _entry(part) for name, part in self.components.items()},
+        }
 
     # --- where it runs -----------------------------------------------------------------------------------------------
 
@@ -580,6 +597,15 @@ def _misfits(cls: type[DiffusionPipeline], index: Mapping[str, Any]) -> list[str
     return missing + [
         f"also {reprlib.repr(name)}" for name, entry in entries.items() if name not in known and any(entry)
     ]
+
+
+def _settings(cls: type[DiffusionPipeline], index: Mapping[str, Any], path: Path) -> dict[str, bool]:
+    """The settings that an index has for a class; a CheckpointError if one is neither true nor false."""
+    found = {name: index[name] for name in cls.settings if index.get(name) is not None}
+    for name, value in found.items():
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{path}: {name} must be true or false, not {reprlib.repr(value)}")
+    return found
 
 
 def _entry(part: Any) -> list[str | None]:

@@ -131,6 +131,11 @@ class TextDenoiser:
             interval=interval,
         )
 
+    def see(self, channels: Tensor) -> None:
+        """Give the U-Net other channels beside the sample from now on, (b c h w)."""
+        self.channels = channels
+        self.look_at(self.condition)
+
     def weigh(self, scale: float) -> None:
         """Take another guidance scale from now on; 1 is no guidance.
 

@@ -16,7 +16,6 @@ from ddim.pipelines.base import same_shape
 from ddim.pipelines.denoiser import TextDenoiser
 from ddim.pipelines.inputs import check_callback
 from ddim.pipelines.outputs import LatentOutputType
-from ddim.pipelines.prompts import Request
 from ddim.pipelines.recommended import plan_of_call
 from ddim.pipelines.runs import Run, Runs
 from ddim.pipelines.starts import Origin, Start, StartsFromPictures, Task
@@ -37,11 +36,11 @@ class Call:
     """What a call asks for. The arguments are documented at the calls of the pipelines.
 
     Attributes:
-        prompts: checks the prompts, and gives what they ask for.
+        prompts: checks the prompts, and gives the request that the pipeline's `_conditions` takes.
         origin: where to start.
     """
 
-    prompts: Callable[[], Request]
+    prompts: Callable[[], Any]
     origin: Origin
     num_inference_steps: int | None
     timesteps: Sequence[int] | None
@@ -60,6 +59,8 @@ class Call:
     callback_on_step_end_tensor_inputs: Sequence[str]
     callback: Callable[[int, Tensor, Tensor], Any] | None
     callback_steps: int | None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
 
 
 class Draws(Runs, TakesAdapters, StartsFromPictures):
@@ -108,7 +109,16 @@ class Draws(Runs, TakesAdapters, StartsFromPictures):
                 channels=start.channels,
                 cross_attention_kwargs=attention_kwargs,
             )
-            about = Run(len(plan), scale, is_guided, rescale, call.clip_skip, call.cross_attention_kwargs)
+            about = Run(
+                len(plan),
+                scale,
+                is_guided,
+                rescale,
+                call.clip_skip,
+                call.cross_attention_kwargs,
+                call.denoising_start,
+                call.denoising_end,
+            )
             hold(self.unet).is_alone = given is None
             with self._run(about) as run:
                 x = self._sample(run, task, start, denoiser, given, wanted)
@@ -118,8 +128,11 @@ class Draws(Runs, TakesAdapters, StartsFromPictures):
 
     def _plan_of(self, call: Call) -> SamplingPlan:
         """The steps that a call makes."""
-        share = 1.0 if call.origin.image is None else call.origin.strength
-        return plan_of_call(self.scheduler, call.num_inference_steps, call.eta, call.timesteps, call.order, share)
+        starts_whole = call.origin.image is None or call.denoising_start is not None
+        share = 1.0 if starts_whole else call.origin.strength
+        plan = plan_of_call(self.scheduler, call.num_inference_steps, call.eta, call.timesteps, call.order, share)
+        is_part = call.denoising_start is not None or call.denoising_end is not None
+        return plan.part(call.denoising_start, call.denoising_end) if is_part else plan
 
     def _attention_kwargs(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """What is handed on to attention processors: what is given, without the strength of adapters.
@@ -153,7 +166,9 @@ class Draws(Runs, TakesAdapters, StartsFromPictures):
                     step.sample = start.keep(step.sample, step.index)
                 bar.update()
                 scale = run.guidance_scale
-                going_on = callback is None or self._call_back(callback, step, denoiser, wanted)
+                going_on = True
+                if callback is not None:
+                    going_on, start = self._call_back(callback, step, start, denoiser, wanted)
                 if run.guidance_scale != scale:
                     denoiser.weigh(run.guidance_scale if self.is_guided(run.guidance_scale) else 1.0)
                 x = step.sample
@@ -165,20 +180,33 @@ class Draws(Runs, TakesAdapters, StartsFromPictures):
         self,
         callback: Callback,
         step: SampleStep,
+        start: Start,
         denoiser: TextDenoiser,
         wanted: tuple[str, ...],
-    ) -> bool:
-        """Show a step to the caller and take over what comes back; False is to stop."""
+    ) -> tuple[bool, Start]:
+        """Show a step to the caller and take over what comes back: whether to go on, and with which mask."""
+        masks = (
+            start.shown(1 if denoiser.negative is None else 2) if {"mask", "masked_image_latents"} & {*wanted} else {}
+        )
         shown = {
             **denoiser.shown(),
+            **masks,
             "latents": step.sample,
             "pred_original_sample": step.pred_original_sample,
         }
+        missing = [name for name in wanted if name not in shown]
+        if missing:
+            raise ValueError(f"there is no {' and no '.join(missing)} in this run to be shown to the callback")
         answer = callback(self, step.index, torch.tensor(step.timestep), {name: shown[name] for name in wanted})
         if isinstance(answer, Mapping):
             step.sample = same_shape(answer.get("latents", step.sample), step.sample)
             denoiser.change(answer)
-        return answer is not False
+            others = {name: answer[name] for name in masks if answer.get(name, masks[name]) is not masks[name]}
+            if others:
+                start = start.changed(others)
+                if start.channels is not None:
+                    denoiser.see(start.channels)
+        return answer is not False, start
 
 
 def _old_callback(callback: Callable[[int, Tensor, Tensor], Any], every: int | None) -> Callback:

@@ -49,8 +49,8 @@ INSTEAD = {
     "reset_device_map": "use pipe.to(device)",
     "set_ip_adapter_scale": "IP-Adapters are not implemented",
     "set_lora_device": "adapters are where the networks are: use pipe.to(device)",
-    "text_encoder_2": "there is no Stable Diffusion XL here",
-    "tokenizer_2": "there is no Stable Diffusion XL here",
+    "text_encoder_2": "this is no pipeline of Stable Diffusion XL",
+    "tokenizer_2": "this is no pipeline of Stable Diffusion XL",
     "transformer": "the network is pipe.unet",
     "unload_ip_adapter": "IP-Adapters are not implemented",
     "vqvae": "the autoencoder is pipe.vae",
@@ -357,6 +357,10 @@ class FamiliarImageToImage(FamiliarPictures):
 
 class FamiliarInpaint(FamiliarPictures):
     """With the arguments of diffusers' StableDiffusionInpaintPipeline."""
+
+    _callback_tensor_inputs: list[str] = [  # noqa: RUF012
+        *FamiliarLatents._callback_tensor_inputs, "mask", "masked_image_latents"
+    ]  # fmt: skip
 
     def prepare_latents(  # type: ignore[override]
         self,
