@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny_pipeline
 from tiny_sd import tiny_reference
+from tiny_xl import tiny_xl
 
 from ddim.errors import ConfigError
 from ddim.pipelines import (
@@ -16,13 +17,25 @@ from ddim.pipelines import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
 )
 from ddim.pipelines.base import PIPELINES
 from ddim.sampling import Pipeline, sample
 
 MEMBERS = sorted(name for name in vars(Pipeline) if not name.startswith("_"))
 METHODS = [name for name in MEMBERS if inspect.isfunction(vars(Pipeline)[name])]
-KINDS = ["pixels", "classes", "texts", "texts from pictures", "texts under masks"]
+KINDS = [
+    "pixels", "classes", "texts", "texts from pictures", "texts under masks",
+    "texts by XL", "texts by XL from pictures", "texts by XL under masks",
+]  # fmt: skip
+FROM_PICTURES = (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +45,18 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tiny_reference(folder, 1)
     texts = StableDiffusionPipeline.from_pretrained(folder)
     texts.unet.register_to_config(sample_size=(4, 6))
+    tiny_xl(folder / "xl")
+    xl = StableDiffusionXLPipeline.from_pretrained(folder / "xl")
+    xl.unet.register_to_config(sample_size=(4, 6))
     made = [
         tiny_pipeline(sample_size=(8, 12), in_channels=1, out_channels=1),
         tiny_pipeline(sample_size=(8, 12), num_class_embeds=4),
         texts,
         StableDiffusionImg2ImgPipeline.from_pipe(texts),
         StableDiffusionInpaintPipeline.from_pipe(texts),
+        xl,
+        StableDiffusionXLImg2ImgPipeline.from_pipe(xl),
+        StableDiffusionXLInpaintPipeline.from_pipe(xl),
     ]
     for pipe in made:
         pipe.set_progress_bar_config(disable=True)
@@ -55,7 +74,7 @@ def test_the_protocol_names_what_is_held_against_it_here() -> None:
 
 
 def test_no_pipeline_is_left_out(pipelines: dict[str, Any]) -> None:
-    known = {place.partition(":")[2] or name for name, place in PIPELINES.items() if "ControlNet" not in name}
+    known = {place.partition(":")[2] or name for name, place in PIPELINES.items()}
     assert {type(pipe).__name__ for pipe in pipelines.values()} == known
 
 
@@ -94,13 +113,13 @@ def test_a_run_between_encode_and_decode_has_the_shapes_that_it_says(pipe: Any) 
 def test_what_a_call_draws_has_the_shape_that_it_says(pipe: Any) -> None:
     channels, height, width = pipe.picture_shape()
     given: dict[str, Any] = {"prompt": "a cat"} if pipe.draws_texts else {}
-    if isinstance(pipe, (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline)):
+    if isinstance(pipe, FROM_PICTURES):
         given["image"] = torch.rand(1, channels, height, width)
-    if isinstance(pipe, StableDiffusionInpaintPipeline):
+    if isinstance(pipe, (StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline)):
         given["mask_image"] = torch.ones(height, width)
-    (image,) = pipe(num_inference_steps=2, output_type="pt", **given).images
+    (image,) = pipe(num_inference_steps=4, output_type="pt", **given).images
     assert tuple(image.shape) == (channels, height, width)
-    (drawn,) = pipe(num_inference_steps=2, **given).images
+    (drawn,) = pipe(num_inference_steps=4, **given).images
     assert drawn.size == (width, height)
 
 

@@ -367,7 +367,8 @@ def test_a_part_of_another_kind_is_refused(first: Pair, tmp_path: Path) -> None:
         ({"tokenizer": ["transformers", "T5Tokenizer"]}, "T5Tokenizer"),
         ({"unet": [None, None]}, "does not say what its unet is"),
         ({"vae": ["my_code", "AutoencoderKL"]}, "never run"),
-        ({"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline"),
+        ({"_class_name": "StableDiffusion3Pipeline"}, "StableDiffusion3Pipeline"),
+        ({"_class_name": "StableDiffusionXLPipeline"}, "does not say what its text_encoder_2 is"),
     ):
         before = (folder / "model_index.json").read_text()
         edit_index(folder, **entry)

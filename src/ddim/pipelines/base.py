@@ -38,11 +38,11 @@ PIPELINES = {
     "DDIMPipeline": "ddim.pipelines.pixels",
     "DDPMPipeline": "ddim.pipelines.pixels:DDIMPipeline",
     "StableDiffusionPipeline": "ddim.pipelines.text_to_image",
-    "StableDiffusionControlNetImg2ImgPipeline": "ddim.pipelines.controlled",
-    "StableDiffusionControlNetInpaintPipeline": "ddim.pipelines.controlled",
-    "StableDiffusionControlNetPipeline": "ddim.pipelines.controlled",
     "StableDiffusionImg2ImgPipeline": "ddim.pipelines.image_to_image",
     "StableDiffusionInpaintPipeline": "ddim.pipelines.image_to_image",
+    "StableDiffusionXLPipeline": "ddim.pipelines.xl",
+    "StableDiffusionXLImg2ImgPipeline": "ddim.pipelines.xl_image_to_image",
+    "StableDiffusionXLInpaintPipeline": "ddim.pipelines.xl_image_to_image",
 }
 NETWORKS = {
     "AutoencoderKL": "ddim.models",
@@ -51,8 +51,6 @@ NETWORKS = {
     "CLIPTextModelWithProjection": "ddim.models",
     "CLIPTokenizer": "ddim.models.tokenizer",
     "CLIPTokenizerFast": "ddim.models.tokenizer:CLIPTokenizer",
-    "ControlNetModel": "ddim.models",
-    "MultiControlNetModel": "ddim.models",
     "UNet2DConditionModel": "ddim.models",
     "UNet2DModel": "ddim.models",
 }
@@ -95,7 +93,11 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
     parts: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     nullable: ClassVar[tuple[str, ...]] = ()
-    extra: ClassVar[tuple[str, ...]] = ()  # that it may be given as well, and neither its index nor its constructor has
+    # Of these, those that an index must name all the same, though it may say null.
+    stated: ClassVar[tuple[str, ...]] = ()
+    # Entries of the index that are yes or no, with what they are unless it says so: they go to the constructor, and are
+    # attributes of the pipeline.
+    settings: ClassVar[Mapping[str, bool]] = {}
     # Entries that diffusers' index and constructor have for what this package does not load, with the values that they
     # are saved with.
     left_out: ClassVar[Mapping[str, Any]] = {}
@@ -235,19 +237,18 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             raise CheckpointError(f"{repository.name} has no {INDEX}: it is no pipeline")
         index = read_json(path)
         pipeline = cls._choose(index, path)
-        unknown = sorted(set(options) - {*pipeline.parts, *pipeline.left_out, *pipeline.extra})
+        unknown = sorted(set(options) - {*pipeline.parts, *pipeline.left_out, *pipeline.settings})
         if unknown:
             raise TypeError(
                 f"{pipeline.__name__}.from_pretrained has no argument {', '.join(unknown)}; "
                 f"its parts are {', '.join(pipeline.parts)}"
             )
-        extra = {name: options.pop(name) for name in pipeline.extra if name in options and name not in pipeline.parts}
-        components = dict(options)
-        named = [name for name in pipeline.extra if index.get(name, [None]) not in (None, [None], [None, None])]
-        for name in dict.fromkeys((*pipeline.parts, *named)):
-            if name in options or name in extra:
+        components = {**_settings(pipeline, index, path), **options}
+        for name in pipeline.parts:
+            if name in options:
                 continue
-            if name in pipeline.nullable and index.get(name, [None]) in (None, [None], [None, None]):
+            is_named = name in index or name not in pipeline.stated
+            if is_named and name in pipeline.nullable and index.get(name) in (None, [None], [None, None]):
                 components[name] = None
             elif name == "scheduler":
                 _check_entry(index, name, path)
@@ -258,10 +259,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
                 how = {"use_safetensors": use_safetensors} if issubclass(part, PretrainedModel) else {}
                 subfolder = _subfolder(repository, name, part.config_name)
                 components[name] = part.load(repository, subfolder, dtype=types(name), variant=variant, **how)
-        extra |= {name: components.pop(name) for name in named if name not in pipeline.parts and name in components}
         made = cast(Self, pipeline(**components))
-        for name, part in extra.items():
-            setattr(made, name, part)
         made.name_or_path, made.loaded_from = repository.name, repository
         return made if device is None else made.to(device)
 
@@ -325,20 +323,19 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
 
         Args:
             pipeline: whose parts to take.
-            parts: others instead, by their names; and parts that it has not, such as a `controlnet`.
+            parts: others instead, by their names.
 
         Raises:
             TypeError: the parts are not this pipeline's.
         """
         own = dict(pipeline.components)
-        known = (*cls.parts, *cls.left_out, *cls.extra)
-        if set(cls.parts) - set(own) - set(parts) or any(own[name] is not None for name in own if name not in known):
+        extra = {name for name in own if name not in (*cls.parts, *cls.left_out) and own[name] is not None}
+        if not set(cls.parts) <= set(own) or extra:
             raise TypeError(f"the parts of a {type(pipeline).__name__} make no {cls.__name__}")
         own = {name: part for name, part in own.items() if name in (*cls.parts, *cls.left_out)}
-        extra = {name: parts.pop(name) for name in cls.extra if name in parts and name not in cls.parts}
+        config = getattr(pipeline, "config", {})  # which a pipeline of diffusers has, too
+        own |= {name: config[name] for name in cls.settings if isinstance(config.get(name), bool)}
         made = cls(**{**own, **parts})
-        for name, part in extra.items():
-            setattr(made, name, part)
         made.loaded_from = getattr(pipeline, "loaded_from", None)  # a pipeline of diffusers has no such thing
         return made
 
@@ -363,7 +360,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
 
     def write(self, folder: Path, saving: Saving) -> None:
         """Write what `from_pretrained` reads, here and in diffusers; the index last."""
-        index: dict[str, Any] = {"_class_name": self._class_name(), "_diffusers_version": DIFFUSERS_VERSION}
+        index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
         for name, component in self.components.items():
             if hasattr(component, "save_pretrained") or hasattr(component, "_orig_mod"):
                 component = getattr(component, "_orig_mod", component)  # what torch.compile has wrapped
@@ -373,14 +370,16 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
                 component.save_pretrained(folder / name, **options)
         write_json(folder / INDEX, {**index, **self._index()})
 
-    def _class_name(self) -> str:
-        """The name of the class that can load all that this pipeline has."""
-        return type(self).__name__
-
     def _index(self) -> dict[str, Any]:
         """The entries of the index: (library, class) of each part, and what is left out."""
         entries = {name: [None, None] for name in self.left_out if self.left_out[name] == [None, None]}
-        return {**self.left_out, **entries, **{name: _entry(part) for name, part in self.components.items()}}
+        settings = {name: getattr(self, name) for name in self.settings}
+        return {
+            **self.left_out,
+            **settings,
+            **entries,
+            **{name: _entry(part) for name, part in self.components.items()},
+        }
 
     # --- where it runs -----------------------------------------------------------------------------------------------
 
@@ -594,10 +593,19 @@ def _misfits(cls: type[DiffusionPipeline], index: Mapping[str, Any]) -> list[str
     """In words, the differences between the parts of a class and those that an index names."""
     entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and not name.startswith("_")}
     missing = [f"no {name}" for name in cls.parts if name not in entries and name not in cls.nullable]
-    known = {*cls.parts, *cls.left_out, *cls.extra}
+    known = {*cls.parts, *cls.left_out}
     return missing + [
         f"also {reprlib.repr(name)}" for name, entry in entries.items() if name not in known and any(entry)
     ]
+
+
+def _settings(cls: type[DiffusionPipeline], index: Mapping[str, Any], path: Path) -> dict[str, bool]:
+    """The settings that an index has for a class; a CheckpointError if one is neither true nor false."""
+    found = {name: index[name] for name in cls.settings if index.get(name) is not None}
+    for name, value in found.items():
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{path}: {name} must be true or false, not {reprlib.repr(value)}")
+    return found
 
 
 def _entry(part: Any) -> list[str | None]:

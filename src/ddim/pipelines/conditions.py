@@ -36,6 +36,16 @@ class Condition:
         added = {name: value.repeat_interleave(images_per_prompt, dim=0) for name, value in self.added.items()}
         return Condition(self.embeds.repeat_interleave(images_per_prompt, dim=0), added)
 
+    def to(self, *where: torch.device | str | torch.dtype) -> Condition:
+        """The same on a device, or of a type, or both."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            for each in where:
+                tensor = tensor.to(each)
+            return tensor
+
+        return Condition(moved(self.embeds), {name: moved(value) for name, value in self.added.items()})
+
     def tensors(self) -> tuple[Tensor, ...]:
         """All that it is made of."""
         return self.embeds, *self.added.values()

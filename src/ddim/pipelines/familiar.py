@@ -28,6 +28,7 @@ from ddim.scheduler import DDIMScheduler
 # Names that diffusers' pipelines have and these have not: what to use instead.
 INSTEAD = {
     "apply_layerwise_casting": "convert the networks with pipe.to(torch.float16) or pipe.to(torch.bfloat16)",
+    "controlnet": "there are no ControlNets here",
     "download": "from_pretrained downloads what it needs, and huggingface_hub.snapshot_download a whole repository",
     "enable_group_offload": "enable_model_cpu_offload keeps whole networks in the host's memory",
     "enable_lora_hotswap": "load_lora_weights and set_adapters change adapters at any time between two calls",
@@ -48,8 +49,8 @@ INSTEAD = {
     "reset_device_map": "use pipe.to(device)",
     "set_ip_adapter_scale": "IP-Adapters are not implemented",
     "set_lora_device": "adapters are where the networks are: use pipe.to(device)",
-    "text_encoder_2": "there is no Stable Diffusion XL here",
-    "tokenizer_2": "there is no Stable Diffusion XL here",
+    "text_encoder_2": "this is no pipeline of Stable Diffusion XL",
+    "tokenizer_2": "this is no pipeline of Stable Diffusion XL",
     "transformer": "the network is pipe.unet",
     "unload_ip_adapter": "IP-Adapters are not implemented",
     "vqvae": "the autoencoder is pipe.vae",
@@ -76,15 +77,12 @@ class Familiar:
         """What `save_pretrained` writes into model_index.json: for each part (library, class)."""
         return Config(
             {
-                "_class_name": self._class_name(),
+                "_class_name": type(self).__name__,
                 "_diffusers_version": DIFFUSERS_VERSION,
                 "_name_or_path": self.name_or_path,
                 **self._index(),
             }
         )
-
-    def _class_name(self) -> str:
-        raise NotImplementedError
 
     def _index(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -359,6 +357,10 @@ class FamiliarImageToImage(FamiliarPictures):
 
 class FamiliarInpaint(FamiliarPictures):
     """With the arguments of diffusers' StableDiffusionInpaintPipeline."""
+
+    _callback_tensor_inputs: list[str] = [  # noqa: RUF012
+        *FamiliarLatents._callback_tensor_inputs, "mask", "masked_image_latents"
+    ]  # fmt: skip
 
     def prepare_latents(  # type: ignore[override]
         self,

@@ -7,13 +7,13 @@ checkpoints that name them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 from torch import Tensor
 
 from ddim.pipelines.familiar import FamiliarImageToImage, FamiliarInpaint
 from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionPipelineOutput
+from ddim.pipelines.signatures import signature_of
 from ddim.pipelines.text_to_image import StableDiffusionPipeline
 
 # Arguments in the order of diffusers' calls: the last ones of both, and the first ones of each.
@@ -31,18 +31,7 @@ sigmas guidance_scale negative_prompt num_images_per_prompt eta generator latent
 """.split()
 
 
-def signature(order: Sequence[str], without: Sequence[str] = (), **defaults: Any) -> inspect.Signature:
-    """The signature of `StableDiffusionPipeline`'s call, with these arguments first and in this order.
-
-    `without` are left out, and `defaults` takes the place of its own.
-    """
-    own = dict(inspect.signature(StableDiffusionPipeline.__call__).parameters)
-    own = {name: parameter for name, parameter in own.items() if name not in without}
-    own |= {name: own[name].replace(default=default) for name, default in defaults.items()}
-    first = [own[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *order)]
-    rest = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items()]
-    rest = [parameter for parameter in rest if parameter.name not in ("self", *order)]
-    return inspect.Signature([*first, *rest], return_annotation=StableDiffusionPipelineOutput | PlainOutput)
+_RETURNS = StableDiffusionPipelineOutput[Any] | PlainOutput
 
 
 class StableDiffusionImg2ImgPipeline(FamiliarImageToImage, StableDiffusionPipeline):
@@ -71,7 +60,9 @@ class StableDiffusionImg2ImgPipeline(FamiliarImageToImage, StableDiffusionPipeli
         drawn = super().__call__(**{name: value for name, value in given.items() if name != "self"})
         return drawn
 
-    __call__.__signature__ = signature([*_FROM_PICTURE, *_ENDING])  # type: ignore[attr-defined]
+    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
+        StableDiffusionPipeline, [*_FROM_PICTURE, *_ENDING], _RETURNS
+    )
 
 
 class StableDiffusionInpaintPipeline(FamiliarInpaint, StableDiffusionPipeline):
@@ -102,4 +93,6 @@ class StableDiffusionInpaintPipeline(FamiliarInpaint, StableDiffusionPipeline):
         drawn = super().__call__(**{name: value for name, value in given.items() if name != "self"})
         return drawn
 
-    __call__.__signature__ = signature([*_INPAINT, *_ENDING], strength=1.0)  # type: ignore[attr-defined]
+    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
+        StableDiffusionPipeline, [*_INPAINT, *_ENDING], _RETURNS, strength=1.0
+    )

@@ -132,6 +132,14 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         embeds = embeds.to(self.device, self.dtype)
         return Condition(embeds), None if negative is None else Condition(negative.to(embeds))
 
+    def conditions(self, texts: list[str]) -> Condition:
+        """What the U-Net is told of texts, on its device and of its type.
+
+        Raises:
+            ConfigError: the pipeline has no text encoder or no tokenizer.
+        """
+        return Condition(self.embed(texts))
+
     def embed(self, texts: list[str]) -> Tensor:
         """What the U-Net looks at of texts, on its device and of its type: (b s d).
 
@@ -164,15 +172,29 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         tensor = to_tensor(pictures, size, self.vae_scale_factor, config.in_channels, config.latent_channels)
         if tensor.shape[1] == config.latent_channels:
             return tensor.to(self.device, self.dtype)
-        with self.in_use(self.vae) as vae, torch.no_grad():
+        with self.in_use(self.vae) as own, torch.no_grad():
+            vae = self.wide_enough(own, encodes=True)
             latents = most_likely_latents(vae.encode(tensor.to(self.device, vae.dtype)))
         return self.scaled(latents)
 
     def scaled(self, z: Tensor) -> Tensor:
         """Latents as the autoencoder gives them, (b z h w), shifted and scaled to what the U-Net was trained on."""
-        config = self.vae.config
-        latents: Tensor = (z.to(self.dtype) - (config.shift_factor or 0.0)) * config.scaling_factor
+        z, scale = z.to(self.dtype), self.vae.config.scaling_factor
+        mean, deviation = self._statistics(z)
+        latents: Tensor = (z - mean) * scale / deviation
         return latents
+
+    def _statistics(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Mean and deviation of an autoencoder's latents, before the scaling; its config may have them by channel."""
+        config = self.vae.config
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or deviation is None:
+            return config.get("shift_factor") or 0.0, 1.0
+        return torch.tensor(mean).view(1, -1, 1, 1).to(z), torch.tensor(deviation).view(1, -1, 1, 1).to(z)
+
+    def wide_enough(self, vae: Any, encodes: bool = False) -> Any:
+        """The autoencoder, or a copy of it of a type in which its numbers do not overflow."""
+        return vae
 
     def is_guided(self, guidance_scale: float) -> bool:
         """Whether each step needs two predictions: at a scale above 1, unless the U-Net takes the scale as an input."""
@@ -213,11 +235,6 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         """
         if prompt is None and prompt_embeds is None:
             prompt = ""
-        if self.components.get("controlnet") is not None:
-            raise ConfigError(
-                "this pipeline has a ControlNet, which needs a picture: call the pipeline with control_image, or set "
-                "pipe.controlnet=None"
-            )
         weights = weights or self.weights
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, weights)
         if count % request.size:
@@ -273,10 +290,13 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
 
     def _decoded(self, x: Tensor) -> Tensor:
         """Latents (b z h w) as pictures (b c H W) in about [-1, 1]."""
-        config = self.vae.config
-        with self.in_use(self.vae) as vae:
-            latents = x / config.scaling_factor + (config.get("shift_factor") or 0.0)
-            decoded: Tensor = vae.decode(latents.to(vae.device, vae.dtype)).sample
+        scale = self.vae.config.scaling_factor
+        with self.in_use(self.vae) as own:
+            vae = self.wide_enough(own)
+            z = x.to(vae.device, torch.promote_types(x.dtype, vae.dtype))
+            mean, deviation = self._statistics(z)
+            latents = z * deviation / scale + mean
+            decoded: Tensor = vae.decode(latents.to(vae.dtype)).sample
         if not decoded.isfinite().all():
             half = "; in half precision, some need pipe.vae.to(torch.float32)" * (decoded.dtype == torch.float16)
             raise NonFiniteError(f"the autoencoder gave NaN or infinity{half}")
@@ -284,7 +304,7 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
 
     def drawn(self, x: Tensor, output_type: LatentOutputType) -> tuple[Any, list[bool] | None]:
         """Latents as pictures, after the safety checker, if one was given; and what it says of each, else None."""
-        if self.safety_checker is None or output_type == "latent":
+        if getattr(self, "safety_checker", None) is None or output_type == "latent":
             return self.decode(x, output_type), None
         decoded, found = self.run_safety_checker(self._decoded(x), self.device, self.dtype)
         harmless = None if found is None else [not each for each in found]

@@ -44,5 +44,16 @@ class StableDiffusionPipelineOutput(ImagePipelineOutput[Images]):
     nsfw_content_detected: list[bool] | None = None
 
 
+@dataclass(eq=False)
+class StableDiffusionXLPipelineOutput(ImagePipelineOutput[Images]):
+    """What a pipeline of Stable Diffusion XL returns.
+
+    Attributes:
+        images: a list of PIL images, an array (b h w c), a tensor (b c h w), or latents, as `output_type` asked.
+    """
+
+    images: Images
+
+
 # What a call with return_dict=False returns: the fields of the output as a tuple.
 PlainOutput: TypeAlias = tuple[Any, ...]

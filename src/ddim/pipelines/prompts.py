@@ -57,11 +57,11 @@ def check_prompts(
         raise ValueError("give either prompt or prompt_embeds" + ("" if prompt is None else ", not both"))
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise ValueError("give either negative_prompt or negative_prompt_embeds, not both")
-    texts = None if prompt is None else _as_texts(prompt, "prompt")
+    texts = None if prompt is None else as_texts(prompt, "prompt")
     embeds = None if prompt_embeds is None else _as_embeds(prompt_embeds, "prompt_embeds")
     count = len(texts or ()) if embeds is None else len(embeds)
     if negative_prompt_embeds is None:
-        negatives = _as_texts("" if negative_prompt is None else negative_prompt, "negative_prompt")
+        negatives = as_texts("" if negative_prompt is None else negative_prompt, "negative_prompt")
         if negative_prompt is None or isinstance(negative_prompt, str):
             negatives *= count
         if len(negatives) != count:
@@ -211,7 +211,7 @@ def token_ids(tokenizer: Any, texts: list[str], length: int | None) -> Tensor:
     return ids
 
 
-def _as_texts(prompt: Any, name: str) -> list[str]:
+def as_texts(prompt: Any, name: str) -> list[str]:
     texts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{name} must be a str or a list of them, not {prompt!r:.100}")

@@ -37,6 +37,7 @@ class Run:
         guidance_scale: as it was given; set this to change it from the next step on.
         do_classifier_free_guidance: whether it is guided.
         guidance_rescale, clip_skip, cross_attention_kwargs: as they were given.
+        denoising_start, denoising_end: as they were given to a pipeline that takes them.
         interrupted: set this to end the call after the step that is being made.
     """
 
@@ -46,6 +47,8 @@ class Run:
     guidance_rescale: float = 0.0
     clip_skip: int | None = None
     cross_attention_kwargs: Mapping[str, Any] | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
     interrupted: bool = False
     thread: int = field(default_factory=threading.get_ident)
 

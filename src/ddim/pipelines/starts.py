@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,9 @@ class Origin:
 
     Attributes:
         size: the height and the width of a call, in pixels or None.
+        is_noised: the picture, or its latents, are as noisy as the first timestep wants them: another run made the
+            steps before.
+        takes_latents: latents may be given beside the picture, and then are what is started from.
 
     The others are the arguments of a call.
     """
@@ -38,6 +41,8 @@ class Origin:
     mask_image: Pictures | None
     masked_image_latents: Tensor | None
     padding_mask_crop: int | None
+    is_noised: bool = False
+    takes_latents: bool = False
 
     def check(self, output_type: LatentOutputType) -> None:
         """Raise unless these go together, and with the kind of output.
@@ -52,8 +57,11 @@ class Origin:
             raise ValueError("padding_mask_crop needs a mask_image and output_type='pil'")
         if self.latents is not None and not (isinstance(self.latents, Tensor) and self.latents.ndim == 4):
             raise TypeError(f"latents must be a tensor (b channels height width), not {self.latents!r:.100}")
-        if self.image is not None and self.mask_image is None and self.latents is not None:
+        is_both = self.image is not None and self.mask_image is None and self.latents is not None
+        if is_both and not self.takes_latents:
             raise ValueError("give latents to start from, or an image, not both")
+        if self.is_noised and self.image is None and self.latents is None:
+            raise ValueError("denoising_start needs the image, or its latents, that another run left at this noise")
 
 
 class Canvas(NamedTuple):
@@ -90,6 +98,7 @@ class Task:
         latents: x_T of this shape, instead of noise that the generator draws.
         masked_latents: latents (p z h w) of the picture without what the mask covers, instead of the encoded ones.
         strength: in [0, 1]. Under a mask, 1 starts from noise alone and less from the noised picture.
+        is_noised: the picture has the noise of the plan's first timestep already.
     """
 
     plan: SamplingPlan
@@ -101,6 +110,7 @@ class Task:
     latents: Tensor | None
     masked_latents: Tensor | None
     strength: float
+    is_noised: bool = False
 
     def is_latent(self, picture: Tensor) -> bool:
         """Whether a picture (p …) is given as latents."""
@@ -159,6 +169,38 @@ class Start(NamedTuple):
     channels: Tensor | None = None
     keep: Kept | None = None
 
+    def shown(self, copies: int) -> dict[str, Tensor]:
+        """The mask, (copies·b 1 h w), and what is left of the picture, as callbacks may see them; if there is a mask.
+
+        Args:
+            copies: how often the U-Net sees each sample: twice under guidance.
+        """
+        if self.channels is not None:
+            mask, rest = self.channels[:, :1], self.channels[:, 1:]
+            return {"mask": mask.repeat(copies, 1, 1, 1), "masked_image_latents": rest.repeat(copies, 1, 1, 1)}
+        return {} if self.keep is None else {"mask": self.keep.mask.repeat(copies, 1, 1, 1)}
+
+    def changed(self, given: Mapping[str, Any]) -> Start:
+        """The same with another mask or other latents, by the names of `shown`; of copies the last ones count.
+
+        Raises:
+            ValueError: one is not of the shape of what it is to replace.
+        """
+
+        def other(name: str, own: Tensor) -> Tensor:
+            value = given.get(name)
+            if value is None:
+                return own
+            if not isinstance(value, Tensor) or len(value) < len(own) or value.shape[1:] != own.shape[1:]:
+                what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"the callback's {name} must be a tensor of shape {tuple(own.shape)}, not {what}")
+            return value[-len(own) :].to(own)
+
+        if self.channels is not None:
+            mask, rest = other("mask", self.channels[:, :1]), other("masked_image_latents", self.channels[:, 1:])
+            return self._replace(channels=torch.cat([mask, rest], dim=1))
+        return self if self.keep is None else self._replace(keep=replace(self.keep, mask=other("mask", self.keep.mask)))
+
 
 class StartsFromPictures(LatentPipeline):
     """A pipeline on latents whose runs may start from pictures.
@@ -202,6 +244,7 @@ class StartsFromPictures(LatentPipeline):
             latents=None if origin.latents is None else self._given_latents(origin.latents, shape),
             masked_latents=origin.masked_image_latents,
             strength=origin.strength,
+            is_noised=origin.is_noised,
         )
 
     def _canvas(self, origin: Origin) -> Canvas:
@@ -239,7 +282,11 @@ class StartsFromPictures(LatentPipeline):
 
     def _from_picture(self, task: Task, picture: Tensor) -> Start:
         """A picture (p c H W), or its latents, with the noise of the plan's first timestep."""
+        if task.latents is not None:
+            return Start(task.latents)
         latents = self._encode_pictures(task, picture, each_its_own=True)
+        if task.is_noised:
+            return Start(latents)
         return Start(self.scheduler.add_noise(latents, self._noise(task), task.plan.timesteps[0]))
 
     def _from_masked_picture(self, task: Task, picture: Tensor, mask: Tensor) -> Start:
@@ -250,10 +297,14 @@ class StartsFromPictures(LatentPipeline):
         """
         blends = self.unet.config.in_channels == task.shape[1]
         adds_noise = task.latents is None and task.strength < 1
-        if blends or adds_noise:
+        if blends or adds_noise or task.is_noised:
             latents = self._encode_pictures(task, picture, each_its_own=task.seeded)
         noise = self._noise(task) if task.latents is None else task.latents
-        x = self.scheduler.add_noise(latents, noise, task.plan.timesteps[0]) if adds_noise else noise
+        x = noise
+        if task.is_noised and task.latents is None:
+            x = latents
+        elif adds_noise:
+            x = self.scheduler.add_noise(latents, noise, task.plan.timesteps[0])
         small = task.spread(F.interpolate(mask, size=task.shape[2:]), "masks").to(noise)
         if blends:
             self._draw_in_vain(task, picture, mask)
@@ -300,7 +351,8 @@ class StartsFromPictures(LatentPipeline):
         if task.is_latent(pictures):
             latents = pictures.to(self.device, self.dtype)
         else:
-            with self.in_use(self.vae) as vae:
+            with self.in_use(self.vae) as own:
+                vae = self.wide_enough(own, encodes=True)
                 encoded = vae.encode(pictures.to(self.device, vae.dtype))
             latents = self.scaled(self._drawn(task, encoded, each_its_own))
         if latents.shape[2:] != task.shape[2:]:

@@ -1,0 +1,24 @@
+"""The signature of a call with its arguments in another order, for the pipelines that are another's call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+
+def signature_of(pipeline: type, order: Sequence[str], returns: Any, **defaults: Any) -> inspect.Signature:
+    """The signature of a pipeline's call, with these arguments first and in this order.
+
+    Args:
+        pipeline: whose call it is.
+        order: names of arguments; the others are by name only.
+        returns: what the call is annotated to return.
+        defaults: take the place of the call's own.
+    """
+    own = dict(inspect.signature(pipeline.__call__).parameters)
+    own |= {name: own[name].replace(default=default) for name, default in defaults.items()}
+    first = [own[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *order)]
+    rest = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items()]
+    rest = [parameter for parameter in rest if parameter.name not in ("self", *order)]
+    return inspect.Signature([*first, *rest], return_annotation=returns)

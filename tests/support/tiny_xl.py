@@ -1,0 +1,108 @@
+"""Tiny random checkpoints in the layout of Stable Diffusion XL: base, refiner and inpainting; written by diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tiny_clip import vocabulary, write_tokenizer
+
+torch.set_num_threads(1)  # networks this small only lose time with more
+
+Kind = Literal["base", "refiner", "inpaint"]
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+CLASSES = {
+    "base": "StableDiffusionXLPipeline",
+    "refiner": "StableDiffusionXLImg2ImgPipeline",
+    "inpaint": "StableDiffusionXLInpaintPipeline",
+}
+POOLED = 16  # channels of a text's vector
+FEATURES = 8  # of each number
+
+
+def tiny_xl_encoder(projects: bool) -> Any:
+    """One of the two text encoders."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    size = len(vocabulary()[0])
+    config = CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=24 if projects else 32,
+        intermediate_size=48,
+        projection_dim=POOLED if projects else 32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        hidden_act="gelu" if projects else "quick_gelu",
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+    )
+    encoder = (CLIPTextModelWithProjection if projects else CLIPTextModel)(config)
+    for name, parameter in encoder.named_parameters():
+        if "embedding" in name:
+            torch.nn.init.normal_(parameter)  # so that texts differ
+        elif "projection" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return encoder.eval()
+
+
+def tiny_xl_parts(folder: Path, kind: Kind = "base", *, force_upcast: bool = True, **scheduler: Any) -> dict[str, Any]:
+    """What diffusers' pipeline is made of; the tokenizers' files are written into the folder."""
+    import diffusers
+    from transformers import CLIPTokenizer
+
+    torch.manual_seed(len(kind))
+    is_refiner = kind == "refiner"
+    write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer_2", pad="!")
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=9 if kind == "inpaint" else 4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+        cross_attention_dim=24 if is_refiner else 32 + 24,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=2 if is_refiner else (1, 2),
+        use_linear_projection=True,
+        upcast_attention=None,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=FEATURES,
+        projection_class_embeddings_input_dim=POOLED + (5 if is_refiner else 6) * FEATURES,
+    )
+    with torch.no_grad():  # so that what is told beside the timestep matters
+        for parameter in unet.add_embedding.parameters():
+            parameter.mul_(5)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        norm_num_groups=8,
+        sample_size=16,
+        scaling_factor=0.13025,
+        force_upcast=force_upcast,
+    )
+    settings = {**SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, **scheduler}
+    return {
+        "vae": vae.eval(),
+        "text_encoder": None if is_refiner else tiny_xl_encoder(projects=False),
+        "text_encoder_2": tiny_xl_encoder(projects=True),
+        "tokenizer": None if is_refiner else CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        "tokenizer_2": CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        "unet": unet.eval(),
+        "scheduler": diffusers.DDIMScheduler(**settings),
+    }
+
+
+def tiny_xl(folder: Path, kind: Kind = "base", *, force_upcast: bool = True, **scheduler: Any) -> Any:
+    """diffusers' pipeline, saved into the folder as the published ones are."""
+    import diffusers
+
+    parts = tiny_xl_parts(folder, kind, force_upcast=force_upcast, **scheduler)
+    more = {"requires_aesthetics_score": True} if kind == "refiner" else {}
+    pipe = getattr(diffusers, CLASSES[kind])(**parts, **more, add_watermarker=False)
+    pipe.save_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
