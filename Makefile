@@ -25,7 +25,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $
 failed = some tests failed: they are listed above. One alone is run by .venv/bin/python -m pytest FILE::TEST
 
 .DEFAULT_GOAL := help
-.PHONY: help sample test test-all lint bench paper digits clean
+.PHONY: help sample test test-all lint docs bench paper digits clean
 
 help:  ## say what there is
 	@echo 'make TARGET, where TARGET is one of'
@@ -52,6 +52,11 @@ help:  ## say what there is
 	$(install)
 	@$(WANTED) | tee $@ > .venv/.core
 
+.venv/.docs: WHAT = .[all,test,docs]
+.venv/.docs: .venv/.python pyproject.toml constraints.txt
+	$(install)
+	@$(WANTED) | tee $@ .venv/.all > .venv/.core
+
 sample: .venv/.core  ## draw a picture: make sample PROMPT="a grinning face" OUT=sample.png, or MODEL=digits
 	@$(BIN)/ddim sample $(if $(filter digits%,$(MODEL)),,"$(PROMPT)") --model $(MODEL) --out $(OUT) \
 		$(call why,nothing was drawn: ddim says why above)
@@ -65,6 +70,12 @@ test-all: .venv/.all  ## run the slow tests too, in tens of minutes, and all tha
 
 lint: .venv/.all  ## check formatting, lint and types
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+docs: .venv/.docs  ## make the site of docs/ in build/docs, strictly: a minute or two
+	@cd docs/_ext && $(CURDIR)/$(BIN)/python -m doctest *.py
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs/$$($(BIN)/python -c 'import ddim; print(ddim.__version__)') \
+		$(call why,the site has faults: each is a warning above)
+	@echo 'The site is in build/docs: open build/docs/index.html'
 
 bench: .venv/.all  ## measure against diffusers and write docs/benchmarks.md
 	@$(BIN)/python benchmarks/run.py --write docs/benchmarks.md $(call why,the benchmarks ended early: the message is above)

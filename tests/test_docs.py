@@ -1,4 +1,4 @@
-"""What the documentation names is there: modules, public names, attributes and files."""
+"""What the documentation names is there: modules, public names, attributes and files; and the site has it all."""
 
 from __future__ import annotations
 
@@ -176,3 +176,45 @@ def test_the_walk_finds_what_is_not_there() -> None:
         "src/ddim/sources.py",
     }
     assert {path for path in files if is_file(path)} == {"training/diffusion.py", "docs/design.md"}
+
+
+# --- the site ---------------------------------------------------------------------------------------------------------
+
+DOCS = ROOT / "docs"
+
+
+def navigation(page: str) -> Iterator[str]:
+    """The pages below one, by their names without a suffix, as its lists of contents have them."""
+    text = next(path for path in DOCS.glob(f"{page}.*") if path.suffix in (".md", ".rst")).read_text(encoding="utf-8")
+    for contents in re.findall(
+        r"^(?:```\{toctree\}|\.\. toctree::)\n(.*?)(?:^```|\Z)", text, flags=re.DOTALL | re.MULTILINE
+    ):
+        for line in contents.splitlines():
+            if line.strip() and not line.strip().startswith(":"):
+                below = str(Path(page).parent / line.strip())
+                yield below
+                yield from navigation(below)
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    """What is not has to be added to one of the lists in docs/index.md."""
+    listed = ["index", *navigation("index")]
+    assert sorted(listed) == sorted(
+        page.relative_to(DOCS).with_suffix("").as_posix() for page in [*DOCS.rglob("*.md"), *DOCS.rglob("*.rst")]
+    )
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """A page of docs/reference has each module that has an `__all__`: by its name, or with all of its room."""
+    pages = [page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.rst")]
+    patterns = [
+        name for text in pages for name in re.findall(r"^\.\. (?:public|names):: (\S+)$", text, flags=re.MULTILINE)
+    ]
+    modules = set()
+    for file in PACKAGE.rglob("*.py"):
+        if re.search(r"^__all__", file.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+            modules.add(".".join(part for part in parts if part != "__init__"))
+    missing = {name for name in modules if name not in patterns and f"{name.rpartition('.')[0]}.*" not in patterns}
+    assert not missing, "docs/reference has no page for these"
+    assert {name for name in patterns if not name.endswith(".*")} <= modules

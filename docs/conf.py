@@ -1,0 +1,71 @@
+"""How Sphinx makes the site of these pages: `make docs` runs it, into build/docs/<version>/."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS / "_ext"))
+
+from ddim import __version__  # noqa: E402
+
+project = "ddim"
+author = "The ddim developers"
+version = release = __version__
+html_title = f"ddim {__version__}"
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "myst_parser",
+    "docstrings",
+    "links",
+    "reference",
+    "repository",
+    "versions",
+]
+exclude_patterns = ["_ext", "_static", "_templates"]
+templates_path = ["_templates"]
+
+# Pages. A heading may be linked to as on GitHub: training.md#resuming.
+myst_heading_anchors = 4
+myst_enable_extensions = ["dollarmath"]
+suppress_warnings = ["misc.highlighting_failure"]
+
+# The reference. Types are named as the code names them (`Eta`, not what it stands for), and link to what they are.
+default_role = "py:obj"
+add_module_names = False
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+toc_object_entries = False  # thousands of entries, which every page would copy: see the list below each module
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_preprocess_types = False
+napoleon_use_ivar = True
+
+# The look: nothing is asked of another host, and the pages and their search work from files as well.
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_copyright = False
+html_show_sphinx = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#7a3aa3", "color-brand-content": "#7a3aa3"},
+    "dark_css_variables": {"color-brand-primary": "#d3a6f0", "color-brand-content": "#d3a6f0"},
+    "navigation_with_keys": True,
+}
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+        "versions.html",
+    ]
+}
