@@ -45,6 +45,8 @@ PEFT_CONFIG = "adapter_config.json"  # the file in which peft writes them
 # The files that are looked for in a folder, in this order.
 NAMES = (WEIGHTS, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin")
 
+NETWORKS = ("unet", "text_encoder", "text_encoder_2")  # what adapters are for, by the names in a pipeline
+
 # The usual layers for adapters: the linear layers of attention, in a U-Net and in a text encoder.
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -67,7 +69,7 @@ def read_lora(
 
     Args:
         source: a `.safetensors` or `.bin` file, a folder or hub id that has one, or a file's tensors by their names.
-        networks: the networks that it may be for, by their names in a pipeline: "unet" and "text_encoder".
+        networks: the networks that it may be for, by their names in a pipeline: `NETWORKS`, or some of them.
         weight_name: the file's name in the folder. Unless told, it is the first of `NAMES` that is there, or else the
             only `.safetensors` in a folder.
         subfolder: the folder in the source that the file is in.
@@ -365,7 +367,7 @@ def save_lora(
 
     Args:
         folder: the folder, which is made if it is not there.
-        states: what `lora_state` returned, by the networks' names in a pipeline: "unet" and "text_encoder".
+        states: what `lora_state` returned, by the networks' names in a pipeline, of `NETWORKS`.
         rank, alpha: as they were given to `add_lora`.
 
     Returns:
@@ -410,9 +412,9 @@ def write_lora(
         ValueError: there is nothing to save, or a network or the file has an impossible name.
         NonFiniteError, CheckpointError: as `save_lora`.
     """
-    unknown = set(states) - {"unet", "text_encoder"}
+    unknown = set(states) - set(NETWORKS)
     if unknown or not any(states.values()):
-        raise ValueError(f"adapters are for unet and text_encoder, not {', '.join(sorted(unknown)) or 'nothing'}")
+        raise ValueError(f"adapters are for {' and '.join(NETWORKS)}, not {', '.join(sorted(unknown)) or 'nothing'}")
     name = weight_name or WEIGHTS
     if not name.endswith(".safetensors") or Path(name).name != name:
         raise ValueError(f"weight_name={name!r:.100} must be a plain name that ends in .safetensors")

@@ -45,6 +45,11 @@ _PREFIXES = {
     "clip_l.transformer.": "text_encoder",
     "clip_h.transformer.": "text_encoder",
     "clip_l.": "text_encoder",  # OneTrainer's
+    "text_encoder_2.": "text_encoder_2",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",  # g is the larger OpenCLIP of Stable Diffusion XL
+    "clip_g.transformer.": "text_encoder_2",
+    "clip_g.": "text_encoder_2",
+    "lora_te2_": "text_encoder_2",
     "cond_stage_model.transformer.": "text_encoder",
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
@@ -65,6 +70,7 @@ _KINDS = {
     ".diff": "a weight's difference",
     "bias": "a bias",
 }
+XL = "Stable Diffusion XL"
 # How the names in adapters for other models begin, without what comes before them in all families -> the model, for the
 # error. The first that fits any name decides, so that a sign of one family stands before those that several have.
 _BEFORE = (
@@ -78,12 +84,14 @@ _FAMILIES = {
     r"(?:base_model\.model\.)?transformer\.|lora_transformer_": "a model that is a transformer, and no U-Net",
     rf"{_BEFORE}(?:transformer_blocks|blocks|layers)[._]\d": "a model that is a transformer, and no U-Net",
     r"lora_prior_": "Stable Cascade",
-    r"lora_te2_|text_encoder_2\.|(?:text_encoders\.)?clip_g\.": "Stable Diffusion XL",
+    r"lora_te2_|text_encoder_2\.|(?:text_encoders\.)?clip_g\.": XL,
     rf"{_BEFORE}(?:down_blocks|mid_block|up_blocks)[._].*motion_modules": "AnimateDiff",
     rf"(?:lora_controlnet_|control_model\.|controlnet\.)|{_BEFORE}input_hint_block": "a ControlNet",
 }
 # Channels of the text that a U-Net looks at -> the model, for the error.
-_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
+_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: XL, 1280: "Stable Diffusion XL's refiner"}
+# A name of the matrix whose rows are as wide as that text, in all layouts.
+_LOOKS_AT_TEXT = re.compile(r".*attn2[._](processor\.)?to_[kv](_lora\.down|\.lora[._](linear_layer\.)?(down|A\b)).*")
 
 # Settings of peft with which the same matrices mean something else. An adapter that has one of them on is refused.
 _MUST_BE_OFF = """
@@ -169,7 +177,7 @@ def parse(
 
     Args:
         tensors: the file's tensors by their names.
-        networks: by their names in a pipeline, "unet" and "text_encoder".
+        networks: by their names in a pipeline, such as "unet", "text_encoder" and "text_encoder_2".
         config: the settings that peft or diffusers wrote beside the tensors, such as `lora_alpha` and `alpha_pattern`:
             for all networks, or for each by its name ("unet.lora_alpha"). Empty if there are none.
         what: the error's first words, which name the file.
@@ -182,8 +190,12 @@ def parse(
             settings are not implemented; the message lists all of these.
     """
     layers = {name: _Layers(network) for name, network in networks.items()}
+    # A name without a network's name is looked for in that network first that most of such tensors fit.
+    layers = dict(sorted(layers.items(), key=lambda item: -_fitting(tensors, item[1])))
     found, unknown, problems = _sort(tensors, layers)
     families = [family for pattern, family in _FAMILIES.items() if any(re.match(pattern, name) for name in unknown)]
+    families = [family for family in families if family is not XL or "text_encoder_2" not in networks]
+    families += _other_widths(tensors, layers.get("unet"))
     result: dict[str, dict[str, LowRank]] = {}
     for network, own in layers.items():
         settings = _settings(config, network)
@@ -196,13 +208,39 @@ def parse(
                 down, up = (parts[way][1].detach().clone() for way in ("down", "up"))
                 scale, wrong = _scale(f"{network}.{layer}", layer, len(down), parts, settings)
                 result.setdefault(network, {})[layer] = LowRank(down, up, scale)
-            elif layer.endswith("attn2.to_k") and "down" in parts and parts["down"][1].ndim:
-                width = parts["down"][1].shape[-1]
-                families += [_WIDTHS[width]] if width in _WIDTHS and width != weight.shape[1] else []
             problems += wrong
     hint = f"; it may be for {families[0]}" if families else ""
     raise_for_problems(problems, f"{what} is no LoRA for the {' and the '.join(networks)} of this pipeline{hint}")
     return result
+
+
+def _fitting(tensors: Mapping[str, Any], own: _Layers) -> int:
+    """How many of the matrices whose names begin with no network's name fit a network's layers.
+
+    By that the two text encoders of Stable Diffusion XL, whose layers have the same names, are told apart.
+    """
+    count = 0
+    for key, tensor in tensors.items():
+        match = (
+            _NAME.fullmatch(key) if isinstance(key, str) and isinstance(tensor, Tensor) and tensor.ndim > 1 else None
+        )
+        name = match["layer"].removeprefix(PEFT_PREFIX) if match else ""
+        if match is None or name.startswith(tuple(_PREFIXES)):
+            continue
+        weight = own.weights.get(own.dotted(name) or "")
+        is_up = "B" in (match["letter"] or "") or "up" in (match["way"] or match["kohya"] or "")
+        if weight is not None:
+            count += tensor.shape[0] == weight.shape[0] if is_up else tensor.shape[1:] == weight.shape[1:]
+    return count
+
+
+def _other_widths(tensors: Mapping[str, Any], unet: _Layers | None) -> list[str]:
+    """The models whose U-Nets look at texts as wide as the adapter's matrices, if this one does not."""
+    weights = {} if unet is None else unet.weights
+    own = next((weight.shape[1] for name, weight in weights.items() if name.endswith("attn2.to_k")), None)
+    down = (tensor for key, tensor in tensors.items() if isinstance(key, str) and _LOOKS_AT_TEXT.fullmatch(key))
+    widths = (tensor.shape[-1] for tensor in down if isinstance(tensor, Tensor) and tensor.ndim)
+    return [_WIDTHS[width] for width in widths if width in _WIDTHS and width != own][:1]
 
 
 def _sort(
@@ -293,7 +331,7 @@ class _Settings(NamedTuple):
 def _settings(config: Mapping[str, Any], network: str) -> _Settings:
     """Those of a file's settings that are for one network, or all of them if they are for every network."""
     values = dict(config)
-    if any(str(key).startswith(("unet.", "text_encoder.")) for key in config):
+    if any(str(key).startswith(("unet.", "text_encoder.", "text_encoder_2.")) for key in config):
         own = f"{network}."
         values = {key.removeprefix(own): value for key, value in config.items() if key.startswith(own)}
     return _Settings(values, _pattern(values.get("rank_pattern")), _pattern(values.get("alpha_pattern")))

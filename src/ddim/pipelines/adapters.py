@@ -13,13 +13,13 @@ from ddim.lora import State, change, read_lora, state_of, write_lora
 from ddim.models import CLIPTextModel, UNet2DConditionModel
 from ddim.pipelines.base import WITHOUT_EFFECT
 
-ADAPTED = ("unet", "text_encoder")  # the parts of a pipeline that take adapters
+ADAPTED = ("unet", "text_encoder", "text_encoder_2")  # the parts of a pipeline that take adapters, if it has them
 # How strong an adapter is: one number for all parts, a number for each part by its name, or None for 1.
 Weight = float | Mapping[str, float] | None
 
 
 class TakesAdapters:
-    """For pipelines with a `unet` and a `text_encoder`.
+    """For pipelines with a `unet` and one or two text encoders.
 
     Adapters are merged into the networks' weights and belong to the networks: pipelines that share those (`from_pipe`)
     share the adapters. Call these methods only while no other thread makes images with them.
@@ -101,16 +101,17 @@ class TakesAdapters:
         if len(given) != len(names):
             raise ValueError(f"{len(given)} weights were given for {len(names)} adapters: give one, or as many")
         weights = dict(zip(names, given, strict=True))
+        own = self._adapted_parts()
 
         def use(part: str, state: State) -> State:
-            active = {name: _weight(weights[name], part) for name in names if name in state.stored}
+            active = {name: _weight(weights[name], part, own) for name in names if name in state.stored}
             return state._replace(active=active)
 
         self._change_adapters(use)
 
     def fuse_lora(
         self,
-        components: Sequence[str] = ADAPTED,
+        components: Sequence[str] | None = None,
         lora_scale: float = 1.0,
         safe_fusing: bool = False,
         adapter_names: Sequence[str] | None = None,
@@ -120,13 +121,13 @@ class TakesAdapters:
         `unload_lora_weights` then makes them part of the weights for good.
 
         Args:
-            components: where: of "unet" and "text_encoder".
+            components: where: of "unet", "text_encoder" and "text_encoder_2"; unless told, in all that there are.
             adapter_names: which; those in use unless told.
             safe_fusing: without effect: sums that are not finite are always refused.
         """
-        _check_components(components)
+        components = self._components(components)
         names = None if adapter_names is None else self._known(adapter_names)
-        scale = _weight(lora_scale, "")
+        scale = _weight(lora_scale, "", ())
 
         def fuse(part: str, state: State) -> State:
             chosen = [name for name in (state.active if names is None else names) if name in state.stored]
@@ -135,10 +136,10 @@ class TakesAdapters:
 
         self._change_adapters(fuse)
 
-    def unfuse_lora(self, components: Sequence[str] = ADAPTED) -> None:
+    def unfuse_lora(self, components: Sequence[str] | None = None) -> None:
         """Undo `fuse_lora`, bit for bit: adapters are as strong as `set_adapters` said."""
-        _check_components(components)
-        self._change_adapters(lambda part, state: state._replace(fused={}) if part in components else state)
+        chosen = self._components(components)
+        self._change_adapters(lambda part, state: state._replace(fused={}) if part in chosen else state)
 
     def unload_lora_weights(self) -> None:
         """Forget all adapters: the weights are what they were before, bit for bit, save for what is fused."""
@@ -185,27 +186,35 @@ class TakesAdapters:
         save_directory: str | os.PathLike[str],
         unet_lora_layers: Mapping[str, Tensor] | None = None,
         text_encoder_lora_layers: Mapping[str, Tensor] | None = None,
+        text_encoder_2_lora_layers: Mapping[str, Tensor] | None = None,
         *,
         weight_name: str | None = None,
         unet_lora_adapter_metadata: Mapping[str, Any] | None = None,
         text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Write an adapter that was trained, whole or not at all. `lora.save_lora` needs no metadata made by hand.
 
         Args:
             save_directory: made if it is not there.
-            unet_lora_layers, text_encoder_lora_layers: such as `lora.lora_state` gives.
+            unet_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers: such as `lora.lora_state` gives.
             weight_name: the file's name, `pytorch_lora_weights.safetensors` unless told.
-            unet_lora_adapter_metadata, text_encoder_lora_adapter_metadata: peft's settings. Without them readers take
-                α for the rank.
+            unet_lora_adapter_metadata, text_encoder_lora_adapter_metadata, text_encoder_2_lora_adapter_metadata: peft's
+                settings. Without them readers take α for the rank.
 
         Raises:
             ValueError: there is nothing to save, or the name is no plain file name.
             NonFiniteError: a tensor has NaN or infinity.
             CheckpointError: the file system refuses.
         """
-        layers = {"unet": unet_lora_layers, "text_encoder": text_encoder_lora_layers}
-        settings = {"unet": unet_lora_adapter_metadata, "text_encoder": text_encoder_lora_adapter_metadata}
+        layers = dict(
+            zip(ADAPTED, (unet_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers), strict=True)
+        )
+        settings = {
+            "unet": unet_lora_adapter_metadata,
+            "text_encoder": text_encoder_lora_adapter_metadata,
+            "text_encoder_2": text_encoder_2_lora_adapter_metadata,
+        }
         write_lora(
             save_directory,
             {part: state for part, state in layers.items() if state},
@@ -215,9 +224,22 @@ class TakesAdapters:
 
     def _adapted_networks(self) -> dict[str, nn.Module]:
         """The networks that take adapters, by their parts' names; without torch.compile's wrapper."""
-        networks = {part: getattr(self, part) for part in ADAPTED}
+        networks = {part: getattr(self, part) for part in self._adapted_parts()}
         networks = {part: getattr(network, "_orig_mod", network) for part, network in networks.items()}
         return {part: network for part, network in networks.items() if isinstance(network, nn.Module)}
+
+    def _adapted_parts(self) -> tuple[str, ...]:
+        """The names of the parts that take adapters in a pipeline of this kind."""
+        return tuple(part for part in ADAPTED if hasattr(self, part))
+
+    def _components(self, given: Any) -> tuple[str, ...]:
+        """The parts that are meant; a ValueError unless they are a list of some that take adapters."""
+        own = self._adapted_parts()
+        if given is None:
+            return own
+        if not isinstance(given, (list, tuple)) or not given or not set(given) <= set(own):
+            raise ValueError(f"components must be a list of {' and '.join(own)}, not {given!r:.100}")
+        return tuple(given)
 
     def _known(self, names: str | Sequence[str]) -> list[str]:
         """The names as a list; an error unless each is of an adapter that is loaded."""
@@ -239,13 +261,13 @@ class TakesAdapters:
         )
 
 
-def _weight(weight: Any, part: str) -> float:
-    """How strong an adapter is to be in a part; a ValueError unless it is a finite number."""
+def _weight(weight: Any, part: str, parts: Sequence[str]) -> float:
+    """How strong an adapter is to be in one of the parts; a ValueError unless it is a finite number."""
     if isinstance(weight, Mapping):
-        unknown = sorted(set(weight) - set(ADAPTED))
+        unknown = sorted(set(weight) - set(parts))
         if unknown:
             raise ValueError(
-                f"there are weights for {', '.join(map(str, unknown))[:200]}, not for {' and '.join(ADAPTED)}"
+                f"there are weights for {', '.join(map(str, unknown))[:200]}, not for {' and '.join(parts)}"
             )
         weight = weight.get(part)
     if weight is None:
@@ -253,8 +275,3 @@ def _weight(weight: Any, part: str) -> float:
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise ValueError(f"the weight of an adapter must be a finite number, not {weight!r:.100}")
     return float(weight)
-
-
-def _check_components(components: Any) -> None:
-    if not isinstance(components, (list, tuple)) or not components or not set(components) <= set(ADAPTED):
-        raise ValueError(f"components must be a list of {' and '.join(ADAPTED)}, not {components!r:.100}")
