@@ -87,8 +87,11 @@ def known(pipe: Any, rank: int = 3, unet: tuple[str, ...] = UNET, text: tuple[st
     """Random matrices for the layers with these ends of names; strong enough to change a picture."""
     generator = torch.Generator().manual_seed(seed)
     made: Known = {}
-    for part, ends in (("unet", unet), ("text_encoder", text)):
-        for name, layer in layers(getattr(pipe, part), ends).items() if ends else ():
+    for part, ends in (("unet", unet), ("text_encoder", text), ("text_encoder_2", text)):
+        network = getattr(
+            pipe, part, None
+        )  # Stable Diffusion 1 and 2 have no second text encoder, the refiner no first
+        for name, layer in layers(network, ends).items() if ends and network is not None else ():
             out, *rest = layer.weight.shape
             down = torch.randn(rank, *rest, generator=generator) * rest[0] ** -0.5
             up = torch.randn(out, rank, *(1 for _ in rest[1:]), generator=generator) * 0.3

@@ -310,6 +310,7 @@ RULES: dict[str, Rule] = {
     "lora": check_adapter,
     "textual_inversion": check_word,
     "tokenizer": named,
+    "vae": model,
     "pretrained_model_name_or_path": named,
     "pretrained_vae_model_name_or_path": named,
     "model_config_name_or_path": named,

@@ -15,6 +15,7 @@ from ddim.cli.batches import chunk_size, chunks
 from ddim.cli.fitting import fit_pictures
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance
 from ddim.cli.options import (
+    Autoencoder,
     Backend,
     Device,
     DType,
@@ -66,6 +67,7 @@ class EditSettings:
     lora: Loras = ()
     textual_inversion: TextualInversions = ()
     weights: PromptWeights = None
+    vae: Autoencoder = None
     variant: Variant = None
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None

@@ -14,7 +14,7 @@ OF_DRAWING = {
     "Which shell": "shell",
     "What to draw": "prompt prompts images model lora textual_inversion source target negative_prompt weights "
     "class_label class_labels batch height width seeds results",
-    "Which of the model's files": "variant tokenizer prediction_type",
+    "Which of the model's files": "vae variant tokenizer prediction_type",
     "How to go between them": "frames grid rows between_texts",
     "How to sample": "steps eta order spacing zero_snr seed method moments check",
     "Guidance": _GUIDANCE,
@@ -85,7 +85,7 @@ OF_TRAINING = {
 TAKES = {
     "PATH": "features_weights from_image image images mask_image out output_dir resume_from_checkpoint train_data_dir "
     "logging_dir cache_dir prompts_file api_key_file",
-    "MODEL": "model pretrained_model_name_or_path pretrained_vae_model_name_or_path model_config_name_or_path",
+    "MODEL": "model vae pretrained_model_name_or_path pretrained_vae_model_name_or_path model_config_name_or_path",
 }
 
 

@@ -17,6 +17,7 @@ from ddim.cli.checks import ANIMATIONS
 from ddim.cli.fitting import fit_pictures
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance, suitable_steps
 from ddim.cli.options import (
+    Autoencoder,
     Backend,
     Device,
     DType,
@@ -69,6 +70,7 @@ class InterpolateSettings:
     lora: Loras = ()
     textual_inversion: TextualInversions = ()
     weights: PromptWeights = None
+    vae: Autoencoder = None
     variant: Variant = None
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None

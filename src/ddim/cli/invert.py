@@ -16,6 +16,7 @@ from ddim._version import __version__
 from ddim.cli.fitting import fit_pictures
 from ddim.cli.opening import check_kind, check_model, open_pipeline
 from ddim.cli.options import (
+    Autoencoder,
     Backend,
     Device,
     Loras,
@@ -67,6 +68,7 @@ class InvertSettings:
     lora: Loras = ()
     textual_inversion: TextualInversions = ()
     weights: PromptWeights = None
+    vae: Autoencoder = None
     variant: Variant = None
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None

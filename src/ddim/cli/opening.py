@@ -31,8 +31,8 @@ def open_pipeline(settings: Any, suits: Callable[[Kind], None] = lambda kind: No
 
     Args:
         settings: a command's settings. Looked at are `model`, which is given, and as far as the command has them,
-            `dtype`, `device`, `backend`, `spacing`, `zero_snr`, `lora`, `textual_inversion`, `weights`, `variant`,
-            `tokenizer`, `prediction_type`, and the numbers that `known.check_against` names.
+            `dtype`, `device`, `backend`, `spacing`, `zero_snr`, `lora`, `textual_inversion`, `weights`, `vae`,
+            `variant`, `tokenizer`, `prediction_type`, and the numbers that `known.check_against` names.
         suits: raises a ConfigError unless the command's options are for this kind of model. It is asked before the
             model is loaded, if its configs say what kind it is, else afterwards.
 
@@ -67,6 +67,8 @@ def open_pipeline(settings: Any, suits: Callable[[Kind], None] = lambda kind: No
     changes = {name: value for name, value in changes.items() if value is not None}
     if changes:
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
+    if _option(settings, "vae") is not None:
+        _change_autoencoder(pipe, settings, how)
     add_adapters(pipe, model, _option(settings, "lora"))
     add_words(pipe, model, _option(settings, "textual_inversion"))
     _weigh(pipe, _option(settings, "weights"))
@@ -100,6 +102,7 @@ def check_model(settings: Any, suits: Callable[[Kind], None]) -> bool:
             refuse_adapters(model, _option(settings, "lora"))
             refuse_words(model, _option(settings, "textual_inversion"))
             _refuse_weights(model, _option(settings, "weights"))
+            _refuse_autoencoder(settings)
     _check_loading(settings)
     return found is not None
 
@@ -185,6 +188,36 @@ def _check_loading(settings: Any) -> None:
             raise ConfigError(
                 f"{option} is for a --model that is one .safetensors file, and {model} says it itself: leave it out"
             )
+
+
+def _refuse_autoencoder(settings: Any) -> None:
+    """Raise a ConfigError if an autoencoder was given, for a model that has none."""
+    if _option(settings, "vae") is not None:
+        raise ConfigError(f"{settings.model} has no autoencoder: leave out --vae, or use a text-to-image model")
+
+
+def _change_autoencoder(pipe: DiffusionPipeline, settings: Any, dtype: torch.dtype | None) -> None:
+    """Put the autoencoder that was asked for in the place of the pipeline's.
+
+    Raises:
+        CheckpointError, WeightsError: there is none, or it is broken; the message names the option.
+        ConfigError: it is not for this model.
+    """
+    from ddim.errors import DDIMError
+    from ddim.pipelines.autoencoders import load_autoencoder, suits
+
+    own = pipe.components.get("vae")
+    if own is None:
+        _refuse_autoencoder(settings)
+        return
+    place, name = str(settings.vae), f"--vae {settings.vae}"
+    address = address_on_hub(place) if is_single_file(place) else None
+    try:
+        vae = load_autoencoder(address or place, own.config, **({} if dtype is None else {"dtype": dtype}))
+    except DDIMError as error:
+        raise type(error)(f"{name}: {error}") from error
+    suits(vae, pipe, name)
+    pipe.vae = vae
 
 
 def _from_single_file(settings: Any, dtype: torch.dtype | None) -> DiffusionPipeline:

@@ -58,6 +58,14 @@ PromptWeights = Annotated[
         "signs are what they are."
     ),
 ]
+Autoencoder = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="Another autoencoder, for a text-to-image model: a folder, an id on the hub or a .safetensors file. A "
+        "small one (AutoencoderTiny, such as madebyollin/taesd or taesdxl) turns what was drawn into a picture much "
+        "faster, with a little less detail."
+    ),
+]
 Variant = Annotated[
     str | None,
     tyro.conf.arg(

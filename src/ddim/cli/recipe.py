@@ -36,6 +36,7 @@ _BESIDE_NOISE = {
         "lora",
         "textual_inversion",
         "weights",
+        "vae",
         "variant",
         "tokenizer",
         "prediction_type",
@@ -134,7 +135,7 @@ FOLLOWED: dict[str, Rule] = {
 }
 
 # Files that a picture was made of. They are paths of a stranger: the user has to give them.
-FILES = ("lora", "textual_inversion", "tokenizer", "image", "mask_image")
+FILES = ("lora", "textual_inversion", "vae", "tokenizer", "image", "mask_image")
 
 # What is the user's alone, whatever the picture says.
 OWN = ("backend", "device", "from_image", "trust", "out", "overwrite", "images", "check")

@@ -16,6 +16,7 @@ from ddim.cli.checks import check_order
 from ddim.cli.drawing import FROM_FILES, Drawing, draw_into_file, draw_into_folder
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance, suitable_steps
 from ddim.cli.options import (
+    Autoencoder,
     Backend,
     Device,
     DType,
@@ -70,6 +71,7 @@ class SampleSettings:
     lora: Loras = ()
     textual_inversion: TextualInversions = ()
     weights: PromptWeights = None
+    vae: Autoencoder = None
     variant: Variant = None
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None
