@@ -19,6 +19,7 @@ from ddim.checkpoint.known import SINGLE_FILE, known
 from ddim.cli.checks import check_order, is_single_file
 from ddim.cli.opening import check_kind, check_model, open_pipeline
 from ddim.cli.options import (
+    Autoencoder,
     Backend,
     Device,
     DType,
@@ -76,6 +77,7 @@ class GenerateSettings:
     model: Model = "emoji"
     lora: Loras = ()
     textual_inversion: TextualInversions = ()
+    vae: Autoencoder = None
     variant: Variant = None
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None
@@ -205,7 +207,7 @@ _OF_ROWS = (
     "order", "spacing", "seed", "width", "height", "strength",
 )  # fmt: skip
 _OF_LOADING = (
-    "lora", "textual_inversion", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype", "backend",
+    "lora", "textual_inversion", "vae", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype", "backend",
 )  # fmt: skip
 
 
@@ -216,6 +218,7 @@ class _Opening:
     model: str
     lora: Any
     textual_inversion: Any
+    vae: str | None
     variant: str | None
     tokenizer: str | None
     prediction_type: str | None

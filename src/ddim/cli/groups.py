@@ -46,7 +46,7 @@ OF_SERVING = {
 
 OF_GENERATING = {
     "What to draw": "prompts model lora textual_inversion negative_prompt class_label seed height width",
-    "Which of the model's files": "variant tokenizer prediction_type",
+    "Which of the model's files": "vae variant tokenizer prediction_type",
     "How to sample": "steps eta order spacing zero_snr",
     "Guidance": "guidance_scale guidance_rescale guidance_interval",
     "To start from a picture": "strength",

@@ -63,7 +63,7 @@ Autoencoder = Annotated[
     tyro.conf.arg(
         help="Another autoencoder, for a text-to-image model: a folder, an id on the hub or a .safetensors file. A "
         "small one (AutoencoderTiny, such as madebyollin/taesd or taesdxl) turns what was drawn into a picture much "
-        "faster, with a little less detail."
+        "faster, with a little less detail. If not given, the model's own."
     ),
 ]
 Variant = Annotated[

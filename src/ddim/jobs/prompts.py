@@ -43,7 +43,7 @@ NOT_OF_ROWS = {
     **{
         name: _OF_ALL.format(option=name.replace("_", "-"))
         for name in (
-            "model", "lora", "textual_inversion", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype",
+            "model", "lora", "textual_inversion", "vae", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype",
             "backend", "device",
         )
     },
