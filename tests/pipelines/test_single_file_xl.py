@@ -12,15 +12,17 @@ import pytest
 import torch
 import transformers
 from diffusers.loaders import single_file_utils as theirs
+from PIL import Image
 from safetensors.torch import save_file
 from tiny_clip import write_tokenizer
 from torch import Tensor, nn
 
 from ddim.checkpoint.original_layout import XL, XL_REFINER, convert, family_of
+from ddim.cli import main
 from ddim.errors import ConfigError, WeightsError
-from ddim.models import AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel
+from ddim.models import AutoencoderKL, AutoencoderTiny, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
-from ddim.pipelines import StableDiffusionPipeline
+from ddim.pipelines import DDIMPipeline, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from ddim.pipelines.single_file import CLASSES, load_single_file
 
 UNET, VAE, FIRST, SECOND = (
@@ -309,6 +311,129 @@ def test_tokenizers_of_one_place_differ_in_what_fills_texts_up(files: dict[str, 
     assert mine["tokenizer"].pad_token == "<|endoftext|>"
     with pytest.raises(ConfigError, match="the text encoder knows 99: give another tokenizer"):
         load_single_file(files["base"], tokenizer=tmp_path / "one")
+
+
+# --- pipelines -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files whose text encoders know the tokens of the tokenizer in the folder "tokenizer"."""
+    folder = tmp_path_factory.mktemp("texts")
+    write_tokenizer(folder / "tokenizer")
+    size = len(CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+    first = {**original.TINY_TEXT, "words": size, "positions": 77}
+    # Ten layers, as diffusers knows the family by the ninth, and it takes the projection to be square.
+    second = {"width": 128, "layers": 10, "words": size, "positions": 77, "projection": 128}
+    base, refiner = {**original.TINY_XL, "told": 128 + 48}, {**original.TINY_REFINER, "told": 128 + 40}
+    for name, options in {
+        "base": {"of_unet": base},
+        "inpainting": {"of_unet": base, "channels": 9},
+        "refiner": {"of_unet": refiner, "refiner": True},
+    }.items():
+        shapes = original.xl_shapes(**options, of_text=first, of_text_2=second)  # type: ignore[arg-type]
+        save_file(original.tensors(shapes), folder / f"{name}.safetensors")
+    for channels in (4, 9):
+        save_file(original.tensors(original.shapes(1, channels, of_text=first)), folder / f"1 {channels}.safetensors")
+    return folder
+
+
+REFERENCES = {
+    "base": "StableDiffusionXLPipeline",
+    "inpainting": "StableDiffusionXLInpaintPipeline",
+    "refiner": "StableDiffusionXLImg2ImgPipeline",
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_same_file_in_diffusers(name: str, with_texts: Path, tmp_path: Path) -> None:
+    """By its own `from_single_file`, which takes the configs from the folder that we save."""
+    file = with_texts / f"{name}.safetensors"
+    ours = DiffusionPipeline.from_single_file(file, tokenizer=with_texts / "tokenizer")
+    assert type(ours).__name__ == REFERENCES[name]
+    ours.save_pretrained(tmp_path)
+    reference = getattr(diffusers, REFERENCES[name])
+    more = {"text_encoder": None, "tokenizer": None} if name == "refiner" else {}
+    loaded = reference.from_single_file(str(file), config=str(tmp_path), local_files_only=True, **more)
+    for part in ("unet", "vae", *[each for each in ("text_encoder", "text_encoder_2") if ours.components[each]]):
+        got, expected = in_shape(ours.components[part]), loaded.components[part].state_dict()
+        assert len(got) == len(expected)
+        state = {k.removeprefix("text_model."): v for k, v in ours.components[part].state_dict().items()}
+        assert all(torch.equal(state[k.removeprefix("text_model.")], v) for k, v in expected.items()), part
+    assert (ours.components["text_encoder"] is None) == (name == "refiner")
+    assert ours.force_zeros_for_empty_prompt is (name != "refiner")
+    assert ours.requires_aesthetics_score is (name == "refiner")
+    again = reference.from_pretrained(tmp_path)  # with a scheduler, and both tokenizers
+    start = Image.new("RGB", (16, 16), "red")
+    given: dict[str, Any] = {
+        "base": {"height": 16, "width": 16},
+        "inpainting": {"image": start, "mask_image": Image.new("L", (16, 16), 255), "height": 16, "width": 16},
+        "refiner": {"image": start, "strength": 0.7},
+    }[name]
+    drawn = []
+    for pipe in (again, ours):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(3)
+        given |= {"num_inference_steps": 3, "guidance_scale": 1.5, "generator": generator, "output_type": "np"}
+        drawn.append(pipe("a photo of a red cat", **given).images)
+    assert drawn[0].std() > 0.05
+    assert abs(drawn[0] - drawn[1]).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("1 4", "StableDiffusionPipeline"), ("1 9", "StableDiffusionInpaintPipeline"), *REFERENCES.items()],
+)
+def test_the_pipeline_that_a_file_is_for(name: str, kind: str, with_texts: Path) -> None:
+    file = with_texts / f"{name}.safetensors"
+    pipe: Any = DiffusionPipeline.from_single_file(file, tokenizer=with_texts / "tokenizer", dtype=torch.float16)
+    assert type(pipe).__name__ == kind
+    assert pipe.dtype == torch.float16
+
+
+def test_parts_of_ones_own_take_the_place_of_the_files(with_texts: Path) -> None:
+    file = with_texts / "base.safetensors"
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    kind = StableDiffusionXLPipeline
+    pipe = kind.from_single_file(file, tokenizer=with_texts / "tokenizer", vae=tiny, force_zeros_for_empty_prompt=False)
+    assert pipe.vae is tiny
+    assert pipe.force_zeros_for_empty_prompt is False
+    mute = kind.from_single_file(file, text_encoder=None, text_encoder_2=None)
+    assert (mute.tokenizer, mute.tokenizer_2, mute.text_encoder, mute.text_encoder_2) == (None,) * 4
+    half = kind.from_single_file(file, text_encoder=None, tokenizer_2=with_texts / "tokenizer")
+    assert half.tokenizer_2 is not None
+    for more in ({}, {"text_encoder": None}):
+        with pytest.raises(TypeError, match="a single file has no tokenizer: give tokenizer="):
+            kind.from_single_file(file, **more)
+    first = with_texts / "1 4.safetensors"
+    with pytest.raises(
+        ConfigError, match="is Stable Diffusion 1 or 2, not Stable Diffusion XL: load it with StableDiffu"
+    ):
+        kind.from_single_file(first, tokenizer=with_texts / "tokenizer")
+    with pytest.raises(TypeError, match="no DDIMPipeline was published as a single file"):
+        DDIMPipeline.from_single_file(first)
+    with pytest.raises(TypeError, match="no argument varient"):
+        kind.from_single_file(file, tokenizer=with_texts / "tokenizer", varient="x")
+
+
+def test_the_command_line(with_texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = "--steps 2 --scale 1 --height 16 --width 16".split()
+    given = ["--tokenizer", str(with_texts / "tokenizer"), *sizes]
+    model = str(with_texts / "base.safetensors")
+    assert main(["sample", "a red cat", "--model", model, *given, "--out", str(tmp_path / "x.png")]) == 0
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size == (16, 16)
+    (tmp_path / "x vpred.safetensors").write_bytes(Path(model).read_bytes())
+    named = ["sample", "a", "--model", str(tmp_path / "x vpred.safetensors"), *given, "--out", str(tmp_path / "y.png")]
+    assert main(named) == 1
+    assert "pass --prediction-type 'v_prediction' if that is right" in capsys.readouterr().err
+    assert main([*named, "--prediction-type", "v_prediction"]) == 0
+    capsys.readouterr()
 
 
 # --- what the weights do not say -------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from tiny_sd import tiny_parts
+from tiny_xl import tiny_xl_parts
 
+import ddim
 from ddim.models import AutoencoderTiny
 from ddim.pipelines import DiffusionPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline
 
@@ -86,6 +88,32 @@ def test_pictures_are_those_of_diffusers(
                 **given,
             ).images
         )
+    assert made[0].std() > 0.01
+    np.testing.assert_allclose(made[1], made[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["text", "picture", "mask"])
+def test_pictures_of_xl_are_those_of_diffusers(task: str, tmp_path: Path) -> None:
+    kind = {
+        "text": "StableDiffusionXLPipeline",
+        "picture": "StableDiffusionXLImg2ImgPipeline",
+        "mask": "StableDiffusionXLInpaintPipeline",
+    }[task]
+    parts = tiny_xl_parts(tmp_path)
+    torch.manual_seed(3)
+    parts["vae"] = diffusers.AutoencoderTiny(**TINY).eval()
+    theirs = getattr(diffusers, kind)(**parts, add_watermarker=False)
+    theirs.save_pretrained(tmp_path)
+    ours: Any = getattr(ddim.pipelines, kind).from_pretrained(tmp_path)
+    assert isinstance(ours.vae, AutoencoderTiny)
+    given: dict[str, Any] = {"text": {"height": 16, "width": 16}, "picture": {"image": picture(), "strength": 0.7}}.get(
+        task, {"image": picture(), "mask_image": mask(), "height": 16, "width": 16}
+    )
+    made = []
+    for pipe in (theirs, ours):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(7)
+        made.append(pipe(PROMPT, num_inference_steps=4, output_type="np", generator=generator, **given).images)
     assert made[0].std() > 0.01
     np.testing.assert_allclose(made[1], made[0], atol=1e-4)
 

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from ddim.checkpoint.config import level_of_caller
-from ddim.models import AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel
+from ddim.checkpoint.original_layout import XL, XL_REFINER, Family
+from ddim.models import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    UNet2DConditionModel,
+)
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.noise import Generators
 from ddim.pipelines.conditions import Condition
@@ -25,6 +32,7 @@ from ddim.pipelines.inputs import Pictures, positive, refuse_unsupported
 from ddim.pipelines.outputs import Array, Drawn, LatentOutputType, PlainOutput, StableDiffusionXLPipelineOutput
 from ddim.pipelines.prompts import Prompt
 from ddim.pipelines.runs import one_backend
+from ddim.pipelines.single_file import FromSingleFile
 from ddim.pipelines.starts import Origin
 from ddim.pipelines.xl_prompts import Encoder, RequestXL, check_xl_prompts, encode_both, encode_xl_prompts
 from ddim.pipelines.xl_sizes import Pair, Sizes, has_score
@@ -34,7 +42,7 @@ from ddim.process import Eta, Order
 _LOADED_NEVER = ("feature_extractor", "image_encoder")
 
 
-class StableDiffusionXLPipeline(FamiliarXL, Draws):
+class StableDiffusionXLPipeline(FromSingleFile, FamiliarXL, Draws):
     """Images from texts, by Stable Diffusion XL and its fine-tunes, and by its refiner.
 
     The scheduler is taken as it is, as in diffusers, and a call changes nothing in the pipeline, so threads may share
@@ -68,6 +76,7 @@ class StableDiffusionXLPipeline(FamiliarXL, Draws):
     }
     nullable: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     stated: ClassVar[tuple[str, ...]] = ("text_encoder_2", "tokenizer_2")
+    single_files: ClassVar[tuple[Family, ...]] = (XL, XL_REFINER)
     left_out: ClassVar[Mapping[str, Any]] = {"feature_extractor": [None, None], "image_encoder": [None, None]}
     settings: ClassVar[Mapping[str, bool]] = {"force_zeros_for_empty_prompt": True, "requires_aesthetics_score": False}
     usual_guidance: ClassVar[float] = 5.0
@@ -78,7 +87,7 @@ class StableDiffusionXLPipeline(FamiliarXL, Draws):
 
     def __init__(
         self,
-        vae: AutoencoderKL | None,
+        vae: AutoencoderKL | AutoencoderTiny | None,
         text_encoder: CLIPTextModel | None,
         text_encoder_2: CLIPTextModelWithProjection | None,
         tokenizer: CLIPTokenizer | None,
