@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddim.models.attention import Attention
 from ddim.pipelines import StableDiffusionPipeline
+from ddim.pipelines.conditions import Condition
 from ddim.pipelines.denoiser import TextDenoiser
 
 STEPS = 3
@@ -175,7 +176,7 @@ def test_more_arguments_for_processors_reach_them_at_each_step(pipe: StableDiffu
 
     @torch.no_grad()
     def predict(**more: Any) -> Tensor:
-        return TextDenoiser(pipe.unet, plan, text, None, scale=1.0, **more)(x, torch.tensor(500))
+        return TextDenoiser(pipe.unet, plan, Condition(text), None, scale=1.0, **more)(x, torch.tensor(500))
 
     plain = predict()
     assert torch.equal(plain, predict(cross_attention_kwargs={"weight": 1.0}))
@@ -188,9 +189,9 @@ def test_without_a_replaced_part_all_is_made_beforehand(
     """One look at the parts for each step, and no text or timestep that is embedded again."""
     embedded: list[int] = []
     embed = pipe.unet.embed
-    monkeypatch.setattr(pipe.unet, "embed", lambda *given: embedded.append(1) or embed(*given))
+    monkeypatch.setattr(pipe.unet, "embed", lambda *given, **more: embedded.append(1) or embed(*given, **more))
     looks: list[int] = []
-    import ddim.pipelines.denoiser as module
+    import ddim.pipelines.told as module
 
     is_replaced = module.is_replaced
     monkeypatch.setattr(module, "is_replaced", lambda network: looks.append(1) or is_replaced(network))

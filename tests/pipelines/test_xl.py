@@ -657,7 +657,7 @@ def test_too_much_to_keep_is_made_at_each_step(
     ours: StableDiffusionXLPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = pixels(ours, num_images_per_prompt=2)
-    monkeypatch.setattr("ddim.pipelines.denoiser.LARGEST_CACHE", 10)
+    monkeypatch.setattr("ddim.pipelines.told.LARGEST_CACHE", 10)
     torch.testing.assert_close(pixels(ours, num_images_per_prompt=2), expected, rtol=0, atol=1e-5)
 
 

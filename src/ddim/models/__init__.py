@@ -7,7 +7,7 @@ from ddim.models.clip import (
     CLIPTextOutput,
     CLIPTextProjectionOutput,
 )
-from ddim.models.controlnet import ControlNetModel, ControlNetOutput
+from ddim.models.controlnet import ControlNetModel, ControlNetOutput, MultiControlNetModel
 from ddim.models.text_backbone import TextCache
 from ddim.models.tiny_vae import AutoencoderTiny, AutoencoderTinyOutput
 from ddim.models.tokenizer import CLIPTokenizer
@@ -31,6 +31,7 @@ __all__ = [
     "ControlNetOutput",
     "DecoderOutput",
     "DiagonalGaussianDistribution",
+    "MultiControlNetModel",
     "TextCache",
     "TimeCache",
     "UNet2DConditionModel",

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddim.checkpoint import Savable, Saving
 from ddim.checkpoint.config import register_to_config
+from ddim.checkpoint.hub import Repository
+from ddim.checkpoint.pretrained import choose_dtype
 from ddim.errors import ConfigError
 from ddim.models.backbone import ChosenTimes, ClassTimeCache, TimeCache
 from ddim.models.blocks import DownBlock2D, Times
@@ -282,6 +287,100 @@ class ControlNetModel(TextBackbone):
         if pools:
             *down, middle = (each.mean(dim=(2, 3), keepdim=True) for each in (*down, middle))
         return ControlNetOutput(down, middle) if return_dict else (down, middle)
+
+
+class MultiControlNetModel(Savable, nn.Module):
+    """Several ControlNets as one part of a pipeline; what they add is summed.
+
+    Args:
+        controlnets: one or more.
+    """
+
+    config_name = ControlNetModel.config_name
+
+    def __init__(self, controlnets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if not controlnets or not all(isinstance(network, nn.Module) for network in controlnets):
+            raise TypeError("give one or more ControlNets, such as ControlNetModel.from_pretrained returns")
+        self.nets = nn.ModuleList(controlnets)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the parameters are on."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' type."""
+        return next(self.parameters()).dtype
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Sequence[Tensor],
+        conditioning_scale: Sequence[float],
+        *args: Any,
+        return_dict: bool = True,
+        **options: Any,
+    ) -> ControlNetOutput | Any:
+        """What all of them add together: one picture and one scale for each; the rest as for one."""
+        given = zip(self.nets, controlnet_cond, conditioning_scale, strict=True)
+        results = [
+            network(sample, timestep, encoder_hidden_states, *own, *args, return_dict=False, **options)
+            for network, *own in given
+        ]
+        downs, middles = zip(*results, strict=True)
+        down = [sum(each[1:], each[0]) for each in zip(*downs, strict=True)]
+        middle = sum(middles[1:], middles[0])
+        return ControlNetOutput(down, middle) if return_dict else (down, middle)
+
+    def write(self, folder: Path, saving: Saving) -> None:
+        """Write each network into a folder: into `folder`, and beside it with _1, _2 and so on after its name."""
+        for number, network in enumerate(self.nets):
+            network.save_pretrained(  # type: ignore[operator]
+                folder if number == 0 else folder.with_name(f"{folder.name}_{number}"), **saving.options()
+            )
+
+    @classmethod
+    def load(cls, repository: Repository, subfolder: str | None, **options: Any) -> Self:
+        """Load what `write` wrote into a subfolder of a repository; the options are those of `ControlNetModel.load`.
+
+        Raises:
+            CheckpointError, WeightsError, ConfigError: as `ControlNetModel.from_pretrained`.
+        """
+        networks = [ControlNetModel.load(repository, subfolder, **options)]
+        name = subfolder or ""
+        while repository.find(cls.config_name, f"{name}_{len(networks)}") is not None:
+            networks.append(ControlNetModel.load(repository, f"{name}_{len(networks)}", **options))
+        return cls(networks)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_path: str | os.PathLike[str],
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+    ) -> Self:
+        """Load from a folder and those beside it whose names go on with _1, _2 and so on, as saving writes them.
+
+        Args:
+            pretrained_model_path: the first folder.
+
+        The others are those of `ControlNetModel.from_pretrained`; so are the errors.
+        """
+        path = Path(pretrained_model_path)
+        return cls.load(
+            Repository(str(path.absolute().parent)),
+            path.absolute().name,
+            dtype=choose_dtype(dtype, torch_dtype, auto=None),
+            variant=variant,
+            use_safetensors=use_safetensors,
+        )
 
 
 def _scaled(results: Sequence[Tensor], scale: float, rises: bool) -> list[Tensor]:

@@ -2,6 +2,11 @@
 
 from ddim.images import image_grid, to_images
 from ddim.pipelines.base import DiffusionPipeline
+from ddim.pipelines.controlled import (
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
+)
 from ddim.pipelines.image_to_image import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 from ddim.pipelines.outputs import (
     ImagePipelineOutput,
@@ -17,6 +22,9 @@ __all__ = [
     "DDIMPipeline",
     "DiffusionPipeline",
     "ImagePipelineOutput",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+    "StableDiffusionControlNetPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",

@@ -38,6 +38,9 @@ PIPELINES = {
     "DDIMPipeline": "ddim.pipelines.pixels",
     "DDPMPipeline": "ddim.pipelines.pixels:DDIMPipeline",
     "StableDiffusionPipeline": "ddim.pipelines.text_to_image",
+    "StableDiffusionControlNetImg2ImgPipeline": "ddim.pipelines.controlled",
+    "StableDiffusionControlNetInpaintPipeline": "ddim.pipelines.controlled",
+    "StableDiffusionControlNetPipeline": "ddim.pipelines.controlled",
     "StableDiffusionImg2ImgPipeline": "ddim.pipelines.image_to_image",
     "StableDiffusionInpaintPipeline": "ddim.pipelines.image_to_image",
     "StableDiffusionXLPipeline": "ddim.pipelines.xl",
@@ -51,6 +54,8 @@ NETWORKS = {
     "CLIPTextModelWithProjection": "ddim.models",
     "CLIPTokenizer": "ddim.models.tokenizer",
     "CLIPTokenizerFast": "ddim.models.tokenizer:CLIPTokenizer",
+    "ControlNetModel": "ddim.models",
+    "MultiControlNetModel": "ddim.models",
     "UNet2DConditionModel": "ddim.models",
     "UNet2DModel": "ddim.models",
 }
@@ -98,6 +103,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
     # Entries of the index that are yes or no, with what they are unless it says so: they go to the constructor, and are
     # attributes of the pipeline.
     settings: ClassVar[Mapping[str, bool]] = {}
+    extra: ClassVar[tuple[str, ...]] = ()  # that it may be given as well, and neither its index nor its constructor has
     # Entries that diffusers' index and constructor have for what this package does not load, with the values that they
     # are saved with.
     left_out: ClassVar[Mapping[str, Any]] = {}
@@ -237,15 +243,17 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             raise CheckpointError(f"{repository.name} has no {INDEX}: it is no pipeline")
         index = read_json(path)
         pipeline = cls._choose(index, path)
-        unknown = sorted(set(options) - {*pipeline.parts, *pipeline.left_out, *pipeline.settings})
+        unknown = sorted(set(options) - {*pipeline.parts, *pipeline.left_out, *pipeline.settings, *pipeline.extra})
         if unknown:
             raise TypeError(
                 f"{pipeline.__name__}.from_pretrained has no argument {', '.join(unknown)}; "
                 f"its parts are {', '.join(pipeline.parts)}"
             )
+        extra = {name: options.pop(name) for name in pipeline.extra if name in options and name not in pipeline.parts}
         components = {**_settings(pipeline, index, path), **options}
-        for name in pipeline.parts:
-            if name in options:
+        named = [name for name in pipeline.extra if index.get(name, [None]) not in (None, [None], [None, None])]
+        for name in dict.fromkeys((*pipeline.parts, *named)):
+            if name in options or name in extra:
                 continue
             is_named = name in index or name not in pipeline.stated
             if is_named and name in pipeline.nullable and index.get(name) in (None, [None], [None, None]):
@@ -259,7 +267,10 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
                 how = {"use_safetensors": use_safetensors} if issubclass(part, PretrainedModel) else {}
                 subfolder = _subfolder(repository, name, part.config_name)
                 components[name] = part.load(repository, subfolder, dtype=types(name), variant=variant, **how)
+        extra |= {name: components.pop(name) for name in named if name not in pipeline.parts and name in components}
         made = cast(Self, pipeline(**components))
+        for name, part in extra.items():
+            setattr(made, name, part)
         made.name_or_path, made.loaded_from = repository.name, repository
         return made if device is None else made.to(device)
 
@@ -323,19 +334,22 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
 
         Args:
             pipeline: whose parts to take.
-            parts: others instead, by their names.
+            parts: others instead, by their names; and parts that it has not, such as a `controlnet`.
 
         Raises:
             TypeError: the parts are not this pipeline's.
         """
         own = dict(pipeline.components)
-        extra = {name for name in own if name not in (*cls.parts, *cls.left_out) and own[name] is not None}
-        if not set(cls.parts) <= set(own) or extra:
+        known = (*cls.parts, *cls.left_out, *cls.extra)
+        if set(cls.parts) - set(own) - set(parts) or any(own[name] is not None for name in own if name not in known):
             raise TypeError(f"the parts of a {type(pipeline).__name__} make no {cls.__name__}")
         own = {name: part for name, part in own.items() if name in (*cls.parts, *cls.left_out)}
         config = getattr(pipeline, "config", {})  # which a pipeline of diffusers has, too
         own |= {name: config[name] for name in cls.settings if isinstance(config.get(name), bool)}
+        extra = {name: parts.pop(name) for name in cls.extra if name in parts and name not in cls.parts}
         made = cls(**{**own, **parts})
+        for name, part in extra.items():
+            setattr(made, name, part)
         made.loaded_from = getattr(pipeline, "loaded_from", None)  # a pipeline of diffusers has no such thing
         return made
 
@@ -360,7 +374,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
 
     def write(self, folder: Path, saving: Saving) -> None:
         """Write what `from_pretrained` reads, here and in diffusers; the index last."""
-        index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
+        index: dict[str, Any] = {"_class_name": self._class_name(), "_diffusers_version": DIFFUSERS_VERSION}
         for name, component in self.components.items():
             if hasattr(component, "save_pretrained") or hasattr(component, "_orig_mod"):
                 component = getattr(component, "_orig_mod", component)  # what torch.compile has wrapped
@@ -369,6 +383,10 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
                 options = {n: value for n, value in saving.options().items() if takes_all or n in taken}
                 component.save_pretrained(folder / name, **options)
         write_json(folder / INDEX, {**index, **self._index()})
+
+    def _class_name(self) -> str:
+        """The name of the class that can load all that this pipeline has."""
+        return type(self).__name__
 
     def _index(self) -> dict[str, Any]:
         """The entries of the index: (library, class) of each part, and what is left out."""
@@ -593,7 +611,7 @@ def _misfits(cls: type[DiffusionPipeline], index: Mapping[str, Any]) -> list[str
     """In words, the differences between the parts of a class and those that an index names."""
     entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and not name.startswith("_")}
     missing = [f"no {name}" for name in cls.parts if name not in entries and name not in cls.nullable]
-    known = {*cls.parts, *cls.left_out}
+    known = {*cls.parts, *cls.left_out, *cls.extra}
     return missing + [
         f"also {reprlib.repr(name)}" for name, entry in entries.items() if name not in known and any(entry)
     ]

@@ -46,6 +46,19 @@ class Crop:
         self.picture = fit(self._whole.crop(self.box), size)
         self.mask = fit(mask.convert("RGB").crop(self.box), size)
 
+    def of(self, other: Any, name: str) -> Image.Image:
+        """The same region of another picture, in the same size.
+
+        Raises:
+            TypeError: it is no PIL image.
+            ValueError: it has another size than the picture; `name` says which one.
+        """
+        if not isinstance(other, Image.Image):
+            raise TypeError(f"with padding_mask_crop, {name} must be one PIL image, not {type(other).__name__}")
+        if other.size != self._whole.size:
+            raise ValueError(f"{name} {other.size} must be as large as image {self._whole.size} for padding_mask_crop")
+        return fit(flatten(loaded(other, name), "RGB").crop(self.box), (self.picture.height, self.picture.width))
+
     def put_back(self, painted: Image.Image) -> Image.Image:
         """The whole picture with what was painted where the mask lets it through."""
         left, top, right, bottom = self.box

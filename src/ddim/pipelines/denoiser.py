@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddim.guidance import guide
-from ddim.models import ClassTimeCache
-from ddim.models.core import hold
 from ddim.models.embeddings import guidance_condition
-from ddim.models.replaced import is_replaced
-from ddim.models.snapshot import Snapshot, Written
+from ddim.models.snapshot import Written
 from ddim.pipelines.conditions import Condition, joined
+from ddim.pipelines.control import Control, InControl, together
+from ddim.pipelines.told import Told
 from ddim.plan import SamplingPlan
 from ddim.sampling import Denoiser
 
 # What diffusers' callbacks call what a U-Net is told beside the timestep.
 SHOWN = {"text_embeds": "add_text_embeds", "time_ids": "add_time_ids"}
-# How many numbers a run may compute of its timesteps and conditions before its first step, and keep; 64 MiB in float32.
-LARGEST_CACHE = 2**24
 
 
 class TextDenoiser:
     """A denoiser for one run.
 
-    The keys and values of every cross-attention and every timestep's embedding are made here and not at each step. A
-    U-Net that cannot do so (one of another library, or one that is exported) is given the text and the timestep, and so
-    is one of which a part is replaced (`models.replaced`): what was put there is to be called at each step, with the
-    text. If weights or parts of the U-Net change on the way, in a callback or another thread, or if a callback writes
-    into the text, all of this is made anew. The run keeps the backend that the U-Net has at its beginning.
+    What does not change between the steps is computed once, see `Told`. If weights or parts of the U-Net change on the
+    way, in a callback or another thread, or if a callback writes into the text, all of this is made anew.
 
     Args:
         unet: a `UNet2DConditionModel`, or a network of another library that is called as one is; so it has no type.
@@ -41,6 +35,7 @@ class TextDenoiser:
         scale, rescale, interval: see `guidance.guide`.
         channels: what the U-Net is given beside the sample, (b c h w).
         cross_attention_kwargs: more arguments for the U-Net's attention processors.
+        controls: the ControlNets that steer it.
     """
 
     def __init__(
@@ -55,21 +50,21 @@ class TextDenoiser:
         interval: tuple[int, int] | None = None,
         channels: Tensor | None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
+        controls: Sequence[Control] = (),
     ) -> None:
         self.unet = unet
-        self._held = hold(unet)
         self.channels = channels
         self._attention = {"cross_attention_kwargs": cross_attention_kwargs} if cross_attention_kwargs else {}
         self._batch = len(condition)
         self._guidance = (scale, rescale, interval)
-        self._timesteps = torch.tensor(plan.timesteps)
+        timesteps = torch.tensor(plan.timesteps)
         width = unet.config.get("time_cond_proj_dim")
-        self._cond: Tensor | None = None
+        cond: Tensor | None = None
         if width is not None:  # a U-Net distilled under guidance (Meng et al. 2023) takes the scale as an input
-            self._cond = guidance_condition(torch.tensor([scale], dtype=torch.float64), width)
-            self._cond = self._cond.to(condition.embeds)  # (1 width)
-        self._made_for = self._state_of_unet()
-        self._time = self._shared_times()
+            cond = guidance_condition(torch.tensor([scale], dtype=torch.float64), width)
+            cond = cond.to(condition.embeds)  # (1 width)
+        self._told = Told(unet, timesteps, self._batch, cond, is_plain=not self._attention)
+        self._controls = [InControl(control, plan, self._batch) for control in controls]
         self.negative: Tensor | None = None
         self.look_at(condition if negative is None else joined([negative, condition]))
 
@@ -117,15 +112,15 @@ class TextDenoiser:
         is_guided = len(condition) == 2 * self._batch
         if any(len(value) != len(condition) for value in condition.added.values()):
             condition = Condition(condition.embeds, {n: v[-len(condition) :] for n, v in condition.added.items()})
-        every = self._arguments(condition)
         is_halved = is_guided and (interval is not None or scale == 1)
-        within = self._arguments(condition[self._batch :]) if is_halved else every
+        every = self._predictor(condition)
+        within = self._predictor(condition[self._batch :]) if is_halved else every
         self.condition = condition
         self.negative = condition.embeds[: self._batch] if is_guided else None  # of `embeds` those to keep away from
         self._written = [Written(tensor) for tensor in condition.tensors()]
         self._denoise: Denoiser = guide(
-            both=self._predictor(every),
-            conditional=self._predictor(within),
+            both=every,
+            conditional=within,
             scale=scale if is_guided else 1.0,
             rescale=rescale,
             interval=interval,
@@ -147,68 +142,29 @@ class TextDenoiser:
         self._guidance = (scale, *self._guidance[1:])
         self.look_at(self.condition)
 
+    def is_alone(self, is_so: bool) -> None:
+        """Say whether no callback runs between the steps, so that only other threads can change weights."""
+        for told in (self._told, *(control.told for control in self._controls)):
+            told.held.is_alone = is_so
+
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
-        state = self._state_of_unet()
-        if state != self._made_for:
-            self._made_for = state
-            self._time = self._shared_times()
+        changed = [told.has_changed() for told in (self._told, *(control.told for control in self._controls))]
+        if any(changed) or any(written.has_changed() for written in self._written):
             self.look_at(self.condition)
-        elif any(written.has_changed() for written in self._written):
-            self.look_at(self.condition)
-        with self._held:
+        with self._told.held:
             return self._denoise(x, timestep)
 
-    def _state_of_unet(self) -> tuple[Snapshot | None, bool]:
-        """What the arguments are made for: the weights as they are, and whether they may be made beforehand."""
-        weights, has_caches = self._held.look(), hasattr(self.unet, "project_text")
-        self._held.is_whole = has_caches and not self._attention and not is_replaced(self.unet)
-        return weights, self._held.is_whole
-
-    @property
-    def _caches(self) -> bool:
-        return self._made_for[1]
-
-    def _shared_times(self) -> dict[str, Any] | None:
-        """The U-Net's arguments that say the timestep, but for the timestep itself; None if texts have a part in it."""
-        if self.unet.config.get("addition_embed_type") is not None:
-            return None
-        if self._caches:
-            return {"time_cache": self.unet.project_time(self._timesteps, timestep_cond=self._cond)}
-        return {} if self._cond is None else {"timestep_cond": self._cond.expand(self._batch, -1)}
-
-    def _times(self, added: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The same where it belongs to the texts: what is told beside the timestep is part of it.
-
-        What is the same for several samples is computed once, unless all that is computed were too much to keep.
-        """
-        if self._time is not None:
-            return self._time if not added else {**self._time, "added_cond_kwargs": dict(added)}
-        if self._caches and added:
-            names, widths = [*added], [value.shape[1] for value in added.values()]
-            rows = torch.cat([value.float() for value in added.values()], dim=1)
-            different, places = rows.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
-            if len(different) * len(self._timesteps) * sum(self.unet.time_widths) <= LARGEST_CACHE:
-                each = dict(zip(names, different.split(widths, dim=1), strict=True))
-                cache = self.unet.project_time(self._timesteps, timestep_cond=self._cond, added_cond_kwargs=each)
-                return {"time_cache": ClassTimeCache(cache, places)}
-        more = {} if self._cond is None else {"timestep_cond": self._cond.expand(self._batch, -1)}
-        return {**more, "added_cond_kwargs": dict(added)}
-
-    def _arguments(self, condition: Condition) -> dict[str, Any]:
-        """The U-Net's arguments that say the texts, and the timestep but for the timestep itself."""
-        embeds = condition.embeds
-        text = {"text_cache": self.unet.project_text(embeds)} if self._caches else {"encoder_hidden_states": embeds}
-        return {**text, **self._times(condition.added)}
-
-    def _predictor(self, given: dict[str, Any]) -> Denoiser:
-        """The U-Net under these arguments. It does not refer to this object, so that both end with the run."""
-        unet, channels, arguments = self.unet, self.channels, {**given, **self._attention}
+    def _predictor(self, condition: Condition) -> Denoiser:
+        """The U-Net under a condition. It does not refer to this object, so that both end with the run."""
+        unet, channels, arguments = self.unet, self.channels, {**self._told.arguments(condition), **self._attention}
+        controlled = together([control.under(condition) for control in self._controls])
 
         def predict(x: Tensor, timestep: Tensor) -> Tensor:
+            added = controlled(x, timestep)
             if channels is not None:
                 beside = channels if len(x) == len(channels) else torch.cat([channels, channels])
                 x = torch.cat([x, beside], dim=1)
-            out: Tensor = unet(x, timestep, **arguments).sample
+            out: Tensor = unet(x, timestep, **arguments, **added).sample
             return out
 
         return predict

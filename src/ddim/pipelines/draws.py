@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddim.models.core import hold
+from ddim.errors import ConfigError
+from ddim.models import MultiControlNetModel
 from ddim.noise import Generators
 from ddim.pipelines.adapters import TakesAdapters
 from ddim.pipelines.base import same_shape
+from ddim.pipelines.control import Control, ControlRequest, check_fits, networks_of
 from ddim.pipelines.denoiser import TextDenoiser
 from ddim.pipelines.inputs import check_callback
 from ddim.pipelines.outputs import LatentOutputType
@@ -31,6 +33,14 @@ _OUTPUT_TYPES = get_args(LatentOutputType)
 Callback: TypeAlias = Callable[[Any, int, Tensor, dict[str, Any]], Any]
 
 
+# Under which names pipelines are saved that were given a ControlNet.
+CONTROLLED = {
+    f"{family}{task}Pipeline": f"{family}ControlNet{task}Pipeline"
+    for family in ("StableDiffusion", "StableDiffusionXL")
+    for task in ("", "Img2Img", "Inpaint")
+}
+
+
 @dataclass(frozen=True)
 class Call:
     """What a call asks for. The arguments are documented at the calls of the pipelines.
@@ -38,6 +48,7 @@ class Call:
     Attributes:
         prompts: checks the prompts, and gives the request that the pipeline's `_conditions` takes.
         origin: where to start.
+        control: what is asked of ControlNets; None where there is no picture for them.
     """
 
     prompts: Callable[[], Any]
@@ -61,16 +72,37 @@ class Call:
     callback_steps: int | None
     denoising_start: float | None = None
     denoising_end: float | None = None
+    control: ControlRequest | None = None
 
 
 class Draws(Runs, TakesAdapters, StartsFromPictures):
     """A pipeline on latents whose calls are `Call`s."""
 
     usual_guidance: ClassVar[float] = 7.5  # the scale of a call that says none, of a model that recommends none
+    extra: ClassVar[tuple[str, ...]] = ("controlnet",)
+    controlnet: Any = None  # a ControlNetModel or a MultiControlNetModel
 
     def __init__(self, **components: Any) -> None:
         super().__init__(**components)
         self._running = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "controlnet":
+            if isinstance(value, (list, tuple)):
+                value = MultiControlNetModel(value)
+            if value is not None and not isinstance(value, nn.Module):
+                raise TypeError(
+                    f"controlnet must be a ControlNetModel, a list of them or None, not {type(value).__name__}"
+                )
+            if value is not None or name in self.parts:
+                self.components[name] = value
+            else:
+                self.components.pop(name, None)
+        super().__setattr__(name, value)
+
+    def _class_name(self) -> str:
+        own = super()._class_name()
+        return CONTROLLED.get(own, own) if self.controlnet is not None else own
 
     def _draw(self, call: Call) -> tuple[Any, list[bool] | None]:
         """Pictures as the call wants them, and what the safety checker says of each; errors as those of a call."""
@@ -86,18 +118,23 @@ class Draws(Runs, TakesAdapters, StartsFromPictures):
                 raise ValueError("give callback_on_step_end or callback, which is its older kind, not both")
             given, wanted = _old_callback(call.callback, call.callback_steps), ("latents",)
         call.origin.check(call.output_type)
+        networks = self._networks_in_control(call.control)
+        origin = self._sized(call.origin, call.control, len(networks))
         request = call.prompts()
         scale, rescale = choose_guidance(
             self.scheduler.config, call.guidance_scale, call.guidance_rescale, usual=self.usual_guidance
         )
         plan = self._plan_of(call)
-        task = self.task(call.origin, plan, request.size, call.num_images_per_prompt, call.generator, call.seed)
+        task = self.task(origin, plan, request.size, call.num_images_per_prompt, call.generator, call.seed)
 
         is_guided = self.is_guided(scale)
         rows, columns = (side * self.vae_scale_factor for side in task.shape[2:])
         condition, negative = self._conditions(request, is_guided, call.clip_skip, (rows, columns))
         start = self.start(task)
-        with self.in_use(self.unet):
+        with self.in_use(self.controlnet), self.in_use(self.unet):
+            controls: list[Control] = []
+            if call.control is not None:
+                controls = call.control.controls(networks, (rows, columns), task.spread, task.canvas.crop)
             denoiser = self._denoiser(
                 plan,
                 len(start.x),
@@ -108,6 +145,7 @@ class Draws(Runs, TakesAdapters, StartsFromPictures):
                 interval=call.guidance_interval,
                 channels=start.channels,
                 cross_attention_kwargs=attention_kwargs,
+                controls=controls,
             )
             about = Run(
                 len(plan),
@@ -119,12 +157,38 @@ class Draws(Runs, TakesAdapters, StartsFromPictures):
                 call.denoising_start,
                 call.denoising_end,
             )
-            hold(self.unet).is_alone = given is None
+            denoiser.is_alone(given is None)
             with self._run(about) as run:
                 x = self._sample(run, task, start, denoiser, given, wanted)
-            del denoiser  # it keeps the U-Net's weights where they are now, and an offloaded U-Net is about to go
+            # They keep the networks' weights where they are now, and offloaded networks are about to go.
+            del denoiser, controls
         drawn, found = self.drawn(x, call.output_type)
         return task.canvas.put_back(drawn), found
+
+    def _networks_in_control(self, control: ControlRequest | None) -> list[Any]:
+        """The ControlNets that a call uses.
+
+        Raises:
+            ConfigError: there are some and no picture for them, or a picture and none of them; or one does not fit.
+        """
+        if (self.controlnet is None) == (control is None):
+            networks = [] if control is None else networks_of(self.controlnet)
+            for network in networks:
+                check_fits(network.config, self.unet.config)
+            return networks
+        if control is None:
+            raise ConfigError(
+                "this pipeline has a ControlNet, which needs a picture: give control_image, or set pipe.controlnet=None"
+            )
+        raise ConfigError("control_image is for a ControlNet, and this pipeline has none: assign pipe.controlnet")
+
+    def _sized(self, origin: Origin, control: ControlRequest | None, networks: int) -> Origin:
+        """An origin that says its size: where nothing else does, that of the picture for the ControlNet."""
+        if control is None or origin.image is not None or origin.latents is not None or None not in origin.size:
+            return origin
+        height, width = origin.size
+        own = control.size(networks, self.vae_scale_factor)
+        return replace(origin, size=(own[0] if height is None else height, own[1] if width is None else width))
 
     def _plan_of(self, call: Call) -> SamplingPlan:
         """The steps that a call makes."""

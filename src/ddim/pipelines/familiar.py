@@ -28,7 +28,6 @@ from ddim.scheduler import DDIMScheduler
 # Names that diffusers' pipelines have and these have not: what to use instead.
 INSTEAD = {
     "apply_layerwise_casting": "convert the networks with pipe.to(torch.float16) or pipe.to(torch.bfloat16)",
-    "controlnet": "there are no ControlNets here",
     "download": "from_pretrained downloads what it needs, and huggingface_hub.snapshot_download a whole repository",
     "enable_group_offload": "enable_model_cpu_offload keeps whole networks in the host's memory",
     "enable_lora_hotswap": "load_lora_weights and set_adapters change adapters at any time between two calls",
@@ -77,12 +76,15 @@ class Familiar:
         """What `save_pretrained` writes into model_index.json: for each part (library, class)."""
         return Config(
             {
-                "_class_name": type(self).__name__,
+                "_class_name": self._class_name(),
                 "_diffusers_version": DIFFUSERS_VERSION,
                 "_name_or_path": self.name_or_path,
                 **self._index(),
             }
         )
+
+    def _class_name(self) -> str:
+        raise NotImplementedError
 
     def _index(self) -> dict[str, Any]:
         raise NotImplementedError

@@ -84,6 +84,52 @@ def to_mask(pictures: Pictures | None, size: tuple[int, int]) -> Tensor | None:
     return (tensor >= 0.5).float()
 
 
+def to_condition(pictures: Pictures, size: tuple[int, int], channels: int, name: str = "control_image") -> Tensor:
+    """What a ControlNet is shown, as (b channels height width) float32.
+
+    Args:
+        pictures: as in `to_tensor`, but that numbers are taken as they are: some ControlNets are shown -1 where nothing
+            is known. Those of PIL images, and bytes, come to [0, 1].
+        size: (height, width).
+        channels: how many the result has; the one channel of grey pictures is copied to all.
+        name: what errors call it.
+
+    Raises:
+        TypeError, ValueError: what is given is no picture, or has other channels, or is not finite.
+    """
+    if pictures is None:
+        raise ValueError(f"{name} is missing: a ControlNet needs a picture")
+    listed = _as_list(pictures, name)
+    if isinstance(listed[0], Image.Image):
+        mode = _MODES.get(channels, "RGB")
+        tensor = _from_pil([_converted(loaded(picture, name), mode, size) for picture in listed], size)
+    else:
+        tensor = _nearest(_from_numbers(listed, name), size)
+    if tensor.shape[1] not in (1, channels):
+        raise ValueError(f"{name} has {tensor.shape[1]} channels; needed are {channels}, or 1 for grey")
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} has NaN or infinity in it")
+    return tensor.expand(-1, channels, -1, -1)
+
+
+def picture_size(pictures: Pictures, factor: int, name: str = "image") -> tuple[int, int]:
+    """Height and width of the first of some pictures, rounded down to multiples of `factor`.
+
+    Raises:
+        TypeError, ValueError: what is given is no picture, or one that is too small.
+    """
+    if pictures is None:
+        raise ValueError(f"{name} is missing")
+    first = _as_list(pictures, name)[0]
+    if isinstance(first, Image.Image):
+        own: Sequence[int] = first.size[::-1]
+    elif isinstance(first, np.ndarray):
+        own = first.shape[-3:-1] if first.ndim > 2 else first.shape
+    else:
+        own = first.shape[-2:]
+    return _sides((None, None), own, factor)
+
+
 def positive(value: Any, name: str) -> int:
     """A positive int, or a ValueError that names the argument."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

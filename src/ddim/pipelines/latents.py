@@ -235,6 +235,11 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         """
         if prompt is None and prompt_embeds is None:
             prompt = ""
+        if self.components.get("controlnet") is not None:
+            raise ConfigError(
+                "this pipeline has a ControlNet, which needs a picture: call the pipeline with control_image, or set "
+                "pipe.controlnet=None"
+            )
         weights = weights or self.weights
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, weights)
         if count % request.size:

@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def signature_of(pipeline: type, order: Sequence[str], returns: Any, **defaults: Any) -> inspect.Signature:
+def signature_of(
+    pipeline: type, order: Sequence[str], returns: Any, without: Sequence[str] = (), **defaults: Any
+) -> inspect.Signature:
     """The signature of a pipeline's call, with these arguments first and in this order.
 
     Args:
         pipeline: whose call it is.
         order: names of arguments; the others are by name only.
         returns: what the call is annotated to return.
+        without: names of arguments to leave out.
         defaults: take the place of the call's own.
     """
     own = dict(inspect.signature(pipeline.__call__).parameters)
+    own = {name: parameter for name, parameter in own.items() if name not in without}
     own |= {name: own[name].replace(default=default) for name, default in defaults.items()}
     first = [own[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *order)]
     rest = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items()]

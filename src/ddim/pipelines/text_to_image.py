@@ -13,6 +13,7 @@ from ddim.models import AutoencoderKL, AutoencoderTiny, CLIPTextModel, UNet2DCon
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.noise import Generators
 from ddim.pipelines.base import as_ddim
+from ddim.pipelines.control import control_request
 from ddim.pipelines.draws import Call, Callback, Draws
 from ddim.pipelines.emphasis import Weights
 from ddim.pipelines.image_processor import ImageProcessor
@@ -55,6 +56,7 @@ class StableDiffusionPipeline(FromSingleFile, Draws):
         "text_encoder": ("CLIPTextModel",),
         "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
         "unet": ("UNet2DConditionModel",),
+        "controlnet": ("ControlNetModel", "MultiControlNetModel"),
     }
     nullable: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     single_files: ClassVar[tuple[Family, ...]] = (SD,)
@@ -152,6 +154,11 @@ class StableDiffusionPipeline(FromSingleFile, Draws):
         mask_image: Pictures | None = None,
         masked_image_latents: Tensor | None = None,
         padding_mask_crop: int | None = None,
+        control_image: Pictures | None = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        guess_mode: bool = False,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
         callback: Callable[[int, Tensor, Tensor], Any] | None = None,
         callback_steps: int | None = None,
         weights: Weights | None = None,
@@ -192,6 +199,11 @@ class StableDiffusionPipeline(FromSingleFile, Draws):
         mask_image: Pictures | None = None,
         masked_image_latents: Tensor | None = None,
         padding_mask_crop: int | None = None,
+        control_image: Pictures | None = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        guess_mode: bool = False,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
         callback: Callable[[int, Tensor, Tensor], Any] | None = None,
         callback_steps: int | None = None,
         weights: Weights | None = None,
@@ -201,7 +213,7 @@ class StableDiffusionPipeline(FromSingleFile, Draws):
         Args:
             prompt: a text, or a list of b.
             height, width: in pixels, multiples of `vae_scale_factor`. What the U-Net was trained on unless told; that
-                of `image`, if there is one without a mask.
+                of `image`, if there is one without a mask, or else of `control_image`.
             num_inference_steps: N, from 1 to T. What the scheduler's config recommends unless told, or else 50.
             timesteps: the timesteps themselves, instead of N.
             guidance_scale: how much to prefer the text over the negative one; 1 or less is no guidance. What the
@@ -238,6 +250,13 @@ class StableDiffusionPipeline(FromSingleFile, Draws):
             masked_image_latents: of the picture without what the mask covers, for a U-Net that looks at them.
             padding_mask_crop: paint what the mask covers and so many pixels around it in the full size, then put it
                 back. For one PIL image and PIL output.
+            control_image: what the pipeline's ControlNet is shown: a picture, or a list with one for each prompt or
+                image; for several ControlNets a list with one of these for each. See `inputs.to_condition`.
+            controlnet_conditioning_scale: how strongly the ControlNet acts; of several a number for all, or a list.
+            guess_mode: let the ControlNet act on the prediction under the prompt alone, and less at high resolutions:
+                for use without a prompt.
+            control_guidance_start, control_guidance_end: the shares of the run from which and to which the ControlNet
+                acts; of several numbers for all, or lists.
             callback, callback_steps: the older way: every `callback_steps` steps, each unless told, `callback` is
                 called as (index, timestep, latents). What it returns is ignored.
             weights: how the prompts say what weighs how much: "a1111" for `(word:1.3)` as AUTOMATIC1111's web UI reads
@@ -286,6 +305,13 @@ class StableDiffusionPipeline(FromSingleFile, Draws):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             callback=callback,
             callback_steps=callback_steps,
+            control=control_request(
+                control_image,
+                controlnet_conditioning_scale,
+                guess_mode,
+                control_guidance_start,
+                control_guidance_end,
+            ),
         )
         images, found = self._draw(call)
         return StableDiffusionPipelineOutput(images, found) if return_dict else (images, found)

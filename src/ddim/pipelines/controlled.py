@@ -1,0 +1,182 @@
+"""The pipelines with a ControlNet, under their names and with their order of arguments in diffusers.
+
+`StableDiffusionPipeline` does all that they do, once it is given a `controlnet`. These are for code that was written
+for diffusers' classes, and for checkpoints that name them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar, Literal, overload
+
+from torch import Tensor, nn
+
+from ddim.models import AutoencoderKL, AutoencoderTiny, CLIPTextModel, UNet2DConditionModel
+from ddim.models.tokenizer import CLIPTokenizer
+from ddim.pipelines.familiar import FamiliarImageToImage, FamiliarInpaint
+from ddim.pipelines.inputs import picture_size
+from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionPipelineOutput
+from ddim.pipelines.signatures import signature_of
+from ddim.pipelines.text_to_image import StableDiffusionPipeline
+
+# Arguments in the order of diffusers' calls: the last ones of all, and the first ones of each.
+_ENDING = """
+guidance_scale negative_prompt num_images_per_prompt eta generator latents prompt_embeds negative_prompt_embeds
+ip_adapter_image ip_adapter_image_embeds output_type return_dict cross_attention_kwargs controlnet_conditioning_scale
+guess_mode control_guidance_start control_guidance_end clip_skip callback_on_step_end
+callback_on_step_end_tensor_inputs
+""".split()
+_FROM_TEXT = "prompt image height width num_inference_steps timesteps sigmas".split()
+_FROM_PICTURE = "prompt image control_image height width strength num_inference_steps".split()
+_INPAINT = """
+prompt image mask_image control_image height width padding_mask_crop strength num_inference_steps
+""".split()
+_RETURNS = StableDiffusionPipelineOutput[Any] | PlainOutput
+_OF_STARTS = "strength mask_image masked_image_latents padding_mask_crop".split()
+
+
+class _Controlled(StableDiffusionPipeline):
+    """A pipeline with a ControlNet among its parts.
+
+    Args:
+        controlnet: a `ControlNetModel`, or a list of several.
+
+    The others are those of `StableDiffusionPipeline`.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
+    nullable: ClassVar[tuple[str, ...]] = (*StableDiffusionPipeline.nullable, "controlnet")
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderTiny | None,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: CLIPTokenizer | None,
+        unet: UNet2DConditionModel | None,
+        controlnet: nn.Module | list[nn.Module] | tuple[nn.Module, ...] | None,
+        scheduler: Any,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        image_encoder: None = None,
+        requires_safety_checker: bool = False,
+    ) -> None:
+        super().__init__(
+            vae,
+            text_encoder,
+            tokenizer,
+            unet,
+            scheduler,
+            safety_checker,
+            feature_extractor,
+            image_encoder,
+            requires_safety_checker,
+        )
+        self.controlnet = controlnet
+
+    def _given(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by their names."""
+        given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
+        return {name: value for name, value in given.items() if name != "self"}
+
+
+class StableDiffusionControlNetPipeline(_Controlled):
+    """Images from texts and from what a ControlNet is shown, the `image` of a call.
+
+    The arguments of a call are those of `StableDiffusionPipeline`; in order: prompt, image, height, width, … For
+    several ControlNets, `image` is a list with a picture for each; or for several prompts a list of such lists.
+    """
+
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["np"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Array]: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Tensor]: ...
+    @overload
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
+        given = self._given(args, options)
+        image = given.pop("image", None)
+        if image is None:
+            raise ValueError("image is missing, which the ControlNet is to be shown")
+        if isinstance(image, (list, tuple)) and any(isinstance(each, (list, tuple)) for each in image):
+            if len({len(each) if isinstance(each, (list, tuple)) else None for each in image}) != 1:
+                raise ValueError("image must have as many pictures for each prompt: one for each ControlNet")
+            image = [list(of_one) for of_one in zip(*image, strict=True)]
+        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given, control_image=image)
+        return drawn
+
+    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
+        StableDiffusionPipeline, [*_FROM_TEXT, *_ENDING], _RETURNS, without=["control_image", *_OF_STARTS]
+    )
+
+
+class StableDiffusionControlNetImg2ImgPipeline(FamiliarImageToImage, _Controlled):
+    """A picture made anew from its noised self, steered by what a ControlNet is shown, the `control_image` of a call.
+
+    The arguments of a call are those of `StableDiffusionPipeline`; in order: prompt, image, control_image, …;
+    `controlnet_conditioning_scale` is 0.8 unless told.
+    """
+
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["np"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Array]: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Tensor]: ...
+    @overload
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
+        given = {"controlnet_conditioning_scale": 0.8, **self._given(args, options)}
+        if given.get("image") is None or given.get("control_image") is None:
+            raise ValueError("image or control_image is missing")
+        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given)
+        return drawn
+
+    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
+        StableDiffusionPipeline, [*_FROM_PICTURE, *_ENDING], _RETURNS, controlnet_conditioning_scale=0.8
+    )
+
+
+class StableDiffusionControlNetInpaintPipeline(FamiliarInpaint, _Controlled):
+    """A part of a picture made anew, where a mask is white, steered by what a ControlNet is shown.
+
+    The arguments of a call are those of `StableDiffusionPipeline`; in order: prompt, image, mask_image, control_image,
+    …; `strength` is 1 and `controlnet_conditioning_scale` 0.5 unless told, and pictures have the size of `image`.
+    """
+
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["np"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Array]: ...
+    @overload
+    def __call__(
+        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
+    ) -> StableDiffusionPipelineOutput[Tensor]: ...
+    @overload
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
+    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
+        given = {"strength": 1.0, "controlnet_conditioning_scale": 0.5, **self._given(args, options)}
+        missing = [name for name in ("image", "mask_image", "control_image") if given.get(name) is None]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
+        height, width = picture_size(given["image"], self.vae_scale_factor)
+        given["height"] = height if given.get("height") is None else given["height"]
+        given["width"] = width if given.get("width") is None else given["width"]
+        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given)
+        return drawn
+
+    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
+        StableDiffusionPipeline, [*_INPAINT, *_ENDING], _RETURNS, strength=1.0, controlnet_conditioning_scale=0.5
+    )
