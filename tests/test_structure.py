@@ -314,7 +314,7 @@ def test_the_choices_of_options_are_what_there_is() -> None:
     from ddim.schedule import BETA_SCHEDULES, SPACINGS
 
     spacings = {*SPACINGS, "optimized"}
-    for command in ("train pixels", "train text-to-image", "train lora"):
+    for command in ("train pixels", "train text-to-image", "train lora", "train textual-inversion"):
         assert choices(command, "prediction_type") == set(PREDICTIONS)
         assert choices(command, "beta_schedule") == set(BETA_SCHEDULES)
         assert choices(command, "timestep_spacing") == spacings

@@ -52,6 +52,10 @@ GIVEN: dict[str, list[str]] = {
     "train vae": ["--output-dir", "run", "--train-data-dir", "pictures"],
     "train text-to-image": ["--output-dir", "run", "--train-data-dir", "pictures"],
     "train lora": ["--output-dir", "run", "--train-data-dir", "pictures"],
+    "train textual-inversion": [
+        *("--output-dir", "run", "--train-data-dir", "pictures"),
+        *("--placeholder-token", "<a>", "--initializer-token", "heart"),
+    ],
 }
 
 

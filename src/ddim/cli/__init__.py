@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "train vae": Command("ddim.training.settings:VAESettings", "ddim.training:train"),
     "train text-to-image": Command("ddim.training.settings:TextToImageSettings", "ddim.training:train"),
     "train lora": Command("ddim.training.settings:LoraSettings", "ddim.training:train"),
+    "train textual-inversion": Command("ddim.training.settings:TextualInversionSettings", "ddim.training:train"),
     "distill": Command("ddim.training.settings:DistillSettings", "ddim.training:distill"),
     "interpolate": Command("ddim.cli.interpolate:InterpolateSettings", "ddim.cli.interpolate:run_interpolate"),
     "invert": Command("ddim.cli.invert:InvertSettings", "ddim.cli.invert:run_invert"),
@@ -67,7 +68,7 @@ GROUPS = {
 _TITLES = {
     "Draw": ("sample", "generate", "interpolate", "invert", "edit"),
     "Serve": ("studio", "serve"),
-    "Train": ("train pixels", "train vae", "train text-to-image", "train lora", "distill"),
+    "Train": ("train pixels", "train vae", "train text-to-image", "train lora", "train textual-inversion", "distill"),
     "Look inside": ("info", "plot schedule", "plot trajectory", "plot tradeoff"),
     "Measure and improve": ("evaluate", "optimize"),
 }

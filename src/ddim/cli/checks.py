@@ -363,6 +363,7 @@ RULES: dict[str, Rule] = {
     "mask_image": picture,
     "prompts_file": file,
     "results": file_or_folder,
+    "templates_file": file,
     "train_data_dir": folder,
     # what is written
     "out": pictures_to(),

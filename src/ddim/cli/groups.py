@@ -59,6 +59,7 @@ OF_TRAINING = {
     "What is written": "output_dir save_dtype save_model_epochs",
     "The teacher and the student": "model steps timesteps method teacher_steps guidance_scale guidance_rescale "
     "guidance_range trajectories backend",
+    "The word": "placeholder_token initializer_token learnable_property num_vectors templates_file",
     "The data": "prompts_file data dataset_name dataset_config_name train_data_dir image_column caption_column "
     "label_column class_conditional max_train_samples",
     "What is done to the pictures": "resolution aspect_ratio_buckets min_bucket_reso max_bucket_reso bucket_reso_steps "
@@ -84,7 +85,7 @@ OF_TRAINING = {
 # What is to be typed for the options that are text, where that says more than "TEXT".
 TAKES = {
     "PATH": "features_weights from_image image images mask_image out output_dir resume_from_checkpoint train_data_dir "
-    "logging_dir cache_dir prompts_file api_key_file",
+    "logging_dir cache_dir prompts_file templates_file api_key_file",
     "MODEL": "model vae pretrained_model_name_or_path pretrained_vae_model_name_or_path model_config_name_or_path",
 }
 

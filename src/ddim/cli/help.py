@@ -57,7 +57,8 @@ def options(command: str, settings: type) -> list[Option]:
     """The options of a command, from the words it is called by and its dataclass."""
     types = get_type_hints(settings, include_extras=True)
     texts = _texts(settings)
-    return [_option(command, field, types[field.name], texts.get(field.name)) for field in dataclasses.fields(settings)]
+    fields = [field for field in dataclasses.fields(settings) if field.init]
+    return [_option(command, field, types[field.name], texts.get(field.name)) for field in fields]
 
 
 def command_help(command: str, settings: type) -> str:

@@ -30,7 +30,7 @@ _FAMILIES = {
 _changing = threading.Lock()  # one thread at a time changes what words there are
 
 
-class _Encoder(NamedTuple):
+class Encoder(NamedTuple):
     """A text encoder and its tokenizer; ours, or transformers'."""
 
     tokenizer: Any
@@ -192,7 +192,7 @@ class TakesWords(KnowsWords):
             texts = [re.sub(re.escape(token), " ", text, flags=re.IGNORECASE) for text in texts]
         return super().unknown_words(texts)
 
-    def _encoders(self, tokenizer: Any, text_encoder: Any) -> list[_Encoder]:
+    def _encoders(self, tokenizer: Any, text_encoder: Any) -> list[Encoder]:
         """The text encoders that are to learn words: the ones that are given, or all of the pipeline."""
         if tokenizer is None and text_encoder is None:
             pairs = [
@@ -212,10 +212,10 @@ class TakesWords(KnowsWords):
             raise ValueError(
                 "this pipeline has no tokenizer or no text encoder to learn a word: give tokenizer= and text_encoder="
             )
-        return [_Encoder(*pair) for pair in pairs]
+        return [Encoder(*pair) for pair in pairs]
 
 
-def learn(words: Sequence[LearnedWord], encoders: Sequence[_Encoder]) -> None:
+def learn(words: Sequence[LearnedWord], encoders: Sequence[Encoder]) -> None:
     """Teach text encoders words; all of them, or none after an error."""
     new: list[tuple[list[str], list[Tensor]]] = [([], []) for _ in encoders]
     for word in words:
@@ -239,7 +239,7 @@ def learn(words: Sequence[LearnedWord], encoders: Sequence[_Encoder]) -> None:
             encoder.tokenizer.add_tokens(names)
 
 
-def _meant(word: LearnedWord, encoders: Sequence[_Encoder], new: Any) -> list[tuple[_Encoder, Any, Tensor]]:
+def _meant(word: LearnedWord, encoders: Sequence[Encoder], new: Any) -> list[tuple[Encoder, Any, Tensor]]:
     """Which text encoders learn a word, each with its vectors.
 
     Raises:

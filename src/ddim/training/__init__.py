@@ -10,7 +10,7 @@ trackers        where a run is shown
 pasted          flags of diffusers' scripts that are no settings here
 checkpoints     what a run goes on from
 diffusion       what diffusion models are trained on: schedules, noise, targets, weights
-pixels, autoencoder, text_to_image, distillation   the objectives
+pixels, autoencoder, text_to_image, textual_inversion, distillation   the objectives
 trajectories    what a teacher does, for its student
 caches          latents and texts that are computed once
 vocabulary      a tokenizer learnt from captions

@@ -22,7 +22,7 @@ from ddim.images import image_grid
 from ddim.models import AutoencoderKL
 from ddim.models.vae import DiagonalGaussianDistribution
 from ddim.training.objective import Losses, Objective
-from ddim.training.settings import VAESettings
+from ddim.training.settings import PictureSettings, VAESettings
 
 SHOWN = 8  # how many pictures a preview shows
 MEASURED = 1024  # how many pictures the scale of the latents is measured on
@@ -37,7 +37,7 @@ def load_vae(name: str, *, variant: str | None = None, **hub: Any) -> Autoencode
     return vae
 
 
-def pictures(settings: VAESettings) -> Source:
+def pictures(settings: PictureSettings) -> Source:
     """The images to train on; their captions are not read."""
     if settings.train_data_dir is not None:
         source = image_folder(settings.train_data_dir)

@@ -11,7 +11,14 @@ from PIL import Image
 from ddim.data import Source
 from ddim.data.buckets import Buckets
 from ddim.data.progress import duration
-from ddim.training.settings import LatentSettings, LoraSettings, TextToImageSettings, TrainSettings, VAESettings
+from ddim.training.settings import (
+    LatentSettings,
+    LoraSettings,
+    TextToImageSettings,
+    TextualInversionSettings,
+    TrainSettings,
+    VAESettings,
+)
 
 FEW = 300  # pictures: of fewer, a whole model learns little but them
 LOOKED_AT = 32  # how many pictures' sizes are looked at
@@ -91,7 +98,7 @@ def advice(
         buckets: the pictures' sizes, if they are not all squares.
     """
     count, epoch_steps = source.count, steps / epochs
-    is_whole = not isinstance(settings, LoraSettings)
+    is_whole = not isinstance(settings, (LoraSettings, TextualInversionSettings))
     is_new = getattr(settings, "pretrained_model_name_or_path", None) is None
     said: list[str] = []
     if isinstance(settings, LatentSettings) and is_whole and count < FEW:

@@ -1,6 +1,7 @@
 """Flags of diffusers' training scripts that are no settings here: what they are called, and why they need not be.
 
-The scripts are `train_text_to_image.py`, `train_text_to_image_lora.py` and `train_unconditional.py`. Most of their
+The scripts are `train_text_to_image.py`, `train_text_to_image_lora.py`, `train_unconditional.py` and
+`textual_inversion.py`. Most of their
 flags are settings of ours, of the same name. The others are looked up here, before the command line is read.
 """
 
@@ -12,7 +13,14 @@ import sys
 from collections.abc import Sequence
 
 from ddim.errors import ConfigError
-from ddim.training.settings import LoraSettings, PixelSettings, TextToImageSettings, TrainSettings, VAESettings
+from ddim.training.settings import (
+    LoraSettings,
+    PixelSettings,
+    TextToImageSettings,
+    TextualInversionSettings,
+    TrainSettings,
+    VAESettings,
+)
 
 # What flags are called here.
 RENAMED = {
@@ -25,6 +33,7 @@ RENAMED = {
     "ddpm_num_inference_steps": "validation_inference_steps",
     "ddpm_beta_schedule": "beta_schedule",
     "ema_max_decay": "ema_decay",
+    "save_steps": "checkpointing_steps",
     "enable_bucket": "aspect_ratio_buckets",  # as kohya's scripts call it
     "dataset_name": "data",  # these two where there is no setting of the name: for pixels
     "train_data_dir": "data",
@@ -40,6 +49,10 @@ NEEDLESS = {
         "as with diffusers' script nothing is deleted: give a new --output-dir to begin anew",
         False,
     ),
+    "tokenizer_name": ("the pipeline has a tokenizer", True),
+    "repeats": ("the pictures are gone through as often as there are steps", True),
+    "no_safe_serialization": ("words are saved as safetensors, which diffusers loads", False),
+    "save_as_full_pipeline": ("pipe.load_textual_inversion and pipe.save_pretrained make one", False),
     "local_rank": ("`accelerate launch` and torchrun say it by an environment variable", True),
 }
 
@@ -53,6 +66,7 @@ COMMANDS: dict[str, type[TrainSettings]] = {
     "vae": VAESettings,
     "text-to-image": TextToImageSettings,
     "lora": LoraSettings,
+    "textual-inversion": TextualInversionSettings,
 }
 
 
@@ -98,7 +112,7 @@ def translate(kind: type[TrainSettings], arguments: Sequence[str]) -> list[str]:
 
 
 def _names(kind: type[TrainSettings]) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)}
+    return {field.name for field in dataclasses.fields(kind) if field.init}
 
 
 def _say(what: str) -> None:

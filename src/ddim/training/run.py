@@ -12,7 +12,13 @@ import torch
 
 from ddim.errors import ConfigError, MissingExtraError, require
 from ddim.training.objective import Objective
-from ddim.training.settings import DistillSettings, PixelSettings, TrainSettings, VAESettings
+from ddim.training.settings import (
+    DistillSettings,
+    PixelSettings,
+    TextualInversionSettings,
+    TrainSettings,
+    VAESettings,
+)
 from ddim.training.trainer import Trainer
 
 # How long processes wait for the first one to encode the pictures.
@@ -36,6 +42,11 @@ def make_objective(settings: TrainSettings) -> Objective:
         from ddim.training.autoencoder import Autoencoder
 
         return Autoencoder(settings)
+    if isinstance(settings, TextualInversionSettings):
+        from ddim.training.textual_inversion import TextualInversion
+
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as for text to image
+        return TextualInversion(settings)
     from ddim.training.text_to_image import text_to_image
 
     return text_to_image(settings)

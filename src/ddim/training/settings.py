@@ -22,6 +22,7 @@ __all__ = [
     "PictureSettings",
     "PixelSettings",
     "TextToImageSettings",
+    "TextualInversionSettings",
     "TrainSettings",
     "VAESettings",
 ]
@@ -98,7 +99,7 @@ MaxTrainSteps = Annotated[
     int | None,
     tyro.conf.arg(
         help="How many optimizer steps to make in all. If not given, what --num-train-epochs says, or else 10,000, and "
-        "500 for adapters; with --max-train-seconds as many as there is time for."
+        "500 for adapters and words; with --max-train-seconds as many as there is time for."
     ),
 ]
 LearningRate = Annotated[float, tyro.conf.arg(help="The learning rate after the warm-up, where it is highest.")]
@@ -644,6 +645,47 @@ class LoraSettings(LatentSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_options(self, "rank", "must be 1 or more", lambda value: value >= 1)
+
+
+@dataclass(frozen=True)
+class TextualInversionSettings(LatentSettings):
+    """Teach a text-to-image pipeline a new word by some pictures, and save `learned_embeds.safetensors`.
+
+    Only the word's vectors are trained (textual inversion). Captions are not needed: templates make texts of the word.
+    `pipe.load_textual_inversion(output_dir)` uses it, here and in diffusers.
+
+        ddim train textual-inversion --output-dir runs/word --train-data-dir pictures --placeholder-token "<toy>" \
+            --initializer-token cat
+    """
+
+    placeholder_token: str = field(kw_only=True)
+    """The new word, as prompts are to say it, such as <toy>."""
+    initializer_token: str = field(kw_only=True)
+    """A word that the model knows and that comes near: the new word begins as it."""
+    learnable_property: Literal["object", "style"] = "object"
+    """Whether the word is a thing or a style, which decides the templates."""
+    num_vectors: int = 1
+    """How many vectors the word has: more learn more, and take more of the room that a prompt has."""
+    templates_file: str | None = None
+    """A text file with a template a line, with {} in the place of the word. If not given, some of ours."""
+    pretrained_model_name_or_path: str = "emoji"
+    """The pipeline to teach."""
+    train_batch_size: TrainBatchSize = 16
+    learning_rate: LearningRate = 5e-3
+    lr_scheduler: Schedule = "constant_with_warmup"
+    """How the learning rate goes on after the warm-up. All but the constant ones fall to zero at --lr-decay-steps."""
+    lr_warmup_steps: WarmupSteps = 20
+    use_ema: UseEMA = False
+    caption_column: str = field(default="text", init=False)
+    caption_dropout: float = field(default=0.0, init=False)
+    cache_text_embeddings: bool = field(default=False, init=False)
+    train_text_encoder: bool = field(default=False, init=False)
+
+    usual_steps: ClassVar[int] = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self, "num_vectors", "must be 1 or more", lambda value: value >= 1)
 
 
 # The libraries of what has another name than the pip package, or that are asked for by the name of a service.

@@ -33,7 +33,7 @@ from ddim.training.autoencoder import load_vae
 from ddim.training.caches import CaptionCache, LatentCache, draw_latents
 from ddim.training.diffusion import DiffusionLoss, draw_noise, draw_timesteps, train_scheduler
 from ddim.training.objective import Losses, Objective
-from ddim.training.settings import LatentSettings, LoraSettings, TextToImageSettings
+from ddim.training.settings import LatentSettings, LoraSettings, TextToImageSettings, TextualInversionSettings
 from ddim.training.vocabulary import learn_tokenizer, words_of
 
 GUIDANCE = 3.0  # of a preview, whose guidance rescale is 0.7 where the terminal SNR is zero
@@ -92,7 +92,7 @@ def new_parts(settings: TextToImageSettings, source: Source) -> Parts:
     return Parts(vae, tokenizer, text_encoder, unet, scheduler, WordList(frozenset()))
 
 
-def pretrained_parts(settings: TextToImageSettings | LoraSettings) -> Parts:
+def pretrained_parts(settings: TextToImageSettings | LoraSettings | TextualInversionSettings) -> Parts:
     """The parts of a pipeline, with the noise schedule that the settings ask for."""
     name, hub = str(settings.pretrained_model_name_or_path), settings.hub
     options: dict[str, Any] = {**hub, "revision": settings.revision, "variant": settings.variant}

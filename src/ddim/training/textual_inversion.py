@@ -1,0 +1,214 @@
+"""Training a new word (textual inversion, Gal et al. 2022): its vectors alone, in a model that stays as it is.
+
+The text encoder looks the word's tokens up in a table of their own, which is all that is trained. So the optimizer's
+memory is that of some vectors, and no other token can change. Texts are made of templates, since pictures of one thing
+need no captions.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ddim.checkpoint import Savable, Saving
+from ddim.checkpoint.files import save_tensors
+from ddim.checkpoint.textual_inversion import EMBEDS, LearnedWord
+from ddim.errors import ConfigError
+from ddim.models import CLIPTextModel
+from ddim.pipelines import StableDiffusionPipeline
+from ddim.pipelines.added_tokens import with_all_vectors
+from ddim.pipelines.textual_inversion import Encoder, learn
+from ddim.training.autoencoder import pictures
+from ddim.training.settings import TextualInversionSettings
+from ddim.training.text_to_image import Parts, TextToImage, copy_as, pretrained_parts
+
+# What is said of a picture with the word in the place of {}.
+TEMPLATES = {
+    "object": (
+        "{}",
+        "a {}",
+        "the {}",
+        "one {}",
+        "this is a {}",
+        "a photo of a {}",
+        "a picture of the {}",
+        "a close view of a {}",
+        "a {} seen from near by",
+        "a {} in the middle",
+        "a bright photo of the {}",
+        "a dark photo of the {}",
+        "a good picture of a {}",
+        "a small picture of a {}",
+    ),
+    "style": (
+        "a picture in the style of {}",
+        "a drawing in the style of {}",
+        "a painting by {}",
+        "something drawn by {}",
+        "a work in the manner of {}",
+        "art that looks like {}",
+        "a detail in the style of {}",
+        "a large picture in the style of {}",
+        "a bright picture in the style of {}",
+        "a dark picture in the style of {}",
+    ),
+}
+MOST_TEMPLATES = 10_000
+
+
+class Vectors(nn.Module):
+    """The vectors of the new word, (n d): all that is trained."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(vectors.detach().clone().float())
+
+
+class Joined(nn.Embedding):
+    """The table of a text encoder, of which the rows of the new word are elsewhere.
+
+    Args:
+        table: the vectors of all tokens, (v d).
+        first: the id of the word's first token; the others follow.
+        vectors: those of the word.
+    """
+
+    def __init__(self, table: nn.Embedding, first: int, vectors: Vectors) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
+        self.weight, self.first, self.vectors = table.weight, first, vectors
+
+    def forward(self, input: Tensor) -> Tensor:
+        known = nn.functional.embedding(input, self.weight)
+        place = input - self.first
+        count = len(self.vectors.weight)
+        new = nn.functional.embedding(place.clamp(0, count - 1), self.vectors.weight.to(known.dtype))
+        return torch.where(((place >= 0) & (place < count))[..., None], new, known)
+
+
+class Word(Savable):
+    """What a run saves: the word. `pipe` knows it, for pictures."""
+
+    def __init__(self, pipe: StableDiffusionPipeline, token: str, vectors: Tensor) -> None:
+        self.pipe, self.token, self.vectors = pipe, token, vectors
+
+    def write(self, folder: Path, saving: Saving) -> None:
+        save_tensors(folder / EMBEDS, {self.token: self.vectors})
+
+
+class TextualInversion(TextToImage):
+    """The loss of text to image, of a new word's vectors."""
+
+    settings: TextualInversionSettings
+
+    def __init__(self, settings: TextualInversionSettings) -> None:
+        parts = pretrained_parts(settings)
+        vectors = initial_vectors(settings, parts)
+        begun = LearnedWord(settings.placeholder_token, {0: vectors}, False, "placeholder_token")
+        try:
+            learn([begun], [Encoder(parts.tokenizer, parts.text_encoder)])
+        except ValueError as error:
+            said = str(error).replace("give another token=", "give another placeholder_token")
+            raise ConfigError(said.replace("give token=", "give another placeholder_token")) from error
+        said = with_all_vectors(settings.placeholder_token, parts.tokenizer)
+        texts = tuple(template.replace("{}", said) for template in templates(settings))
+        source = pictures(settings)
+        source = dataclasses.replace(source, captions=[texts] * source.count)
+        parts.unet.requires_grad_(False)
+        super().__init__(settings, source, parts, trains_text=False)
+        encoder, table = parts.text_encoder, parts.text_encoder.get_input_embeddings()
+        self.first = int(parts.tokenizer.convert_tokens_to_ids(settings.placeholder_token))
+        word = Vectors(vectors)
+        self.networks["word"] = word
+        encoder.text_model.embeddings.token_embedding = Joined(table, self.first, word)
+        self.words = parts.words  # the captions are ours, and teach no other word
+
+    def encode_captions(self, batch: dict[str, Any]) -> Tensor:
+        text: Tensor = self.frozen["text_encoder"](batch["ids"])[0]
+        return text
+
+    def prepare(self, began: dict[str, Any]) -> None:
+        if self.settings.gradient_checkpointing:
+            self.frozen["text_encoder"].train()  # only then is it computed a second time
+        super().prepare(began)
+
+    def finished(self, networks: nn.ModuleDict) -> Word:
+        vectors: Any = networks["word"].weight
+        vectors = vectors.detach()
+        encoder = with_rows(self.frozen["text_encoder"], self.first, vectors)
+        parts: Any = {"vae": self.frozen["vae"], "text_encoder": encoder, "unet": networks["unet"]}
+        parts = {name: copy_as(part, vectors.dtype) for name, part in parts.items()}
+        pipe = StableDiffusionPipeline(tokenizer=self.tokenizer, scheduler=self.scheduler, **parts)
+        pipe.words = self.words
+        return Word(pipe, self.settings.placeholder_token, vectors)
+
+    def preview(self, finished: Any, most: int | None = None) -> Image.Image:
+        return super().preview(finished.pipe, most)
+
+    def prompts(self) -> list[str]:
+        if self.settings.validation_prompts:
+            return super().prompts()
+        assert self.source.captions is not None
+        return list(self.source.captions[0][:4])
+
+    def next_command(self, folder: str) -> list[str]:
+        base = str(self.settings.pretrained_model_name_or_path)
+        prompt = templates(self.settings)[0].replace("{}", self.settings.placeholder_token)
+        given = ["--model", base, "--textual-inversion", folder, "--out", f"{folder}/try.png"]
+        return ["ddim", "sample", prompt, *given]
+
+
+def templates(settings: TextualInversionSettings) -> tuple[str, ...]:
+    """What is said of the pictures, with {} for the word.
+
+    Raises:
+        ConfigError: the file of templates has none, one without {}, or too many.
+    """
+    if settings.templates_file is None:
+        return TEMPLATES[settings.learnable_property]
+    try:
+        lines = Path(settings.templates_file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"templates_file={settings.templates_file} cannot be read as text: {error}") from error
+    found = tuple(line.strip() for line in lines if line.strip())
+    wrong = [line for line in found if "{}" not in line]
+    if not found or wrong or len(found) > MOST_TEMPLATES:
+        why = f"{wrong[0]!r:.100} has none" if wrong else f"it has {len(found)} lines"
+        raise ConfigError(
+            f"templates_file={settings.templates_file} must have from 1 to {MOST_TEMPLATES:,} lines, each with "
+            f"{{}} where the word is to stand, and {why}"
+        )
+    return found
+
+
+def initial_vectors(settings: TextualInversionSettings, parts: Parts) -> Tensor:
+    """What the word's vectors are at first: those of the tokens that the run is to begin with, in turn, (n d).
+
+    Raises:
+        ConfigError: there are more tokens than vectors, or none.
+    """
+    ids = parts.tokenizer(settings.initializer_token, add_special_tokens=False).input_ids
+    if not 1 <= len(ids) <= max(1, settings.num_vectors):
+        raise ConfigError(
+            f"initializer_token={settings.initializer_token!r:.50} is {len(ids)} tokens of this model, and must be "
+            f"from 1 to num_vectors={settings.num_vectors}: give a simpler word, or more vectors"
+        )
+    table = parts.text_encoder.get_input_embeddings().weight.detach()
+    return table[[ids[number % len(ids)] for number in range(settings.num_vectors)]].float()
+
+
+def with_rows(encoder: Any, first: int, vectors: Tensor) -> CLIPTextModel:
+    """A text encoder of the same weights, but for these rows of its table of tokens, from the first on."""
+    shared = {id(each): each for each in (*encoder.parameters(), *encoder.buffers())}
+    made: CLIPTextModel = copy.deepcopy(encoder, shared)
+    table = made.get_input_embeddings().weight.detach().clone()
+    table[first : first + len(vectors)] = vectors.to(table)
+    rows = nn.Embedding(table.shape[0], table.shape[1], _weight=table)
+    made.set_input_embeddings(rows.requires_grad_(False))
+    return made.eval()
