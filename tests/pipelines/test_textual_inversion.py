@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_sd import tiny_reference
+from tiny_xl import tiny_xl
 from torch import Tensor
 
 import ddim
@@ -387,3 +388,69 @@ def test_hostile_files(unchanged: Any, tmp_path: Path) -> None:
     torch.save(itself, tmp_path / "itself.pt")
     with pytest.raises(ValueError, match="token"):
         unchanged.load_textual_inversion(tmp_path / "itself.pt", token="")
+
+
+# --- Stable Diffusion XL ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """diffusers' pipeline, and the folder that it is in."""
+    folder = tmp_path_factory.mktemp("xl")
+    return tiny_xl(folder), folder
+
+
+BOTH = {"clip_l": vectors(2), "clip_g": vectors(2, seed=1, width=24)}
+
+
+def opened(folder: Path) -> Any:
+    pipe = ddim.DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_both_text_encoders_learn_a_word(large: tuple[Any, Path], tmp_path: Path) -> None:
+    reference, folder = large
+    files = tmp_path / "diffusers"
+    files.mkdir()
+    save_file({"<toy>": BOTH["clip_l"]}, files / "learned_embeds.safetensors")
+    save_file({"<toy>": BOTH["clip_g"]}, files / "learned_embeds_2.safetensors")
+    save_file(BOTH, tmp_path / "toy.safetensors")
+    for end, name in (("", "clip_l"), ("_2", "clip_g")):
+        parts = {"text_encoder": f"text_encoder{end}", "tokenizer": f"tokenizer{end}"}
+        given = {name: getattr(reference, part) for name, part in parts.items()}
+        reference.load_textual_inversion(BOTH[name], token="<toy>", **given)
+    options: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np", "negative_prompt": "<toy>"}
+    prompt = "a photo of a <toy> cat"
+    wanted = reference(prompt, generator=torch.Generator().manual_seed(1), **options).images
+    for source, token in ((tmp_path / "toy.safetensors", "<toy>"), (BOTH, "<toy>"), (files, None)):
+        pipe = opened(folder)
+        plain = pipe(prompt, generator=torch.Generator().manual_seed(1), **options).images
+        pipe.load_textual_inversion(source, token=token)
+        found = pipe(prompt, generator=torch.Generator().manual_seed(1), **options).images
+        assert abs(found - wanted).max() < 1e-4
+        assert abs(plain - wanted).max() > 1e-3
+    pipe.load_textual_inversion(tmp_path / "toy.safetensors")
+    assert pipe.tokenizer_2.convert_tokens_to_ids("toy_1") == len(pipe.tokenizer_2) - 1
+    pipe.save_pretrained(tmp_path / "saved")
+    again = opened(tmp_path / "saved")
+    assert torch.equal(again.encode_prompt("toy")[0], pipe.encode_prompt("toy")[0])
+    pipe.unload_textual_inversion()
+    assert abs(pipe(prompt, generator=torch.Generator().manual_seed(1), **options).images - plain).max() < 1e-6
+
+
+def test_one_of_two_text_encoders(large: tuple[Any, Path]) -> None:
+    pipe = opened(large[1])
+    before = [len(tokenizer) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)]
+    with pytest.raises(WeightsError, match="has vectors of 24 numbers; this text encoder has 32"):
+        pipe.load_textual_inversion({"<a>": BOTH["clip_g"]})
+    with pytest.raises(WeightsError, match="7 numbers"):
+        pipe.load_textual_inversion({"clip_l": vectors(1), "clip_g": vectors(1, width=7)}, token="<a>")
+    assert before == [len(tokenizer) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)]
+    with pytest.warns(UserWarning, match="one of the two text encoders"):
+        pipe.load_textual_inversion({"<a>": BOTH["clip_l"]})
+    assert len(pipe.tokenizer_2) == before[1]
+    pipe.load_textual_inversion(BOTH, "<b>", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)
+    assert [len(tokenizer) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)] == [before[0] + 2, before[1] + 2]
+    pipe.unload_textual_inversion(["<a>", "<b>"])
+    assert before == [len(tokenizer) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_sd import tiny_reference
+from tiny_xl import tiny_xl
 from torch import Tensor
 
 import ddim
@@ -222,3 +223,72 @@ def test_half_precision_stays_near(both: Any, tmp_path: Path) -> None:
         wanted = pipe.encode_prompt(prompt, weights=weights)[0]
         assert found.dtype == torch.bfloat16
         assert (found.float() - wanted).norm() < 0.05 * wanted.norm()
+
+
+# --- Stable Diffusion XL ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    folder = tmp_path_factory.mktemp("xl")
+    reference = tiny_xl(folder)
+    pipe = ddim.DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return reference, pipe
+
+
+@torch.no_grad()
+def xl_by_hand(reference: Any, chunks: list[tuple[str, dict[int, float]]]) -> tuple[Tensor, Tensor]:
+    """What the web UI makes of chunks: each encoder's layer before the last, weighted; and the first chunk's vector."""
+    sides, pooled = [], None
+    for tokenizer, encoder in (
+        (reference.tokenizer, reference.text_encoder),
+        (reference.tokenizer_2, reference.text_encoder_2),
+    ):
+        made = []
+        for number, (text, weigh) in enumerate(chunks):
+            ids = tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
+            given = encoder(ids, output_hidden_states=True)
+            factor = torch.ones(77)
+            for place, weight in weigh.items():
+                factor[place] = weight
+            z = given.hidden_states[-2]
+            weighted = z * factor[:, None]
+            made.append(weighted * (z.mean() / weighted.mean()))
+            pooled = given[0] if not number else pooled
+        sides.append(torch.cat(made, dim=1))
+    assert pooled is not None
+    return torch.cat(sides, dim=2), pooled
+
+
+def test_both_text_encoders_are_weighted_and_the_vector_is_not(large: tuple[Any, Any]) -> None:
+    reference, pipe = large
+    found = pipe.encode_prompt("(red:1.4) cat BREAK [dog]", negative_prompt="(bad:0.5)", weights="a1111")
+    embeds, pooled = xl_by_hand(reference, [("red cat", {1: 1.4}), ("dog", {1: 1 / 1.1})])
+    negative, negative_pooled = xl_by_hand(reference, [("bad", {1: 0.5}), ("", {})])
+    for mine, wanted in zip(found, (embeds, negative, pooled, negative_pooled), strict=True):
+        torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-4)
+    options: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np", "seed": 1, "negative_prompt": "bad"}
+    given = dict(
+        zip(
+            ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+            found,
+            strict=True,
+        )
+    )
+    plain = pipe("(red:1.4) cat", **options).images
+    weighted = pipe("(red:1.4) cat BREAK [dog]", **{**options, "negative_prompt": "(bad:0.5)"}, weights="a1111").images
+    del options["negative_prompt"]
+    assert abs(weighted - pipe(**given, **options).images).max() < 1e-5
+    assert abs(weighted - plain).max() > 1e-3
+
+
+def test_compel_itself_on_both_text_encoders(large: tuple[Any, Any]) -> None:
+    compel = pytest.importorskip("compel")
+    reference, pipe = large
+    prompt = "a (red)++ cat-- and (a dog)0.4"
+    theirs = compel.CompelForSDXL(reference)(prompt)
+    found = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, weights="compel")
+    torch.testing.assert_close(found[0], theirs.embeds, atol=1e-4, rtol=1e-4)
+    plain = pipe.encode_prompt("a red cat and a dog", do_classifier_free_guidance=False)
+    torch.testing.assert_close(found[2], plain[2], atol=1e-5, rtol=1e-5)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -103,8 +104,8 @@ def summary(settings: type) -> str:
 
 
 def examples(settings: type) -> list[str]:
-    """The commands in a dataclass's docstring."""
-    lines = map(str.strip, (settings.__doc__ or "").splitlines())
+    """The commands in a dataclass's docstring. One may be continued behind a backslash at the end of its line."""
+    lines = [" ".join(line.split()) for line in (settings.__doc__ or "").replace("\\\n", "").splitlines()]
     return [line for line in lines if line.startswith("ddim ")]
 
 
@@ -240,8 +241,19 @@ def _page(begin: Sequence[str], tables: Mapping[str, Sequence[tuple[str, str]]],
         if rows:
             blocks.append("\n".join([_bold(title), *(_row(name, text, column) for name, text in rows)]))
     if shown:
-        blocks.append("\n".join([_bold("Examples" if len(shown) > 1 else "Example"), *(f"  {each}" for each in shown)]))
+        blocks.append("\n".join([_bold("Examples" if len(shown) > 1 else "Example"), *map(_example, shown)]))
     return "\n\n".join(blocks)
+
+
+def _example(command: str) -> str:
+    """A command on lines that fit the terminal, each but the last with the shell's sign that it goes on."""
+    lines = ["  "]
+    for part in re.split(r" (?=--)", command):
+        if len(lines[-1]) + len(part) + 2 > _width() and lines[-1].strip():
+            lines[-1] += "\\"
+            lines.append("      ")
+        lines[-1] += f"{part} "
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _row(name: str, text: str, column: int) -> str:

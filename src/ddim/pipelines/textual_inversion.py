@@ -188,7 +188,9 @@ class TakesWords(KnowsWords):
 
     def unknown_words(self, prompt: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        for token in sorted(added_tokens(getattr(self, "tokenizer", None)), key=len, reverse=True):
+        tokenizers = [getattr(self, name, None) for name in ("tokenizer", "tokenizer_2")]
+        every = {token for tokenizer in tokenizers for token in added_tokens(tokenizer)}
+        for token in sorted(every, key=len, reverse=True):
             texts = [re.sub(re.escape(token), " ", text, flags=re.IGNORECASE) for text in texts]
         return super().unknown_words(texts)
 

@@ -654,7 +654,7 @@ class TextualInversionSettings(LatentSettings):
     Only the word's vectors are trained (textual inversion). Captions are not needed: templates make texts of the word.
     `pipe.load_textual_inversion(output_dir)` uses it, here and in diffusers.
 
-        ddim train textual-inversion --output-dir runs/word --train-data-dir pictures --placeholder-token "<toy>" \
+        ddim train textual-inversion --output-dir runs/word --train-data-dir pictures --placeholder-token "<toy>" \\
             --initializer-token cat
     """
 
