@@ -3,6 +3,7 @@
     bookkeeping   rows a second of reading, checking, writing and packing, with a model that costs nothing; memory
     workers       two workers of one core against one of one core
     loop          against a plain loop over pipe(), of the same settings and of mixed ones, and what exactness costs
+    example       against Ray's own example of Stable Diffusion on Ray Data, with the same weights, settings and noise
     kills         a job whose driver, workers and raylets are killed by turns, against one that nobody disturbs
 
 Each prints what it measured as a line of JSON.
@@ -205,6 +206,98 @@ def plain_loop(pipe: Any, rows: list[dict[str, Any]], batch: int, *, sort: bool)
             rows = rows[len(some) :]
 
 
+# --- Ray's example ---------------------------------------------------------------------------------------------------
+
+# Ray's page "Stable Diffusion Batch Prediction with Ray Data" has an actor with a pipeline of diffusers' that is called
+# with a batch of prompts, and gathers all pictures in the driver. This is such a program, mended so that it runs on
+# processors: without xformers and half precision; so that its seeds work, which are set there as an attribute of the
+# pipeline that nothing reads; and so that each picture is written as soon as the driver has it. The noise is that of
+# our seeds, and the sampler is DDIM, not DPM++, so that the pictures can be compared.
+EXAMPLE = """
+import json, os, sys
+import numpy as np, ray, torch
+from PIL import Image
+
+class Predictor:
+    def __init__(self, model):
+        import diffusers
+        torch.set_num_threads(1)
+        self.pipe = diffusers.StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+        self.pipe.set_progress_bar_config(disable=True)
+
+    def __call__(self, batch):
+        from ddim.noise import seeded_generators
+        generators = [seeded_generators(int(seed), 1)[0] for seed in batch["seed"]]
+        images = self.pipe(list(batch["prompt"]), num_inference_steps=STEPS, guidance_scale=3.0, guidance_rescale=0.7,
+                           generator=generators).images
+        return {"id": batch["id"], "image": np.stack([np.asarray(image) for image in images])}
+
+model, table, out, size = sys.argv[1:5]
+STEPS = int(sys.argv[5])
+rows = [json.loads(line) for line in open(table)]
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+found = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // int(size))).map_batches(
+    Predictor, fn_constructor_args=(model,), batch_size=int(size), concurrency=1, num_cpus=1)
+os.makedirs(out)
+for row in found.iter_rows():
+    Image.fromarray(row["image"]).save(f"{out}/{row['id']}.png")
+"""
+
+
+def example(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One worker of one thread each; pictures a second after the first 16, and how long the whole run took."""
+    model, steps, prompts = "emoji", 25, folder / "prompts.jsonl"
+    quiet(model).save_pretrained(folder / "model")
+    lines = [{"id": str(n), "prompt": PROMPTS[n % len(PROMPTS)], "seed": n} for n in range(options.rows)]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "example.py").write_text(EXAMPLE, encoding="utf-8")
+    settings = ["--steps", str(steps), "--guidance-scale", "3", "--guidance-rescale", "0.7", "--order", "1"]
+    worker = ["--workers", "1", "--threads", "1"]
+    runs = {
+        f"Ray's example, {size} at a time": [
+            *(sys.executable, str(folder / "example.py"), str(folder / "model"), str(prompts)),
+            *(str(folder / f"theirs-{size}"), str(size), str(steps)),
+        ]
+        for size in (1, 16)
+    }
+    runs["ddim generate"] = command(str(prompts), folder / "ours", *settings, *worker, model=model)
+    outs = [folder / "theirs-1", folder / "theirs-16", folder / "ours"]
+    rates: dict[str, float] = {}
+    whole: dict[str, float] = {}
+    for (name, typed), out in zip(runs.items(), outs, strict=True):
+        started = time.perf_counter()
+        env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+        subprocess.run(typed, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+        rates[name], whole[name] = rate_after(out, 16), time.perf_counter() - started
+    differences = [
+        difference(folder / "ours" / f"{n // 1000:05d}" / f"{n}.png", folder / "theirs-1" / f"{n}.png")
+        for n in range(options.rows)
+    ]
+    return {
+        "rows": options.rows,
+        "pictures a second": {name: round(rate, 2) for name, rate in rates.items()},
+        "seconds of the whole run": {name: round(seconds, 1) for name, seconds in whole.items()},
+        "ours against theirs": {
+            name: round(rates["ddim generate"] / rate, 2) for name, rate in rates.items() if name != "ddim generate"
+        },
+        "largest difference of a value of a pixel, of 255": max(most for most, _ in differences),
+        "share of values that differ": round(sum(share for _, share in differences) / options.rows, 5),
+    }
+
+
+def rate_after(out: Path, first: int) -> float:
+    """Pictures a second, of those after the first ones, which come when all is loaded."""
+    times = sorted(path.stat().st_mtime for path in out.rglob("*.png"))
+    return (len(times) - first) / (times[-1] - times[first - 1])
+
+
+def difference(one: Path, other: Path) -> tuple[int, float]:
+    """(the most by which values of two pictures differ, the share of values that do)"""
+    with Image.open(one) as first, Image.open(other) as second:
+        found = [abs(a - b) for a, b in zip(first.tobytes(), second.tobytes(), strict=True)]
+    return max(found), sum(each > 0 for each in found) / len(found)
+
+
 # --- kills -----------------------------------------------------------------------------------------------------------
 
 # Put before everything in each process: writes down which rows it begins to draw.
@@ -234,53 +327,74 @@ sys.meta_path.insert(0, Watch())
 
 
 def kills(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """It gives up after `--minutes`, and then says so."""
+    end = time.monotonic() + 60 * options.minutes
     prompts = table(folder / "prompts.jsonl", options.rows, (2, 3, 4, 5))
     (folder / "sitecustomize.py").write_text(WATCH, encoding="utf-8")
     begun = folder / "begun"
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "BEGUN": str(begun)}
     moments, told = random.Random(options.seed), Counter[str]()
-    out = folder / "out"
+    out, plain = folder / "out", folder / "plain"
     typed = command(prompts, out, "--workers", "2", "--threads", "1", model=options.model)
-    process = subprocess.Popen(typed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-    count = 0
-    while count < options.kills:
-        victim = ("driver", "worker", "raylet")[count % 3]
-        before, more = len(list(out.rglob("*.png"))), moments.randint(1, max(2, options.rows // options.kills))
-        while process.poll() is None and len(list(out.rglob("*.png"))) < before + more:
-            time.sleep(0.05)
-        if process.poll() is None:
-            mark = {"driver": "", "worker": "ray::MapWorker", "raylet": "raylet/raylet"}[victim]
-            found = [process.pid] if victim == "driver" else children(mark, process.pid)
-            if found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(moments.choice(found), signal.SIGKILL)
-                told[victim] += 1
-                count += 1
-            if victim == "raylet":  # without that of its own node, the driver ends
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(60)
-                process.kill()
-        elif process.returncode == 0:
-            break
-        if victim == "driver" or process.poll() is not None:
-            process.wait()
-            process = subprocess.Popen(typed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-    process.wait()
-    subprocess.run(typed, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-    plain = folder / "plain"
-    subprocess.run(
-        command(prompts, plain, "--threads", "1", model=options.model), check=True, stdout=subprocess.DEVNULL
-    )
-    ids = [json.loads(line)["id"] for line in (out / "manifest.jsonl").open()]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(typed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+
+    def left() -> float:
+        return max(1.0, end - time.monotonic())
+
+    started = time.monotonic()
+    process = start()
+    try:
+        while sum(told.values()) < options.kills and time.monotonic() < end:
+            victim = ("driver", "worker", "raylet")[sum(told.values()) % 3]
+            before, more = drawn(out), moments.randint(1, max(2, options.rows // options.kills))
+            while process.poll() is None and drawn(out) < before + more and time.monotonic() < end:
+                time.sleep(0.1)
+            if process.poll() is None:
+                mark = {"driver": "", "worker": "ray::MapWorker", "raylet": "raylet/raylet"}[victim]
+                found = [process.pid] if victim == "driver" else children(mark, process.pid)
+                if found:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(moments.choice(found), signal.SIGKILL)
+                    told[victim] += 1
+                if victim == "raylet":  # without that of its own node, the driver ends
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(60)
+                    process.kill()
+            elif process.returncode == 0:
+                break
+            if victim == "driver" or process.poll() is not None:
+                process.wait()
+                process = start()
+        process.wait(left())
+        subprocess.run(typed, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, timeout=left())
+        disturbed = time.monotonic() - started
+        alone = command(prompts, plain, "--threads", "1", model=options.model)
+        subprocess.run(alone, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=left())
+    except subprocess.TimeoutExpired:
+        return {"kills": dict(told), "rows": options.rows, "given up after minutes": options.minutes}
+    finally:
+        process.kill()
+        process.wait()
+    ids = [json.loads(line)["id"] for line in (out / "manifest.jsonl").read_text().splitlines()]
     starts = begun.read_text().split()
     return {
         "kills": dict(told),
         "rows": options.rows,
+        "seconds": round(disturbed),
         "rows in the manifest, and how many different": [len(ids), len(set(ids))],
         "the same bytes as undisturbed": contents(out) == contents(plain),
-        "rows that were begun more than once, a kill": round((len(starts) - len(set(starts))) / max(1, count), 1),
+        "rows that were begun more than once, a kill": round(
+            (len(starts) - len(set(starts))) / max(1, sum(told.values())), 1
+        ),
     }
+
+
+def drawn(out: Path) -> int:
+    """How many pictures are there."""
+    return sum(len(os.listdir(folder)) for folder in out.glob("[0-9]*"))
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -301,19 +415,22 @@ def children(mark: str, of: int) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["bookkeeping", "workers", "loop", "kills"])
-    parser.add_argument("--rows", type=int, help="how many rows; 100,000 for bookkeeping, 2,000 for kills, else 320")
+    parser.add_argument("what", choices=["bookkeeping", "workers", "loop", "example", "kills"])
+    parser.add_argument(
+        "--rows", type=int, help="how many rows; 100,000 for bookkeeping, 2,000 for kills, 64 for example, else 320"
+    )
     parser.add_argument("--model", default="emoji-fast")
     parser.add_argument("--format", default="folder", choices=["folder", "parquet", "webdataset"])
     parser.add_argument("--size", type=int, default=64, help="pixels of a side of the pictures that cost nothing")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed, in turn; the best counts")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=30, help="after which kills gives up")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # of numbers of steps that the model was not made for
-    options.rows = options.rows or {"bookkeeping": 100_000, "kills": 2000}.get(options.what, 320)
+    options.rows = options.rows or {"bookkeeping": 100_000, "kills": 2000, "example": 64}.get(options.what, 320)
     with tempfile.TemporaryDirectory() as folder:
-        measures = {"bookkeeping": bookkeeping, "workers": workers, "loop": loop, "kills": kills}
+        measures = {"bookkeeping": bookkeeping, "workers": workers, "loop": loop, "example": example, "kills": kills}
         found = measures[options.what](options, Path(folder))
     print(json.dumps({"what": options.what, **found, "machine": machine()}, indent=2))
 
