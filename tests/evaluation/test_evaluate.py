@@ -24,7 +24,7 @@ from ddim import DDIMScheduler, DiffusionPipeline
 from ddim.checkpoint import read_tensors
 from ddim.cli import main
 from ddim.cli.evaluate import EvaluateSettings, open_grid, open_parts
-from ddim.cli.evaluating import _Drawer
+from ddim.cli.evaluating import _Drawer, say_threads
 from ddim.data import digits
 from ddim.evaluation import FeatureStatistics, frechet_distance, load_features
 from ddim.evaluation.drawing import DenoiserFor, conditions, draw_numbered, make_plan, open_data, run_plan
@@ -445,6 +445,14 @@ def test_one_two_and_three_workers_give_the_same_report(model: str, tmp_path: Pa
             assert figures(out) == figures(undisturbed)
             for name in ("settings.json", "reference.safetensors"):
                 assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_other_threads_than_one_process_has_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    own = torch.get_num_threads()
+    say_threads(own)
+    assert not capsys.readouterr().err
+    say_threads(own + 3)
+    assert f"each worker has {own + 3} threads, and one process here has {own}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -127,8 +127,9 @@ class EvaluateSettings:
     workers: Annotated[
         int | None,
         tyro.conf.arg(
-            help="How many processes draw, whole batches each, which share out the cores; the figures are the same. "
-            'Needs the extra "scale", which is Ray. If not given, this process draws.'
+            help="How many processes draw, whole batches each, which share out the cores; the figures are those of one "
+            'process with as many threads as each. Needs the extra "scale", which is Ray. If not given, this process '
+            "draws."
         ),
     ] = None
     ray_address: Annotated[

@@ -15,7 +15,7 @@ from ddim.cli.evaluate import EvaluateSettings, open_grid, open_parts
 from ddim.errors import DDIMError, require
 from ddim.evaluation.state import Cell
 
-__all__ = ["draw_by_workers"]
+__all__ = ["draw_by_workers", "say_threads"]
 
 
 class _Drawer:
@@ -35,6 +35,23 @@ class _Drawer:
         for number in batch["id"]:
             self.grid.do_part(*self.parts[int(number)])
         return batch
+
+
+def say_threads(threads: int) -> None:
+    """Say on stderr that one process would have other threads than each worker, by which last digits may differ.
+
+    In which order numbers are added up depends on how many threads they are shared out among.
+    """
+    import torch
+
+    from ddim.data.progress import say
+
+    own = torch.get_num_threads()
+    if own != threads:
+        say(
+            f"each worker has {threads} thread{'s' * (threads != 1)}, and one process here has {own}: the last digits "
+            f"of figures may differ from that one's, unless it has OMP_NUM_THREADS={threads}"
+        )
 
 
 def draw_by_workers(settings: EvaluateSettings, parts: Sequence[tuple[Cell | None, int]]) -> None:
@@ -61,6 +78,7 @@ def draw_by_workers(settings: EvaluateSettings, parts: Sequence[tuple[Cell | Non
         count = min(settings.workers or cards or len(nodes), len(parts))
         cores = [own] if settings.ray_address is None else [int(each.get("CPU", 0)) for each in nodes]
         threads = threads_told(threads_each(count, cores))
+        say_threads(threads)
         data: Any = require("ray.data", "scale")
         data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
