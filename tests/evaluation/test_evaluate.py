@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -472,7 +473,8 @@ def test_what_workers_are_not_for(
     assert "leave out --workers" in capsys.readouterr().err
     assert evaluate(model, tmp_path, "--workers", "0") == 1
     assert "--workers must be 1 or more" in capsys.readouterr().err
-    monkeypatch.setattr("ddim.errors.importlib.util.find_spec", lambda name: None)
+    usual = importlib.util.find_spec
+    monkeypatch.setattr("ddim.errors.importlib.util.find_spec", lambda name: None if name == "ray" else usual(name))
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     assert evaluate(model, tmp_path, "--workers", "2") == 1
     assert "this needs ray, which is not installed: pip install 'ddim[scale]'" in capsys.readouterr().err
