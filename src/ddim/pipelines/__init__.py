@@ -16,6 +16,11 @@ from ddim.pipelines.outputs import (
 from ddim.pipelines.pixels import DDIMPipeline
 from ddim.pipelines.text_to_image import StableDiffusionPipeline
 from ddim.pipelines.xl import StableDiffusionXLPipeline
+from ddim.pipelines.xl_controlled import (
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
 from ddim.pipelines.xl_image_to_image import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline
 
 __all__ = [
@@ -29,6 +34,9 @@ __all__ = [
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
+    "StableDiffusionXLControlNetImg2ImgPipeline",
+    "StableDiffusionXLControlNetInpaintPipeline",
+    "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLPipeline",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ddim.models import AutoencoderKL, AutoencoderTiny, CLIPTextModel, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.pipelines.familiar import FamiliarImageToImage, FamiliarInpaint
-from ddim.pipelines.inputs import picture_size
+from ddim.pipelines.inputs import Pictures, picture_size
 from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionPipelineOutput
 from ddim.pipelines.signatures import signature_of
 from ddim.pipelines.text_to_image import StableDiffusionPipeline
@@ -46,7 +46,6 @@ class _Controlled(StableDiffusionPipeline):
 
     parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
     nullable: ClassVar[tuple[str, ...]] = (*StableDiffusionPipeline.nullable, "controlnet")
-    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
 
     def __init__(
         self,
@@ -74,10 +73,40 @@ class _Controlled(StableDiffusionPipeline):
         )
         self.controlnet = controlnet
 
-    def _given(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a call by their names."""
-        given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
-        return {name: value for name, value in given.items() if name != "self"}
+
+def named(pipe: Any, args: tuple[Any, ...], options: dict[str, Any], *needed: str) -> dict[str, Any]:
+    """The arguments of a pipeline's call by their names.
+
+    Raises:
+        ValueError: one of those that are needed is missing.
+    """
+    given = inspect.signature(type(pipe).__call__).bind(pipe, *args, **options).arguments
+    missing = [name for name in needed if given.get(name) is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
+    return {name: value for name, value in given.items() if name != "self"}
+
+
+def by_network(image: Pictures) -> Pictures:
+    """Pictures for several ControlNets and prompts: the list that has a list for each prompt, as one for each network.
+
+    Raises:
+        ValueError: the prompts have not as many pictures each.
+    """
+    if not isinstance(image, (list, tuple)) or not any(isinstance(each, (list, tuple)) for each in image):
+        return image
+    if len({len(each) if isinstance(each, (list, tuple)) else None for each in image}) != 1:
+        raise ValueError("image must have as many pictures for each prompt: one for each ControlNet")
+    return [list(of_one) for of_one in zip(*image, strict=True)]
+
+
+def own_size(given: dict[str, Any], factor: int) -> dict[str, int]:
+    """The height and the width of a call, which are those of its image unless it says so."""
+    height, width = picture_size(given["image"], factor)
+    return {
+        "height": height if given.get("height") is None else given["height"],
+        "width": width if given.get("width") is None else given["width"],
+    }
 
 
 class StableDiffusionControlNetPipeline(_Controlled):
@@ -100,14 +129,8 @@ class StableDiffusionControlNetPipeline(_Controlled):
     @overload
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
-        given = self._given(args, options)
-        image = given.pop("image", None)
-        if image is None:
-            raise ValueError("image is missing, which the ControlNet is to be shown")
-        if isinstance(image, (list, tuple)) and any(isinstance(each, (list, tuple)) for each in image):
-            if len({len(each) if isinstance(each, (list, tuple)) else None for each in image}) != 1:
-                raise ValueError("image must have as many pictures for each prompt: one for each ControlNet")
-            image = [list(of_one) for of_one in zip(*image, strict=True)]
+        given = named(self, args, options, "image")
+        image = by_network(given.pop("image", None))
         drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given, control_image=image)
         return drawn
 
@@ -136,9 +159,7 @@ class StableDiffusionControlNetImg2ImgPipeline(FamiliarImageToImage, _Controlled
     @overload
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
-        given = {"controlnet_conditioning_scale": 0.8, **self._given(args, options)}
-        if given.get("image") is None or given.get("control_image") is None:
-            raise ValueError("image or control_image is missing")
+        given = {"controlnet_conditioning_scale": 0.8, **named(self, args, options, "image", "control_image")}
         drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given)
         return drawn
 
@@ -167,13 +188,9 @@ class StableDiffusionControlNetInpaintPipeline(FamiliarInpaint, _Controlled):
     @overload
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
-        given = {"strength": 1.0, "controlnet_conditioning_scale": 0.5, **self._given(args, options)}
-        missing = [name for name in ("image", "mask_image", "control_image") if given.get(name) is None]
-        if missing:
-            raise ValueError(f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
-        height, width = picture_size(given["image"], self.vae_scale_factor)
-        given["height"] = height if given.get("height") is None else given["height"]
-        given["width"] = width if given.get("width") is None else given["width"]
+        given = named(self, args, options, "image", "mask_image", "control_image")
+        given = {"strength": 1.0, "controlnet_conditioning_scale": 0.5, **given}
+        given |= own_size(given, self.vae_scale_factor)
         drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given)
         return drawn
 

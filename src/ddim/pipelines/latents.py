@@ -235,11 +235,6 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         """
         if prompt is None and prompt_embeds is None:
             prompt = ""
-        if self.components.get("controlnet") is not None:
-            raise ConfigError(
-                "this pipeline has a ControlNet, which needs a picture: call the pipeline with control_image, or set "
-                "pipe.controlnet=None"
-            )
         weights = weights or self.weights
         request = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, weights)
         if count % request.size:
@@ -273,6 +268,11 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         Warns:
             UserWarning: as `denoiser`.
         """
+        if self.components.get("controlnet") is not None and "controls" not in options:
+            raise ConfigError(
+                "this pipeline has a ControlNet, which needs a picture: call the pipeline with control_image, or set "
+                "pipe.controlnet=None"
+            )
         images = count // len(condition)
         takes_scale = self.unet.config.get("time_cond_proj_dim") is not None
         warn_if_not_trained(self.scheduler, plan, scale, takes_scale=takes_scale)

@@ -23,6 +23,7 @@ from ddim.models import (
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.noise import Generators
 from ddim.pipelines.conditions import Condition
+from ddim.pipelines.control import control_request
 from ddim.pipelines.denoiser import TextDenoiser
 from ddim.pipelines.draws import Call, Callback, Draws
 from ddim.pipelines.emphasis import Weights
@@ -73,6 +74,7 @@ class StableDiffusionXLPipeline(FromSingleFile, FamiliarXL, Draws):
         "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
         "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
         "unet": ("UNet2DConditionModel",),
+        "controlnet": ("ControlNetModel", "MultiControlNetModel"),
     }
     nullable: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     stated: ClassVar[tuple[str, ...]] = ("text_encoder_2", "tokenizer_2")
@@ -195,6 +197,11 @@ class StableDiffusionXLPipeline(FromSingleFile, FamiliarXL, Draws):
         mask_image: Pictures | None = None,
         masked_image_latents: Tensor | None = None,
         padding_mask_crop: int | None = None,
+        control_image: Pictures | None = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        guess_mode: bool = False,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
         callback: Callable[[int, Tensor, Tensor], Any] | None = None,
         callback_steps: int | None = None,
         weights: Weights | None = None,
@@ -295,6 +302,13 @@ class StableDiffusionXLPipeline(FromSingleFile, FamiliarXL, Draws):
             callback_steps=callback_steps,
             denoising_start=denoising_start,
             denoising_end=denoising_end,
+            control=control_request(
+                control_image,
+                controlnet_conditioning_scale,
+                guess_mode,
+                control_guidance_start,
+                control_guidance_end,
+            ),
         )
         images, _ = self._draw(call)
         return StableDiffusionXLPipelineOutput(images) if return_dict else (images,)
