@@ -497,8 +497,8 @@ def test_what_makes_no_noisy_sample_is_refused(method: str) -> None:
     for wrong in (torch.tensor([5, 5, 5]), [1, 2, 3], []):
         with pytest.raises((ValueError, TypeError), match="timesteps"):
             call(image, noise, wrong)
-    with pytest.raises(ValueError, match="differ in shape"):
-        call(image, noise[:, :1], 5)
+    with pytest.raises(ValueError, match="do not fit"):
+        call(image, noise[:, :2], 5)
     with pytest.raises(ValueError, match="timesteps"):
         call(image, noise.repeat(2, 1, 1, 1), 5)
     for one, other in ((image.long(), noise.long()), (image, noise.long()), (image.cfloat(), noise)):
@@ -509,6 +509,25 @@ def test_what_makes_no_noisy_sample_is_refused(method: str) -> None:
             call(wrong, noise, 5)
         with pytest.raises(TypeError, match="tensors"):
             call(image, wrong, 5)
+
+
+SHAPES = {  # of samples, their noise and the timesteps, as diffusers' pipelines have them
+    "one noise for all": ((3, 2, 4, 4), (2, 4, 4), 1),
+    "one noise for all frames": ((2, 4, 3, 8, 8), (2, 4, 1, 8, 8), 2),
+    "a picture and the noise of its frames": ((4, 2, 8, 8), (1, 4, 2, 8, 8), 1),
+    "a spectrogram at all timesteps": ((1, 8, 8), (2, 1, 8, 8), 5),
+    "audio": ((2, 4, 16), (2, 4, 16), 2),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("method", ["add_noise", "get_velocity"])
+def test_shapes_that_broadcast_do_as_in_diffusers(method: str, name: str) -> None:
+    sample, noise, count = SHAPES[name]
+    arguments = torch.randn(sample), torch.randn(noise), torch.arange(count) * 100 + 5
+    ours, theirs = (getattr(library(), method)(*arguments) for library in (DDIMScheduler, diffusers.DDIMScheduler))
+    assert ours.shape == torch.broadcast_shapes(sample, noise, (count, *[1] * (len(sample) - 1)))
+    torch.testing.assert_close(ours, theirs)
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------

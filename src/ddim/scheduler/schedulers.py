@@ -389,34 +389,35 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
 
         Args:
             original_samples: x0, (batch, …).
-            noise: ε, of the same shape.
-            timesteps: t, one for all samples or one for each, (batch,).
+            noise: ε, of the same shape, or of one that broadcasts with it: one noise for all frames of a video is
+                (batch, channels, 1, height, width).
+            timesteps: t, one for all samples or one for each, (batch,): they go along the first dimension of x0.
 
         Returns:
             x_t, of the same shape.
 
         Raises:
             TypeError: samples or noise are no floating-point tensors, or the timesteps no integers.
-            ValueError: shapes differ, or the timesteps are not as many as the samples.
+            ValueError: the shapes do not broadcast, or the timesteps are not as many as the samples.
             ConfigError: a timestep on the host is out of range.
         """
-        return self._mix(original_samples, noise, timesteps, 1.0)
+        return self._mix(original_samples, noise, timesteps, 1.0, original_samples)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: int | Tensor) -> Tensor:
         """v = √ᾱ ε - √(1-ᾱ) x0, which a v-prediction network is trained to predict (Salimans and Ho 2022, appendix D).
 
         Args:
             sample: x0, (batch, …).
-            noise: ε, of the same shape.
+            noise: ε, of the same shape, or of one that broadcasts with it.
             timesteps: t, one for all samples or one for each, (batch,).
 
         Raises:
             TypeError, ValueError, ConfigError: as `add_noise`.
         """
-        return self._mix(noise, sample, timesteps, -1.0)
+        return self._mix(noise, sample, timesteps, -1.0, sample)
 
-    def _mix(self, first: Tensor, second: Tensor, timesteps: int | Tensor, sign: float) -> Tensor:
-        """√ᾱ·first + sign·√(1-ᾱ)·second.
+    def _mix(self, first: Tensor, second: Tensor, timesteps: int | Tensor, sign: float, samples: Tensor) -> Tensor:
+        """√ᾱ·first + sign·√(1-ᾱ)·second; ᾱ goes along the first dimension of `samples`, which is one of the two.
 
         `process.add_noise` is not called, because it takes the roots of the ᾱ that it is given. A device has ᾱ in
         float32, of which 1-ᾱ has lost half of its digits at the first timesteps. The roots in the table are made of
@@ -424,8 +425,6 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         """
         if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
             raise TypeError(f"sample and noise must be tensors, not {type(first).__name__} and {type(second).__name__}")
-        if first.shape[1:] != second.shape[1:]:
-            raise ValueError(f"sample and noise differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
         if not (first.dtype.is_floating_point and second.dtype.is_floating_point):
             raise TypeError(f"sample and noise must be floating point tensors, not {first.dtype} and {second.dtype}")
         if first.device != second.device:
@@ -434,14 +433,9 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
         timesteps = self._as_indices(timesteps)
         if timesteps.is_meta and not first.is_meta:
             raise ValueError("timesteps on the meta device have no values")
-        counts = {timesteps.numel(), *first.shape[:1], *second.shape[:1]} - {1}
-        if len(counts) > 1 or (counts and not first.ndim):
-            raise ValueError(
-                f"{timesteps.numel()} timesteps do not fit samples of shape {tuple(first.shape)} and noise of shape "
-                f"{tuple(second.shape)}: give one of each, or as many"
-            )
+        _check_shapes(samples, second if samples is first else first, timesteps.numel())
         wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-        shape = (-1, *[1] * (first.ndim - 1)) if first.ndim else ()
+        shape = (-1, *[1] * (samples.ndim - 1)) if samples.ndim else ()
         table, at = self._levels.table(first.device), timesteps.reshape(-1)
         if at.numel() == 1 and at.device.type == "cpu" and not torch.compiler.is_compiling():
             roots = table.narrow(0, int(at), 1)  # a view, as copying the timestep would make the host wait for a device
@@ -485,6 +479,23 @@ class _Scheduler(KnownToDiffusers, PretrainedMixin):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         warnings.warn(f"read {name} from the config: scheduler.config.{name}", FutureWarning, stacklevel=2)
         return config[name]
+
+
+def _check_shapes(samples: Tensor, noise: Tensor, count: int) -> None:
+    """Raise a ValueError if samples, their noise and so many timesteps do not broadcast, as they do in diffusers."""
+    if samples.shape == noise.shape and count in (1, *samples.shape[:1]):
+        return
+    try:
+        torch.broadcast_shapes(samples.shape, noise.shape, (count, *[1] * (samples.ndim - 1)))  # type: ignore[no-untyped-call]
+        fits = count == 1 or samples.ndim > 0
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"samples of shape {tuple(samples.shape)}, noise of shape {tuple(noise.shape)} and {count} timesteps do not "
+            "fit: give noise of the samples' shape, or of one that broadcasts with it, and one timestep or one for each "
+            "sample"
+        )
 
 
 def _check_betas(config: Mapping[str, Any], own_name: str) -> None:
