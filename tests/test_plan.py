@@ -951,6 +951,22 @@ def test_eight_threads_share_one_plan() -> None:
 # --- the compiler ----------------------------------------------------------------------------------------------------
 
 
+def test_a_compiled_run_of_a_new_plan_is_one_graph() -> None:
+    """Its timesteps are numbers, which the compiler takes for constants."""
+    torch._dynamo.reset()
+    plan, counter = make_plan(Settings(), 4), CompileCounter()
+
+    def run(out: Tensor, x: Tensor) -> Tensor:
+        for t in plan.timesteps:
+            x = plan.step(out, t, x).prev_sample
+        return x
+
+    out, x = pair(2, 3, 8, 8)
+    found = torch.compile(run, backend=counter, fullgraph=True)(out, x)
+    torch.testing.assert_close(found, run(out, x), rtol=1e-5, atol=1e-5)
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_compiled_step_is_compiled_once_for_all_timesteps(clip: str, eta: float) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 import ddim
@@ -150,6 +151,95 @@ def test_inpainted_trajectories(name: str, eta: float) -> None:
     assert torch.equal(ours[mask], known[mask])
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
     assert (ours - known)[~mask].abs().max() > 0.1
+
+
+# --- compiled --------------------------------------------------------------------------------------------------------
+
+
+# Compiling takes seconds, and the others only repeat it.
+COMPILED = ["diffusion_policy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("x0", "v"))]
+
+
+@pytest.fixture
+def recompiling_is_an_error() -> Iterator[None]:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+
+
+def by_scheduler(scheduler: Any, policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
+    """A whole tick, with its `set_timesteps`, as LeRobot's policy has it; the plan is made before it is compiled."""
+    scheduler.set_timesteps(10)
+
+    def tick(x: Tensor, seen: Tensor) -> Tensor:
+        scheduler.set_timesteps(10)
+        for t in scheduler.timesteps:
+            x = scheduler.step(policy(x, t, seen), t, x).prev_sample
+        return x
+
+    return tick
+
+
+def by_plan(scheduler: Any, policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same by a plan: its timesteps are numbers, and those of the steps are constants of the compiled program."""
+    plan = scheduler.plan(10)
+
+    def tick(x: Tensor, seen: Tensor) -> Tensor:
+        for t in plan.timesteps:
+            x = plan.step(policy(x, t, seen), t, x).prev_sample
+        return x
+
+    return tick
+
+
+@pytest.mark.parametrize("way", [by_scheduler, by_plan])
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.usefixtures("recompiling_is_an_error")
+@torch.no_grad()
+def test_a_compiled_tick_is_one_graph(name: str, way: Callable[..., Any]) -> None:
+    """No graph break, and nothing is compiled again at later ticks."""
+    scheduler, policy, counter = scheduler_of(ddim, 100, CONFIGS[name]), Policy().eval(), CompileCounter()
+    tick = way(scheduler, policy)
+    compiled = torch.compile(tick, backend=counter, fullgraph=True)
+    for _ in range(4):
+        x, seen = torch.randn(1, HORIZON, ACTIONS), torch.randn(1, SEEN)
+        torch.testing.assert_close(compiled(x, seen), tick(x, seen), atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.usefixtures("recompiling_is_an_error")
+@torch.no_grad()
+def test_a_compiled_step_is_one_graph_for_all_steps_and_ticks(name: str) -> None:
+    """The network and the scheduler's step together, in a loop that is not compiled."""
+    scheduler, policy, counter = scheduler_of(ddim, 100, CONFIGS[name]), Policy().eval(), CompileCounter()
+
+    def step(x: Tensor, t: Tensor, seen: Tensor) -> Tensor:
+        return scheduler.step(policy(x, t, seen), t, x).prev_sample
+
+    scheduler.set_timesteps(10)
+    compiled = torch.compile(step, backend=counter, fullgraph=True)
+    for _ in range(3):
+        x = expected = torch.randn(1, HORIZON, ACTIONS)
+        seen = torch.randn(1, SEEN)
+        scheduler.set_timesteps(10)
+        for t in scheduler.timesteps:
+            x, expected = compiled(x, t, seen), step(expected, t, seen)
+        torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow  # it compiles to machine code
+@pytest.mark.parametrize("way", [by_scheduler, by_plan])
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.usefixtures("recompiling_is_an_error")
+@torch.no_grad()
+def test_a_tick_in_machine_code_agrees(way: Callable[..., Any]) -> None:
+    tick = way(scheduler_of(ddim, 100, CONFIGS["diffusion_policy"]), Policy().eval())
+    compiled = torch.compile(tick, fullgraph=True)
+    for _ in range(2):
+        x, seen = torch.randn(1, HORIZON, ACTIONS), torch.randn(1, SEEN)
+        torch.testing.assert_close(compiled(x, seen), tick(x, seen), atol=1e-5, rtol=1e-5)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ class SamplingPlan:
             raise ConfigError(
                 f"leads_to must be -1 or, in a plan from noise to image, a timestep below {lowest}, not {last!r:.100}"
             )
-        _ = self.rows  # every step can be made
+        _ = self._by_timestep  # every step can be made; and a step that is being compiled could not make this table
 
     # --- the table ---------------------------------------------------------------------------------------------------
 
