@@ -486,15 +486,16 @@ def _check_shapes(samples: Tensor, noise: Tensor, count: int) -> None:
     if samples.shape == noise.shape and count in (1, *samples.shape[:1]):
         return
     try:
-        torch.broadcast_shapes(samples.shape, noise.shape, (count, *[1] * (samples.ndim - 1)))  # type: ignore[no-untyped-call]
+        at = (count, *[1] * (samples.ndim - 1))
+        torch.broadcast_shapes(samples.shape, noise.shape, at)  # type: ignore[no-untyped-call]
         fits = count == 1 or samples.ndim > 0
     except RuntimeError:
         fits = False
     if not fits:
         raise ValueError(
-            f"samples of shape {tuple(samples.shape)}, noise of shape {tuple(noise.shape)} and {count} timesteps do not "
-            "fit: give noise of the samples' shape, or of one that broadcasts with it, and one timestep or one for each "
-            "sample"
+            f"samples of shape {tuple(samples.shape)}, noise of shape {tuple(noise.shape)} and {count} timesteps do "
+            "not fit: give noise of the samples' shape, or of one that broadcasts with it, and one timestep or one "
+            "for each sample"
         )
 
 
