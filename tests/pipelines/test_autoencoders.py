@@ -114,6 +114,14 @@ def test_what_is_no_autoencoder(folder: Path, tmp_path: Path) -> None:
         load_autoencoder(folder / "tiny", varient="x")
 
 
+def test_one_half_of_a_taesd_in_its_own_layout(tmp_path: Path) -> None:
+    save_file(
+        {"1.weight": torch.zeros(64, 4, 3, 3), "3.conv.0.weight": torch.zeros(64, 64, 3, 3)}, tmp_path / "x.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=r"one half of a TAESD.*madebyollin/taesdxl"):
+        load_autoencoder(tmp_path / "x.safetensors")
+
+
 HOSTILE: dict[str, tuple[str, Any, str]] = {
     "missing": ("tiny", lambda s: s.pop("decoder.layers.0.bias"), "missing: decoder.layers.0.bias"),
     "no decoder": ("tiny", lambda s: [s.pop(k) for k in list(s) if k.startswith("decoder")], "missing: decoder.layers"),

@@ -417,6 +417,9 @@ def test_parts_of_ones_own_take_the_place_of_the_files(with_texts: Path) -> None
         kind.from_single_file(first, tokenizer=with_texts / "tokenizer")
     with pytest.raises(TypeError, match="no DDIMPipeline was published as a single file"):
         DDIMPipeline.from_single_file(first)
+    kind.from_single_file(file, text_encoder=None, text_encoder_2=None, use_safetensors=True, low_cpu_mem_usage=True)
+    with pytest.raises(TypeError, match=r"config= is not needed: .* is given by tokenizer="):
+        kind.from_single_file(file, config="somebody/sdxl")
     with pytest.raises(TypeError, match="no argument varient"):
         kind.from_single_file(file, tokenizer=with_texts / "tokenizer", varient="x")
 

@@ -92,6 +92,11 @@ def _from_file(file: Path, like: Mapping[str, Any], dtype: torch.dtype) -> Autoe
     same_kind = {name: like[name] for name in (*OF_THE_MODEL, *OF_THE_LAYERS) if name in like and "sample_size" in like}
     found: Any
     kind: type[PretrainedModel]
+    if any(re.fullmatch(r"\d{1,2}\.conv\.0\.weight", name) for name in shapes):
+        raise CheckpointError(
+            f"{file} is one half of a TAESD, whose encoder and decoder are a file each in its own layout: give both in "
+            "diffusers' layout, such as madebyollin/taesd, or madebyollin/taesdxl for Stable Diffusion XL"
+        )
     if any(re.match(r"(en|de)coder\.layers\.\d", name) for name in shapes):
         kind, config = AutoencoderTiny, tiny_config(shapes)
     elif any(re.match(r"(en|de)coder\.(down_blocks|up_blocks|mid_block)\.", name) for name in shapes):

@@ -26,6 +26,7 @@ from ddim.errors import CheckpointError, ConfigError
 from ddim.models import AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel
 from ddim.models.byte_pairs import END
 from ddim.models.tokenizer import CLIPTokenizer
+from ddim.pipelines.base import WITHOUT_EFFECT
 from ddim.process import PredictionType, prediction
 from ddim.scheduler import DDIMScheduler
 
@@ -71,6 +72,8 @@ OTHERS = {
     "whose levels are those of a table of timesteps, has no schedule for",
     "down_blocks.": "a U-Net in diffusers' layout, whose folder from_pretrained loads",
 }
+# What diffusers' users pass, as its networks' structure comes from elsewhere than the file.
+NOT_READ = ("config", "original_config", "original_config_file")
 # By which the name of a file says that its network predicts v.
 V_IN_NAME = re.compile(r"(?<![a-z])v[-_ .]?(pred|param)", re.IGNORECASE)
 # A part of the names in all layouts of LoRAs, which otherwise begin as those of the models that they are for.
@@ -399,13 +402,19 @@ class FromSingleFile:
             dtype: the networks' type, float32 unless told; `torch_dtype` is its older name.
             prediction_type, use_ema: see `single_file.load_single_file`.
             options: the hub's; a part by its name (`vae=…`, `scheduler=…`) is used instead of the file's, and other
-                arguments of the constructor are passed on.
+                arguments of the constructor are passed on. Those in `WITHOUT_EFFECT` are without effect.
 
         Raises:
             CheckpointError: no such file or tokenizer, or not this format.
             WeightsError: names or shapes are not Stable Diffusion's; all are listed.
             ConfigError: the file is of another family of models.
         """
+        options = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
+        for name in [name for name in NOT_READ if name in options]:
+            raise TypeError(
+                f"{name}= is not needed: what the weights do not say is given by tokenizer=, prediction_type= and "
+                "scheduler="
+            )
         taken = [name for name in inspect.signature(cls.__init__).parameters if name not in TOKENIZERS.values()]
         given = {name: options.pop(name) for name in taken if name in options}
         file = locate(pretrained_model_link_or_path, {**options})
