@@ -413,6 +413,7 @@ def test_files_that_cannot_be_used(served: Served, heart: Image.Image) -> None:
     assert refused(edit, image=png, model="digits", prompt="x").param == "model"
     assert refused(edit, image=png, prompt="x", input_fidelity="high").param == "input_fidelity"
     assert refused(edit, image=png, prompt="x", extra_body={"markup": "x"}).param == "markup"
+    assert refused(edit, image=png, prompt="x", extra_body={"weights": "a1111"}).param == "weights"
     assert refused(edit, image=file_of(heart.resize((3000, 10))), prompt="x").param == "image"
     assert edit(image=[png], prompt="x", extra_body={"steps": 2, "guidance_interval": [0, 500]}).ddim["steps"] == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -391,3 +392,19 @@ def test_engines_are_for_pipelines_that_draw(pipe: Any) -> None:
     silent = type(pipe).from_pipe(pipe, text_encoder=None)
     with Engine(silent) as engine, pytest.raises(ConfigError, match="has no text_encoder"):
         engine.submit(Request(prompt="a"))
+
+
+def test_weights_are_refused_and_new_words_are_not(pipe: Any) -> None:
+    """Texts with weights may differ in length; a word that is learnt on the way is drawn from then on."""
+    own = {"tokenizer": copy.deepcopy(pipe.tokenizer), "text_encoder": copy.deepcopy(pipe.text_encoder)}
+    own_pipe = quiet(type(pipe).from_pipe(pipe, **own))
+    request = Request("a <toy>", seed=1, steps=2, output_type="pt")
+    with Engine(own_pipe) as engine:
+        before = engine.submit(request).result(60)
+        own_pipe.load_textual_inversion({"<toy>": torch.ones(2, 32)})
+        drawn = engine.submit(request).result(60)
+        assert not torch.equal(before.image, drawn.image)
+        assert_alone(own_pipe, request, drawn)
+        own_pipe.weights = "a1111"
+        with pytest.raises(ConfigError, match=r"set pipe.weights = None"):
+            engine.submit(request)

@@ -115,6 +115,11 @@ class TextModel(Model):
     def _checked(self, request: Request, future: Future) -> Sample:
         pipe = self.pipe
         pipe.require_parts("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+        if pipe.weights is not None:
+            raise ConfigError(
+                "the pipeline's prompts have weights, and may differ in length, which texts that are drawn together "
+                "must not: set pipe.weights = None, or call the pipeline itself"
+            )
         if not isinstance(request.prompt, str):
             raise ConfigError(f"prompt must be a text, not {request.prompt!r:.100}")
         if request.negative_prompt is not None and not isinstance(request.negative_prompt, str):
