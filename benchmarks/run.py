@@ -15,6 +15,7 @@ from pathlib import Path
 
 import equal_quality
 import loading
+import policy
 import start
 import step
 import studio
@@ -25,6 +26,7 @@ from common import machine
 
 SECTIONS = {
     "step": step.section,
+    "policy": policy.section,
     "unet": unet.section,
     "text_to_image": text_to_image.section,
     "equal_quality": equal_quality.section,

@@ -6,9 +6,12 @@ which is the one import that a user changes; what it gives must be the same.
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -240,6 +243,41 @@ def test_a_tick_in_machine_code_agrees(way: Callable[..., Any]) -> None:
     for _ in range(2):
         x, seen = torch.randn(1, HORIZON, ACTIONS), torch.randn(1, SEEN)
         torch.testing.assert_close(compiled(x, seen), tick(x, seen), atol=1e-5, rtol=1e-5)
+
+
+# --- docs/robots.md -------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs/robots.md"
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@torch.no_grad()
+def test_the_code_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = diffusers.DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2")
+    policy = SimpleNamespace(diffusion=SimpleNamespace(noise_scheduler=theirs, num_inference_steps=100))
+    names: dict[str, Any] = {"policy": policy, "network": Policy().eval()}
+    compiled = torch.compile
+
+    def interpreted(model: Any = None, **options: Any) -> Any:
+        """Without machine code, whose making takes long."""
+        return compiled(model, **{**options, "backend": "eager"})
+
+    monkeypatch.setattr(torch, "compile", interpreted)
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):
+        exec(block, names)
+    ours = policy.diffusion.noise_scheduler
+    assert type(ours) is type(names["noise_scheduler"]) is ddim.DDIMScheduler
+    assert ours.config.beta_schedule == "squaredcos_cap_v2"
+    start, seen = torch.randn(1, HORIZON, ACTIONS), torch.randn(1, SEEN)
+    actions = names["act"](start, seen)
+    theirs.set_timesteps(10)
+    expected = start
+    for t in theirs.timesteps:
+        expected = theirs.step(names["network"](expected, t, seen), t, expected).prev_sample
+    torch.testing.assert_close(actions, expected, atol=1e-4, rtol=1e-4)
+    again = names["replan"](actions, 8, seen)
+    assert again.shape == actions.shape
+    assert again.isfinite().all()
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
