@@ -584,6 +584,26 @@ def test_what_belongs_to_another_family(files: dict[str, Path], tmp_path: Path) 
         load_single_file(tmp_path / "1.safetensors", parts=["text_encoder_2"])
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight", "a LoRA"),
+        ("diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.lora_up.weight", "a LoRA"),
+        ("model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.lora_A.weight", "a LoRA"),
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha", "a LoRA"),
+        ("control_model.input_blocks.0.0.weight", "a ControlNet"),
+        ("down_blocks.0.resnets.0.conv1.weight", "a U-Net in diffusers' layout"),
+        ("model.diffusion_model.double_blocks.0.img_attn.proj.weight", "Flux"),
+        ("edm_mean", "a model of EDM's noise levels"),
+    ],
+)
+def test_other_kinds_of_file_are_named(name: str, what: str, tmp_path: Path) -> None:
+    save_file({name: torch.zeros(1)}, tmp_path / "x.safetensors")
+    for kind in (StableDiffusionXLPipeline, DiffusionPipeline):
+        with pytest.raises(WeightsError, match=f"it may be {what}"):
+            kind.from_single_file(tmp_path / "x.safetensors", tokenizer=tmp_path)
+
+
 def test_what_is_loaded_saves_and_loads_again(files: dict[str, Path], tmp_path: Path) -> None:
     for part, network in load_single_file(files["base"]).items():
         network.save_pretrained(tmp_path / part)

@@ -76,6 +76,8 @@ OTHERS = {
 NOT_READ = ("config", "original_config", "original_config_file")
 # By which the name of a file says that its network predicts v.
 V_IN_NAME = re.compile(r"(?<![a-z])v[-_ .]?(pred|param)", re.IGNORECASE)
+# The beginning of names that a Stable Diffusion 1 or 2 has.
+SURELY_SD = re.compile(r"cond_stage_model\.|(model\.diffusion_model\.)?input_blocks\.")
 # A part of the names in all layouts of LoRAs, which otherwise begin as those of the models that they are for.
 LORA = re.compile(r"(^|[._])lora[._]|_lora\.|^lora_")
 
@@ -193,7 +195,7 @@ def _family(file: Path, tensors: State, families: Sequence[Family]) -> Family:
     family = family_of(tensors)
     if family.name in [each.name for each in families]:
         return family
-    if family is SD and not any("input_blocks." in name or name.startswith("cond_stage_model.") for name in tensors):
+    if family is SD and not any(SURELY_SD.match(name) and not LORA.search(name) for name in tensors):
         return families[0]  # it is of none for sure
     raise ConfigError(
         f"{file} is {family.name}, not {families[0].name}: load it with {PIPELINES[family.name][0]}.from_single_file, "
