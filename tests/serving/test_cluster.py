@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clusters import two_nodes
 
 from ddim._version import __version__
 from ddim.errors import ConfigError
+from ddim.serving import cluster
 from ddim.serving.cluster import _check_node, _looking, check_nodes, installed, joined, threads_told
 
 HERE: dict[str, str] = {"Python": "3.12", "ddim": __version__, "torch": "2.9.0+cpu"}
@@ -83,6 +85,25 @@ def test_threads_are_as_many_as_the_environment_allows(monkeypatch: pytest.Monke
     assert threads_told(4) == 4
 
 
+def test_a_cluster_that_may_ask_for_a_token_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself says only that it could not connect."""
+    import ray
+
+    def refuses(**given: Any) -> None:
+        raise ConnectionError("Failed to connect")
+
+    monkeypatch.setattr(ray, "init", refuses)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "_check_answers", lambda address: None)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    hint = r"Failed to connect; if it asks for a token, copy .* RAY_AUTH_MODE=token"
+    with pytest.raises(ConfigError, match=hint), joined("10.0.0.1:6379"):
+        pass
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(ConfigError, match=r"can be joined: Failed to connect$"), joined("10.0.0.1:6379"):
+        pass
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Ray's own
 @pytest.mark.parametrize(
@@ -98,5 +119,5 @@ def test_a_node_without_the_software_is_named(tmp_path: Path, changes: dict[str,
     (tmp_path / "sitecustomize.py").write_text(CHANGED)
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     refused = pytest.raises(ConfigError, match=f"^the node [0-9.]+ {message}")
-    with two_nodes(PYTHONPATH=path, **changes) as cluster, joined(cluster.address) as ray, refused:
+    with two_nodes(PYTHONPATH=path, **changes) as nodes, joined(nodes.address) as ray, refused:
         check_nodes(ray)

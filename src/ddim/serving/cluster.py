@@ -59,11 +59,23 @@ def joined(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         if address is None:
             raise ConfigError(f"Ray cannot be started here: {error}") from error
-        raise ConfigError(f"--ray-address {address}: there is no cluster of Ray that can be joined: {error}") from error
+        raise ConfigError(
+            f"--ray-address {address}: there is no cluster of Ray that can be joined: {error}{_hint_of_token(address)}"
+        ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _hint_of_token(address: str) -> str:
+    """What to try, as a cluster that asks for a token only fails to answer who has none.
+
+    `ray start --head` asks for one where one lies in the home folder, as it does after Ray has run there on its own.
+    """
+    if address == "auto" or "RAY_AUTH_MODE" in os.environ:
+        return ""
+    return "; if it asks for a token, copy ~/.ray/auth_token of its head, and set RAY_AUTH_MODE=token"
 
 
 def _check_answers(address: str) -> None:
