@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "train text-to-image": Command("ddim.training.settings:TextToImageSettings", "ddim.training:train"),
     "train lora": Command("ddim.training.settings:LoraSettings", "ddim.training:train"),
     "train textual-inversion": Command("ddim.training.settings:TextualInversionSettings", "ddim.training:train"),
+    "train controlnet": Command("ddim.training.settings:ControlNetSettings", "ddim.training:train"),
     "distill": Command("ddim.training.settings:DistillSettings", "ddim.training:distill"),
     "interpolate": Command("ddim.cli.interpolate:InterpolateSettings", "ddim.cli.interpolate:run_interpolate"),
     "invert": Command("ddim.cli.invert:InvertSettings", "ddim.cli.invert:run_invert"),
@@ -68,7 +69,15 @@ GROUPS = {
 _TITLES = {
     "Draw": ("sample", "generate", "interpolate", "invert", "edit"),
     "Serve": ("studio", "serve"),
-    "Train": ("train pixels", "train vae", "train text-to-image", "train lora", "train textual-inversion", "distill"),
+    "Train": (
+        "train pixels",
+        "train vae",
+        "train text-to-image",
+        "train lora",
+        "train textual-inversion",
+        "train controlnet",
+        "distill",
+    ),
     "Look inside": ("info", "plot schedule", "plot trajectory", "plot tradeoff"),
     "Measure and improve": ("evaluate", "optimize"),
 }

@@ -59,6 +59,8 @@ OF_TRAINING = {
     "What is written": "output_dir save_dtype save_model_epochs",
     "The teacher and the student": "model steps timesteps method teacher_steps guidance_scale guidance_rescale "
     "guidance_range trajectories backend",
+    "What the ControlNet is shown": "condition condition_cells conditioning_image_column conditioning_data_dir "
+    "conditioning_embedding_out_channels controlnet_model_name_or_path",
     "The word": "placeholder_token initializer_token learnable_property num_vectors templates_file",
     "The data": "prompts_file data dataset_name dataset_config_name train_data_dir image_column caption_column "
     "label_column class_conditional max_train_samples",
@@ -77,7 +79,8 @@ OF_TRAINING = {
     "Memory and speed": "mixed_precision allow_tf32 gradient_checkpointing dataloader_num_workers cache_latents "
     "cache_text_embeddings",
     "Checkpoints": "checkpointing_steps checkpoints_total_limit resume_from_checkpoint",
-    "Previews and logs": "validation_steps validation_epochs validation_prompts num_validation_images "
+    "Previews and logs": "validation_steps validation_epochs validation_prompts validation_images "
+    "num_validation_images "
     "validation_inference_steps logging_steps report_to logging_dir tracker_project_name",
     "The hub": "push_to_hub hub_model_id hub_private_repo hub_token revision non_ema_revision variant cache_dir",
 }

@@ -71,9 +71,10 @@ class Stream(Dataset[dict[str, Any]]):
         Raises:
             DataError: the source gives it as a tensor, which cannot be resized, and in another resolution.
         """
-        return self._prepared(index, self.source.load(index), choice)
+        return self.prepared(index, self.source.load(index), choice)
 
-    def _prepared(self, index: int, loaded: Image.Image | Tensor, choice: Choice) -> Tensor:
+    def prepared(self, index: int, loaded: Image.Image | Tensor, choice: Choice) -> Tensor:
+        """What was loaded for an image, the image itself or one that lies over it, as `image` prepares it."""
         size = None if self.buckets is None else self.buckets.size(index)
         image = self.prepare(loaded, choice, size, None if self.buckets is None else self.buckets.owns[index])
         wide = self.prepare.resolution if size is None else size[0]
@@ -142,7 +143,7 @@ class CaptionedStream(Stream):
         if loaded is None:
             backgrounds = len(BACKGROUND_NAMES) if self.prepare.background == "named" else 1
             return {"index": index, "variant": choice.flip * backgrounds + choice.named, "caption": caption}
-        return {"image": self._prepared(index, loaded, choice), "caption": caption}
+        return {"image": self.prepared(index, loaded, choice), "caption": caption}
 
     def _is_transparent(self, index: int, loaded: Image.Image | Tensor | None) -> bool:
         """Whether a background can be seen behind an image."""

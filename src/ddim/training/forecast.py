@@ -12,6 +12,7 @@ from ddim.data import Source
 from ddim.data.buckets import Buckets
 from ddim.data.progress import duration
 from ddim.training.settings import (
+    ControlNetSettings,
     LatentSettings,
     LoraSettings,
     TextToImageSettings,
@@ -101,7 +102,8 @@ def advice(
     is_whole = not isinstance(settings, (LoraSettings, TextualInversionSettings))
     is_new = getattr(settings, "pretrained_model_name_or_path", None) is None
     said: list[str] = []
-    if isinstance(settings, LatentSettings) and is_whole and count < FEW:
+    is_control = isinstance(settings, ControlNetSettings)
+    if isinstance(settings, LatentSettings) and is_whole and not is_control and count < FEW:
         said.append(f"{count} pictures: `ddim train lora` suits, which learns a thing or a style from as few")
     elif is_whole and is_new and count < FEW:
         said.append(f"{count} pictures are few for a new model, which will know little but them: some thousands suit")

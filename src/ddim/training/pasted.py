@@ -1,7 +1,7 @@
 """Flags of diffusers' training scripts that are no settings here: what they are called, and why they need not be.
 
-The scripts are `train_text_to_image.py`, `train_text_to_image_lora.py`, `train_unconditional.py` and
-`textual_inversion.py`. Most of their
+The scripts are `train_text_to_image.py`, `train_text_to_image_lora.py`, `train_controlnet.py`,
+`train_unconditional.py` and `textual_inversion.py`. Most of their
 flags are settings of ours, of the same name. The others are looked up here, before the command line is read.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from ddim.errors import ConfigError
 from ddim.training.settings import (
+    ControlNetSettings,
     LoraSettings,
     PixelSettings,
     TextToImageSettings,
@@ -25,6 +26,9 @@ from ddim.training.settings import (
 # What flags are called here.
 RENAMED = {
     "validation_prompt": "validation_prompts",
+    "validation_image": "validation_images",
+    "proportion_empty_prompts": "caption_dropout",
+    "model": "pretrained_model_name_or_path",
     "num_epochs": "num_train_epochs",
     "logger": "report_to",
     "eval_batch_size": "num_validation_images",
@@ -67,6 +71,7 @@ COMMANDS: dict[str, type[TrainSettings]] = {
     "text-to-image": TextToImageSettings,
     "lora": LoraSettings,
     "textual-inversion": TextualInversionSettings,
+    "controlnet": ControlNetSettings,
 }
 
 

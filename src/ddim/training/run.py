@@ -13,6 +13,7 @@ import torch
 from ddim.errors import ConfigError, MissingExtraError, require
 from ddim.training.objective import Objective
 from ddim.training.settings import (
+    ControlNetSettings,
     DistillSettings,
     PixelSettings,
     TextualInversionSettings,
@@ -47,6 +48,10 @@ def make_objective(settings: TrainSettings) -> Objective:
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as for text to image
         return TextualInversion(settings)
+    if isinstance(settings, ControlNetSettings):
+        from ddim.training.controlnet import control
+
+        return control(settings)
     from ddim.training.text_to_image import text_to_image
 
     return text_to_image(settings)

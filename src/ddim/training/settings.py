@@ -15,6 +15,7 @@ import tyro
 from ddim.errors import ConfigError, MissingExtraError
 
 __all__ = [
+    "ControlNetSettings",
     "DiffusionSettings",
     "DistillSettings",
     "LatentSettings",
@@ -686,6 +687,77 @@ class TextualInversionSettings(LatentSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_options(self, "num_vectors", "must be 1 or more", lambda value: value >= 1)
+
+
+@dataclass(frozen=True)
+class ControlNetSettings(LatentSettings):
+    """Train a ControlNet for a text-to-image pipeline, and save it in diffusers' layout.
+
+    Give pictures to condition on, a column of the data, or the name of a condition that is made of the pictures.
+
+        ddim train controlnet --output-dir runs/edges --train-data-dir pictures --condition edges
+        ddim train controlnet --output-dir runs/pose --dataset-name data.parquet --conditioning-image-column pose
+    """
+
+    pretrained_model_name_or_path: str = "emoji"
+    """The pipeline to train a ControlNet for. It stays as it is."""
+    controlnet_model_name_or_path: str | None = None
+    """The ControlNet to train further. If not given, a new one begins with the weights of the pipeline's U-Net."""
+    condition: Annotated[
+        Literal["edges", "layout"] | None,
+        tyro.conf.arg(
+            help="Condition on something made of each picture: its edges as white lines on black, or its colours in "
+            "coarse cells (layout). Give this or --conditioning-image-column."
+        ),
+    ] = None
+    condition_cells: int = 8
+    """How many cells the shorter side has, for --condition layout."""
+    conditioning_image_column: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The column of a dataset, or of a folder's metadata, that holds the pictures to condition on, each in "
+            "the proportions of its picture. Give this or --condition."
+        ),
+    ] = None
+    conditioning_data_dir: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="A folder that has these pictures under the same names as --train-data-dir has its own, instead of "
+            "--conditioning-image-column."
+        ),
+    ] = None
+    conditioning_embedding_out_channels: Annotated[
+        tuple[int, ...] | None,
+        tyro.conf.arg(
+            help="The channels in which a new ControlNet reads its condition. Each after the first halves the "
+            "resolution, from that of the pictures to that of the latents. If not given, 16, 32, 96 and 256, as many "
+            "of these as it needs."
+        ),
+    ] = None
+    rank: int | None = None
+    """Train the copy of the U-Net by matrices of this rank (LoRA), which takes less memory. If not given, all of it."""
+    validation_images: tuple[str, ...] = ()
+    """Files of conditions for --validation-prompts, one for each or one for all. If not given, some of the data."""
+    learning_rate: LearningRate = 1e-4
+    lr_scheduler: Schedule = "constant_with_warmup"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self, "condition_cells rank", "must be 1 or more", lambda value: value >= 1)
+        told = (self.condition, self.conditioning_image_column, self.conditioning_data_dir)
+        if sum(value is not None for value in told) != 1:
+            raise ConfigError(
+                "give one of condition, conditioning_image_column and conditioning_data_dir: it says what the "
+                "ControlNet is shown"
+            )
+        if self.conditioning_embedding_out_channels is not None:
+            check_widths(self, "conditioning_embedding_out_channels")
+        if self.train_text_encoder:
+            raise ConfigError("a ControlNet is for a pipeline as it is: leave out train_text_encoder")
+        if self.validation_images and not self.validation_prompts:
+            raise ConfigError(
+                "validation_images needs validation_prompts: give a text for each of them, or one for all"
+            )
 
 
 # The libraries of what has another name than the pip package, or that are asked for by the name of a service.

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -33,7 +34,13 @@ from ddim.training.autoencoder import load_vae
 from ddim.training.caches import CaptionCache, LatentCache, draw_latents
 from ddim.training.diffusion import DiffusionLoss, draw_noise, draw_timesteps, train_scheduler
 from ddim.training.objective import Losses, Objective
-from ddim.training.settings import LatentSettings, LoraSettings, TextToImageSettings, TextualInversionSettings
+from ddim.training.settings import (
+    ControlNetSettings,
+    LatentSettings,
+    LoraSettings,
+    TextToImageSettings,
+    TextualInversionSettings,
+)
 from ddim.training.vocabulary import learn_tokenizer, words_of
 
 GUIDANCE = 3.0  # of a preview, whose guidance rescale is 0.7 where the terminal SNR is zero
@@ -92,7 +99,9 @@ def new_parts(settings: TextToImageSettings, source: Source) -> Parts:
     return Parts(vae, tokenizer, text_encoder, unet, scheduler, WordList(frozenset()))
 
 
-def pretrained_parts(settings: TextToImageSettings | LoraSettings | TextualInversionSettings) -> Parts:
+def pretrained_parts(
+    settings: TextToImageSettings | LoraSettings | TextualInversionSettings | ControlNetSettings,
+) -> Parts:
     """The parts of a pipeline, with the noise schedule that the settings ask for."""
     name, hub = str(settings.pretrained_model_name_or_path), settings.hub
     options: dict[str, Any] = {**hub, "revision": settings.revision, "variant": settings.variant}
@@ -208,7 +217,7 @@ class TextToImage(Objective):
 
     @property
     def unet(self) -> UNet2DConditionModel:
-        return cast(UNet2DConditionModel, self.networks["unet"])
+        return cast(UNet2DConditionModel, (self.networks if "unet" in self.networks else self.frozen)["unet"])
 
     @property
     def factor(self) -> int:
@@ -334,12 +343,17 @@ class TextToImage(Objective):
             perturbation = self.settings.input_perturbation * torch.randn_like(x0)
         text = self.encode_captions(batch)
 
-        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        losses = self.loss(self.denoiser(text, batch), x0, eps, timesteps, perturbation)
+        return Losses(losses, timesteps, weights=batch.get("weight"))
+
+    def denoiser(self, text: Tensor, batch: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        """What predicts, of noisy latents (b z h w) and their timesteps (b,), given texts (b s d) and the batch."""
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
             out: Tensor = self.unet(x, t, text).sample
             return out
 
-        losses = self.loss(denoiser, x0, eps, timesteps, perturbation)
-        return Losses(losses, timesteps, weights=batch.get("weight"))
+        return predict
 
     # --- what comes of it --------------------------------------------------------------------------------------------
 
@@ -447,6 +461,28 @@ class Lora(TextToImage):
         return ["ddim", "sample", self.prompts()[0], "--model", base, "--lora", folder, "--out", f"{folder}/try.png"]
 
 
+def read_source(settings: LatentSettings, **conditions: Any) -> Source:
+    """The captioned pictures that the settings name.
+
+    Args:
+        conditions: where what they are conditioned on is, as `captioned_source` takes it.
+
+    Raises:
+        ConfigError, DataError: as `captioned_source`.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns when the loader's processes are forked
+    return captioned_source(
+        train_data_dir=settings.train_data_dir,
+        dataset_name=settings.dataset_name,
+        dataset_config_name=settings.dataset_config_name,
+        image_column=settings.image_column,
+        caption_column=settings.caption_column,
+        max_train_samples=settings.max_train_samples,
+        **conditions,
+        **settings.hub,
+    )
+
+
 def text_to_image(settings: Any) -> TextToImage:
     """The objective of these settings.
 
@@ -456,16 +492,7 @@ def text_to_image(settings: Any) -> TextToImage:
     """
     if isinstance(settings, LoraSettings):
         require("peft", "train")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns when the loader's processes are forked
-    source = captioned_source(
-        train_data_dir=settings.train_data_dir,
-        dataset_name=settings.dataset_name,
-        dataset_config_name=settings.dataset_config_name,
-        image_column=settings.image_column,
-        caption_column=settings.caption_column,
-        max_train_samples=settings.max_train_samples,
-        **settings.hub,
-    )
+    source = read_source(settings)
     if isinstance(settings, LoraSettings):
         return Lora(settings, source, pretrained_parts(settings))
     new = settings.pretrained_model_name_or_path is None
