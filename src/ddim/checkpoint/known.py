@@ -17,7 +17,7 @@ from ddim.errors import CheckpointError
 
 INDEX = "model_index.json"
 PIXELS = ("DDIMPipeline", "DDPMPipeline")
-TEXTS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+TEXTS = tuple(f"StableDiffusion{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint", "XL", "XLImg2Img", "XLInpaint"))
 
 
 @dataclass(frozen=True)

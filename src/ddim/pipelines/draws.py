@@ -135,7 +135,7 @@ class Draws(Runs, TakesAdapters, StartsFromPictures):
             controls: list[Control] = []
             if call.control is not None:
                 controls = call.control.controls(networks, (rows, columns), task.spread, task.canvas.crop)
-            denoiser = self._denoiser(
+            denoiser = self.denoiser_under(
                 plan,
                 len(start.x),
                 condition,

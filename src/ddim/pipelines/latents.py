@@ -241,7 +241,7 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
             raise ValueError(f"{request.size} prompts do not fit {count} samples: give one, or one for each")
         with torch.no_grad():
             condition, negative = self._conditions(request, self.is_guided(guidance_scale), clip_skip)
-        return self._denoiser(
+        return self.denoiser_under(
             plan,
             count,
             condition,
@@ -253,7 +253,7 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
             cross_attention_kwargs=cross_attention_kwargs,
         )
 
-    def _denoiser(
+    def denoiser_under(
         self,
         plan: SamplingPlan,
         count: int,
@@ -263,7 +263,12 @@ class LatentPipeline(TakesWords, FamiliarLatents, SavesMemoryOfPictures, Diffusi
         scale: float,
         **options: Any,
     ) -> TextDenoiser:
-        """The U-Net as a denoiser of `count` samples, an equal share of which is under each text; see `TextDenoiser`.
+        """The U-Net as a denoiser of `count` samples under conditions, each for an equal share of them, in order.
+
+        Args:
+            plan, count: as of `denoiser`.
+            condition, negative: what the U-Net is told; without a negative one there is no guidance.
+            scale, options: see `TextDenoiser`.
 
         Warns:
             UserWarning: as `denoiser`.

@@ -418,8 +418,7 @@ class StableDiffusionXLPipeline(FromSingleFile, FamiliarXL, Draws):
         self, request: RequestXL, is_guided: bool, clip_skip: int | None, size: tuple[int, int] | None = None
     ) -> tuple[Condition, Condition | None]:
         words, negative = self._encoded(request, is_guided, clip_skip)
-        drawn = self.picture_shape()[1:] if size is None else size
-        numbers = request.sizes.numbers(drawn, self._has_score(words.added["text_embeds"].shape[1]))
+        numbers = self.numbers(request.sizes, size, words.added["text_embeds"].shape[1])
         one = self._told(words, numbers[0])
         return one, None if negative is None else self._told(negative, numbers[1])
 
@@ -432,12 +431,38 @@ class StableDiffusionXLPipeline(FromSingleFile, FamiliarXL, Draws):
         """Whether the U-Net is told an aesthetic score, for vectors of so many channels."""
         return has_score(self.unet.config, pooled)
 
-    def conditions(self, texts: list[str], sizes: Sizes | None = None) -> Condition:
+    def numbers(
+        self, sizes: Sizes, size: tuple[int, int] | None = None, pooled: int | None = None
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The numbers that the U-Net is told with the prompt, and those with the negative one.
+
+        Args:
+            sizes: what is said of them.
+            size: height and width of the pictures in pixels; what the U-Net was trained on unless told.
+            pooled: the channels of a text's vector; those of the second text encoder unless told.
+
+        Raises:
+            ConfigError: the U-Net is not told such things.
+        """
+        if pooled is None:
+            pooled = 0 if self.text_encoder_2 is None else self.text_encoder_2.config.projection_dim
+        return sizes.numbers(self.picture_shape()[1:] if size is None else size, self._has_score(pooled or 0))
+
+    def conditions(self, texts: list[str], second: list[str] | None = None) -> Condition:
+        """What the U-Net is told of texts, on its device and of its type, with the sizes of what it was trained on.
+
+        Args:
+            second: the texts for the second encoder; the same unless told.
+
+        Raises:
+            ConfigError: the pipeline has no text encoder or no tokenizer.
+        """
         with ExitStack() as stack:
-            words = encode_both(self._both_encoders(stack), texts, texts, weights=self.weights)
+            words = encode_both(
+                self._both_encoders(stack), texts, texts if second is None else second, weights=self.weights
+            )
         condition = Condition(words.embeds, {"text_embeds": words.pooled}).to(self.device, self.dtype)
-        drawn = self.picture_shape()[1:]
-        return self._told(condition, (sizes or Sizes()).numbers(drawn, self._has_score(words.pooled.shape[1]))[0])
+        return self._told(condition, self.numbers(Sizes(), None, words.pooled.shape[1])[0])
 
     def denoiser(
         self,
@@ -498,7 +523,7 @@ class StableDiffusionXLPipeline(FromSingleFile, FamiliarXL, Draws):
             raise ValueError(f"{request.size} prompts do not fit {count} samples: give one, or one for each")
         with torch.no_grad():
             condition, negative = self._conditions(request, self.is_guided(guidance_scale), clip_skip, size)
-        return self._denoiser(
+        return self.denoiser_under(
             plan,
             count,
             condition,

@@ -24,9 +24,9 @@ from ddim.serving.batches import Batch, check
 from ddim.serving.exact import ExactBatch
 from ddim.serving.futures import Cancelled, Event, Failed, Finished, Future, Queued, Started, Step
 from ddim.serving.models import Model, PixelModel, model_of
-from ddim.serving.network import Network, using_threads
+from ddim.serving.network import Moment, Network, using_threads
 from ddim.serving.requests import Picture, Request
-from ddim.serving.samples import Sample
+from ddim.serving.samples import Sample, Text
 
 __all__ = ["Engine", "Stats", "usual_batch"]
 
@@ -394,10 +394,13 @@ class Driver:
         def begin(some: Sequence[Sample]) -> None:
             self.model.begin(some)
             self.network.look()
-            moments = [(t, sample.condition) for sample in some for t in sample.plan.timesteps]
-            moments += [(t, s.negative) for s in some if s.is_guided for t in s.plan.timesteps]
-            texts = [text for sample in some if sample.texts is not None for text in sample.texts if text is not None]
-            self.network.prepare(list(dict.fromkeys(moments)), texts)
+            asked: dict[tuple[Moment, Text | None], None] = {}
+            for sample in some:
+                own, negative = sample.texts or (None, None)
+                asked |= dict.fromkeys(((t, sample.condition), own) for t in sample.plan.timesteps)
+                if sample.is_guided:
+                    asked |= dict.fromkeys(((t, sample.negative), negative) for t in sample.plan.timesteps)
+            self.network.prepare([moment for moment, _ in asked], [text for _, text in asked if text is not None])
             for sample in some:
                 sample.future.tell(Started(len(sample.plan)))
 

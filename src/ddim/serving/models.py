@@ -21,16 +21,23 @@ from ddim.guidance import check_guidance
 from ddim.images import to_images
 from ddim.models.core import HasCore
 from ddim.noise import gaussian_noise
-from ddim.pipelines import DDIMPipeline, DiffusionPipeline, StableDiffusionPipeline
+from ddim.pipelines import DDIMPipeline, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from ddim.pipelines.draws import Draws
 from ddim.pipelines.recommended import plan_of_call, steps_of_call, warn_if_not_trained
 from ddim.pipelines.starts import Origin
+from ddim.pipelines.xl_prompts import check_xl_prompts
+from ddim.pipelines.xl_sizes import Sizes
 from ddim.plan import SamplingPlan
 from ddim.scheduler.recommended import choose_guidance
 from ddim.serving.futures import Future
 from ddim.serving.requests import Request
-from ddim.serving.samples import Sample, Text, shown_steps
+from ddim.serving.samples import Sample, Text, Words, shown_steps
 
 KEPT_TEXTS = 16  # how many texts are kept that nobody draws any more, such as the usual negative one
+
+# The settings of a request that only Stable Diffusion XL is told: of them those of `xl_sizes.Sizes`, and all.
+SIZES = ("original_size", "crops_coords_top_left", "target_size")
+OF_XL = ("prompt_2", "negative_prompt_2", *SIZES)
 
 # What the pipelines call an argument, and how a request calls it.
 _WORDS = {"num_inference_steps": "steps", "mask_image": "mask", "class_labels": "class_label"}
@@ -103,18 +110,19 @@ class Model:
 class TextModel(Model):
     """A pipeline on latents, with or without pictures to start from."""
 
-    refused = ("class_label",)
+    refused: ClassVar[tuple[str, ...]] = ("class_label", *OF_XL)
     because = "which draws texts: give prompt"
+    needed: ClassVar[tuple[str, ...]] = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
 
-    def __init__(self, pipe: StableDiffusionPipeline) -> None:
-        self.pipe: StableDiffusionPipeline = pipe
-        self._known: WeakValueDictionary[str, Text] = WeakValueDictionary()
+    def __init__(self, pipe: Draws) -> None:
+        self.pipe: Draws = pipe
+        self._known: WeakValueDictionary[Words, Text] = WeakValueDictionary()
         self._recent: deque[Text] = deque(maxlen=KEPT_TEXTS)
         self._encoder: tuple[Any, ...] = ()
 
     def _checked(self, request: Request, future: Future) -> Sample:
         pipe = self.pipe
-        pipe.require_parts("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+        pipe.require_parts(*self.needed)
         if pipe.weights is not None:
             raise ConfigError(
                 "the pipeline's prompts have weights, and may differ in length, which texts that are drawn together "
@@ -122,13 +130,15 @@ class TextModel(Model):
             )
         if not isinstance(request.prompt, str):
             raise ConfigError(f"prompt must be a text, not {request.prompt!r:.100}")
-        if request.negative_prompt is not None and not isinstance(request.negative_prompt, str):
-            raise ConfigError(f"negative_prompt must be a text, not {request.negative_prompt!r:.100}")
+        for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
+            value = getattr(request, name)
+            if value is not None and not isinstance(value, str):
+                raise ConfigError(f"{name} must be a text, not {value!r:.100}")
         if request.image is None and (request.strength is not None or request.mask is not None):
             what = "strength" if request.mask is None else "mask"
             raise ConfigError(f"{what} is for a picture to start from: give image, or leave it out")
         scale, rescale = choose_guidance(
-            pipe.scheduler.config, request.guidance_scale, request.guidance_rescale, usual=7.5
+            pipe.scheduler.config, request.guidance_scale, request.guidance_rescale, usual=pipe.usual_guidance
         )
         interval = _interval(request)
         check_guidance(scale, rescale, interval)
@@ -150,7 +160,10 @@ class TextModel(Model):
         factor = pipe.vae_scale_factor
         settings: dict[str, Any] = {"prompt": request.prompt}
         settings |= {"negative_prompt": negative} if is_guided else {}
-        settings |= self._settings(request, plan, (task.shape[2] * factor, task.shape[3] * factor))
+        size = task.shape[2] * factor, task.shape[3] * factor
+        words = self._words(request, size, is_guided)
+        settings |= {name: value for name in OF_XL if (value := getattr(request, name)) is not None}
+        settings |= self._settings(request, plan, size)
         settings |= {"guidance_scale": scale, "guidance_rescale": rescale, "guidance_interval": interval}
         settings |= {} if request.image is None else {"strength": strength}
         condition = scale if takes_scale else None
@@ -167,29 +180,32 @@ class TextModel(Model):
             condition=condition,
             negative=condition,
             prompts=(request.prompt, negative if is_guided else None),
+            words=words,
             task=task,
             settings=settings,
             shown=shown_steps(request, len(plan)),
         )
 
     def begin(self, samples: Sequence[Sample]) -> None:
-        wanted = [prompts for sample in samples if (prompts := sample.prompts) is not None]
-        texts = self._texts([text for prompts in wanted for text in prompts if text is not None])
+        wanted = [words for sample in samples if (words := sample.words) is not None]
+        texts = self._texts([each for words in wanted for each in words if each is not None])
         for sample in samples:
-            assert sample.prompts is not None
+            assert sample.words is not None
             assert sample.task is not None
-            prompt, negative = sample.prompts
-            sample.texts = texts[prompt], None if negative is None else texts[negative]
+            own, negative = sample.words
+            sample.texts = texts[own], None if negative is None else texts[negative]
             if sample.x is None:
                 start = self.pipe.start(replace(sample.task, generator=sample.restart()))
                 sample.channels, sample.kept, sample.x = start.channels, start.keep, start.x
 
-    def _texts(self, wanted: Sequence[str]) -> dict[str, Text]:
-        """Texts by their words; those that nobody has asked for lately are encoded, all at once or each alone."""
-        encoder = self.pipe.text_encoder
-        seen = encoder.look() if isinstance(encoder, HasCore) else object()
-        now = (encoder, self.pipe.tokenizer, seen)
-        if len(self._encoder) != 3 or any(a is not b for a, b in zip(self._encoder, now, strict=True)):
+    def _words(self, request: Request, size: tuple[int, int], is_guided: bool) -> tuple[Words, Words | None]:
+        """What the texts of a request are made of; `size` is the picture's height and width."""
+        return Words(request.prompt), Words(request.negative_prompt or "") if is_guided else None
+
+    def _texts(self, wanted: Sequence[Words]) -> dict[Words, Text]:
+        """Texts by what they are made of; what nobody has asked for lately is encoded, all at once or each alone."""
+        now = tuple(part for pair in self._encoders() for part in pair)
+        if len(self._encoder) != len(now) or any(a is not b for a, b in zip(self._encoder, now, strict=True)):
             self._encoder = now
             self._known.clear()
             self._recent.clear()
@@ -197,12 +213,27 @@ class TextModel(Model):
         new = [words for words in dict.fromkeys(wanted) if words not in found]
         groups = [[words] for words in new] if self.is_exact else [new] if new else []
         for some in groups:
-            # They say nothing, and all differ, as the same text would be encoded once.
-            filling = [" " * count for count in range(1, _missing(encoder, len(some)) + 1)]
-            for words, embeds in zip(some, self.pipe.embed([*some, *filling]).unsqueeze(1), strict=False):
-                found[words] = self._known[words] = Text(embeds.clone())
+            for words, text in zip(some, self._encoded(some), strict=True):
+                found[words] = self._known[words] = text
         self._recent.extend(text for text in found.values() if text not in self._recent)
         return found
+
+    def _encoders(self) -> list[tuple[Any, Any, Any]]:
+        """Each text encoder with its tokenizer and its weights, of which a change makes all texts other ones."""
+        pipe, found = self.pipe, []
+        for end in ("", "_2"):
+            encoder, tokenizer = (getattr(pipe, f"{name}{end}", None) for name in ("text_encoder", "tokenizer"))
+            found.append((encoder, tokenizer, encoder.look() if isinstance(encoder, HasCore) else encoder))
+        return found
+
+    def _encoded(self, some: Sequence[Words]) -> list[Text]:
+        """What the text encoders make of these."""
+        encoder: Any = self.pipe.text_encoder
+        # They say nothing, and all differ, as the same text would be encoded once.
+        filling = [" " * count for count in range(1, _missing(encoder, len(some)) + 1)]
+        all_texts = [words.prompt or "" for words in some] + filling
+        embeds = self.pipe.conditions(all_texts).embeds
+        return [Text(embeds[place : place + 1].clone()) for place in range(len(some))]
 
     def pictures(self, x: Tensor, output_type: Any) -> tuple[list[Any], list[bool] | None]:
         count = len(x)
@@ -213,10 +244,59 @@ class TextModel(Model):
         return list(drawn)[:count], None if found is None else list(found)[:count]
 
 
+class TextModelXL(TextModel):
+    """A pipeline of Stable Diffusion XL."""
+
+    refused = ("class_label",)
+    needed = ("unet", "vae", "scheduler", "text_encoder_2", "tokenizer_2")
+
+    def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
+        super().__init__(pipe)
+        self.xl = pipe
+
+    def _words(self, request: Request, size: tuple[int, int], is_guided: bool) -> tuple[Words, Words | None]:
+        given = {name: getattr(request, name) for name in SIZES if getattr(request, name) is not None}
+        numbers = self.xl.numbers(Sizes(**given), size)
+        asked = check_xl_prompts(
+            request.prompt,
+            request.prompt_2,
+            request.negative_prompt,
+            request.negative_prompt_2,
+            *[None] * 4,
+            zeros_for_none=self.xl.force_zeros_for_empty_prompt,
+            weights=self.xl.weights,
+        )
+        words = Words(_only(asked.first.texts), _only(asked.second), numbers[0])
+        if not is_guided:
+            return words, None
+        if asked.is_empty:
+            return words, Words(None, None, numbers[1])
+        return words, Words(_only(asked.first.negative_texts), _only(asked.negative_second), numbers[1])
+
+    def _encoded(self, some: Sequence[Words]) -> list[Text]:
+        texts = [words.prompt or "" for words in some]
+        condition = self.xl.conditions(texts, [words.second or "" for words in some])
+        found = []
+        for place, words in enumerate(some):
+            ids = condition.added["time_ids"].new_tensor([words.numbers])
+            embeds, pooled = (each[place : place + 1].clone() for each in condition.tensors()[:2])
+            if words.prompt is None:
+                embeds, pooled = torch.zeros_like(embeds), torch.zeros_like(pooled)
+            found.append(Text(embeds, {"text_embeds": pooled, "time_ids": ids}))
+        return found
+
+
+def _only(texts: list[str] | None) -> str:
+    """The text of a list that has one."""
+    assert texts is not None
+    (text,) = texts
+    return text
+
+
 class PixelModel(Model):
     """A pipeline on pixels, with classes or without."""
 
-    refused = ("prompt", "negative_prompt", "image", "mask", "strength")
+    refused = ("prompt", "negative_prompt", "image", "mask", "strength", *OF_XL)
     because = "which draws no texts and starts from noise alone"
 
     def __init__(self, pipe: DDIMPipeline) -> None:
@@ -289,11 +369,16 @@ def model_of(pipe: Any) -> Model:
     """
     if getattr(pipe, "_offload", None) is not None:
         raise ConfigError("an engine keeps its networks where they run: call pipe.to(device) instead of offloading")
+    if isinstance(pipe, StableDiffusionXLPipeline):
+        return TextModelXL(pipe)
     if isinstance(pipe, StableDiffusionPipeline):
         return TextModel(pipe)
     if isinstance(pipe, DDIMPipeline):
         return PixelModel(pipe)
-    raise ConfigError(f"an engine is for a StableDiffusionPipeline or a DDIMPipeline, not a {type(pipe).__name__}")
+    raise ConfigError(
+        "an engine is for a StableDiffusionPipeline, a StableDiffusionXLPipeline or a DDIMPipeline, not a "
+        f"{type(pipe).__name__}"
+    )
 
 
 def _check_numbers(request: Request) -> None:
@@ -324,7 +409,7 @@ def _interval(request: Request) -> tuple[int, int] | None:
     return given[0], given[1]
 
 
-def _usual_strength(pipe: StableDiffusionPipeline) -> float:
+def _usual_strength(pipe: Draws) -> float:
     """The strength of a call that does not say it."""
     usual: float = inspect.signature(type(pipe).__call__).parameters["strength"].default
     return usual

@@ -29,6 +29,8 @@ LARGEST_TABLE = 2**24
 
 # A timestep, and what the network is told beside it: a class, a guidance scale or nothing.
 Moment = tuple[int, float | None]
+# The same with the number of the text, if the network is told of it beside the timestep, and else -1.
+Told = tuple[int, float | None, int]
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Network:
         self._is_distilled = unet.config.get("time_cond_proj_dim") is not None
         self._held: Held | None = None
         self._made_for: tuple[Snapshot | None, bool] = (None, False)
-        self._places: dict[Moment, int] = {}  # the rows of the table
+        self._places: dict[Told, int] = {}  # the rows of the table
         self._table: Tensor | None = None  # (n K)
         self._version = 0  # of the weights, as far as was looked
 
@@ -95,9 +97,14 @@ class Network:
         return self._made_for[1]
 
     def prepare(self, moments: Sequence[Moment], texts: Sequence[Text]) -> None:
-        """Compute what a run will need of its timesteps and its texts, after `look`."""
+        """Compute what runs will need of their timesteps and their texts, after `look`.
+
+        Args:
+            moments: all of them.
+            texts: of each of the moments; none for a network that reads no text.
+        """
         if self._is_whole:
-            self._project_times(moments)
+            self._project_times(moments, texts)
             self._project_texts(texts)
 
     def __call__(self, x: Tensor, moments: Sequence[Moment], texts: Sequence[Text], joined: list[Joined]) -> Tensor:
@@ -131,7 +138,7 @@ class Network:
             moments = [*moments, *(moments[-1] for _ in range(missing))]
             texts = [*texts, *(texts[-1] for _ in range(missing if texts else 0))]
         timesteps = moved(torch.tensor([float(timestep) for timestep, _ in moments]), x.device)
-        arguments = {**self._told(moments, x), **self._read(texts, joined)}
+        arguments = {**self._told(moments, texts, x), **self._read(texts, joined)}
         held = self._held
         assert held is not None
         with held, using_threads(self.threads):
@@ -140,14 +147,14 @@ class Network:
 
     # --- timesteps and conditions ------------------------------------------------------------------------------------
 
-    def _told(self, moments: Sequence[Moment], x: Tensor) -> dict[str, Any]:
+    def _told(self, moments: Sequence[Moment], texts: Sequence[Text], x: Tensor) -> dict[str, Any]:
         """The arguments that say the timesteps, but for the timesteps themselves, and the conditions."""
         if self._is_whole:
-            self._project_times(moments)
+            keys = self._project_times(moments, texts)
             assert self._table is not None
-            rows = moved(torch.tensor([self._places[moment] for moment in moments]), x.device)
+            rows = moved(torch.tensor([self._places[key] for key in keys]), x.device)
             return {"time_cache": ChosenTimes(self._table, rows)}
-        return self._conditions(moments, x.device, x.dtype)
+        return {**self._conditions(moments, x.device, x.dtype), **_added(texts)}
 
     def _conditions(self, moments: Sequence[Moment], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         given = [condition for _, condition in moments if condition is not None]
@@ -159,23 +166,31 @@ class Network:
             return {"timestep_cond": moved(guidance_condition(scales, width).to(dtype), device)}
         return {"class_labels": moved(torch.tensor(given, dtype=torch.int64), device)}
 
-    def _project_times(self, moments: Sequence[Moment]) -> None:
-        """Have a row in the table for each of these."""
-        new = [moment for moment in dict.fromkeys(moments) if moment not in self._places]
+    def _project_times(self, moments: Sequence[Moment], texts: Sequence[Text]) -> list[Told]:
+        """Have a row in the table for each of these, and say by which key it is found."""
+        beside = texts if any(text.added for text in texts) else ()
+        numbers = [text.number for text in beside] or [-1] * len(moments)
+        keys: list[Told] = [(*moment, number) for moment, number in zip(moments, numbers, strict=True)]
+        every: Sequence[Text | None] = beside or [None] * len(keys)
+        wanted = dict(zip(keys, every, strict=True))
+        new = [key for key in wanted if key not in self._places]
         if not new:
-            return
+            return keys
         unet = self.unet
         most = max(LARGEST_TABLE // sum(unet.time_widths), 1)
         if len(self._places) + len(new) > most:
             self._places, self._table = {}, None
-            new = list(dict.fromkeys(moments))
+            new = list(wanted)
         device = unet.device
         rows = [] if self._table is None else [self._table]
         for some in self._at_once(new):
-            timesteps = moved(torch.tensor([float(timestep) for timestep, _ in some]), device)
-            rows.append(unet.project(unet.embed(timesteps, **self._conditions(some, device, unet.dtype))))
-        self._places |= {moment: len(self._places) + place for place, moment in enumerate(new)}
+            timesteps = moved(torch.tensor([float(timestep) for timestep, _, _ in some]), device)
+            told = self._conditions([(timestep, condition) for timestep, condition, _ in some], device, unet.dtype)
+            told |= _added([text for key in some if (text := wanted[key]) is not None])
+            rows.append(unet.project(unet.embed(timesteps, **told)))
+        self._places |= {key: len(self._places) + place for place, key in enumerate(new)}
         self._table = rows[0] if len(rows) == 1 else torch.cat(rows)
+        return keys
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
@@ -211,6 +226,13 @@ class Network:
     def _at_once(self, given: Sequence[T]) -> Sequence[Sequence[T]]:
         """What is computed together: all, or with `slots` each alone."""
         return [given] if self.slots is None else [[one] for one in given]
+
+
+def _added(texts: Sequence[Text]) -> dict[str, Any]:
+    """The argument that says of texts what stands beside the timestep; none for a network that is told nothing."""
+    if not texts or not texts[0].added:
+        return {}
+    return {"added_cond_kwargs": {name: torch.cat([text.added[name] for text in texts]) for name in texts[0].added}}
 
 
 @contextmanager

@@ -106,7 +106,8 @@ def _evaluated(pipe: Any, slots: int, threads: int) -> list[bytes] | None:
     x = _noise(pipe, count, unet.config.in_channels)
     moments = [_moment(pipe, place, count) for place in range(count)]
     with using_threads(1):
-        texts = [Text(pipe.embed([words])) for words in TEXTS] if pipe.draws_texts else []
+        told = [pipe.conditions([words]) for words in TEXTS] if pipe.draws_texts else []
+        texts = [Text(each.embeds, each.added) for each in told]
     network = Network(unet, slots, threads)
 
     @using_threads(1)
@@ -152,8 +153,10 @@ def _around(pipe: Any) -> list[bytes]:
     if not pipe.draws_texts:
         return []
     picture = pipe.decode(_noise(pipe, 1, pipe.vae.config.latent_channels), "pt")
-    encoded = pipe.vae.encode((2 * picture - 1).to(pipe.vae.device, pipe.vae.dtype))
-    return [_raw(given) for given in (pipe.embed([TEXTS[-1]]), picture, most_likely_latents(encoded))]
+    vae = pipe.wide_enough(pipe.vae, encodes=True)
+    encoded = vae.encode((2 * picture - 1).to(vae.device, vae.dtype))
+    told = pipe.conditions([TEXTS[-1]]).tensors()
+    return [_raw(given) for given in (*told, picture, most_likely_latents(encoded))]
 
 
 def _noise(pipe: Any, count: int, channels: int) -> Tensor:

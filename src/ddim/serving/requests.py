@@ -22,6 +22,9 @@ class Request:
     Attributes:
         prompt: the text, for a model that draws texts.
         negative_prompt: what to keep away from, under guidance; the empty text unless told.
+        prompt_2, negative_prompt_2: the same for the second text encoder of Stable Diffusion XL; the first's unless
+            told.
+        original_size, crops_coords_top_left, target_size: what Stable Diffusion XL is told, as in its pipeline's call.
         class_label: the class, for a model that knows classes; no class in particular unless told.
         seed: an int of 0 or more; chosen at random unless told. `Picture.seed` says which it was.
         number: which picture of the seed it is: number k is picture k of a call that draws several.
@@ -48,6 +51,11 @@ class Request:
 
     prompt: str | None = None
     negative_prompt: str | None = None
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
+    original_size: Sequence[int] | None = None
+    crops_coords_top_left: Sequence[int] | None = None
+    target_size: Sequence[int] | None = None
     class_label: int | None = None
     seed: int | None = None
     number: int = 0

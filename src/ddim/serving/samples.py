@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,20 +17,40 @@ from ddim.plan import SamplingPlan
 from ddim.serving.futures import Future
 from ddim.serving.requests import Request
 
+_NUMBERS = count()
+
 
 @dataclass(eq=False)
 class Text:
-    """A text as the U-Net looks at it.
+    """A text as the U-Net is told of it.
 
     Attributes:
-        embeds: (1 s d).
+        embeds: what it looks at, (1 s d).
+        added: what it is told beside the timestep, (1 n) each; see `pipelines.conditions.Condition`.
+        number: one of its own, by which what is computed of it is found.
         pairs: the keys and values that the U-Net makes of it, (1 heads s d) each; None until they are made.
         version: of the network that they were made by.
     """
 
     embeds: Tensor
+    added: Mapping[str, Tensor] = field(default_factory=dict)
     pairs: TextCache | None = None
     version: int = -1
+    number: int = field(default_factory=_NUMBERS.__next__)
+
+
+class Words(NamedTuple):
+    """What a `Text` is made of.
+
+    Attributes:
+        prompt: for the first text encoder, or the only one; None are zeros in the place of what it makes of a text.
+        second: for the second one, if there is one.
+        numbers: told beside the timestep to a model that is told any.
+    """
+
+    prompt: str | None
+    second: str | None = None
+    numbers: tuple[float, ...] = ()
 
 
 @dataclass(eq=False)
@@ -47,6 +68,7 @@ class Sample:
             takes as an input; None for neither.
         negative: the condition that guidance compares with.
         prompts: the text, and the one to keep away from; the last is None without guidance. None for no texts.
+        words: all that these texts are made of.
         task: what a model on latents starts from; None for a model on pixels.
         settings: what the picture will say that it was drawn by.
         shown: after which steps, counted from 1, the predicted x0 is shown.
@@ -57,7 +79,7 @@ class Sample:
         last: the predicted x0 of the step before, for steps of second order.
         channels: what the network is given beside x, (1 c h w).
         kept: what stays of a picture under a mask.
-        texts: what `prompts` became.
+        texts: what `words` became.
         noise: of the step that is being made, which is drawn once however often the step is tried.
         total: on an accelerator, a sum of all that the network gave, which is looked at when the last step was made.
         preview: the predicted x0 to be shown.
@@ -77,6 +99,7 @@ class Sample:
     condition: float | None = None
     negative: float | None = None
     prompts: tuple[str, str | None] | None = None
+    words: tuple[Words, Words | None] | None = None
     task: Task | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     shown: frozenset[int] = frozenset()

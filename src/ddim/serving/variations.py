@@ -127,7 +127,7 @@ def _guidance(pipe: DiffusionPipeline, asked: Variation) -> tuple[float, float]:
     """(scale, rescale): none where nothing is said of the picture, or where its noise is to be found exactly."""
     if asked.guidance_scale is None and (asked.method == "inversion" or is_unsaid(asked)):
         return 1.0, 0.0
-    usual = 7.5 if pipe.draws_texts else 1.0
+    usual = getattr(pipe, "usual_guidance", 1.0)
     return choose_guidance(pipe.scheduler.config, asked.guidance_scale, asked.guidance_rescale, usual)
 
 

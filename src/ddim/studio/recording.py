@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ddim.guidance import guide
 from ddim.images import to_images
-from ddim.noise import gaussian_noise
-from ddim.pipelines import DiffusionPipeline, StableDiffusionPipeline
-from ddim.pipelines.starts import Start
+from ddim.pipelines import DiffusionPipeline
+from ddim.pipelines.conditions import Condition, joined
+from ddim.pipelines.draws import Draws
 from ddim.plan import SamplingPlan
 from ddim.plots.trajectory import evenly
 from ddim.sampling import Denoiser, sample
@@ -104,15 +104,12 @@ def record(
     request = wish.requests(pipe.draws_texts, None)[0]
     run = model.sample(request, Future(request))
     plan, kept, moments = run.plan, evenly(len(run.plan), MOST), list[Moment]()
-    generators = run.restart()
-    if run.task is None:
-        start = Start(gaussian_noise(run.shape, generators, pipe.device, pipe.dtype))
-    else:
-        assert isinstance(pipe, StableDiffusionPipeline)
-        start = pipe.start(replace(run.task, generator=generators))
+    model.begin([run])
+    assert run.x is not None
+    assert run.generator is not None
+    x, generators = run.x, [run.generator]
     pairs: list[Tensor] = []
-    denoiser = _denoiser(pipe, run, start.channels, pairs.append)
-    x = start.x
+    denoiser = _denoiser(pipe, run, run.channels, pairs.append)
 
     def pictures(samples: Tensor) -> list[Image.Image]:
         return [_small(each) for each in model.pictures(samples, "pil")[0]]
@@ -128,17 +125,17 @@ def record(
             moment = Moment(step.index, row, x_t, x0, _small(planes(x)), _small(planes(step.model_output)), *both)
             moments.append(moment)
         pairs.clear()
-        if start.keep is not None:
-            step.sample = start.keep(step.sample, step.index)
+        if run.kept is not None:
+            step.sample = run.kept(step.sample, step.index)
         x = step.sample
         tell((step.index + 1, len(plan), moment))
     (image,) = model.pictures(x, "pil")[0]
     mask = masked = None
-    if start.channels is not None:
-        mask = _small(to_images(start.channels[:, :1] * 2 - 1)[0])
-        (masked,) = pictures(start.channels[:, 1:])
+    if run.channels is not None:
+        mask = _small(to_images(run.channels[:, :1] * 2 - 1)[0])
+        (masked,) = pictures(run.channels[:, 1:])
     notes = list(wish.notes)
-    if start.keep is not None:
+    if run.kept is not None:
         notes.append("after each step, what the mask leaves is put back, with the noise of the next one")
     return Recording(tuple(moments), image, plan, run.settings, mask, masked, tuple(notes))
 
@@ -171,15 +168,15 @@ def _denoiser(
     plan = run.plan
     alone: Denoiser
     pair: Denoiser
-    if isinstance(pipe, StableDiffusionPipeline):
-        assert run.prompts is not None
-        prompt, negative = run.prompts
-        scale = run.scale if run.condition is not None or run.is_guided else 1.0
-        one = pipe.denoiser(plan, 1, prompt=prompt, negative_prompt=negative, guidance_scale=scale, channels=channels)
-        if not run.is_guided:
-            return one
-        pair = pipe.denoiser(plan, 2, prompt_embeds=one.embeds, channels=channels)
-        alone = pipe.denoiser(plan, 1, prompt_embeds=one.embeds[1:], channels=channels)
+    if isinstance(pipe, Draws):
+        assert run.texts is not None
+        own, negative = (None if text is None else Condition(text.embeds, text.added) for text in run.texts)
+        assert own is not None
+        scale = run.scale if run.condition is not None else 1.0
+        alone = pipe.denoiser_under(plan, 1, own, None, scale=scale, channels=channels)
+        if negative is None:
+            return alone
+        pair = pipe.denoiser_under(plan, 2, joined([negative, own]), None, scale=1.0, channels=channels)
     else:
         label = None if run.condition is None else [int(run.condition)]
         alone = pipe.denoiser(plan, 1, class_labels=label)
