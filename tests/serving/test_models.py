@@ -383,7 +383,7 @@ def test_what_a_model_without_classes_refuses() -> None:
 
 
 def test_engines_are_for_pipelines_that_draw(pipe: Any) -> None:
-    with pytest.raises(ConfigError, match="StableDiffusionPipeline or a DDIMPipeline, not a AutoencoderKL"):
+    with pytest.raises(ConfigError, match="StableDiffusionXLPipeline or a DDIMPipeline, not a AutoencoderKL"):
         Engine(pipe.vae)
     away = type(pipe).from_pipe(pipe)
     away._offload = torch.device("cuda")

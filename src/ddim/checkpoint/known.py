@@ -33,6 +33,7 @@ class Known:
         guidance: the guidance scale that it recommends.
         takes_scale: whether its network takes the guidance scale as an input.
         side: of the square pictures that it was trained on, in pixels.
+        is_xl: whether it is Stable Diffusion XL; None where that is not known.
         teacher: the model that it was distilled from, as whoever distilled it named it.
     """
 
@@ -44,6 +45,7 @@ class Known:
     guidance: float | None = None
     takes_scale: bool = False
     side: int | None = None
+    is_xl: bool | None = None
     teacher: str | None = None
 
 
@@ -80,6 +82,7 @@ def known(model: str) -> Known | None:
         prediction_type=prediction if isinstance(prediction, str) else None,
         factor=factor,
         side=None if latents is None or pixels is None else latents * pixels,
+        is_xl=pipeline.startswith("StableDiffusionXL"),
         teacher=_teacher(repository),
         **guidance_of(unet, scheduler),
     )

@@ -311,6 +311,7 @@ RULES: dict[str, Rule] = {
     "textual_inversion": check_word,
     "tokenizer": named,
     "vae": model,
+    "refiner": model,
     "pretrained_model_name_or_path": named,
     "pretrained_vae_model_name_or_path": named,
     "model_config_name_or_path": named,
@@ -335,6 +336,10 @@ RULES: dict[str, Rule] = {
     "source_guidance_scale": number(),
     "steps": COUNT,
     "strength": number(0, 1),
+    "crop": NATURAL,
+    "original_size": NATURAL,
+    "target_size": NATURAL,
+    "refiner_start": number(0, 1, above=True),
     "width": COUNT,
     # of a job
     "threads": COUNT,

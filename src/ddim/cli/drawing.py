@@ -13,6 +13,7 @@ from ddim.cli.batches import chunk_size, chunks, picture_bar, pictures_of
 from ddim.cli.fitting import fit_start, warn_of_size
 from ddim.cli.pictures import choose_scale, made_by, save_picture, save_pictures
 from ddim.cli.places import is_folder
+from ddim.cli.xl import told
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,6 +32,7 @@ class Drawing:
     Args:
         settings: in which the steps, their order and the guidance are chosen.
         only: a number; None for all.
+        refiner: a pipeline that makes the last steps, from `settings.refiner_start` of the way on; None for none.
 
     Attributes:
         settings: with the scale that was chosen.
@@ -47,10 +49,11 @@ class Drawing:
         pipe: DiffusionPipeline,
         settings: SampleSettings,
         only: int | None,
+        refiner: Any = None,
     ) -> None:
         from ddim.pipelines.recommended import plan_of_call
 
-        self.pipe, self.only = pipe, only
+        self.pipe, self.only, self.refiner = pipe, only, refiner
         self._labels = settings.class_labels or range(pipe.class_count or 0)
         count = settings.batch or len(self._labels) or (1 if pipe.draws_texts else 16)
         self.numbers = range(count) if only is None else range(only, only + 1)
@@ -70,6 +73,7 @@ class Drawing:
             names = ("prompt", "negative_prompt", "height", "width", "strength")
             self._request |= {name: getattr(settings, name) for name in names}
             self._request |= self._start(settings)
+            self._request |= told(settings)
             warn_of_size(pipe, str(settings.model), (self._request["height"], self._request["width"]))
         size = self._size()
         scale = choose_scale(settings.scale, size, len(self.numbers), settings.out, labels=settings.labels)
@@ -95,6 +99,8 @@ class Drawing:
             from ddim.evaluation.state import digest
 
             about["weights"] = digest(self.pipe)
+            if self.refiner is not None:
+                about["refiner"] = digest(self.refiner)
         return about
 
     def _size(self) -> tuple[int, int]:
@@ -121,7 +127,18 @@ class Drawing:
             if self.pipe.draws_texts:
                 request["callback_on_step_end_tensor_inputs"] = ()
         with torch.inference_mode():
+            if self.refiner is not None:
+                return self._refined(request)
             images: list[Image.Image] = self.pipe(**request).images
+        return images
+
+    def _refined(self, request: dict[str, Any]) -> list[Image.Image]:
+        """What the model begins and the refiner finishes; the noise of both is drawn by the same generators."""
+        start = self.settings.refiner_start
+        begun = self.pipe(**request, denoising_end=start, output_type="latent").images
+        without = ("image", "strength") if self.settings.mask_image else ("image", "strength", "height", "width")
+        rest = {name: value for name, value in request.items() if name not in without}
+        images: list[Image.Image] = self.refiner(**rest, image=begun, denoising_start=start).images
         return images
 
     def label(self, number: int) -> str:

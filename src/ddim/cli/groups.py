@@ -13,7 +13,8 @@ _GUIDANCE = "guidance_scale guidance_rescale guidance_interval source_guidance_s
 OF_DRAWING = {
     "Which shell": "shell",
     "What to draw": "prompt prompts images model lora textual_inversion source target negative_prompt weights "
-    "class_label class_labels batch height width seeds results",
+    "prompt_2 negative_prompt_2 class_label class_labels batch height width seeds results",
+    "What Stable Diffusion XL is told": "original_size crop target_size refiner refiner_start",
     "Which of the model's files": "vae variant tokenizer prediction_type",
     "How to go between them": "frames grid rows between_texts",
     "How to sample": "steps eta order spacing zero_snr seed method moments check",

@@ -22,6 +22,10 @@ class Kind(Protocol):
     def class_count(self) -> int | None:
         """How many classes can be asked for; None where the model knows none."""
 
+    @property
+    def is_xl(self) -> bool | None:
+        """Whether it is Stable Diffusion XL; None where that is not known."""
+
 
 def check_against(model: str, found: Known, settings: Any) -> None:
     """Refuse numbers that the model cannot follow.

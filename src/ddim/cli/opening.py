@@ -365,7 +365,8 @@ def suitable_guidance(
 
     if scale is None and pipe.draws_texts:
         scale = for_texts
-    return recommended.suitable_guidance(pipe.scheduler.config, pipe.draws_texts, scale, rescale)
+    usual: float = getattr(pipe, "usual_guidance", 7.5)
+    return recommended.suitable_guidance(pipe.scheduler.config, pipe.draws_texts, scale, rescale, usual)
 
 
 def suitable_steps(

@@ -110,7 +110,7 @@ GuidanceScale = Annotated[
     tyro.conf.arg(
         help="How strongly to prefer the text or class over none; 1 is no guidance. If not given, what the model "
         "recommends, which `ddim info` shows; or else 1 for classes, 3 for a text-to-image model with zero terminal "
-        "SNR, 7.5 for other text-to-image models."
+        "SNR, 5 for Stable Diffusion XL, 7.5 for other text-to-image models."
     ),
 ]
 GuidanceRescale = Annotated[

@@ -110,6 +110,12 @@ def one_of(value: Any) -> Any:
 FOLLOWED: dict[str, Rule] = {
     "prompt": optional(text(PROMPT)),
     "negative_prompt": optional(text(PROMPT)),
+    "prompt_2": optional(text(PROMPT)),
+    "negative_prompt_2": optional(text(PROMPT)),
+    "original_size": optional(several(whole(0, 100_000), 2, 2)),
+    "crop": optional(several(whole(0, 100_000), 2, 2)),
+    "target_size": optional(several(whole(0, 100_000), 2, 2)),
+    "refiner_start": number(0, 1),
     "variant": optional(text(50, r"[\w.-]*")),
     "prediction_type": one_of,
     "weights": one_of,
@@ -135,7 +141,7 @@ FOLLOWED: dict[str, Rule] = {
 }
 
 # Files that a picture was made of. They are paths of a stranger: the user has to give them.
-FILES = ("lora", "textual_inversion", "vae", "tokenizer", "image", "mask_image")
+FILES = ("lora", "textual_inversion", "vae", "tokenizer", "refiner", "image", "mask_image")
 
 # What is the user's alone, whatever the picture says.
 OWN = ("backend", "device", "from_image", "trust", "out", "overwrite", "images", "check")

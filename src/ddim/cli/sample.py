@@ -45,6 +45,17 @@ from ddim.cli.options import (
 from ddim.cli.pictures import check_images, check_look
 from ddim.cli.places import announce, is_folder
 from ddim.cli.recipe import check_drawn, read_picture_recipe
+from ddim.cli.xl import (
+    Crop,
+    OriginalSize,
+    Refiner,
+    SecondNegativePrompt,
+    SecondPrompt,
+    TargetSize,
+    check_xl,
+    open_refiner,
+)
+from ddim.cli.xl import given as given_of_xl
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,6 +87,14 @@ class SampleSettings:
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None
     negative_prompt: NegativePrompt = None
+    prompt_2: SecondPrompt = None
+    negative_prompt_2: SecondNegativePrompt = None
+    original_size: OriginalSize = None
+    crop: Crop = None
+    target_size: TargetSize = None
+    refiner: Refiner = None
+    refiner_start: float = 0.8
+    """The share of the way at which --refiner takes over, from 0 to 1."""
     class_labels: tuple[int, ...] = ()
     """The classes to draw, in turn, with a class-conditional model. If not given, all of its classes."""
     guidance_scale: GuidanceScale = None
@@ -147,6 +166,8 @@ class SampleSettings:
             raise ConfigError("--strength says how much of --image is lost: give one, or leave it out")
         if self.image is None and self.mask_image is not None:
             raise ConfigError("--mask-image says where --image is to be painted anew: give one, or leave it out")
+        if self.refiner is None and "refiner_start" in given:
+            raise ConfigError("--refiner-start says where --refiner takes over: give one, or leave it out")
         check_order(self.order, self.eta)
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             first, second = self.guidance_interval
@@ -190,7 +211,8 @@ def run_sample(settings: SampleSettings) -> None:
     )
     if recipe is not None:
         check_drawn(pipe, recipe, settings)
-    drawing = Drawing(pipe, settings, None if recipe is None else recipe.only)
+    refiner = open_refiner(settings, pipe)
+    drawing = Drawing(pipe, settings, None if recipe is None else recipe.only, refiner)
     drawn = draw_into_folder(drawing) if is_folder(settings.out) else draw_into_file(drawing)
     what = "" if settings.prompt is None else f"of {settings.prompt!r} "
     print(
@@ -203,6 +225,7 @@ def run_sample(settings: SampleSettings) -> None:
 
 
 def _check_kind(kind: Kind, settings: SampleSettings) -> None:
+    xl_options = given_of_xl(settings)
     check_kind(
         kind,
         str(settings.model),
@@ -213,7 +236,9 @@ def _check_kind(kind: Kind, settings: SampleSettings) -> None:
             "--width": settings.width,
             "--image": settings.image,
             "--mask-image": settings.mask_image,
+            **xl_options,
         },
         for_classes={"--class-labels": settings.class_labels},
         example=f'ddim sample "a red heart" --model {settings.model}',
     )
+    check_xl(kind.is_xl, str(settings.model), xl_options)

@@ -47,6 +47,10 @@ NOT_OF_ROWS = {
             "backend", "device",
         )
     },
+    **dict.fromkeys(
+        ("prompt_2", "negative_prompt_2", "original_size", "crop", "target_size", "refiner", "refiner_start"),
+        "is not for jobs yet: draw such pictures by ddim sample",
+    ),
     "weights": "is not for jobs, which draw many prompts together, and those with weights may be of other lengths: "
     "draw them by ddim sample",
     "batch": "is not needed: a row is one picture, so give a row for each, whose seeds are others if they say none",

@@ -168,6 +168,11 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         raise NotImplementedError
 
     @property
+    def is_xl(self) -> bool:
+        """Whether it is Stable Diffusion XL, which is told more of a picture than a text."""
+        return False
+
+    @property
     def class_count(self) -> int | None:
         """How many classes can be asked for; None where the model knows none."""
         return None

@@ -31,6 +31,11 @@ from ddim.pipelines.latents import LatentPipeline
 from ddim.plan import SamplingPlan
 from ddim.sampling import Denoiser
 
+# What `encode_prompt` gives, in its order; the last two are Stable Diffusion XL's.
+_EMBEDDINGS = (
+    "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
+)  # fmt: skip
+
 __all__ = ["Way", "denoisers_along", "noise_of_pictures"]
 
 
@@ -124,14 +129,17 @@ def denoisers_along(
         guidance: `guidance_scale`, `guidance_rescale` and `guidance_interval`, as in a call.
     """
     if isinstance(pipe, LatentPipeline):
-        embeds, negative = pipe.encode_prompt(
+        found = pipe.encode_prompt(
             list(prompts) or "",
             do_classifier_free_guidance=pipe.is_guided(guidance["guidance_scale"]),
             negative_prompt=negative_prompt,
         )
-        each = {"prompt_embeds": way.along(embeds, BETWEEN[between_texts])}
-        if negative is not None:
-            each["negative_prompt_embeds"] = way.along(negative[:1])
+        each = {}
+        for name, tensor in zip(_EMBEDDINGS, found, strict=False):
+            if tensor is not None and name.startswith("negative"):
+                each[name] = way.along(tensor[:1])
+            elif tensor is not None:
+                each[name] = way.along(tensor, BETWEEN[between_texts])
         return conditioned(pipe, plan, each, **guidance)
     if len(class_labels) < 2:
         if class_labels:

@@ -313,6 +313,10 @@ class StableDiffusionXLPipeline(FromSingleFile, FamiliarXL, Draws):
         images, _ = self._draw(call)
         return StableDiffusionXLPipelineOutput(images) if return_dict else (images,)
 
+    @property
+    def is_xl(self) -> bool:
+        return True
+
     # --- texts -------------------------------------------------------------------------------------------------------
 
     def encode_prompt(  # type: ignore[override]

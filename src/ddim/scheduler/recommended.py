@@ -115,18 +115,22 @@ def choose_guidance(
 
 
 def suitable_guidance(
-    config: Mapping[str, Any], draws_texts: bool, scale: float | None, rescale: float | None
+    config: Mapping[str, Any],
+    draws_texts: bool,
+    scale: float | None,
+    rescale: float | None,
+    usual_for_texts: float = 7.5,
 ) -> tuple[float, float]:
     """(guidance_scale, guidance_rescale): what is given, and what suits the model where nothing is.
 
     That is what its folder recommends. Where it says nothing, for texts at zero terminal SNR it is 3 and 0.7; for other
-    texts 7.5 and 0, as is usual; without texts 1 and 0, which is no guidance.
+    texts what is usual for them, and 0; without texts 1 and 0, which is no guidance.
 
     Raises:
         ConfigError: what the folder recommends cannot be followed.
     """
     is_zero_snr = config["rescale_betas_zero_snr"] and draws_texts
-    usual = 1.0 if not draws_texts else 3.0 if is_zero_snr else 7.5
+    usual = 1.0 if not draws_texts else 3.0 if is_zero_snr else usual_for_texts
     chosen, less = choose_guidance(config, scale, rescale, usual)
     if rescale is None and config.get("recommended_guidance_rescale") is None and chosen != 1 and is_zero_snr:
         less = 0.7

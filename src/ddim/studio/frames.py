@@ -201,7 +201,7 @@ def _draw_frames(
         wanted = wish(name, pipe, asked, limits)
         request = wanted.requests(pipe.draws_texts, None)[0]
         plan = plan_of_call(pipe.scheduler, request.steps, 0.0, None, request.order, spacing=request.spacing)
-        usual = 7.5 if pipe.draws_texts else 1.0
+        usual = getattr(pipe, "usual_guidance", 1.0)
         scale, rescale = choose_guidance(pipe.scheduler.config, request.guidance_scale, request.guidance_rescale, usual)
         guidance = {"guidance_scale": scale, "guidance_rescale": rescale}
         guidance["guidance_interval"] = request.guidance_interval

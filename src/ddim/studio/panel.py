@@ -304,7 +304,8 @@ class Panel:
         steps, scale, rescale = 50, 7.5 if texts else 1.0, 0.0
         if scheduler is not None:
             steps = choose_steps(scheduler.config).number
-            scale, rescale = suitable_guidance(scheduler.config, texts, None, None)
+            usual = 5.0 if known is not None and known.is_xl else 7.5
+            scale, rescale = suitable_guidance(scheduler.config, texts, None, None, usual)
         side = None if known is None else known.side
         sizes = [("as trained" if side is None else f"{side}x{side}, as trained", "auto")]
         if side is not None and known is not None and known.factor is not None:
