@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +52,8 @@ Refiner = Annotated[
     str | None,
     tyro.conf.arg(
         metavar="MODEL",
-        help="A model that makes the last steps, such as Stable Diffusion XL's refiner: a folder or an id on the hub.",
+        help="A model that makes the last steps, such as Stable Diffusion XL's refiner: a folder or an id on the hub. If "
+        "not given, the model makes all.",
     ),
 ]
 
@@ -98,7 +100,6 @@ def open_refiner(settings: Any, pipe: DiffusionPipeline) -> Any:
     """
     if settings.refiner is None:
         return None
-    import dataclasses
 
     from ddim.cli.opening import open_pipeline
     from ddim.pipelines import StableDiffusionXLPipeline
