@@ -52,8 +52,8 @@ Refiner = Annotated[
     str | None,
     tyro.conf.arg(
         metavar="MODEL",
-        help="A model that makes the last steps, such as Stable Diffusion XL's refiner: a folder or an id on the hub. If "
-        "not given, the model makes all.",
+        help="A model that makes the last steps, such as Stable Diffusion XL's refiner: a folder or an id on the hub. "
+        "If not given, the model makes all.",
     ),
 ]
 
