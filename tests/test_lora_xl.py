@@ -203,7 +203,16 @@ def both_load(folder: Path, *sources: Any) -> tuple[Any, StableDiffusionXLPipeli
     return pair
 
 
-@pytest.mark.parametrize("layout", ["present", "older", "oldest", "kohya", "kohya, original names"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "present",
+        pytest.param("older", marks=pytest.mark.slow),  # the same weights, by test_all_layouts_are_the_same
+        pytest.param("oldest", marks=pytest.mark.slow),
+        "kohya",
+        "kohya, original names",
+    ],
+)
 def test_images_are_those_of_diffusers(layout: str, folder: Path, tmp_path: Path) -> None:
     names, unet, text = LAYOUTS.get(layout, (tiny_lora.present, EVERY, TEXT))
     if "kohya" in layout:  # diffusers knows no names of some layers there
