@@ -13,7 +13,7 @@ from tiny_training import Place, lora_settings, place, text_settings, vae_settin
 
 from ddim.cli import main
 from ddim.training import train
-from ddim.training.settings import PixelSettings, TrainSettings
+from ddim.training.settings import ControlNetSettings, PixelSettings, TrainSettings
 
 __all__ = ["place"]
 
@@ -29,6 +29,13 @@ def lora(folder: Path, place: Place) -> TrainSettings:
     return lora_settings(folder, place, folder.parent / "a model", max_train_steps=1)
 
 
+def control(folder: Path, place: Place) -> TrainSettings:
+    tiny_reference(folder.parent / "a model", 1)
+    network = {"pretrained_model_name_or_path": str(folder.parent / "a model"), "condition": "edges"}
+    brief = {"max_train_steps": 1, "report_to": "none", "validation_steps": 0}
+    return ControlNetSettings(str(folder), train_data_dir=str(place.data), **network, **brief)  # type: ignore[arg-type]
+
+
 MADE: dict[str, Callable[[Path, Place], TrainSettings]] = {
     "pixels": pixels,
     "classes": lambda folder, place: pixels(folder, place, classes=True),
@@ -37,6 +44,7 @@ MADE: dict[str, Callable[[Path, Place], TrainSettings]] = {
         folder, place, max_train_steps=1, validation_prompts=("it's a $5 `cat`", "b")
     ),
     "lora": lora,
+    "controlnet": control,
     "vae": lambda folder, place: vae_settings(folder, place, max_train_steps=1),
 }
 

@@ -80,7 +80,7 @@ def listed(given: Sequence[str | Sequence[str]] | None) -> tuple[str, ...]:
 
 def joined(settings: Any) -> Any:
     """A command's settings in which `lora` and the like are one tuple each, however often they were given."""
-    names = [name for name in ("lora", "textual_inversion") if hasattr(settings, name)]
+    names = [name for name in ("lora", "textual_inversion", "controlnet", "control_image") if hasattr(settings, name)]
     return dataclasses.replace(settings, **{name: listed(getattr(settings, name)) for name in names})
 
 

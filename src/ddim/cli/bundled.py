@@ -32,7 +32,7 @@ OTHERS = Bundled(usual="digits-fast", teacher="digits")
 _FOR_TEACHERS = {
     *("steps", "eta", "order", "spacing", "zero_snr"),
     *("guidance_scale", "guidance_rescale", "guidance_interval", "negative_prompt"),
-    *("image", "images", "mask_image", "strength", "lora", "textual_inversion", "weights"),
+    *("image", "images", "mask_image", "strength", "lora", "textual_inversion", "weights", "controlnet"),
 }
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from ddim.checkpoint.nearby import alike, did_you_mean, nearby
 from ddim.cli.adapters import check_adapter
+from ddim.cli.controlling import check_controlnet
 from ddim.cli.new_words import check_word
 from ddim.cli.pickles import refuse_pickle
 from ddim.cli.typed import typed
@@ -308,6 +309,7 @@ RULES: dict[str, Rule] = {
     "model": model,
     "device": device,
     "lora": check_adapter,
+    "controlnet": check_controlnet,
     "textual_inversion": check_word,
     "tokenizer": named,
     "vae": model,
@@ -366,6 +368,9 @@ RULES: dict[str, Rule] = {
     "image": picture,
     "images": picture,
     "mask_image": picture,
+    "control_image": picture,
+    "control_from": picture,
+    "condition_cells": COUNT,
     "prompts_file": file,
     "results": file_or_folder,
     "templates_file": file,

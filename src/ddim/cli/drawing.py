@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddim.cli.batches import chunk_size, chunks, picture_bar, pictures_of
+from ddim.cli.controlling import controlled, files_shown
 from ddim.cli.fitting import fit_start, warn_of_size
 from ddim.cli.pictures import choose_scale, made_by, save_picture, save_pictures
 from ddim.cli.places import is_folder
@@ -74,6 +75,8 @@ class Drawing:
             self._request |= {name: getattr(settings, name) for name in names}
             self._request |= self._start(settings)
             self._request |= told(settings)
+            start = self._request.get("image")
+            self._request |= controlled(settings, pipe, None if start is None else start.size)
             warn_of_size(pipe, str(settings.model), (self._request["height"], self._request["width"]))
         size = self._size()
         scale = choose_scale(settings.scale, size, len(self.numbers), settings.out, labels=settings.labels)
@@ -94,6 +97,7 @@ class Drawing:
         By these a command that goes on knows its own pictures, though the model may have been trained since.
         """
         given = [path for name in FROM_FILES if (path := getattr(self.settings, name)) is not None]
+        given += files_shown(self.settings)
         about: dict[str, Any] = {"files": [_hash(path) for path in given]} if given else {}
         if self.only is not None or is_folder(self.settings.out):
             from ddim.evaluation.state import digest
@@ -136,7 +140,8 @@ class Drawing:
         """What the model begins and the refiner finishes; the noise of both is drawn by the same generators."""
         start = self.settings.refiner_start
         begun = self.pipe(**request, denoising_end=start, output_type="latent").images
-        without = ("image", "strength") if self.settings.mask_image else ("image", "strength", "height", "width")
+        without = {"image", "strength", "control_image", "controlnet_conditioning_scale"}  # the refiner is not steered
+        without |= set() if self.settings.mask_image else {"height", "width"}
         rest = {name: value for name, value in request.items() if name not in without}
         images: list[Image.Image] = self.refiner(**rest, image=begun, denoising_start=start).images
         return images

@@ -62,6 +62,19 @@ def fit_start(
     return picture, None if mask is None or over is None else read_fitted(mask, mask, over, size, 1)
 
 
+def fit_shown(path: str, option: str, size: Size) -> Image.Image:
+    """The picture of a file in (width, height), for a ControlNet; a line on stderr says what was done to it.
+
+    Raises:
+        DataError: it is no picture, or too large.
+    """
+    from ddim.pipelines.fitting import read_fitted
+
+    own = size_of(path)
+    _say(option, own, size)
+    return read_fitted(path, path, own, size, 3)
+
+
 def warn_of_size(pipe: DiffusionPipeline, model: str, size: tuple[int | None, int | None]) -> None:
     """Say on stderr that (height, width) are far from what a model was trained to draw.
 

@@ -20,6 +20,7 @@ OF_DRAWING = {
     "How to sample": "steps eta order spacing zero_snr seed method moments check",
     "Guidance": _GUIDANCE,
     "To start from a picture": "image strength mask_image from_image trust",
+    "To steer by a picture": "controlnet control_image control_from condition condition_cells",
     "Where and how it runs": "dtype backend device batch_size",
     "What is written": "before loop fps scale labels out overwrite",
 }
@@ -88,8 +89,8 @@ OF_TRAINING = {
 
 # What is to be typed for the options that are text, where that says more than "TEXT".
 TAKES = {
-    "PATH": "features_weights from_image image images mask_image out output_dir resume_from_checkpoint train_data_dir "
-    "logging_dir cache_dir prompts_file templates_file api_key_file",
+    "PATH": "features_weights from_image image images mask_image control_from out output_dir resume_from_checkpoint "
+    "train_data_dir logging_dir conditioning_data_dir cache_dir prompts_file templates_file api_key_file",
     "MODEL": "model vae pretrained_model_name_or_path pretrained_vae_model_name_or_path model_config_name_or_path",
 }
 

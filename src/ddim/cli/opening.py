@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ddim.checkpoint.known import SINGLE_FILE, guidance_of, known
 from ddim.cli.adapters import add_adapters, refuse_adapters
 from ddim.cli.checks import address_on_hub, is_single_file
+from ddim.cli.controlling import add_controls
 from ddim.cli.known import Kind, check_against
 from ddim.cli.new_words import add_words, refuse_words
 from ddim.cli.options import Backend
@@ -71,6 +72,7 @@ def open_pipeline(settings: Any, suits: Callable[[Kind], None] = lambda kind: No
         _change_autoencoder(pipe, settings, how)
     add_adapters(pipe, model, _option(settings, "lora"))
     add_words(pipe, model, _option(settings, "textual_inversion"))
+    add_controls(pipe, model, _option(settings, "controlnet"))
     _weigh(pipe, _option(settings, "weights"))
     _tell_unknown_words(pipe, settings)
     try:

@@ -50,6 +50,24 @@ TextualInversions = Annotated[  # as Loras
         "its file says.",
     ),
 ]
+ControlNets = Annotated[  # as Loras
+    tuple[tuple[str, ...], ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(
+        metavar="PATH[=SCALE] ...",
+        help="ControlNets that steer the model, one or several: folders or ids on the hub. A number after the sign = "
+        "says how strongly one acts. If not given, 1: as it was trained. Each needs a --control-image.",
+    ),
+]
+ControlImages = Annotated[  # as Loras
+    tuple[tuple[str, ...], ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(
+        metavar="PATH ...",
+        help="What each --controlnet is shown, in their order: files of pictures such as edges or poses. They are "
+        "resized as --image is.",
+    ),
+]
 PromptWeights = Annotated[
     Literal["a1111", "compel"] | None,
     tyro.conf.arg(

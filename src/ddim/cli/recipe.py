@@ -134,6 +134,8 @@ FOLLOWED: dict[str, Rule] = {
     "height": optional(whole(1, SIDE)),
     "width": optional(whole(1, SIDE)),
     "strength": number(0, 1),
+    "condition": one_of,
+    "condition_cells": whole(1, SIDE),
     "method": one_of,
     "dtype": one_of,
     "scale": optional(whole(1, 64)),
@@ -141,7 +143,18 @@ FOLLOWED: dict[str, Rule] = {
 }
 
 # Files that a picture was made of. They are paths of a stranger: the user has to give them.
-FILES = ("lora", "textual_inversion", "vae", "tokenizer", "refiner", "image", "mask_image")
+FILES = (
+    "lora",
+    "textual_inversion",
+    "vae",
+    "tokenizer",
+    "refiner",
+    "image",
+    "mask_image",
+    "controlnet",
+    "control_image",
+    "control_from",
+)
 
 # What is the user's alone, whatever the picture says.
 OWN = ("backend", "device", "from_image", "trust", "out", "overwrite", "images", "check")

@@ -7,17 +7,21 @@ import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from ddim.cli.bundled import with_model
 from ddim.cli.checks import check_order
+from ddim.cli.controlling import check_together as check_controls
+from ddim.cli.controlling import files_shown
 from ddim.cli.drawing import FROM_FILES, Drawing, draw_into_file, draw_into_folder
 from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_guidance, suitable_steps
 from ddim.cli.options import (
     Autoencoder,
     Backend,
+    ControlImages,
+    ControlNets,
     Device,
     DType,
     Eta,
@@ -74,6 +78,7 @@ class SampleSettings:
         ddim sample "a grinning face" --batch 4 --seed 1 --out faces/
         ddim sample --class-labels 7 --batch 1 --out seven.png
         ddim sample "a blue heart on black" --image heart.png --out blue.png
+        ddim sample "a cat face" --controlnet runs/edges --control-from heart.png --condition edges --out cat.png
         ddim sample --from heart.png --out again.png
     """
 
@@ -131,6 +136,23 @@ class SampleSettings:
     ] = None
     strength: float = 0.8
     """How much of --image is lost, from 0 (nothing) to 1 (all)."""
+    controlnet: ControlNets = ()
+    control_image: ControlImages = ()
+    control_from: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The file of a picture to make a condition of, by --condition, instead of the last --control-image."
+        ),
+    ] = None
+    condition: Annotated[
+        Literal["edges", "layout"] | None,
+        tyro.conf.arg(
+            help="What is made of --control-from: its edges, or its colours in coarse cells (layout), as `ddim train "
+            "controlnet` makes them. Needed if --control-from is given; of no use if not given."
+        ),
+    ] = None
+    condition_cells: int = 8
+    """How many cells the shorter side has, for --condition layout."""
     mask_image: Annotated[
         str | None,
         tyro.conf.arg(
@@ -168,6 +190,7 @@ class SampleSettings:
             raise ConfigError("--mask-image says where --image is to be painted anew: give one, or leave it out")
         if self.refiner is None and "refiner_start" in given:
             raise ConfigError("--refiner-start says where --refiner takes over: give one, or leave it out")
+        check_controls(self)
         check_order(self.order, self.eta)
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             first, second = self.guidance_interval
@@ -194,6 +217,7 @@ def run_sample(settings: SampleSettings) -> None:
 
     check_model(settings, suits)
     given = [path for name in FROM_FILES if (path := getattr(settings, name)) is not None]
+    given += files_shown(settings)
     if given:
         check_images(given)
     pipe = open_pipeline(settings, suits)
@@ -237,6 +261,7 @@ def _check_kind(kind: Kind, settings: SampleSettings) -> None:
             "--image": settings.image,
             "--mask-image": settings.mask_image,
             **xl_options,
+            "--controlnet": settings.controlnet or None,
         },
         for_classes={"--class-labels": settings.class_labels},
         example=f'ddim sample "a red heart" --model {settings.model}',

@@ -53,6 +53,10 @@ NOT_OF_ROWS = {
     ),
     "weights": "is not for jobs, which draw many prompts together, and those with weights may be of other lengths: "
     "draw them by ddim sample",
+    **dict.fromkeys(
+        ("controlnet", "control_image", "control_from", "condition", "condition_cells"),
+        "is not for jobs, which draw without ControlNets: draw such pictures by ddim sample",
+    ),
     "batch": "is not needed: a row is one picture, so give a row for each, whose seeds are others if they say none",
     "scale": "is for looking at pictures, and those of a job are data: they stay as the model draws them",
     "labels": "is for looking at pictures, and those of a job are data: what each shows is in the manifest",

@@ -1,0 +1,152 @@
+"""`--controlnet PATH[=SCALE]` and what it is shown: read, checked, and made arguments of a pipeline's call."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ddim.checkpoint.nearby import did_you_mean, nearby
+from ddim.cli.adapters import listed
+from ddim.cli.fitting import fit_shown
+from ddim.cli.pictures import size_of
+from ddim.errors import CheckpointError, ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    from ddim.cli.sample import SampleSettings
+    from ddim.pipelines import DiffusionPipeline
+
+
+class Asked(NamedTuple):
+    """One ControlNet as it was asked for.
+
+    Attributes:
+        place: a folder, or an id on the hub.
+        scale: how strongly it acts; 1 is as it was trained.
+    """
+
+    place: str
+    scale: float
+
+
+def controlnet(text: str) -> Asked:
+    """What PATH[=SCALE] asks for.
+
+    >>> controlnet("runs/edges=0.6"), controlnet("owner/name")
+    (Asked(place='runs/edges', scale=0.6), Asked(place='owner/name', scale=1.0))
+
+    Raises:
+        ConfigError: the scale is no finite number.
+    """
+    place, sign, after = text.rpartition("=")
+    if not sign or os.path.exists(text):
+        place, after = text, "1"
+    try:
+        scale = float(after)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale) or not place:
+        raise ConfigError(
+            f"--controlnet {text} has {after!r} where its scale should be: give a number, such as {place}=0.8"
+        )
+    return Asked(place, scale)
+
+
+def check_controlnet(given: str | Sequence[str], option: str) -> None:
+    """The rule of --controlnet: a folder that is there, or what can be an id on the hub, which is not asked.
+
+    Raises:
+        ConfigError: there is no such folder, or its scale is no number.
+    """
+    if not isinstance(given, str):
+        for one in given:
+            check_controlnet(one, option)
+        return
+    place = controlnet(given).place
+    if os.path.isfile(place):
+        raise ConfigError(f"{option} {place} is a file: give the folder of a ControlNet in diffusers' layout")
+    if not os.path.isdir(place) and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place):
+        meant = nearby(place, Path.is_dir)
+        raise ConfigError(f"there is no folder {place[:300]!r}, given as {option}{did_you_mean(meant)}")
+
+
+def check_together(settings: SampleSettings) -> None:
+    """Raise a ConfigError unless there is something to show to each ControlNet, and a ControlNet for each picture."""
+    networks, shown = len(listed(settings.controlnet)), len(listed(settings.control_image))
+    if settings.control_from is not None and settings.condition is None:
+        raise ConfigError("--control-from needs --condition, which says what is made of the picture")
+    if settings.control_from is None and settings.condition is not None:
+        raise ConfigError("--condition says what is made of --control-from: give one, or leave it out")
+    pictures = shown + (settings.control_from is not None)
+    if networks == pictures:
+        return
+    if not networks:
+        raise ConfigError("--control-image and --control-from are for --controlnet: give one, or leave them out")
+    counted = f"{networks} ControlNets and {pictures} pictures for them" if networks > 1 else "no picture for it"
+    raise ConfigError(f"--controlnet: there are {counted}: give a --control-image for each, or --control-from")
+
+
+def add_controls(pipe: DiffusionPipeline, model: str, given: Sequence[str | Sequence[str]] | None) -> None:
+    """Load ControlNets into a pipeline.
+
+    Raises:
+        ConfigError: the pipeline takes none, or one is for another model.
+        CheckpointError, WeightsError: one is not there or is broken; the message names it.
+    """
+    asked = [controlnet(text) for text in listed(given)]
+    if not asked:
+        return
+    from ddim.models import ControlNetModel
+    from ddim.pipelines.control import check_fits
+    from ddim.pipelines.draws import Draws
+
+    if not isinstance(pipe, Draws):
+        raise ConfigError(f"{model} takes no ControlNet: leave out --controlnet, or use a text-to-image model")
+    networks = []
+    for each in asked:
+        try:
+            network = ControlNetModel.from_pretrained(each.place, dtype=pipe.dtype)
+            check_fits(network.config, pipe.unet.config)
+        except (CheckpointError, ConfigError, WeightsError) as error:
+            raise type(error)(f"--controlnet {each.place}: {error}") from error
+        networks.append(network)
+    pipe.controlnet = networks if len(networks) > 1 else networks[0]
+
+
+def files_shown(settings: SampleSettings) -> list[str]:
+    """The files that ControlNets are shown, or that their conditions are made of."""
+    return [*listed(settings.control_image), *([settings.control_from] if settings.control_from else [])]
+
+
+def controlled(settings: SampleSettings, pipe: DiffusionPipeline, size: tuple[int, int] | None) -> dict[str, Any]:
+    """What a call is given for its ControlNets; nothing without one.
+
+    Args:
+        size: (width, height) of what is drawn, where that is settled; else it follows from the first picture.
+
+    Raises:
+        DataError: a file is no picture, or too large.
+    """
+    files = files_shown(settings)
+    if not files:
+        return {}
+    from ddim.images.conditions import condition_image
+    from ddim.pipelines.fitting import start_size
+
+    width, height = size or start_size(size_of(files[0]), pipe, settings.height, settings.width)
+    options = ["--control-image"] * len(files)
+    if settings.control_from is not None:
+        options[-1] = "--control-from"
+    pictures = [fit_shown(path, option, (width, height)) for path, option in zip(files, options, strict=True)]
+    if settings.control_from is not None and settings.condition is not None:
+        pictures[-1] = condition_image(pictures[-1], settings.condition, settings.condition_cells)
+    scales = [controlnet(text).scale for text in listed(settings.controlnet)]
+    return {
+        "control_image": pictures if len(pictures) > 1 else pictures[0],
+        "controlnet_conditioning_scale": scales,
+        "height": height,
+        "width": width,
+    }

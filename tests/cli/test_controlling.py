@@ -1,0 +1,137 @@
+"""`ddim sample --controlnet`: what is shown to which network, what the picture says of it, and clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_control import tiny_control
+from tiny_sd import tiny_reference
+
+from ddim.cli import main
+from ddim.errors import ConfigError
+from ddim.images.conditions import condition_image
+from ddim.models import ControlNetModel
+from ddim.pipelines import StableDiffusionPipeline
+from ddim.serving.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, two ControlNets a and b for it, and two pictures."""
+    folder = tmp_path_factory.mktemp("here")
+    theirs = tiny_reference(folder / "model", 1)
+    for seed, name in enumerate("ab"):
+        tiny_control(folder / name, theirs.unet, seed)
+    for seed in range(2):
+        pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{seed}.png")
+    return folder
+
+
+def sample(here: Path, out: Path, *words: str) -> int:
+    options = ["--model", str(here / "model"), "--steps", "2", "--spacing", "leading", "--scale", "1", "--overwrite"]
+    return main(["sample", "a cat", *options, *words, "--out", str(out)])
+
+
+def drawn(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_the_command_draws_what_the_pipeline_draws(here: Path, tmp_path: Path) -> None:
+    words = ["--controlnet", f"{here / 'a'}=0.7", "--control-image", str(here / "0.png")]
+    assert sample(here, tmp_path / "one.png", *words) == 0
+    assert (
+        sample(
+            here, tmp_path / "two.png", *words, "--controlnet", str(here / "b"), "--control-image", str(here / "1.png")
+        )
+        == 0
+    )
+    pipe = StableDiffusionPipeline.from_pretrained(here / "model")
+    pipe.set_progress_bar_config(disable=True)
+    networks = [ControlNetModel.from_pretrained(here / name) for name in "ab"]
+    shown = [Image.open(here / f"{k}.png") for k in range(2)]
+    given = {"num_inference_steps": 2, "seed": 0, "guidance_scale": 7.5}
+    pipe.controlnet = networks[0]
+    one = pipe("a cat", control_image=shown[0], controlnet_conditioning_scale=0.7, **given).images[0]
+    assert np.abs(np.asarray(one).astype(int) - drawn(tmp_path / "one.png")).max() <= 1
+    pipe.controlnet = networks
+    two = pipe("a cat", control_image=shown, controlnet_conditioning_scale=[0.7, 1.0], **given).images[0]
+    assert np.abs(np.asarray(two).astype(int) - drawn(tmp_path / "two.png")).max() <= 1
+    assert not np.array_equal(drawn(tmp_path / "one.png"), drawn(tmp_path / "two.png"))
+
+
+@pytest.mark.parametrize("condition", ["edges", "layout"])
+def test_a_condition_is_made_as_in_training(condition: str, here: Path, tmp_path: Path) -> None:
+    condition_image(Image.open(here / "0.png"), condition, 4).save(tmp_path / "made.png")
+    words = ["--controlnet", str(here / "a")]
+    made = ["--control-from", str(here / "0.png"), "--condition", condition, "--condition-cells", "4"]
+    assert sample(here, tmp_path / "from.png", *words, *made) == 0
+    assert sample(here, tmp_path / "given.png", *words, "--control-image", str(tmp_path / "made.png")) == 0
+    assert np.array_equal(drawn(tmp_path / "from.png"), drawn(tmp_path / "given.png"))
+
+
+def test_a_picture_is_made_again_of_its_recipe_and_the_files(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--controlnet", str(here / "a"), "--control-from", str(here / "0.png")]
+    assert sample(here, tmp_path / "first.png", *files, "--condition", "layout", "--condition-cells", "4") == 0
+    again = ["sample", "--from", str(tmp_path / "first.png"), "--trust", "--out", str(tmp_path / "again.png")]
+    assert main(again) == 1
+    assert "--controlnet" in capsys.readouterr().err
+    assert main([*again, *files]) == 0
+    assert np.array_equal(drawn(tmp_path / "first.png"), drawn(tmp_path / "again.png"))
+
+
+def test_what_is_shown_decides_the_size_unless_something_else_does(here: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 32)).save(tmp_path / "wide.png")
+    words = ["--controlnet", str(here / "a"), "--control-image", str(tmp_path / "wide.png")]
+    assert sample(here, tmp_path / "wide-one.png", *words) == 0
+    assert drawn(tmp_path / "wide-one.png").shape == (8, 24, 3)
+    assert sample(here, tmp_path / "square.png", *words, "--image", str(here / "0.png")) == 0
+    assert drawn(tmp_path / "square.png").shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--controlnet", "{here}/a"], "there are no picture for it|no picture for it"),
+        (["--control-image", "{here}/0.png"], "are for --controlnet"),
+        (["--controlnet", "{here}/nowhere", "--control-image", "{here}/0.png"], "there is no folder"),
+        (["--controlnet", "{here}/0.png", "--control-image", "{here}/0.png"], "is a file"),
+        (["--controlnet", "{here}/a=strong", "--control-image", "{here}/0.png"], "'strong' where its scale should be"),
+        (["--controlnet", "{here}/a", "--control-image", "{here}/2.png"], "2.png"),
+        (["--controlnet", "{here}/a", "--control-from", "{here}/0.png"], "--control-from needs --condition"),
+        (["--condition", "edges"], "--condition says what is made of --control-from"),
+        (["--controlnet", "{here}/model/unet", "--control-image", "{here}/0.png"], "not a ControlNetModel"),
+        (
+            ["--controlnet", "{here}/a", "{here}/b", "--control-image", "{here}/0.png"],
+            "2 ControlNets and 1 pictures for them",
+        ),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(
+    words: list[str], error: str, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample(here, tmp_path / "a.png", *[word.format(here=here) for word in words]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert any(part in said[0] for part in error.split("|"))
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_pipeline_with_a_controlnet_is_not_served(here: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(
+        here / "model", controlnet=ControlNetModel.from_pretrained(here / "a")
+    )
+    with pytest.raises(ConfigError, match="pipelines with a ControlNet are not served"):
+        Engine(pipe)
+
+
+def test_a_model_without_texts_takes_none(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--controlnet", str(here / "a"), "--control-image", str(here / "0.png")]
+    assert main(["sample", "--model", "digits", *words, "--out", str(tmp_path / "a.png")]) == 1
+    assert "--controlnet" in capsys.readouterr().err
