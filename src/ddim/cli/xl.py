@@ -104,7 +104,8 @@ def open_refiner(settings: Any, pipe: DiffusionPipeline) -> Any:
     from ddim.cli.opening import open_pipeline
     from ddim.pipelines import StableDiffusionXLPipeline
 
-    plain = {"model": settings.refiner, "lora": (), "textual_inversion": (), "vae": None, "tokenizer": None}
+    plain = {"model": settings.refiner, "lora": (), "textual_inversion": (), "controlnet": (), "vae": None}
+    plain |= {"tokenizer": None}
     refiner = open_pipeline(dataclasses.replace(settings, **plain))
     if not isinstance(refiner, StableDiffusionXLPipeline):
         raise ConfigError(f"--refiner {settings.refiner} is a {type(refiner).__name__}, and no Stable Diffusion XL")
