@@ -24,7 +24,7 @@ from ddim.data.stream import CaptionedStream
 from ddim.errors import DataError, NonFiniteError
 from ddim.images.flat import shows_background
 from ddim.training import caches, train
-from ddim.training.caches import CaptionCache, LatentCache, content
+from ddim.training.caches import LatentCache, content
 from ddim.training.run import make_objective
 
 __all__ = ["place"]
@@ -349,13 +349,12 @@ def test_cached_captions_are_those_of_the_encoder(tmp_path: Path, place: Place) 
     )
     for objective in (cached, direct):
         objective.prepare({})
-    assert cached.texts.table is not None
     assert direct.texts is None
     seen = {}
     for batch, other in zip(batches(cached, 6), batches(direct, 6), strict=True):
         assert batch["caption"] == other["caption"]
         assert ("text" in batch, "ids" in batch, "text" in other, "ids" in other) == (True, False, False, True)
-        one, two = cached.encode_captions(batch), direct.encode_captions(other)
+        one, two = cached.encode_captions(batch).embeds, direct.encode_captions(other).embeds
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
         for caption, vectors in zip(batch["caption"], one, strict=True):
             assert torch.equal(vectors, seen.setdefault(caption, vectors))
@@ -368,14 +367,19 @@ def test_cached_captions_are_those_of_the_encoder(tmp_path: Path, place: Place) 
         assert other.texts is None
 
 
-def test_too_many_captions_are_not_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: Place) -> None:
-    monkeypatch.setattr(caches, "LARGEST", 1000)
-    objective = make_objective(text_settings(tmp_path, place))
-    cache = CaptionCache.of(objective.source, is_varied=False)
-    assert cache is not None
-    assert cache.captions[0] == ""
-    cache.fill(objective.tokenizer, objective.networks["text_encoder"])
-    assert cache.table is None
+def test_many_captions_are_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: Place) -> None:
+    tables = []
+    for largest in (1 << 30, 1000):
+        monkeypatch.setattr(caches, "LARGEST", largest)
+        objective = fine_tuning(tmp_path, place)
+        objective.prepare({})
+        tables.append(objective.texts.tables[0])
+        assert objective.texts.captions[0] == ""
+    assert torch.equal(*tables)
+    kept = [line for line in Path("/proc/self/maps").read_text().splitlines() if ".captions-" in line]
+    assert len(kept) == 1
+    assert kept[0].endswith("(deleted)")  # so nothing is left of it when the process ends
+    assert not list((tmp_path / "run" / "cache").glob(".captions*"))
 
 
 def test_captions_that_are_cut_are_told_of(tmp_path: Path, place: Place) -> None:

@@ -98,7 +98,7 @@ def test_the_loss_is_that_of_diffusers_script(place: Place, model: Path, tmp_pat
     control = diffusers.ControlNetModel.from_config(objective.controlnet.config)
     control.load_state_dict(objective.controlnet.state_dict())
     noisy = diffusers.DDIMScheduler.from_pretrained(model, subfolder="scheduler").add_noise(latents, noise, timesteps)
-    text = objective.encode_captions(batch)
+    text = objective.encode_captions(batch).embeds
     down, middle = control(noisy, timesteps, text, controlnet_cond=batch["condition"], return_dict=False)
     added = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
     predicted = reference(noisy, timesteps, text, **added).sample

@@ -12,8 +12,8 @@ import torch
 from ddim import DDIMScheduler
 from ddim.errors import ConfigError
 from ddim.process import PREDICTIONS
-from ddim.training.diffusion import DiffusionLoss, min_snr_weights
-from ddim.training.settings import PredictionType
+from ddim.training.diffusion import DiffusionLoss, min_snr_weights, timestep_weights
+from ddim.training.settings import PredictionType, TextToImageSettings
 
 T = 1000
 
@@ -142,3 +142,42 @@ def test_dream_leaves_a_perfect_network_as_it_is_and_moves_others_along_the_nois
     error = eps - (loss.eps_of_x[timesteps].view(at) * inputs[0] + loss.eps_of_out[timesteps].view(at) * (target + 0.1))
     expected = eps + loss.noise[timesteps].view(at) * error
     torch.testing.assert_close(noises[1], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "often"),
+    [
+        ({"timestep_bias_strategy": "earlier", "timestep_bias_portion": 0.3}, range(3)),
+        ({"timestep_bias_strategy": "later"}, range(8, 10)),
+        ({"timestep_bias_strategy": "range", "timestep_bias_begin": 2, "timestep_bias_end": 5}, range(2, 5)),
+    ],
+)
+def test_some_timesteps_are_drawn_more_often(given: dict[str, Any], often: range) -> None:
+    settings = TextToImageSettings("x", train_data_dir="x", timestep_bias_multiplier=3.0, **given)
+    weights = timestep_weights(settings, 10)
+    assert weights is not None
+    assert weights.tolist() == [3.0 if timestep in often else 1.0 for timestep in range(10)]
+    assert timestep_weights(TextToImageSettings("x", train_data_dir="x"), 10) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"timestep_bias_multiplier": 2.0}, "timestep_bias_multiplier needs a timestep_bias_strategy"),
+        (
+            {"timestep_bias_strategy": "later", "timestep_bias_multiplier": 0.0},
+            "timestep_bias_multiplier must be positive",
+        ),
+        ({"timestep_bias_begin": 7, "timestep_bias_end": 7}, "timestep_bias_begin=7 must be"),
+        ({"timestep_bias_portion": 1.5}, "timestep_bias_portion must be in"),
+    ],
+)
+def test_a_bias_that_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TextToImageSettings("x", train_data_dir="x", **given)
+
+
+def test_a_range_beyond_the_timesteps_is_refused() -> None:
+    given: dict[str, Any] = {"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2.0}
+    with pytest.raises(ConfigError, match="timestep_bias_end=1000 is more than the 10 timesteps"):
+        timestep_weights(TextToImageSettings("x", train_data_dir="x", **given), 10)

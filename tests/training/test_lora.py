@@ -102,7 +102,7 @@ def test_only_adapters_change_and_all_of_them(text: bool, first: Path, tmp_path:
     trainer = make_trainer(lora_settings(tmp_path, place, first, train_text_encoder=text))
     before = {name: value.clone() for name, value in trainer.objective.named_parameters()}
     trainer.run()
-    after = dict(trainer.objective.named_parameters())
+    after = {name: p for name, p in trainer.objective.named_parameters() if p.device.type != "meta"}
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if ".lora_" in name}
     assert changed == {f"networks.{name}" for name in trainer.names}

@@ -91,7 +91,19 @@ TEXT_TO_IMAGE = f"""{SHARED}
 --non_ema_revision non-ema => non-ema
 --rank 4 => !
 """
-LORA = f"""{SHARED}
+OF_XL = """
+--pretrained_vae_model_name_or_path some/vae => some/vae
+--proportion_empty_prompts 0.2 => caption_dropout=0.2
+--timestep_bias_strategy later => later
+--timestep_bias_multiplier 2.0 => 2.0
+--timestep_bias_begin 10 => 10
+--timestep_bias_end 900 => 900
+--timestep_bias_portion 0.5 => 0.5
+--train_text_encoder => True
+--debug_loss => -
+"""
+TEXT_TO_IMAGE += OF_XL
+LORA = f"""{SHARED}{OF_XL}
 --rank 4 => 4
 --non_ema_revision non-ema => !
 """

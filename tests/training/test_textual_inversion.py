@@ -71,7 +71,7 @@ def test_only_the_vectors_change(model: Path, tmp_path: Path, place: Place) -> N
     before = {name: value.clone() for name, value in trainer.objective.named_parameters()}
     assert trainer.names == ["word.weight"]
     trainer.run()
-    after = dict(trainer.objective.named_parameters())
+    after = {name: p for name, p in trainer.objective.named_parameters() if p.device.type != "meta"}
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == {"networks.word.weight"}
     assert list(read_tensors(tmp_path / "checkpoint-6" / "model.safetensors")) == ["word.weight"]

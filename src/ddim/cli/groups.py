@@ -72,7 +72,9 @@ OF_TRAINING = {
     "block_out_channels layers_per_block attention_levels attention_head_dim attention_heads dropout latent_channels "
     "mid_block_add_attention text_dim text_layers text_heads vocab_size max_tokens train_text_encoder",
     "Noise and loss": "prediction_type num_train_timesteps beta_schedule rescale_betas_zero_snr timestep_spacing "
-    "snr_gamma noise_offset input_perturbation dream_training dream_detail_preservation class_dropout caption_dropout "
+    "snr_gamma noise_offset input_perturbation dream_training dream_detail_preservation "
+    "timestep_bias_strategy timestep_bias_multiplier timestep_bias_portion timestep_bias_begin timestep_bias_end "
+    "class_dropout caption_dropout "
     "kl_weight mse_weight gradient_weight",
     "Steps and optimizer": "train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs "
     "max_train_seconds learning_rate scale_lr lr_scheduler lr_decay_steps lr_warmup_steps lr_num_cycles lr_power "

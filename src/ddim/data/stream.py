@@ -10,6 +10,7 @@ import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -95,7 +96,9 @@ class CaptionedStream(Stream):
     """A stream of captions with images or, for images that are encoded already, with their numbers.
 
     An item is {"image": (c h w) in [-1, 1], "caption": text}. With `encoded` it is {"index": the image's number,
-    "variant": the number of its choice in `prepare.variants()`, "caption": text}.
+    "variant": the number of its choice in `prepare.variants()`, "caption": text}. With `buckets` it also has "sizes" (6,):
+    the image's own height and width, where it is cropped at the top and at the left (of the image as it is seen, mirrored
+    or not), and the height and width that it is cropped to.
 
     Args:
         source: images with captions.
@@ -140,10 +143,20 @@ class CaptionedStream(Stream):
                 caption = say_background(caption, BACKGROUND_NAMES[choice.named])
         if rng.random() < self.dropout:
             caption = ""
+        item: dict[str, Any] = {"caption": caption}
+        if self.buckets is not None:
+            item["sizes"] = torch.tensor(self._sizes(self.buckets, index, choice), dtype=torch.float32)
         if loaded is None:
             backgrounds = len(BACKGROUND_NAMES) if self.prepare.background == "named" else 1
-            return {"index": index, "variant": choice.flip * backgrounds + choice.named, "caption": caption}
-        return {"image": self.prepared(index, loaded, choice), "caption": caption}
+            return {"index": index, "variant": choice.flip * backgrounds + choice.named, **item}
+        return {"image": self.prepared(index, loaded, choice), **item}
+
+    def _sizes(self, buckets: Buckets, index: int, choice: Choice) -> tuple[int, ...]:
+        """An image's own height and width, the top and the left of its crop as it is seen, and its height and width."""
+        own, (width, height) = buckets.owns[index], buckets.size(index)
+        frame = self.prepare.frame(own, choice, (width, height))
+        left = frame.width - width - frame.left if choice.flip else frame.left
+        return own[1], own[0], frame.top, left, height, width
 
     def _is_transparent(self, index: int, loaded: Image.Image | Tensor | None) -> bool:
         """Whether a background can be seen behind an image."""

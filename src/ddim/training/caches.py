@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddim._version import __version__
 from ddim.checkpoint import fingerprint, read_tensors, save_tensors
@@ -24,12 +28,12 @@ from ddim.errors import CheckpointError, NonFiniteError
 from ddim.images.flat import shows_background
 from ddim.images.reading import bands
 from ddim.models import AutoencoderKL
-from ddim.models.tokenizer import CLIPTokenizer
+from ddim.pipelines.prompts import Encoded
 
 # How much is encoded at once: fixed, so that what is encoded again after an interruption is the same to the last bit.
 BATCH = 32  # captions, or small pictures
 PIXELS = 1 << 19  # of larger pictures, of which each takes more memory than a step of training otherwise
-LARGEST = 1 << 30  # bytes of text vectors that are kept
+LARGEST = 1 << 30  # bytes of text vectors that are kept in memory
 
 
 def content(image: Image.Image | Tensor) -> Iterator[bytes]:
@@ -52,9 +56,18 @@ class LatentCache:
         source: the pictures.
         prepare: what makes the variants of a picture ready for the autoencoder.
         buckets: the size of each picture; None gives all of them the preparation's.
+        is_exact: see `encoded`.
     """
 
-    def __init__(self, folder: Path, source: Source, prepare: Preparation, buckets: Buckets | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        prepare: Preparation,
+        buckets: Buckets | None = None,
+        is_exact: bool = False,
+    ) -> None:
+        self.is_exact = is_exact
         largest = prepare.resolution if buckets is None else max(map(max, buckets.sizes))
         self.folder, self.source, self.prepare = folder, source.at_least(largest), prepare
         self.buckets = buckets
@@ -147,7 +160,7 @@ class LatentCache:
         """The rows of a batch of a group's jobs: (b 2 z h w)."""
         jobs = self.jobs[group][first : first + self._batch(group)]
         images = torch.stack([self._image(index, choice) for index, choice in jobs])
-        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+        latents = encoded(vae, images, self.is_exact)
         rows = torch.stack([latents.mean, latents.std], dim=1).half().cpu()
         if not rows.isfinite().all():
             raise NonFiniteError(
@@ -180,6 +193,17 @@ class LatentCache:
         return self.tables[group][row, variant]
 
 
+def encoded(vae: AutoencoderKL, images: Tensor, is_exact: bool) -> Any:
+    """What an autoencoder says of pictures (b c h w) in [-1, 1]: a distribution of latents.
+
+    Args:
+        is_exact: compute in the type of its weights, whatever autocast says, for one that overflows in half precision.
+    """
+    exactly = torch.autocast(vae.device.type, enabled=False) if is_exact else contextlib.nullcontext()
+    with exactly:
+        return vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+
+
 def draw_latents(rows: Tensor) -> Tensor:
     """Latents drawn at random from means and deviations (b 2 z h w): (b z h w) float32, not scaled."""
     mean, deviation = rows.float().unbind(1)
@@ -187,33 +211,56 @@ def draw_latents(rows: Tensor) -> Tensor:
 
 
 class CaptionCache:
-    """The text encoder's vectors of all captions, each encoded once."""
+    """What the text encoders make of all captions, each encoded once.
 
-    def __init__(self, captions: list[str]) -> None:
-        self.captions = captions
+    Args:
+        captions: without repetitions.
+        folder: where a file is made if they need more than a gibibyte, from which they are then read. It has no name
+            any more as soon as it is opened, and so it is gone when the run is.
+        dtype: of the numbers that are kept.
+    """
+
+    def __init__(self, captions: list[str], folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        self.captions, self.folder, self.dtype = captions, folder, dtype
         self.rows = {caption: row for row, caption in enumerate(captions)}
-        self.table: Tensor | None = None  # (n s d)
+        self.tables: list[Tensor] = []  # (n s d), and of SDXL (n p)
 
     @classmethod
-    def of(cls, source: Source, is_varied: bool) -> CaptionCache | None:
+    def of(
+        cls, source: Source, is_varied: bool, folder: Path, dtype: torch.dtype = torch.float32
+    ) -> CaptionCache | None:
         """A cache of a source's captions and of the empty one; None if the captions are varied at random."""
         if is_varied or source.captions is None:
             return None
-        return cls(["", *sorted({caption for options in source.captions for caption in options} - {""})])
+        captions = ["", *sorted({caption for options in source.captions for caption in options} - {""})]
+        return cls(captions, folder, dtype)
 
     @torch.no_grad()
-    def fill(self, tokenizer: CLIPTokenizer, encoder: nn.Module) -> None:
-        """Encode all captions, or none of them, if they would take more than a gibibyte."""
-        device = next(encoder.parameters()).device
-        parts: list[Tensor] = []
-        for first in progress(range(0, len(self.captions), BATCH), desc="encoding captions", unit="batch"):
-            vectors: Tensor = encoder(tokenizer.ids(self.captions[first : first + BATCH], warn=False).to(device))[0]
-            if vectors[0].numel() * vectors.element_size() * len(self.captions) > LARGEST:
-                return
-            parts.append(vectors.float().cpu())
-        self.table = torch.cat(parts)
+    def fill(self, encode: Callable[[list[str]], Encoded]) -> None:
+        """Encode all captions."""
+        count = len(self.captions)
+        for first in progress(range(0, count, BATCH), desc="encoding captions", unit="batch"):
+            found = [part for part in encode(self.captions[first : first + BATCH]) if part is not None]
+            if not self.tables:
+                size = sum(part[0].numel() for part in found) * count * self.dtype.itemsize
+                make = self._on_disk if size > LARGEST else partial(torch.empty, dtype=self.dtype)
+                self.tables = [make((count, *part.shape[1:])) for part in found]
+            for table, part in zip(self.tables, found, strict=True):
+                table[first : first + len(part)] = part.to(table)
 
-    def embedding(self, caption: str) -> Tensor:
-        """The vectors of a caption: (s d)."""
-        assert self.table is not None
-        return self.table[self.rows[caption]]
+    def _on_disk(self, shape: tuple[int, ...]) -> Tensor:
+        """A tensor in a file that has no name."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f".captions-{os.getpid()}.tmp"
+        size = math.prod(shape)
+        try:
+            table = torch.from_file(str(path), shared=True, size=size, dtype=self.dtype)
+        finally:
+            with contextlib.suppress(OSError):  # where a file in use cannot be removed, it stays
+                path.unlink()
+        return table.view(shape)
+
+    def embedding(self, caption: str) -> Encoded:
+        """The vectors (s d) of a caption and, of SDXL, its vector (p)."""
+        row = self.rows[caption]
+        return Encoded(self.tables[0][row], self.tables[1][row] if len(self.tables) > 1 else None)

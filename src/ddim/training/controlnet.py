@@ -21,6 +21,7 @@ from ddim.images.conditions import condition_of
 from ddim.lora import State, add_lora, change, lora_state
 from ddim.models.controlnet import WIDTHS, ControlNetModel
 from ddim.pipelines import StableDiffusionPipeline
+from ddim.pipelines.conditions import Condition
 from ddim.training.settings import ControlNetSettings
 from ddim.training.text_to_image import (
     GUIDANCE,
@@ -28,7 +29,6 @@ from ddim.training.text_to_image import (
     Parts,
     Ready,
     TextToImage,
-    copy_as,
     pretrained_parts,
     read_source,
 )
@@ -103,6 +103,8 @@ class Control(TextToImage):
     settings: ControlNetSettings
 
     def __init__(self, settings: ControlNetSettings, source: Source, parts: Parts) -> None:
+        if parts.text_encoder_2 is not None:
+            raise ConfigError("ControlNets are trained here for Stable Diffusion 1 and 2, not for XL")
         super().__init__(settings, source, parts, trains_text=False)
         self.frozen["unet"] = parts.unet
         self.frozen.requires_grad_(False)
@@ -135,7 +137,9 @@ class Control(TextToImage):
     def dataset(self) -> Conditioned:  # type: ignore[override]
         return Conditioned(super().dataset(), self.settings.condition, self.settings.condition_cells)
 
-    def denoiser(self, text: Tensor, batch: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    def denoiser(self, told: Condition, batch: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        text = told.embeds
+
         def predict(x: Tensor, t: Tensor) -> Tensor:
             down, middle = self.controlnet(x, t, text, batch["condition"], return_dict=False)
             added = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
@@ -150,8 +154,8 @@ class Control(TextToImage):
         controlnet = cast(ControlNetModel, networks["controlnet"])
         if self.settings.rank is not None:
             controlnet = self._merged(controlnet)
-        parts = {name: copy_as(module, controlnet.dtype) for name, module in self.frozen.items()}
-        pipe = StableDiffusionPipeline(tokenizer=self.tokenizer, scheduler=self.scheduler, **parts)  # type: ignore[arg-type]
+        parts: Any = self.frozen.whole([*self.frozen], controlnet.device, controlnet.dtype)
+        pipe = StableDiffusionPipeline(tokenizer=self.tokenizer, scheduler=self.scheduler, **parts)
         pipe.controlnet = controlnet
         return Trained(pipe, self.shown_conditions(1)[0])
 
@@ -167,7 +171,7 @@ class Control(TextToImage):
         made: list[Image.Image] = to_images(torch.stack(conditions) * 2 - 1, "pil") if conditions else []
         return [made[k % len(made)] for k in range(count)]
 
-    def preview(self, finished: Trained, most: int | None = None) -> Image.Image:  # type: ignore[override]
+    def preview(self, finished: Trained, most: int | None = None) -> Image.Image:
         """Each condition, with the picture that is drawn of it to its right."""
         finished.pipe.set_progress_bar_config(disable=True)
         prompts, conditions = self.prompts()[:most], self.shown_conditions(most)

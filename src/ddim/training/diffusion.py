@@ -13,7 +13,7 @@ from ddim.errors import ConfigError
 from ddim.process import prediction
 from ddim.schedule import Array, snr
 from ddim.scheduler import DDIMScheduler
-from ddim.training.settings import BetaSchedule, DiffusionSettings
+from ddim.training.settings import BetaSchedule, DiffusionSettings, LatentSettings
 
 # The first and the last beta of a new model's schedule: on latents those of Stable Diffusion. A new model on pixels
 # has the paper's, which are those of "linear".
@@ -67,6 +67,27 @@ def draw_noise(settings: DiffusionSettings, x0: Tensor) -> Tensor:
 def draw_timesteps(num_train_timesteps: int, x0: Tensor) -> Tensor:
     """A timestep for each sample, all equally likely: (b,)."""
     return torch.randint(num_train_timesteps, (len(x0),), device=x0.device)
+
+
+def timestep_weights(settings: LatentSettings, num_train_timesteps: int) -> Tensor | None:
+    """How likely each timestep is to be drawn, (T,), up to a factor; None if all are equally likely.
+
+    Raises:
+        ConfigError: the range of timesteps that are to be drawn more often is not among those that there are.
+    """
+    if settings.timestep_bias_strategy == "none" or settings.timestep_bias_multiplier == 1:
+        return None
+    count = int(settings.timestep_bias_portion * num_train_timesteps)
+    first, last = {
+        "earlier": (0, count),
+        "later": (num_train_timesteps - count, num_train_timesteps),
+        "range": (settings.timestep_bias_begin, settings.timestep_bias_end),
+    }[settings.timestep_bias_strategy]
+    if last > num_train_timesteps:
+        raise ConfigError(f"timestep_bias_end={last} is more than the {num_train_timesteps} timesteps of the model")
+    weights = torch.ones(num_train_timesteps)
+    weights[first:last] = settings.timestep_bias_multiplier
+    return weights
 
 
 def min_snr_weights(alphas_cumprod: Array, prediction_type: str, gamma: float) -> Array:

@@ -35,9 +35,11 @@ from ddim.process import Order
 from ddim.sampling import Denoiser
 from ddim.scheduler import DDIMScheduler
 from ddim.training.caches import CaptionCache
+from ddim.training.frozen import copied_as
 from ddim.training.objective import Losses, Objective
 from ddim.training.settings import DistillSettings, TrainSettings
-from ddim.training.text_to_image import Adapters, copy_as
+from ddim.training.text_to_image import Adapters
+from ddim.training.texts import Texts
 from ddim.training.trajectories import Trajectories
 
 
@@ -225,8 +227,11 @@ class Distillation(Objective):
             self.trajectories.fill(self._teach, pipe.sample_shape(1)[1:], pipe.device, pipe.dtype)
             pipe.accelerate("eager")
         if self.prompts:
-            self.texts = CaptionCache(["", *sorted({*self.prompts} - {""})])
-            self.texts.fill(pipe.tokenizer, pipe.text_encoder)
+            texts = Texts({"text_encoder": pipe.tokenizer})
+            encoders, device = {"text_encoder": pipe.text_encoder}, self.timesteps.device
+            captions = ["", *sorted({*self.prompts} - {""})]
+            self.texts = CaptionCache(captions, Path(self.settings.output_dir) / "cache")
+            self.texts.fill(lambda some: texts.encode(encoders, {"ids": texts.tokens(some)["ids"].to(device)}))
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 
@@ -251,14 +256,14 @@ class Distillation(Objective):
         """The teacher's pipeline with the student and its scheduler; or the student's adapters alone."""
         unet: Any = networks["unet"]
         parts = {name: self.teacher.components[name] for name in self.teacher.parts}
-        parts |= {name: copy_as(part, unet.dtype) for name, part in parts.items() if isinstance(part, nn.Module)}
+        parts |= {name: copied_as(part, unet.dtype) for name, part in parts.items() if isinstance(part, nn.Module)}
         pipe: Any = type(self.teacher)(**{**parts, "unet": unet, "scheduler": self.scheduler})
         if hasattr(self.teacher, "words"):
             pipe.words = self.teacher.words
         if self.settings.rank is None:
             assert isinstance(pipe, Savable)
             return pipe
-        return Adapters(pipe, {"unet": lora_state(unet)}, self.settings.rank, None)
+        return Adapters(lambda: pipe, {"unet": lora_state(unet)}, self.settings.rank, None)
 
     @property
     def shown(self) -> int:  # type: ignore[override]
@@ -269,7 +274,7 @@ class Distillation(Objective):
         return list(self.settings.validation_prompts or dict.fromkeys(self.prompts[: 4 * SHOWN]))[:SHOWN]
 
     def preview(self, finished: Any, most: int | None = None) -> Image.Image:
-        pipe = finished.pipe if isinstance(finished, Adapters) else finished
+        pipe = finished.pipe() if isinstance(finished, Adapters) else finished
         pipe.set_progress_bar_config(disable=True)
         count = min(self.shown, most or SHOWN)
         drawn: dict[str, Any] = {"num_inference_steps": self.stage.steps, "seed": list(range(count))}
@@ -317,8 +322,8 @@ class _Asked(Dataset[dict[str, Any]]):
         stage, number = self.stage, item.pop("number")
         if stage.prompts:
             prompt = stage.prompt(number)
-            if stage.texts is not None and stage.texts.table is not None:
-                item["text"] = stage.texts.embedding(prompt)
+            if stage.texts is not None:
+                item["text"] = stage.texts.embedding(prompt).states
             else:
                 item["ids"] = stage.teacher.tokenizer.ids(prompt, warn=False)[0]
         elif stage.teacher.class_count:

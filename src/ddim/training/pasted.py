@@ -1,8 +1,8 @@
 """Flags of diffusers' training scripts that are no settings here: what they are called, and why they need not be.
 
-The scripts are `train_text_to_image.py`, `train_text_to_image_lora.py`, `train_controlnet.py`,
-`train_unconditional.py` and `textual_inversion.py`. Most of their
-flags are settings of ours, of the same name. The others are looked up here, before the command line is read.
+The scripts are `train_text_to_image.py`, `train_text_to_image_lora.py`, those of the same names that end in `_sdxl.py`,
+`train_controlnet.py`, `train_unconditional.py` and `textual_inversion.py`. Most of their flags are settings of ours, of
+the same name. The others are looked up here, before the command line is read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from ddim.training.settings import (
 RENAMED = {
     "validation_prompt": "validation_prompts",
     "validation_image": "validation_images",
-    "proportion_empty_prompts": "caption_dropout",
     "model": "pretrained_model_name_or_path",
     "num_epochs": "num_train_epochs",
     "logger": "report_to",
@@ -38,6 +37,7 @@ RENAMED = {
     "ddpm_beta_schedule": "beta_schedule",
     "ema_max_decay": "ema_decay",
     "save_steps": "checkpointing_steps",
+    "proportion_empty_prompts": "caption_dropout",
     "enable_bucket": "aspect_ratio_buckets",  # as kohya's scripts call it
     "dataset_name": "data",  # these two where there is no setting of the name: for pixels
     "train_data_dir": "data",
@@ -57,6 +57,7 @@ NEEDLESS = {
     "repeats": ("the pictures are gone through as often as there are steps", True),
     "no_safe_serialization": ("words are saved as safetensors, which diffusers loads", False),
     "save_as_full_pipeline": ("pipe.load_textual_inversion and pipe.save_pretrained make one", False),
+    "debug_loss": ("the loss is logged by timestep in any case", False),
     "local_rank": ("`accelerate launch` and torchrun say it by an environment variable", True),
 }
 

@@ -533,7 +533,24 @@ class LatentSettings(DiffusionSettings, PictureSettings):
     cache_text_embeddings: bool = True
     """Encode each caption once and keep its embedding, where the text encoder is not trained."""
     train_text_encoder: bool = False
-    """Train the text encoder, too. A new one is trained in any case."""
+    """Train the text encoder, too, or both of Stable Diffusion XL. A new one is trained in any case."""
+    pretrained_vae_model_name_or_path: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The autoencoder to use: its folder, or a pipeline that has it. If not given, the one of the "
+            "pipeline; for a new model that of the bundled emoji model.",
+        ),
+    ] = None
+    timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
+    """Draw some timesteps more often: the first, or the last and noisiest, --timestep-bias-portion, or a range."""
+    timestep_bias_multiplier: float = 1.0
+    """How many times as often the timesteps of --timestep-bias-strategy are drawn."""
+    timestep_bias_portion: float = 0.25
+    """The share of the timesteps that --timestep-bias-strategy earlier or later means."""
+    timestep_bias_begin: int = 0
+    """The first timestep of --timestep-bias-strategy range."""
+    timestep_bias_end: int = 1000
+    """The timestep at which --timestep-bias-strategy range ends; it is none of them."""
     validation_prompts: tuple[str, ...] = ()
     """The texts that are drawn at each validation. If not given, some captions of the data."""
     num_validation_images: int = 1
@@ -541,7 +558,16 @@ class LatentSettings(DiffusionSettings, PictureSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_options(self, "caption_dropout", "must be in [0, 1]", lambda value: 0 <= value <= 1)
+        shares = "caption_dropout timestep_bias_portion"
+        check_options(self, shares, "must be in [0, 1]", lambda value: 0 <= value <= 1)
+        check_options(self, "timestep_bias_multiplier", "must be positive", lambda value: 0 < value < math.inf)
+        if not 0 <= self.timestep_bias_begin < self.timestep_bias_end:
+            raise ConfigError(
+                f"timestep_bias_begin={self.timestep_bias_begin} must be 0 or more, and below timestep_bias_end="
+                f"{self.timestep_bias_end}"
+            )
+        if self.timestep_bias_strategy == "none" and self.timestep_bias_multiplier != 1:
+            raise ConfigError("timestep_bias_multiplier needs a timestep_bias_strategy: earlier, later or range")
         self._check_buckets()
 
     def _check_buckets(self) -> None:
@@ -582,13 +608,6 @@ class TextToImageSettings(LatentSettings):
     """The pipeline to train further. If not given, everything but the autoencoder is made anew."""
     non_ema_revision: str | None = None
     """The revision of the U-Net alone, such as a branch whose weights are no average. If not given, --revision."""
-    pretrained_vae_model_name_or_path: Annotated[
-        str | None,
-        tyro.conf.arg(
-            help="The autoencoder to use: its folder, or a pipeline that has it. If not given, the one of the "
-            "pipeline; for a new model that of the bundled emoji model.",
-        ),
-    ] = None
     block_out_channels: tuple[int, ...] = (64, 128, 192)
     """The channels of a new U-Net at each level. Each level after the first halves the resolution of the latents."""
     layers_per_block: int = 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,14 +25,18 @@ from ddim.data.stream import CaptionedStream, Draw
 from ddim.errors import ConfigError, require
 from ddim.images import image_grid
 from ddim.lora import TEXT_TARGETS, add_lora, lora_state, save_lora
-from ddim.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from ddim.models import AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
-from ddim.pipelines import StableDiffusionPipeline
+from ddim.pipelines import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from ddim.pipelines.conditions import Condition
+from ddim.pipelines.prompts import Encoded
 from ddim.pipelines.words import WordList
+from ddim.pipelines.xl_sizes import has_score
 from ddim.scheduler import DDIMScheduler
 from ddim.training.autoencoder import load_vae
-from ddim.training.caches import CaptionCache, LatentCache, draw_latents
-from ddim.training.diffusion import DiffusionLoss, draw_noise, draw_timesteps, train_scheduler
+from ddim.training.caches import CaptionCache, LatentCache, draw_latents, encoded
+from ddim.training.diffusion import DiffusionLoss, draw_noise, draw_timesteps, timestep_weights, train_scheduler
+from ddim.training.frozen import Frozen, Reload
 from ddim.training.objective import Losses, Objective
 from ddim.training.settings import (
     ControlNetSettings,
@@ -40,7 +44,9 @@ from ddim.training.settings import (
     LoraSettings,
     TextToImageSettings,
     TextualInversionSettings,
+    TrainSettings,
 )
+from ddim.training.texts import Texts
 from ddim.training.vocabulary import learn_tokenizer, words_of
 
 GUIDANCE = 3.0  # of a preview, whose guidance rescale is 0.7 where the terminal SNR is zero
@@ -56,11 +62,29 @@ class Parts(NamedTuple):
     unet: UNet2DConditionModel
     scheduler: DDIMScheduler
     words: WordList | None  # that were seen before; None if it is not known which
+    tokenizer_2: CLIPTokenizer | None = None  # these two of Stable Diffusion XL
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    kind: type[DiffusionPipeline] = StableDiffusionPipeline
+    settings: Mapping[str, Any] = {}  # what else the pipeline is made with
+    reload: Reload | None = None  # reads the autoencoder and the text encoders once more
+
+    @property
+    def encoders(self) -> dict[str, CLIPTextModel]:
+        """The text encoders by their names."""
+        both = {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
+        return {name: encoder for name, encoder in both.items() if encoder is not None}
+
+    @property
+    def tokenizers(self) -> dict[str, CLIPTokenizer]:
+        """The tokenizers by the names of their text encoders."""
+        both = {"text_encoder": self.tokenizer, "text_encoder_2": self.tokenizer_2}
+        return {name: tokenizer for name, tokenizer in both.items() if tokenizer is not None}
 
 
 def new_parts(settings: TextToImageSettings, source: Source) -> Parts:
     """A new U-Net, text encoder and tokenizer for the captions of the source, on an autoencoder that is there."""
-    vae = load_vae(settings.pretrained_vae_model_name_or_path or "emoji", **settings.hub)
+    of_vae = settings.pretrained_vae_model_name_or_path or "emoji"
+    vae = load_vae(of_vae, **settings.hub)
     captions = [caption for options in source.captions or () for caption in options]
     tokenizer = learn_tokenizer(captions, settings.vocab_size, settings.max_tokens)
     widths = settings.block_out_channels
@@ -96,7 +120,14 @@ def new_parts(settings: TextToImageSettings, source: Source) -> Parts:
     scheduler = train_scheduler(
         settings, None, "scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
     )
-    return Parts(vae, tokenizer, text_encoder, unet, scheduler, WordList(frozenset()))
+    words = WordList(frozenset())
+    reload = partial(_read_again, {"vae": lambda: load_vae(of_vae, **settings.hub)})
+    return Parts(vae, tokenizer, text_encoder, unet, scheduler, words, reload=reload)
+
+
+def _read_again(readers: Mapping[str, Callable[[], nn.Module]], names: Collection[str]) -> dict[str, nn.Module]:
+    """Networks, read by the reader of each."""
+    return {name: readers[name]() for name in names}
 
 
 def pretrained_parts(
@@ -105,15 +136,25 @@ def pretrained_parts(
     """The parts of a pipeline, with the noise schedule that the settings ask for."""
     name, hub = str(settings.pretrained_model_name_or_path), settings.hub
     options: dict[str, Any] = {**hub, "revision": settings.revision, "variant": settings.variant}
+    only = dict(options)
     if isinstance(settings, TextToImageSettings) and settings.non_ema_revision is not None:
         of_unet = {**options, "revision": settings.non_ema_revision}
         options["unet"] = UNet2DConditionModel.from_pretrained(name, subfolder="unet", **of_unet)
-    pipe = StableDiffusionPipeline.from_pretrained(name, **options)
-    if pipe.tokenizer is None or pipe.text_encoder is None:
-        raise ConfigError(f"{settings.pretrained_model_name_or_path} has no text encoder: there is nothing to train by")
+    if isinstance(settings, (LoraSettings, TextualInversionSettings)):
+        options["dtype"] = types_beside(settings)
+    pipe: Any = DiffusionPipeline.from_pretrained(name, **options)
+    kind: type[Any] = StableDiffusionXLPipeline if "text_encoder_2" in pipe.parts else StableDiffusionPipeline
+    encoders = [part for part in kind.parts if part.startswith("text_encoder")]
+    if any(pipe.components.get(part) is None for part in (*encoders, "tokenizer", "vae")):
+        missing = "has no text encoder: there is nothing to train by"
+        if pipe.components.get("text_encoder_2") is not None:
+            missing = "is a refiner, which is not trained here: give the base model"
+        raise ConfigError(f"{settings.pretrained_model_name_or_path} {missing}")
     vae: Any = pipe.vae
-    if isinstance(settings, TextToImageSettings) and settings.pretrained_vae_model_name_or_path is not None:
-        vae = load_vae(settings.pretrained_vae_model_name_or_path, **hub)
+    readers: dict[str, Callable[[], nn.Module]] = {}
+    if settings.pretrained_vae_model_name_or_path is not None:
+        of_vae = settings.pretrained_vae_model_name_or_path
+        vae, readers["vae"] = load_vae(of_vae, **hub), lambda: load_vae(of_vae, **hub)
     if not isinstance(vae, AutoencoderKL):
         raise ConfigError(
             f"{name} has an {type(vae).__name__}, which only imitates the autoencoder that the model was trained with: "
@@ -128,32 +169,63 @@ def pretrained_parts(
             f"{vae.config.latent_channels} of the latents: {wrong}"
         )
     scheduler = train_scheduler(settings, pipe.scheduler.config, "scaled_linear")
-    return Parts(vae, pipe.tokenizer, pipe.text_encoder, pipe.unet, scheduler, pipe.words)
+
+    def reload(names: Collection[str]) -> dict[str, nn.Module]:
+        others = {part: None for part in kind.parts if part not in names or part in readers}
+        again: Any = type(pipe).from_pretrained(name, **{**only, **others}) if {*names} - {*readers} else None
+        return {part: readers[part]() if part in readers else again.components[part] for part in names}
+
+    return Parts(
+        vae,
+        pipe.tokenizer,
+        pipe.text_encoder,
+        pipe.unet,
+        scheduler,
+        getattr(pipe, "words", None),
+        pipe.components.get("tokenizer_2"),
+        pipe.components.get("text_encoder_2"),
+        kind,
+        {setting: getattr(pipe, setting) for setting in getattr(kind, "settings", ())},
+        reload,
+    )
+
+
+def half(settings: TrainSettings) -> torch.dtype:
+    """The type of number that the networks compute in."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(settings.mixed_precision or "no", torch.float32)
+
+
+def types_beside(settings: LatentSettings) -> dict[str, torch.dtype]:
+    """The types of a pipeline's weights where they stay as they are and something is trained beside them.
+
+    What does not change, or only by adapters, takes half the memory where it computes in half precision.
+    """
+    adapted = ("unet", "text_encoder", "text_encoder_2") if settings.train_text_encoder else ("unet",)
+    return {"default": torch.float32, **dict.fromkeys(adapted, half(settings))}
 
 
 class Ready(Dataset[dict[str, Any]]):
     """A stream whose items have all that a step computes with, so that it never waits for what the device is doing.
 
     To an item of the stream come "weight", that of its loss, if its place says one; "latents", what the autoencoder
-    says of the picture (2 z h w), if that is known; and "text" (s d), the vectors of the caption, if these are, or else
-    "ids" (s), its tokens.
+    says of the picture (2 z h w), if that is known; and "text" (s d), the vectors of the caption, if these are, with
+    "pooled" (p), the second text encoder's vector, or else what `Texts.tokens` makes of it, such as "ids" (s).
 
     Args:
         stream: pictures with captions.
-        tokenizer: makes tokens of captions.
-        latents, texts: what was computed beforehand, or None.
+        texts: makes tokens of captions.
+        latents, known: what was computed of pictures and captions beforehand, or None.
     """
 
     def __init__(
         self,
         stream: CaptionedStream,
-        tokenizer: CLIPTokenizer,
+        texts: Texts,
         latents: LatentCache | None,
-        texts: CaptionCache | None,
+        known: CaptionCache | None,
     ) -> None:
-        self.stream, self.tokenizer = stream, tokenizer
-        self.latents = latents
-        self.texts = None if texts is None or texts.table is None else texts
+        self.stream, self.texts = stream, texts
+        self.latents, self.known = latents, known
 
     def __getitem__(self, place: int | Draw) -> dict[str, Any]:
         item = self.stream[place]
@@ -161,10 +233,11 @@ class Ready(Dataset[dict[str, Any]]):
             item["weight"] = torch.tensor(place.weight)
         if self.latents is not None:
             item["latents"] = self.latents.rows(item["index"], item["variant"])
-        if self.texts is not None:
-            item["text"] = self.texts.embedding(item["caption"])
+        if self.known is not None:
+            item["text"], pooled = self.known.embedding(item["caption"])
+            item |= {} if pooled is None else {"pooled": pooled}
         else:
-            item["ids"] = self.tokenizer.ids(item["caption"], warn=False)[0]
+            item |= {name: tokens[0] for name, tokens in self.texts.tokens([item["caption"]]).items()}
         return item
 
 
@@ -175,26 +248,27 @@ class TextToImage(Objective):
         settings: of the run.
         source: pictures with captions.
         parts: what is trained, and what is used as it is.
-        trains_text: whether the text encoder is trained.
+        trains_text: whether the text encoders are trained.
     """
 
     def __init__(self, settings: LatentSettings, source: Source, parts: Parts, trains_text: bool) -> None:
         super().__init__()
         self.settings, self.source = settings, source
         self.count = source.count
-        self.tokenizer, self.scheduler = parts.tokenizer, parts.scheduler
+        self.parts, self.scheduler = parts, parts.scheduler
+        self.told = Texts(parts.tokenizers, parts.settings.get("force_zeros_for_empty_prompt", False))
+        self._check_conditions()
         self.new_words = words_of(source.captions or (), with_backgrounds=settings.random_background)
         self.words = parts.words and self.new_words and parts.words.joined(self.new_words)  # that are seen in the end
-        vae, text_encoder, unet = parts.vae, parts.text_encoder, parts.unet
         if settings.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-            text_encoder.enable_gradient_checkpointing()
-        self.networks = nn.ModuleDict({"unet": unet, **({"text_encoder": text_encoder} if trains_text else {})})
-        self.frozen = nn.ModuleDict({"vae": vae, **({} if trains_text else {"text_encoder": text_encoder})})
-        self.frozen.requires_grad_(False)
+            for network in (parts.unet, *parts.encoders.values()):
+                network.enable_gradient_checkpointing()
+        self.networks = nn.ModuleDict({"unet": parts.unet, **(parts.encoders if trains_text else {})})
+        self.frozen = Frozen({"vae": parts.vae, **({} if trains_text else parts.encoders)}, parts.reload)
         dream = settings.dream_detail_preservation if settings.dream_training else None
         self.loss = DiffusionLoss(self.scheduler, settings.snr_gamma, dream)
         self.num_train_timesteps = self.scheduler.config.num_train_timesteps
+        self.likely = timestep_weights(settings, self.num_train_timesteps)
         resolution = settings.resolution or self._native_resolution()
         self._check_resolution(resolution)
         self.prepare_image = Preparation(
@@ -206,10 +280,35 @@ class TextToImage(Objective):
             settings.image_interpolation_mode,
         )
         self.buckets = self._make_buckets(resolution)
+        self.sizes = self.buckets  # of all pictures; SDXL is told of them, buckets or not
+        if self.told.is_xl and self.sizes is None:
+            self.sizes = Rules(resolution, 1, 1, 1, given=((resolution, resolution),)).buckets(source)
         self.latents: LatentCache | None = None
         if settings.cache_latents and settings.center_crop:
-            self.latents = LatentCache(Path(settings.output_dir) / "cache", source, self.prepare_image, self.buckets)
+            self.latents = LatentCache(self.cache, source, self.prepare_image, self.sizes, self.is_exact)
         self.texts: CaptionCache | None = None
+
+    @property
+    def cache(self) -> Path:
+        """The folder for what is computed beforehand."""
+        return Path(self.settings.output_dir) / "cache"
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        return self.parts.tokenizer
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the autoencoder overflows in half precision, and so always computes in float32."""
+        return self.told.is_xl and bool(self.parts.vae.config.force_upcast)
+
+    def _check_conditions(self) -> None:
+        """Raise a ConfigError if the U-Net is not told what a pipeline of this kind tells it."""
+        if not self.told.is_xl:
+            return
+        assert self.parts.text_encoder_2 is not None
+        if has_score(self.parts.unet.config, self.parts.text_encoder_2.config.projection_dim or 0):
+            raise ConfigError("a U-Net that is told how good pictures look, as a refiner's is, is not trained here")
 
     @property
     def vae(self) -> AutoencoderKL:
@@ -266,20 +365,33 @@ class TextToImage(Objective):
 
     def train(self, mode: bool = True) -> TextToImage:
         super().train(mode)
-        self.frozen.eval()
         return self
 
     def prepare(self, began: dict[str, Any]) -> None:
-        """Encode what can be encoded once: pictures, and captions if the text encoder is not trained."""
-        if self.latents is not None:
+        """Encode what can be encoded once: pictures, and captions if the text encoders are not trained.
+
+        Networks that are not needed any more then leave the memory.
+        """
+        if self.latents is not None and not self.latents.tables:
             self.latents.look(self.vae)
             self.check_unchanged(began)
             self.latents.fill(self.vae)
-        if "text_encoder" in self.frozen and self.settings.cache_text_embeddings:
-            self.texts = CaptionCache.of(self.source, self.settings.random_background)
-            if self.texts is not None:
-                self.texts.fill(self.tokenizer, self.frozen["text_encoder"])
+            self.frozen.put_away("vae")
+        encoders = [name for name in self.parts.encoders if name in self.frozen]
+        if encoders and self.settings.cache_text_embeddings and self.texts is None:
+            varied = self.settings.random_background
+            self.texts = CaptionCache.of(self.source, varied, self.cache, half(self.settings))
+        if self.texts is not None and not self.texts.tables:
+            self.texts.fill(self._encode)
+            self.frozen.put_away(*encoders)
+        elif self.texts is None and encoders and half(self.settings) != torch.float32:
+            self.frozen.keep_as(half(self.settings), *encoders)
         self._warn_of_long_captions()
+
+    def _encode(self, captions: list[str]) -> Encoded:
+        """What the text encoders make of captions."""
+        tokens = {name: ids.to(self.loss.weight.device) for name, ids in self.told.tokens(captions).items()}
+        return self.told.encode({name: self.frozen[name] for name in self.parts.encoders}, tokens)
 
     def _warn_of_long_captions(self) -> None:
         """Warn of captions that the tokenizer cuts.
@@ -306,51 +418,59 @@ class TextToImage(Objective):
             dropout=self.settings.caption_dropout,
             encoded=self.latents is not None,
             transparent=None if self.latents is None else self.latents.transparent,
-            buckets=self.buckets,
+            buckets=self.sizes,
         )
-        return Ready(stream, self.tokenizer, self.latents, self.texts)
+        return Ready(stream, self.told, self.latents, self.texts)
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 
     def encode_images(self, batch: dict[str, Any]) -> Tensor:
         """Latents of a batch, drawn from what the autoencoder says of the pictures, scaled: (b z h w) float32."""
-        vae = self.vae
+        config = self.vae.config
         if self.latents is not None:
             latents = draw_latents(batch["latents"])
         else:
             with torch.no_grad():
-                latents = vae.encode(batch["image"].to(vae.dtype)).latent_dist.sample().float()
-        scaled: Tensor = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+                latents = encoded(self.vae, batch["image"], self.is_exact).sample().float()
+        if self.told.is_xl and config.latents_mean is not None and config.latents_std is not None:
+            mean, std = (
+                torch.tensor(x).to(latents).view(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std)
+            )
+            latents = (latents - mean) / std
+        scaled: Tensor = (latents - (config.shift_factor or 0.0)) * config.scaling_factor
         return scaled
 
-    def encode_captions(self, batch: dict[str, Any]) -> Tensor:
-        """The text encoder's vectors for the captions of a batch: (b s d)."""
+    def encode_captions(self, batch: dict[str, Any]) -> Condition:
+        """What the U-Net is told of a batch of b: the texts and, of SDXL, what stands beside the timestep."""
         if "text" in batch:
-            known: Tensor = batch["text"]
-            return known
-        trains = "text_encoder" in self.networks
-        encoder = self.networks["text_encoder"] if trains else self.frozen["text_encoder"]
-        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            text: Tensor = encoder(batch["ids"])[0]
-        return text
+            found = Encoded(batch["text"], batch.get("pooled"))
+        else:
+            trains = "text_encoder" in self.networks
+            encoders = self.networks if trains else self.frozen
+            with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+                found = self.told.encode({name: encoders[name] for name in self.parts.encoders}, batch)
+        if found.pooled is None:
+            return Condition(found.states)
+        return Condition(found.states, {"text_embeds": found.pooled, "time_ids": batch["sizes"]})
 
     def forward(self, batch: dict[str, Any]) -> Losses:
         x0 = self.encode_images(batch)
         eps = draw_noise(self.settings, x0)
         timesteps = draw_timesteps(self.num_train_timesteps, x0)
+        if self.likely is not None:
+            timesteps = torch.multinomial(self.likely.to(x0.device), len(x0), replacement=True)
         perturbation = None
         if self.settings.input_perturbation:
             perturbation = self.settings.input_perturbation * torch.randn_like(x0)
-        text = self.encode_captions(batch)
-
-        losses = self.loss(self.denoiser(text, batch), x0, eps, timesteps, perturbation)
+        denoiser = self.denoiser(self.encode_captions(batch), batch)
+        losses = self.loss(denoiser, x0, eps, timesteps, perturbation)
         return Losses(losses, timesteps, weights=batch.get("weight"))
 
-    def denoiser(self, text: Tensor, batch: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
-        """What predicts, of noisy latents (b z h w) and their timesteps (b,), given texts (b s d) and the batch."""
+    def denoiser(self, told: Condition, batch: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        """What predicts, of noisy latents (b z h w) and their timesteps (b,)."""
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            out: Tensor = self.unet(x, t, text).sample
+            out: Tensor = self.unet(x, t, told.embeds, added_cond_kwargs=told.added or None).sample
             return out
 
         return predict
@@ -359,9 +479,18 @@ class TextToImage(Objective):
 
     def finished(self, networks: nn.ModuleDict) -> Savable:
         """The pipeline of these networks."""
-        dtype = next(networks.parameters()).dtype
-        parts = {**{name: copy_as(module, dtype) for name, module in self.frozen.items()}, **dict(networks.items())}
-        pipe = StableDiffusionPipeline(tokenizer=self.tokenizer, scheduler=self.scheduler, **parts)  # type: ignore[arg-type]
+        made: Savable = self.pipeline(networks)
+        return made
+
+    def pipeline(self, networks: nn.ModuleDict) -> Any:
+        """The pipeline of these networks, and of the others as they were loaded."""
+        parameter = next(networks.parameters())
+        frozen = self.frozen.whole([*self.frozen], parameter.device, parameter.dtype)
+        tokenizers = {"tokenizer": self.parts.tokenizer}
+        if self.told.is_xl:
+            tokenizers["tokenizer_2"] = cast(CLIPTokenizer, self.parts.tokenizer_2)
+        others = {**tokenizers, "scheduler": self.scheduler, **self.parts.settings}
+        pipe = self.parts.kind(**{**frozen, **dict(networks.items()), **others})
         pipe.words = self.words
         return pipe
 
@@ -381,7 +510,7 @@ class TextToImage(Objective):
     def passes(self) -> int:  # type: ignore[override]
         return 2 * self.settings.validation_inference_steps  # each step is guided
 
-    def preview(self, finished: StableDiffusionPipeline, most: int | None = None) -> Image.Image:
+    def preview(self, finished: Any, most: int | None = None) -> Image.Image:
         finished.set_progress_bar_config(disable=True)
         prompts = self.prompts()[:most]
         steps = self.settings.validation_inference_steps
@@ -411,17 +540,16 @@ class TextToImage(Objective):
         return known
 
 
-def copy_as(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module itself if it is of that type, else a copy that is."""
-    return module if next(module.parameters()).dtype == dtype else copy.deepcopy(module).to(dtype)
-
-
 class Adapters(Savable):
-    """What a LoRA run saves: the adapters and the words of their captions. `pipe` has them in use, for pictures."""
+    """What a LoRA run saves: the adapters and the words of their captions.
+
+    Args:
+        pipe: makes a pipeline that has them in use, for pictures.
+    """
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline,
+        pipe: Callable[[], Any],
         states: dict[str, dict[str, Tensor]],
         rank: int,
         words: WordList | None,
@@ -435,26 +563,24 @@ class Adapters(Savable):
 
 
 class Lora(TextToImage):
-    """The same loss, of low-rank adapters in the U-Net (and, if asked, in the text encoder)."""
+    """The same loss, of low-rank adapters in the U-Net (and, if asked, in the text encoders)."""
 
     settings: LoraSettings
 
     def __init__(self, settings: LoraSettings, source: Source, parts: Parts) -> None:
         parts.unet.requires_grad_(False)
         add_lora(parts.unet, settings.rank)
-        if settings.train_text_encoder:
-            parts.text_encoder.requires_grad_(False)
-            add_lora(parts.text_encoder, settings.rank, targets=TEXT_TARGETS)
+        for encoder in parts.encoders.values() if settings.train_text_encoder else ():
+            encoder.requires_grad_(False)
+            add_lora(encoder, settings.rank, targets=TEXT_TARGETS)
         super().__init__(settings, source, parts, trains_text=settings.train_text_encoder)
 
     def finished(self, networks: nn.ModuleDict) -> Adapters:
-        pipe = super().finished(networks)
-        assert isinstance(pipe, StableDiffusionPipeline)
         states = {name: lora_state(module) for name, module in networks.items()}
-        return Adapters(pipe, states, self.settings.rank, self.new_words)
+        return Adapters(lambda: self.pipeline(networks), states, self.settings.rank, self.new_words)
 
     def preview(self, finished: Any, most: int | None = None) -> Image.Image:
-        return super().preview(finished.pipe, most)
+        return super().preview(finished.pipe(), most)
 
     def next_command(self, folder: str) -> list[str]:
         base = self.settings.pretrained_model_name_or_path

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from ddim.errors import ConfigError
 from ddim.models import CLIPTextModel
 from ddim.pipelines import StableDiffusionPipeline
 from ddim.pipelines.added_tokens import with_all_vectors
+from ddim.pipelines.conditions import Condition
 from ddim.pipelines.textual_inversion import Encoder, learn
 from ddim.training.autoencoder import pictures
+from ddim.training.frozen import copied_as
 from ddim.training.settings import TextualInversionSettings
-from ddim.training.text_to_image import Parts, TextToImage, copy_as, pretrained_parts
+from ddim.training.text_to_image import Parts, TextToImage, pretrained_parts
 
 # What is said of a picture with the word in the place of {}.
 TEMPLATES = {
@@ -93,9 +96,9 @@ class Joined(nn.Embedding):
 
 
 class Word(Savable):
-    """What a run saves: the word. `pipe` knows it, for pictures."""
+    """What a run saves: the word. What `pipe` makes knows it, for pictures."""
 
-    def __init__(self, pipe: StableDiffusionPipeline, token: str, vectors: Tensor) -> None:
+    def __init__(self, pipe: Callable[[], StableDiffusionPipeline], token: str, vectors: Tensor) -> None:
         self.pipe, self.token, self.vectors = pipe, token, vectors
 
     def write(self, folder: Path, saving: Saving) -> None:
@@ -109,6 +112,8 @@ class TextualInversion(TextToImage):
 
     def __init__(self, settings: TextualInversionSettings) -> None:
         parts = pretrained_parts(settings)
+        if parts.text_encoder_2 is not None:
+            raise ConfigError("words are trained here for Stable Diffusion 1 and 2, not for XL with its two encoders")
         vectors = initial_vectors(settings, parts)
         begun = LearnedWord(settings.placeholder_token, {0: vectors}, False, "placeholder_token")
         try:
@@ -129,9 +134,8 @@ class TextualInversion(TextToImage):
         encoder.text_model.embeddings.token_embedding = Joined(table, self.first, word)
         self.words = parts.words  # the captions are ours, and teach no other word
 
-    def encode_captions(self, batch: dict[str, Any]) -> Tensor:
-        text: Tensor = self.frozen["text_encoder"](batch["ids"])[0]
-        return text
+    def encode_captions(self, batch: dict[str, Any]) -> Condition:
+        return Condition(self.frozen["text_encoder"](batch["ids"])[0])
 
     def prepare(self, began: dict[str, Any]) -> None:
         if self.settings.gradient_checkpointing:
@@ -139,17 +143,22 @@ class TextualInversion(TextToImage):
         super().prepare(began)
 
     def finished(self, networks: nn.ModuleDict) -> Word:
-        vectors: Any = networks["word"].weight
-        vectors = vectors.detach()
-        encoder = with_rows(self.frozen["text_encoder"], self.first, vectors)
-        parts: Any = {"vae": self.frozen["vae"], "text_encoder": encoder, "unet": networks["unet"]}
-        parts = {name: copy_as(part, vectors.dtype) for name, part in parts.items()}
-        pipe = StableDiffusionPipeline(tokenizer=self.tokenizer, scheduler=self.scheduler, **parts)
-        pipe.words = self.words
+        word: Any = networks["word"].weight
+        vectors: Tensor = word.detach()
+
+        def pipe() -> StableDiffusionPipeline:
+            encoder = with_rows(self.frozen["text_encoder"], self.first, vectors)
+            parts: Any = {"text_encoder": encoder, "unet": networks["unet"]}
+            parts = {name: copied_as(part, vectors.dtype) for name, part in parts.items()}
+            parts |= self.frozen.whole(["vae"], vectors.device, vectors.dtype)
+            made = StableDiffusionPipeline(tokenizer=self.tokenizer, scheduler=self.scheduler, **parts)
+            made.words = self.words
+            return made
+
         return Word(pipe, self.settings.placeholder_token, vectors)
 
     def preview(self, finished: Any, most: int | None = None) -> Image.Image:
-        return super().preview(finished.pipe, most)
+        return super().preview(finished.pipe(), most)
 
     def prompts(self) -> list[str]:
         if self.settings.validation_prompts:

@@ -8,7 +8,6 @@ and a step count, and a run that was killed ends with the weights of one that wa
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import json
 import math
@@ -42,6 +41,7 @@ from ddim.training.checkpoints import (
     write_checkpoint,
 )
 from ddim.training.forecast import ENDLESS, Forecast
+from ddim.training.frozen import copied_as
 from ddim.training.interruption import Interrupted, Interruption, ignore_signals
 from ddim.training.objective import Losses, Objective
 from ddim.training.settings import TrainSettings
@@ -497,9 +497,14 @@ class Trainer:
     # --- models and pictures -----------------------------------------------------------------------------------------
 
     def finished(self, dtype: torch.dtype = torch.float32) -> Savable:
-        """The model of the averaged weights as they are now (a copy)."""
+        """The model of the averaged weights as they are now.
+
+        Weights that are in that type, and those that are not trained, are not copied: it is to be used before the next
+        step.
+        """
         networks = self.objective.networks if self.average is None else self.average.module
-        copied = copy.deepcopy(networks).requires_grad_(False).eval().to(self.accelerator.device, dtype)
+        trains = {id(parameter) for parameter in trained(networks).values()}
+        copied = copied_as(networks, dtype, self.accelerator.device, only=trains).eval()
         assert isinstance(copied, nn.ModuleDict)
         return self.objective.finished(copied)
 
