@@ -22,12 +22,14 @@ import studio
 import text_to_image
 import training
 import unet
+import xl
 from common import machine
 
 SECTIONS = {
     "step": step.section,
     "policy": policy.section,
     "unet": unet.section,
+    "xl": xl.section,
     "text_to_image": text_to_image.section,
     "equal_quality": equal_quality.section,
     "students": equal_quality.students_section,

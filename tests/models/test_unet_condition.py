@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from tiny_xl import SDXL, SDXL_REFINER
 from torch import Tensor, nn
 
 from ddim.errors import ConfigError
@@ -42,34 +43,6 @@ UNCLIP = {
     **SD21,
     "class_embed_type": "projection",
     "projection_class_embeddings_input_dim": 2048,
-}
-# What they say although it is a default is left in where another network would be made of null, as some configs say.
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "reverse_transformer_layers_per_block": None,
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "upcast_attention": None,
-    "num_attention_heads": None,
-    "addition_embed_type": "text_time",
-    "addition_embed_type_num_heads": 64,
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-SDXL_REFINER = {
-    **SDXL,
-    "block_out_channels": (384, 768, 1536, 1536),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": (6, 12, 24, 24),
-    "transformer_layers_per_block": 4,
-    "cross_attention_dim": 1280,
-    "projection_class_embeddings_input_dim": 2560,
 }
 PUBLISHED = {
     "sd15": SD15,
