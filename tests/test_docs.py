@@ -20,7 +20,12 @@ FOLDERS = ("benchmarks", "data", "docs", "scripts", "src", "tests")
 # What pages call an object whose module has the same name.
 VARIABLES = {"plan": "ddim.SamplingPlan", "scheduler": "ddim.DDIMScheduler"}
 # diffusers' own programs, which docs/training.md compares with.
-FOREIGN = {"train_text_to_image.py", "train_text_to_image_lora.py", "train_unconditional.py"}
+FOREIGN = {
+    "train_controlnet.py",
+    "train_text_to_image.py",
+    "train_text_to_image_lora.py",
+    "train_unconditional.py",
+}
 
 
 def names_in(text: str) -> Iterator[str]:
