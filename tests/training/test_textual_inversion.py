@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_sd import tiny_reference
 from tiny_training import COMMON, Place, assert_same_runs, interrupt, place
+from tiny_xl import tiny_xl
 
 import ddim
 from ddim.checkpoint import read_tensors
@@ -69,12 +70,13 @@ def test_what_is_saved_gives_the_same_picture_in_diffusers(model: Path, tmp_path
 def test_only_the_vectors_change(model: Path, tmp_path: Path, place: Place) -> None:
     trainer = make_trainer(settings(tmp_path, place, model, num_vectors=2))
     before = {name: value.clone() for name, value in trainer.objective.named_parameters()}
-    assert trainer.names == ["word.weight"]
+    assert trainer.names == ["word.text_encoder.weight"]
     trainer.run()
-    after = {name: p for name, p in trainer.objective.named_parameters() if p.device.type != "meta"}
-    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert changed == {"networks.word.weight"}
-    assert list(read_tensors(tmp_path / "checkpoint-6" / "model.safetensors")) == ["word.weight"]
+    after = dict(trainer.objective.named_parameters())
+    kept = {name: value for name, value in after.items() if not value.is_meta}  # without what no step needs
+    changed = {name for name, value in kept.items() if not torch.equal(value, before[name])}
+    assert changed == {"networks.word.text_encoder.weight"}
+    assert list(read_tensors(tmp_path / "checkpoint-6" / "model.safetensors")) == trainer.names
     optimizer = sum(
         tensor.nbytes for tensor in read_tensors(tmp_path / "checkpoint-6" / "optimizer.safetensors").values()
     )
@@ -87,7 +89,7 @@ def test_the_word_begins_as_another_and_the_loss_falls(model: Path, tmp_path: Pa
     objective: Any = trainer.objective
     pipe: Any = ddim.DiffusionPipeline.from_pretrained(model)
     cat = pipe.text_encoder.get_input_embeddings().weight[pipe.tokenizer.convert_tokens_to_ids("cat</w>")]
-    assert torch.equal(objective.networks["word"].weight.detach(), torch.stack([cat, cat]))
+    assert torch.equal(objective.networks["word"]["text_encoder"].weight.detach(), torch.stack([cat, cat]))
     texts = objective.source.captions[0]
     assert texts[1] == "a <toy> <toy>_1"
     assert len(texts) == len(TEMPLATES["object"])
@@ -167,6 +169,32 @@ def test_the_command(model: Path, tmp_path: Path, place: Place, capsys: pytest.C
     assert (tmp_path / "run" / "learned_embeds.safetensors").is_file()
     assert main(["train", "textual-inversion", *typed, "--train_text_encoder"]) == 1
     assert "an option of `ddim train lora`" in capsys.readouterr().err
+
+
+def test_both_text_encoders_of_stable_diffusion_xl(tmp_path: Path, place: Place) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    model = tmp_path / "xl"
+    tiny_xl(model)
+    changes: dict[str, Any] = {"num_vectors": 2, "learning_rate": 0.1, "resolution": 16, "max_train_steps": 4}
+    changes |= {"checkpointing_steps": 2}
+    whole = train(settings(tmp_path / "whole", place, model, validation_steps=4, **changes))
+    interrupt(settings(tmp_path / "run", place, model, **changes))
+    folder = train(settings(tmp_path / "run", place, model, **changes))
+    names = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")
+    learnt = [read_tensors(folder / name)["<toy>"] for name in names]
+    assert [tensor.shape for tensor in learnt] == [(2, 32), (2, 24)]
+    assert all((whole / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    ours: Any = ddim.DiffusionPipeline.from_pretrained(model)
+    for tensor, end in zip(learnt, ("", "_2"), strict=True):
+        table = getattr(ours, f"text_encoder{end}").get_input_embeddings().weight
+        cat = table[getattr(ours, f"tokenizer{end}").convert_tokens_to_ids("cat</w>")]
+        assert (tensor - cat).abs().max() > 0.01  # it has learnt something
+    ours.load_textual_inversion(folder)
+    theirs = diffusers.DiffusionPipeline.from_pretrained(model)
+    for tensor, end in zip(learnt, ("", "_2"), strict=True):
+        parts = {part: getattr(theirs, f"{part}{end}") for part in ("tokenizer", "text_encoder")}
+        theirs.load_textual_inversion(tensor, token="<toy>", **parts)
+    assert np.abs(image(ours) - image(theirs)).max() < 1e-4
 
 
 def test_a_table_with_rows_elsewhere() -> None:

@@ -289,6 +289,11 @@ class TextToImage(Objective):
         self.texts: CaptionCache | None = None
 
     @property
+    def learns_texts(self) -> bool:
+        """Whether what a text becomes changes as the run goes on."""
+        return "text_encoder" in self.networks
+
+    @property
     def cache(self) -> Path:
         """The folder for what is computed beforehand."""
         return Path(self.settings.output_dir) / "cache"
@@ -445,9 +450,8 @@ class TextToImage(Objective):
         if "text" in batch:
             found = Encoded(batch["text"], batch.get("pooled"))
         else:
-            trains = "text_encoder" in self.networks
-            encoders = self.networks if trains else self.frozen
-            with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            encoders = self.networks if "text_encoder" in self.networks else self.frozen
+            with torch.set_grad_enabled(self.learns_texts and torch.is_grad_enabled()):
                 found = self.told.encode({name: encoders[name] for name in self.parts.encoders}, batch)
         if found.pooled is None:
             return Condition(found.states)

@@ -7,9 +7,8 @@ need no captions.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,13 @@ from torch import Tensor, nn
 
 from ddim.checkpoint import Savable, Saving
 from ddim.checkpoint.files import save_tensors
-from ddim.checkpoint.textual_inversion import EMBEDS, LearnedWord
+from ddim.checkpoint.textual_inversion import EMBEDS, EMBEDS_2, LearnedWord
 from ddim.errors import ConfigError
-from ddim.models import CLIPTextModel
-from ddim.pipelines import StableDiffusionPipeline
 from ddim.pipelines.added_tokens import with_all_vectors
-from ddim.pipelines.conditions import Condition
 from ddim.pipelines.textual_inversion import Encoder, learn
 from ddim.training.autoencoder import pictures
-from ddim.training.frozen import copied_as
 from ddim.training.settings import TextualInversionSettings
-from ddim.training.text_to_image import Parts, TextToImage, pretrained_parts
+from ddim.training.text_to_image import TextToImage, pretrained_parts
 
 # What is said of a picture with the word in the place of {}.
 TEMPLATES = {
@@ -79,30 +74,32 @@ class Joined(nn.Embedding):
     Args:
         table: the vectors of all tokens, (v d).
         first: the id of the word's first token; the others follow.
-        vectors: those of the word.
+        vectors: those of the word. They are no part of this module, and so of no network that stays as it is.
     """
 
     def __init__(self, table: nn.Embedding, first: int, vectors: Vectors) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
-        self.weight, self.first, self.vectors = table.weight, first, vectors
+        self.weight, self.first, self.elsewhere = table.weight, first, (vectors,)
 
     def forward(self, input: Tensor) -> Tensor:
         known = nn.functional.embedding(input, self.weight)
+        (vectors,) = self.elsewhere
         place = input - self.first
-        count = len(self.vectors.weight)
-        new = nn.functional.embedding(place.clamp(0, count - 1), self.vectors.weight.to(known.dtype))
+        count = len(vectors.weight)
+        new = nn.functional.embedding(place.clamp(0, count - 1), vectors.weight.to(known.dtype))
         return torch.where(((place >= 0) & (place < count))[..., None], new, known)
 
 
 class Word(Savable):
-    """What a run saves: the word. What `pipe` makes knows it, for pictures."""
+    """What a run saves: the word, for each text encoder. `pipe` makes a pipeline that knows it, for pictures."""
 
-    def __init__(self, pipe: Callable[[], StableDiffusionPipeline], token: str, vectors: Tensor) -> None:
+    def __init__(self, pipe: Callable[[], Any], token: str, vectors: Sequence[Tensor]) -> None:
         self.pipe, self.token, self.vectors = pipe, token, vectors
 
     def write(self, folder: Path, saving: Saving) -> None:
-        save_tensors(folder / EMBEDS, {self.token: self.vectors})
+        for name, vectors in zip((EMBEDS, EMBEDS_2), self.vectors, strict=False):
+            save_tensors(folder / name, {self.token: vectors})
 
 
 class TextualInversion(TextToImage):
@@ -112,50 +109,44 @@ class TextualInversion(TextToImage):
 
     def __init__(self, settings: TextualInversionSettings) -> None:
         parts = pretrained_parts(settings)
-        if parts.text_encoder_2 is not None:
-            raise ConfigError("words are trained here for Stable Diffusion 1 and 2, not for XL with its two encoders")
-        vectors = initial_vectors(settings, parts)
-        begun = LearnedWord(settings.placeholder_token, {0: vectors}, False, "placeholder_token")
+        token = settings.placeholder_token
+        encoders = {name: Encoder(parts.tokenizers[name], network) for name, network in parts.encoders.items()}
+        begun = {name: initial_vectors(settings, encoder) for name, encoder in encoders.items()}
+        word = LearnedWord(token, dict(enumerate(begun.values())), len(begun) > 1, "placeholder_token")
         try:
-            learn([begun], [Encoder(parts.tokenizer, parts.text_encoder)])
+            learn([word], [*encoders.values()])
         except ValueError as error:
             said = str(error).replace("give another token=", "give another placeholder_token")
             raise ConfigError(said.replace("give token=", "give another placeholder_token")) from error
-        said = with_all_vectors(settings.placeholder_token, parts.tokenizer)
+        said = with_all_vectors(token, parts.tokenizer)
         texts = tuple(template.replace("{}", said) for template in templates(settings))
         source = pictures(settings)
         source = dataclasses.replace(source, captions=[texts] * source.count)
         parts.unet.requires_grad_(False)
         super().__init__(settings, source, parts, trains_text=False)
-        encoder, table = parts.text_encoder, parts.text_encoder.get_input_embeddings()
-        self.first = int(parts.tokenizer.convert_tokens_to_ids(settings.placeholder_token))
-        word = Vectors(vectors)
-        self.networks["word"] = word
-        encoder.text_model.embeddings.token_embedding = Joined(table, self.first, word)
         self.words = parts.words  # the captions are ours, and teach no other word
+        vectors = {name: Vectors(rows) for name, rows in begun.items()}
+        self.networks["word"] = nn.ModuleDict(vectors)
+        self.first = {name: int(each.tokenizer.convert_tokens_to_ids(token)) for name, each in encoders.items()}
+        for name, encoder in encoders.items():
+            joined = Joined(encoder.table, self.first[name], vectors[name])
+            encoder.network.text_model.embeddings.token_embedding = joined
 
-    def encode_captions(self, batch: dict[str, Any]) -> Condition:
-        return Condition(self.frozen["text_encoder"](batch["ids"])[0])
-
-    def prepare(self, began: dict[str, Any]) -> None:
-        if self.settings.gradient_checkpointing:
-            self.frozen["text_encoder"].train()  # only then is it computed a second time
-        super().prepare(began)
+    @property
+    def learns_texts(self) -> bool:
+        return True
 
     def finished(self, networks: nn.ModuleDict) -> Word:
-        word: Any = networks["word"].weight
-        vectors: Tensor = word.detach()
+        learnt: Any = networks["word"]
+        vectors = [each.weight.detach() for each in learnt.values()]
+        return Word(lambda: self.pipeline(networks), self.settings.placeholder_token, vectors)
 
-        def pipe() -> StableDiffusionPipeline:
-            encoder = with_rows(self.frozen["text_encoder"], self.first, vectors)
-            parts: Any = {"text_encoder": encoder, "unet": networks["unet"]}
-            parts = {name: copied_as(part, vectors.dtype) for name, part in parts.items()}
-            parts |= self.frozen.whole(["vae"], vectors.device, vectors.dtype)
-            made = StableDiffusionPipeline(tokenizer=self.tokenizer, scheduler=self.scheduler, **parts)
-            made.words = self.words
-            return made
-
-        return Word(pipe, self.settings.placeholder_token, vectors)
+    def pipeline(self, networks: nn.ModuleDict) -> Any:
+        pipe = super().pipeline(nn.ModuleDict({"unet": networks["unet"]}))
+        learnt: Any = networks["word"]
+        for name, each in learnt.items():
+            know(getattr(pipe, name), self.first[name], each.weight.detach())
+        return pipe
 
     def preview(self, finished: Any, most: int | None = None) -> Image.Image:
         return super().preview(finished.pipe(), most)
@@ -196,28 +187,25 @@ def templates(settings: TextualInversionSettings) -> tuple[str, ...]:
     return found
 
 
-def initial_vectors(settings: TextualInversionSettings, parts: Parts) -> Tensor:
+def initial_vectors(settings: TextualInversionSettings, encoder: Encoder) -> Tensor:
     """What the word's vectors are at first: those of the tokens that the run is to begin with, in turn, (n d).
 
     Raises:
         ConfigError: there are more tokens than vectors, or none.
     """
-    ids = parts.tokenizer(settings.initializer_token, add_special_tokens=False).input_ids
+    ids = encoder.tokenizer(settings.initializer_token, add_special_tokens=False).input_ids
     if not 1 <= len(ids) <= max(1, settings.num_vectors):
         raise ConfigError(
             f"initializer_token={settings.initializer_token!r:.50} is {len(ids)} tokens of this model, and must be "
             f"from 1 to num_vectors={settings.num_vectors}: give a simpler word, or more vectors"
         )
-    table = parts.text_encoder.get_input_embeddings().weight.detach()
+    table = encoder.table.weight.detach()
     return table[[ids[number % len(ids)] for number in range(settings.num_vectors)]].float()
 
 
-def with_rows(encoder: Any, first: int, vectors: Tensor) -> CLIPTextModel:
-    """A text encoder of the same weights, but for these rows of its table of tokens, from the first on."""
-    shared = {id(each): each for each in (*encoder.parameters(), *encoder.buffers())}
-    made: CLIPTextModel = copy.deepcopy(encoder, shared)
-    table = made.get_input_embeddings().weight.detach().clone()
-    table[first : first + len(vectors)] = vectors.to(table)
+def know(encoder: Any, first: int, vectors: Tensor) -> None:
+    """Give a text encoder these rows in its table of tokens, from the first on, whether it has some there or not."""
+    table = encoder.get_input_embeddings().weight.detach()
+    table = torch.cat([table[:first], vectors.to(table), table[first + len(vectors) :]])
     rows = nn.Embedding(table.shape[0], table.shape[1], _weight=table)
-    made.set_input_embeddings(rows.requires_grad_(False))
-    return made.eval()
+    encoder.set_input_embeddings(rows.requires_grad_(False))
