@@ -202,7 +202,6 @@ def test_one_may_be_trained_further(place: Place, model: Path, tmp_path: Path) -
         ({"condition": "edges", "conditioning_data_dir": "x"}, "give one of condition"),
         ({"conditioning_embedding_out_channels": (4,)}, "must be 2 widths for this model"),
         ({"conditioning_embedding_out_channels": (4, 0)}, "conditioning_embedding_out_channels must be positive"),
-        ({"train_text_encoder": True}, "leave out train_text_encoder"),
         ({"rank": 0}, "rank must be 1 or more"),
         ({"condition_cells": 0}, "condition_cells must be 1 or more"),
         ({"validation_images": ("a.png",)}, "validation_images needs validation_prompts"),

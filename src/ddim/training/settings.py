@@ -759,6 +759,7 @@ class ControlNetSettings(LatentSettings):
     """Files of conditions for --validation-prompts, one for each or one for all. If not given, some of the data."""
     learning_rate: LearningRate = 1e-4
     lr_scheduler: Schedule = "constant_with_warmup"
+    train_text_encoder: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -771,8 +772,6 @@ class ControlNetSettings(LatentSettings):
             )
         if self.conditioning_embedding_out_channels is not None:
             check_widths(self, "conditioning_embedding_out_channels")
-        if self.train_text_encoder:
-            raise ConfigError("a ControlNet is for a pipeline as it is: leave out train_text_encoder")
         if self.validation_images and not self.validation_prompts:
             raise ConfigError(
                 "validation_images needs validation_prompts: give a text for each of them, or one for all"
