@@ -65,7 +65,7 @@ ControlImages = Annotated[  # as Loras
     tyro.conf.arg(
         metavar="PATH ...",
         help="What each --controlnet is shown, in their order: files of pictures such as edges or poses. They are "
-        "resized as --image is.",
+        "resized as --image is. Give this or --control-from.",
     ),
 ]
 PromptWeights = Annotated[
