@@ -24,8 +24,8 @@ def newcomer() -> ModuleType:
 
 def commands() -> list[list[str]]:
     """The words of every `ddim …` line, without comments."""
-    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    lines = "".join(code for language, code in blocks if language in ("", "sh")).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.startswith("ddim ")]
 
 
