@@ -15,7 +15,7 @@ import ddim
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(ddim.__file__).parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*.md"), *ROOT.glob("src/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("data/*.md"), *ROOT.glob("src/**/*.md")])
 FOLDERS = ("benchmarks", "data", "docs", "scripts", "src", "tests")
 # What pages call an object whose module has the same name.
 VARIABLES = {"plan": "ddim.SamplingPlan", "scheduler": "ddim.DDIMScheduler"}
