@@ -369,7 +369,7 @@ def model_of(pipe: Any) -> Model:
     """
     if getattr(pipe, "_offload", None) is not None:
         raise ConfigError("an engine keeps its networks where they run: call pipe.to(device) instead of offloading")
-    if pipe.components.get("controlnet") is not None:
+    if getattr(pipe, "components", {}).get("controlnet") is not None:
         raise ConfigError(
             "pipelines with a ControlNet are not served, as a request cannot say what it is shown: set pipe.controlnet="
             "None, or call the pipeline itself"
