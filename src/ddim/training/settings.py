@@ -759,6 +759,7 @@ class ControlNetSettings(LatentSettings):
     """Files of conditions for --validation-prompts, one for each or one for all. If not given, some of the data."""
     learning_rate: LearningRate = 1e-4
     lr_scheduler: Schedule = "constant_with_warmup"
+    """How the learning rate goes on after the warm-up. All but the constant ones fall to zero at --lr-decay-steps."""
     train_text_encoder: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
