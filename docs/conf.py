@@ -21,17 +21,21 @@ extensions = [
     "sphinx.ext.viewcode",
     "myst_parser",
     "docstrings",
+    "formulas",
     "links",
+    "notebooks",
     "reference",
     "repository",
     "versions",
 ]
-exclude_patterns = ["_ext", "_static", "_templates"]
+exclude_patterns = ["_ext", "_static", "_templates", "notebooks"]
 templates_path = ["_templates"]
 
 # Pages. A heading may be linked to as on GitHub: training.md#resuming.
 myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
+myst_dmath_double_inline = True
+html_math_renderer = "mathml"
 suppress_warnings = ["misc.highlighting_failure"]
 
 # The reference. Types are named as the code names them (`Eta`, not what it stands for), and link to what they are.
