@@ -73,7 +73,7 @@ lint: .venv/.all  ## check formatting, lint and types
 
 docs: .venv/.docs  ## make the site of docs/ in build/docs, strictly: a minute or two
 	@cd docs/_ext && $(CURDIR)/$(BIN)/python -m doctest *.py
-	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs/$$($(BIN)/python -c 'import ddim; print(ddim.__version__)') \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs/$$($(BIN)/python -c 'import ddim; print(ddim.__version__)') \
 		$(call why,the site has faults: each is a warning above)
 	@echo 'The site is in build/docs: open build/docs/index.html'
 

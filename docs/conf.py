@@ -23,6 +23,7 @@ extensions = [
     "docstrings",
     "formulas",
     "links",
+    "navigation",
     "notebooks",
     "reference",
     "repository",
