@@ -4,7 +4,7 @@
     python scripts/notebooks.py evening   # one
 
 A page is Markdown. Its Python blocks are run in their order, in one namespace. A block of text below one is what it
-prints, and a picture below one is what it draws. The notebook has the same texts and code, and nothing of what came out.
+prints, and a picture below one is what it draws. The notebook has the same texts and code, and nothing that came out.
 """
 
 from __future__ import annotations

@@ -50,6 +50,26 @@ SHELL = [block for block in BLOCKS if block.language in ("", "sh", "bash")]
 
 # What does not run here: (page, the first line of the block) -> why, the test that runs the like, and a word of it.
 ELSEWHERE = {
+    ("controlnet", "from ddim import ControlNetModel, StableDiffusionPipeline"): (
+        "it needs Stable Diffusion and a ControlNet",
+        "tests/pipelines/test_controlled.py",
+        "controlnet_conditioning_scale",
+    ),
+    ("sdxl", "from ddim import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline"): (
+        "it needs Stable Diffusion XL",
+        "tests/pipelines/test_xl.py",
+        "StableDiffusionXL",
+    ),
+    ("sdxl", "refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained("): (
+        "it needs Stable Diffusion XL and its refiner",
+        "tests/pipelines/test_xl.py",
+        "denoising_start",
+    ),
+    ("sdxl", "pipe.scheduler = DDIMScheduler.from_config("): (
+        "it needs Stable Diffusion XL",
+        "tests/pipelines/test_xl.py",
+        "guidance_rescale",
+    ),
     ("robots", "import ddim"): ("it needs a policy of LeRobot's", "tests/test_robot_loops.py", "plan"),
     ("robots", "from diffusers.schedulers.scheduling_ddim import DDIMScheduler"): (
         "it is the line that the next block replaces",
