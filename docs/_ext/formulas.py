@@ -12,7 +12,7 @@ from sphinx.writers.html5 import HTML5Translator
 
 def mathml(tex: str, *, as_block: bool) -> str:
     """A letter under a bar is put into braces, so that its index stands beside it and not below it."""
-    return str(tex2mathml(re.sub(r"\\(?:bar|hat)\\\w+", r"{\g<0>}", tex), as_block=as_block))
+    return str(tex2mathml(re.sub(r"\\(?:bar|hat)\\[A-Za-z]+", r"{\g<0>}", tex), as_block=as_block))
 
 
 def inline(self: HTML5Translator, node: nodes.math) -> None:
