@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import re
+from xml.etree import ElementTree
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
+MATHML = "http://www.w3.org/1998/Math/MathML"
+
 
 def mathml(tex: str, *, as_block: bool) -> str:
-    """A letter under a bar is put into braces, so that its index stands beside it and not below it."""
-    return str(tex2mathml(re.sub(r"\\(?:bar|hat)\\[A-Za-z]+", r"{\g<0>}", tex), as_block=as_block))
+    """LaTeX as MathML, in which the index of a letter with a bar stands beside it and not below it."""
+    ElementTree.register_namespace("", MATHML)
+    math = ElementTree.fromstring(tex2mathml(tex, as_block=as_block))
+    for both in math.iter(f"{{{MATHML}}}munderover"):
+        letter, index, accent = both
+        if accent.tag == f"{{{MATHML}}}mo":
+            barred = ElementTree.Element(f"{{{MATHML}}}mover", accent="true")
+            barred.extend([letter, accent])
+            both.tag = f"{{{MATHML}}}msub"
+            both[:] = [barred, index]
+    return ElementTree.tostring(math, encoding="unicode")
 
 
 def inline(self: HTML5Translator, node: nodes.math) -> None:
