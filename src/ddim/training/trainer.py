@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -29,7 +30,7 @@ from ddim import __version__
 from ddim.checkpoint import Savable, atomic_write, write_json
 from ddim.data.buckets import BucketBatches
 from ddim.data.progress import progress, say
-from ddim.errors import CheckpointError, ConfigError, NonFiniteError, require
+from ddim.errors import CheckpointError, ConfigError, NonFiniteError
 from ddim.training.checkpoints import (
     checkpoints,
     drop_old,
@@ -194,7 +195,7 @@ class Trainer:
         }
         optimizer: torch.optim.Optimizer
         if settings.use_8bit_adam:
-            optimizer = require("bitsandbytes", "train").optim.AdamW8bit(list(parameters.values()), **options)
+            optimizer = importlib.import_module("bitsandbytes").optim.AdamW8bit(list(parameters.values()), **options)
         else:
             optimizer = torch.optim.AdamW(parameters.values(), fused=True, **options)
         self.model, self.optimizer = accelerator.prepare(objective.train(), optimizer)
