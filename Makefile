@@ -25,7 +25,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $
 failed = some tests failed: they are listed above. One alone is run by .venv/bin/python -m pytest FILE::TEST
 
 .DEFAULT_GOAL := help
-.PHONY: help sample test test-all lint docs bench paper digits clean
+.PHONY: help sample test test-all lint docs dist sbom bench paper digits clean
 
 help:  ## say what there is
 	@echo 'make TARGET, where TARGET is one of'
@@ -57,6 +57,11 @@ help:  ## say what there is
 	$(install)
 	@$(WANTED) | tee $@ .venv/.all > .venv/.core
 
+.venv/.release: WHAT = .[release]
+.venv/.release: .venv/.core
+	$(install)
+	@$(WANTED) > $@
+
 sample: .venv/.core  ## draw a picture: make sample PROMPT="a grinning face" OUT=sample.png, or MODEL=digits
 	@$(BIN)/ddim sample $(if $(filter digits%,$(MODEL)),,"$(PROMPT)") --model $(MODEL) --out $(OUT) \
 		$(call why,nothing was drawn: ddim says why above)
@@ -76,6 +81,12 @@ docs: .venv/.docs  ## make the site of docs/ in build/docs, strictly: a minute o
 	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs/$$($(BIN)/python -c 'import ddim; print(ddim.__version__)') \
 		$(call why,the site has faults: each is a warning above)
 	@echo 'The site is in build/docs: open build/docs/index.html'
+
+dist: .venv/.release  ## build the wheel and the source distribution into dist, and check them: half a minute
+	@$(BIN)/python scripts/dist $(call why,what was built is not to be published: each fault is above)
+
+sbom: .venv/.all .venv/.release  ## list all that ddim installs with versions and licences in build/sbom.json (CycloneDX)
+	@$(BIN)/python scripts/sbom $(call why,the list could not be made: the message is above)
 
 bench: .venv/.all  ## measure against diffusers and write docs/benchmarks.md
 	@$(BIN)/python benchmarks/run.py --write docs/benchmarks.md $(call why,the benchmarks ended early: the message is above)
