@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from xml.etree import ElementTree
 
 from docutils import nodes
@@ -15,7 +17,9 @@ MATHML = "http://www.w3.org/1998/Math/MathML"
 def mathml(tex: str, *, as_block: bool) -> str:
     """LaTeX as MathML, in which the index of a letter with a bar stands beside it and not below it."""
     ElementTree.register_namespace("", MATHML)
-    math = ElementTree.fromstring(tex2mathml(tex, as_block=as_block))
+    made = tex2mathml(tex, as_block=as_block)
+    # Names of characters that HTML has and XML has not, such as &nbsp;.
+    math = ElementTree.fromstring(re.sub(r"&(?!lt;|gt;|amp;|#)\w+;", lambda name: html.unescape(name[0]), made))
     for both in math.iter(f"{{{MATHML}}}munderover"):
         letter, index, accent = both
         if accent.tag == f"{{{MATHML}}}mo":
