@@ -31,7 +31,7 @@ _BAND = 1 << 22  # pixels of a band
 
 Picture: TypeAlias = str | Path | bytes  # an image's file, or the bytes of one
 
-# The modules and classes of Pillow that decode the formats that are read. An old Pillow has none for AVIF.
+# The modules and classes of Pillow that decode the formats that are read. One built without libavif has none for AVIF.
 _CLASSES = {
     "PNG": "PngImagePlugin:PngImageFile",
     "JPEG": "JpegImagePlugin:JpegImageFile",
