@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import tyro
+from PIL import Image
 
 from ddim import DiffusionPipeline
 from ddim.checkpoint import save_tensors
@@ -38,10 +39,11 @@ class Block(NamedTuple):
 
 
 def blocks() -> Iterator[Block]:
-    for path in sorted((ROOT / "docs").glob("*.md")):
+    for path in sorted((ROOT / "docs").rglob("*.md")):
         page = path.read_text(encoding="utf-8")
         for found in re.finditer(r"^```(\S*)\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE):
-            yield Block(path.stem, page[: found.start()].count("\n") + 2, found[1], found[2])
+            name = path.relative_to(ROOT / "docs").with_suffix("").as_posix()
+            yield Block(name, page[: found.start()].count("\n") + 2, found[1], found[2])
 
 
 BLOCKS = list(blocks())
@@ -142,6 +144,19 @@ def for_training() -> dict[str, Any]:
     return names
 
 
+def for_tasks() -> dict[str, Any]:
+    own_model("my-sd-folder", "emoji")
+    config = Path("my-sd-folder/scheduler/scheduler_config.json")
+    config.write_text(
+        json.dumps({**json.loads(config.read_text(encoding="utf-8")), "recommended_steps": 4}), encoding="utf-8"
+    )
+    pictures = Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64))
+    pictures[1].paste(255, (16, 16, 48, 48))
+    for picture, name in zip(pictures, ("photo", "mask"), strict=True):
+        picture.save(f"{name}.png")
+    return {}
+
+
 SCENES: dict[str, Callable[[], dict[str, Any]]] = {
     "backends": a_pipeline,
     "diffusers": lambda: own_model("my-ddpm-folder", "digits") or {},
@@ -149,6 +164,7 @@ SCENES: dict[str, Callable[[], dict[str, Any]]] = {
     "pictures": lambda: own_model("my-model", "emoji") or a_pipeline(),
     "prompts": for_prompts,
     "training": for_training,
+    **{block.page: for_tasks for block in PYTHON if block.page.startswith("tasks/")},
 }
 SLOW = {"backends"}  # compiles a network for OpenVINO, twice
 
@@ -208,6 +224,8 @@ def is_shown_output(block: Block) -> bool:
 
 def check(line: str) -> None:
     """A command is one that there is, and its options are."""
+    if line.startswith("source <("):  # what the shell runs to know what it is to read
+        line = line.removeprefix("source <(").removesuffix(")")
     words = shlex.split(line, comments=True)
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
@@ -217,6 +235,8 @@ def check(line: str) -> None:
             given = [*(word for word in given if word != "…"), "--output-dir", "out", "--train-data-dir", "pictures"]
         name = next(name for name in (" ".join(given[:2]), given[0]) if name in COMMANDS)
         tyro.cli(load(COMMANDS[name].settings), args=given[len(name.split()) :])
+    elif words[:2] == ["python", "-c"]:
+        compile(words[2], line, "exec")
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
     elif words[0] == "make":

@@ -1,4 +1,4 @@
-"""What docs/tasks/web-uis.md says of the DDIM of ComfyUI and the web UI: their arithmetic, written down anew, is ours."""
+"""What docs/tasks/web-uis.md says of the DDIM of ComfyUI and the web UI: their arithmetic, written anew, is ours."""
 
 from __future__ import annotations
 
