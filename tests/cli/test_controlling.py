@@ -17,6 +17,8 @@ from ddim.models import ControlNetModel
 from ddim.pipelines import StableDiffusionPipeline
 from ddim.serving.engine import Engine
 
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -64,6 +66,15 @@ def test_the_command_draws_what_the_pipeline_draws(here: Path, tmp_path: Path) -
     assert not np.array_equal(drawn(tmp_path / "one.png"), drawn(tmp_path / "two.png"))
 
 
+def test_a_file_draws_what_its_folder_draws(here: Path, tmp_path: Path) -> None:
+    shown = ["--control-image", str(here / "0.png")]
+    file = (here / "a/diffusion_pytorch_model.safetensors").rename(tmp_path / "canny.safetensors")
+    assert sample(here, tmp_path / "file.png", "--controlnet", f"{file}=0.7", *shown) == 0
+    file.rename(here / "a/diffusion_pytorch_model.safetensors")
+    assert sample(here, tmp_path / "folder.png", "--controlnet", f"{here / 'a'}=0.7", *shown) == 0
+    assert np.array_equal(drawn(tmp_path / "file.png"), drawn(tmp_path / "folder.png"))
+
+
 @pytest.mark.parametrize("condition", ["edges", "layout"])
 def test_a_condition_is_made_as_in_training(condition: str, here: Path, tmp_path: Path) -> None:
     condition_image(Image.open(here / "0.png"), condition, 4).save(tmp_path / "made.png")
@@ -101,7 +112,9 @@ def test_what_is_shown_decides_the_size_unless_something_else_does(here: Path, t
         (["--controlnet", "{here}/a"], "there are no picture for it|no picture for it"),
         (["--control-image", "{here}/0.png"], "are for --controlnet"),
         (["--controlnet", "{here}/nowhere", "--control-image", "{here}/0.png"], "there is no folder"),
-        (["--controlnet", "{here}/0.png", "--control-image", "{here}/0.png"], "is a file"),
+        (["--controlnet", "{here}/0.png", "--control-image", "{here}/0.png"], "is no .safetensors file: give one"),
+        (["--controlnet", "{here}/x.safetensors", "--control-image", "{here}/0.png"], "there is no file"),
+        (["--controlnet", "{here}/model/" + UNET + "=0.5", "--control-image", "{here}/0.png"], "is a U-Net, and no"),
         (["--controlnet", "{here}/a=strong", "--control-image", "{here}/0.png"], "'strong' where its scale should be"),
         (["--controlnet", "{here}/a", "--control-image", "{here}/2.png"], "2.png"),
         (["--controlnet", "{here}/a", "--control-from", "{here}/0.png"], "--control-from needs --condition"),

@@ -5,6 +5,7 @@ Names and shapes only, from the structure of the original networks; nothing here
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,6 +117,31 @@ def unet(
             number += 1
     yield from norm("out.0", now)
     yield from conv("out.2", now, 4)
+
+
+def control(*, hint: tuple[int, ...] = (16, 32, 96, 256), **of_unet: Any) -> Named:
+    """The names in the ControlNet of a U-Net, whose arguments are those of `unet`.
+
+    Args:
+        hint: the widths in which it reads a picture.
+    """
+    width = of_unet["width"]
+    named = list(unet(**of_unet, channels=4))
+    yield from ((name, shape) for name, shape in named if not name.startswith(("output_blocks.", "out.")))
+    skips = {}
+    for name, shape in named:
+        if name.startswith("input_blocks.") and name.endswith(("0.bias", "op.bias", "out_layers.3.bias")):
+            skips[int(name.split(".")[1])] = shape[0]
+    for number, channels in skips.items():
+        yield from conv(f"zero_convs.{number}.0", channels, channels, 1)
+    yield from conv("middle_block_out.0", channels, channels, 1)
+    yield from conv("input_hint_block.0", 3, hint[0])
+    number = 2
+    for before, after in itertools.pairwise(hint):
+        yield from conv(f"input_hint_block.{number}", before, before)
+        yield from conv(f"input_hint_block.{number + 2}", before, after)
+        number += 4
+    yield from conv(f"input_hint_block.{number}", hint[-1], width)
 
 
 # --- the autoencoder -------------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ Place = tuple[str, str]  # a network's name in a pipeline, a layer's name in the
 Stored = dict[str, tuple[str, Tensor]]  # a layer's "down", "up" and "alpha" -> the name in the file, and the tensor
 
 PEFT_PREFIX = "base_model.model."
+# A part of the names in all layouts of LoRAs, which otherwise begin as those of the models that they are for.
+LORA = re.compile(r"(^|[._])lora[._]|_lora\.|^lora_")
 
 _NAME = re.compile(
     r"(?P<layer>.+?)(?:"

@@ -18,12 +18,12 @@ HEAD_WIDTH = 64  # channels of a head in the U-Nets of Stable Diffusion 2 and XL
 SIZE_WIDTH = 256  # channels that Stable Diffusion XL's U-Net is told each of the numbers by that describe a picture
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
+def count(shapes: Shapes, pattern: str) -> int:
     """How many different numbers the pattern's group matches, over all names that begin as the pattern says."""
     return len({match[1] for match in map(re.compile(pattern).match, shapes) if match})
 
 
-def _size(shapes: Shapes, name: str, dimension: int, default: int) -> int:
+def size(shapes: Shapes, name: str, dimension: int, default: int) -> int:
     """The size of a tensor in one dimension. Where there is no such tensor, the default only has to be possible, since
     the tensor will be reported as missing."""
     shape = shapes.get(name, ())
@@ -38,23 +38,23 @@ def unet_config(shapes: Shapes, numbers: int = 0, pooled: int | None = None) -> 
         numbers: how many numbers that describe a picture it is told, if any.
         pooled: the width of the text's summary, which it is told then as well, if that is known.
     """
-    levels = _count(shapes, r"input_blocks\.(\d{1,4})\.0\.op\.") + 1
+    levels = count(shapes, r"input_blocks\.(\d{1,4})\.0\.op\.") + 1
     # The first convolution, and on each level the residual blocks and, except on the last level, the resampling `op`.
-    blocks = _count(shapes, r"input_blocks\.(\d{1,4})\.")
+    blocks = count(shapes, r"input_blocks\.(\d{1,4})\.")
     layers = max(1, blocks // levels - 1)
     starts = [f"input_blocks.{1 + level * (layers + 1)}" for level in range(levels)]
-    width = _size(shapes, "input_blocks.0.0.weight", 0, 320)
-    widths = [_size(shapes, f"{start}.0.out_layers.3.weight", 0, width) for start in starts]
+    width = size(shapes, "input_blocks.0.0.weight", 0, 320)
+    widths = [size(shapes, f"{start}.0.out_layers.3.weight", 0, width) for start in starts]
     attends = [f"{start}.1.norm.weight" in shapes for start in starts]
     linear = len(shapes.get("middle_block.1.proj_in.weight", ())) == 2
     return {
-        "in_channels": _size(shapes, "input_blocks.0.0.weight", 1, 4),
-        "out_channels": _size(shapes, "out.2.weight", 0, 4),
+        "in_channels": size(shapes, "input_blocks.0.0.weight", 1, 4),
+        "out_channels": size(shapes, "out.2.weight", 0, 4),
         "block_out_channels": widths,
         "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
         "layers_per_block": layers,
-        "cross_attention_dim": _size(shapes, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1, 768),
+        "cross_attention_dim": size(shapes, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1, 768),
         "attention_head_dim": [max(1, channels // HEAD_WIDTH) for channels in widths] if linear else UNET_HEADS,
         "use_linear_projection": linear,
         **_depths(shapes, [f"{start}.1" if attend else "" for start, attend in zip(starts, attends, strict=True)]),
@@ -70,7 +70,7 @@ def _depths(shapes: Shapes, transformers: list[str]) -> dict[str, Any]:
     """
 
     def depth(name: str) -> int:
-        return max(1, _count(shapes, rf"{re.escape(name)}\.transformer_blocks\.(\d{{1,4}})\."))
+        return max(1, count(shapes, rf"{re.escape(name)}\.transformer_blocks\.(\d{{1,4}})\."))
 
     middle = depth("middle_block.1")
     depths = [depth(name) if name else 1 for name in transformers]
@@ -83,7 +83,7 @@ def _depths(shapes: Shapes, transformers: list[str]) -> dict[str, Any]:
 
 def _told(shapes: Shapes, numbers: int, pooled: int | None) -> dict[str, Any]:
     """The settings of what a U-Net is told beside the text; the arguments are those of `unet_config`."""
-    width = _size(shapes, "label_emb.0.0.weight", 1, (pooled or 1280) + numbers * SIZE_WIDTH)
+    width = size(shapes, "label_emb.0.0.weight", 1, (pooled or 1280) + numbers * SIZE_WIDTH)
     left = 0 if pooled is None else width - pooled
     return {
         "addition_embed_type": "text_time",
@@ -99,18 +99,18 @@ def vae_config(shapes: Shapes, scaling_factor: float) -> dict[str, Any]:
         shapes: its tensors' shapes by their original names, without `first_stage_model.` in front.
         scaling_factor: what its latents are multiplied by.
     """
-    levels = max(1, _count(shapes, r"encoder\.down\.(\d{1,4})\."))
-    width = _size(shapes, "encoder.conv_in.weight", 0, 128)
+    levels = max(1, count(shapes, r"encoder\.down\.(\d{1,4})\."))
+    width = size(shapes, "encoder.conv_in.weight", 0, 128)
     return {
-        "in_channels": _size(shapes, "encoder.conv_in.weight", 1, 3),
-        "out_channels": _size(shapes, "decoder.conv_out.weight", 0, 3),
+        "in_channels": size(shapes, "encoder.conv_in.weight", 1, 3),
+        "out_channels": size(shapes, "decoder.conv_out.weight", 0, 3),
         "block_out_channels": [
-            _size(shapes, f"encoder.down.{level}.block.0.conv2.weight", 0, width) for level in range(levels)
+            size(shapes, f"encoder.down.{level}.block.0.conv2.weight", 0, width) for level in range(levels)
         ],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": max(1, _count(shapes, r"encoder\.down\.0\.block\.(\d{1,4})\.")),
-        "latent_channels": _size(shapes, "decoder.conv_in.weight", 1, 4),
+        "layers_per_block": max(1, count(shapes, r"encoder\.down\.0\.block\.(\d{1,4})\.")),
+        "latent_channels": size(shapes, "decoder.conv_in.weight", 1, 4),
         "scaling_factor": scaling_factor,
     }
 
@@ -122,16 +122,16 @@ def text_config(shapes: Shapes, open_clip: bool) -> dict[str, Any]:
         shapes: its tensors' shapes by their names in diffusers' layout.
         open_clip: whether it is OpenCLIP's, which has another activation than CLIP's.
     """
-    width = _size(shapes, "text_model.embeddings.token_embedding.weight", 1, 768)
+    width = size(shapes, "text_model.embeddings.token_embedding.weight", 1, 768)
     return {
-        "vocab_size": _size(shapes, "text_model.embeddings.token_embedding.weight", 0, 49408),
+        "vocab_size": size(shapes, "text_model.embeddings.token_embedding.weight", 0, 49408),
         "hidden_size": width,
-        "intermediate_size": _size(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 0, 4 * width),
-        "num_hidden_layers": max(1, _count(shapes, r"text_model\.encoder\.layers\.(\d{1,4})\.")),
+        "intermediate_size": size(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 0, 4 * width),
+        "num_hidden_layers": max(1, count(shapes, r"text_model\.encoder\.layers\.(\d{1,4})\.")),
         "num_attention_heads": max(1, width // HEAD_WIDTH),
-        "max_position_embeddings": _size(shapes, "text_model.embeddings.position_embedding.weight", 0, 77),
+        "max_position_embeddings": size(shapes, "text_model.embeddings.position_embedding.weight", 0, 77),
         "hidden_act": "gelu" if open_clip else "quick_gelu",
-        "projection_dim": _size(shapes, "text_projection.weight", 0, width),
+        "projection_dim": size(shapes, "text_projection.weight", 0, width),
         "bos_token_id": 0,  # this and the next are not the tokenizer's ids, but what the published configs say
         "eos_token_id": 2,
     }

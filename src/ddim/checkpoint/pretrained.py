@@ -360,7 +360,8 @@ class PretrainedModel(Stored, nn.Module):
         A `dtype` of None is the type that the weights are stored in; `overrides` replace settings of the config.
         """
         if os.path.isfile(repository.name):
-            raise CheckpointError(f"{repository.name} is a file: give the folder that it is in")
+            single = "; from_single_file loads a file alone" * hasattr(cls, "from_single_file")
+            raise CheckpointError(f"{repository.name} is a file: give the folder that it is in{single}")
         config, path = cls.read_config(repository, subfolder)
         stored = config.get("_class_name", cls.__name__)
         if stored != cls.__name__:

@@ -24,7 +24,7 @@ class Asked(NamedTuple):
     """One ControlNet as it was asked for.
 
     Attributes:
-        place: a folder, or an id on the hub.
+        place: a folder, a `.safetensors` file, or an id on the hub.
         scale: how strongly it acts; 1 is as it was trained.
     """
 
@@ -42,7 +42,8 @@ def controlnet(text: str) -> Asked:
         ConfigError: the scale is no finite number.
     """
     place, sign, after = text.rpartition("=")
-    if not sign or os.path.exists(text):
+    is_query = "?" in place and "=" not in place.partition("?")[2]  # as in "…/x.safetensors?download=true"
+    if not sign or os.path.exists(text) or is_query:
         place, after = text, "1"
     try:
         scale = float(after)
@@ -56,10 +57,10 @@ def controlnet(text: str) -> Asked:
 
 
 def check_controlnet(given: str | Sequence[str], option: str) -> None:
-    """The rule of --controlnet: a folder that is there, or what can be an id on the hub, which is not asked.
+    """The rule of --controlnet: a folder or file that is there, or what can be on the hub, which is not asked.
 
     Raises:
-        ConfigError: there is no such folder, or its scale is no number.
+        ConfigError: there is no such folder or file, or its scale is no number.
     """
     if not isinstance(given, str):
         for one in given:
@@ -67,10 +68,22 @@ def check_controlnet(given: str | Sequence[str], option: str) -> None:
         return
     place = controlnet(given).place
     if os.path.isfile(place):
-        raise ConfigError(f"{option} {place} is a file: give the folder of a ControlNet in diffusers' layout")
-    if not os.path.isdir(place) and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place):
-        meant = nearby(place, Path.is_dir)
-        raise ConfigError(f"there is no folder {place[:300]!r}, given as {option}{did_you_mean(meant)}")
+        if _is_file(place):
+            return
+        raise ConfigError(f"{option} {place} is no .safetensors file: give one, or the folder of a ControlNet")
+    if not os.path.isdir(place) and not _is_address(place) and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place):
+        kind = "file" if _is_file(place) else "folder"
+        meant = nearby(place, Path.is_file if kind == "file" else Path.is_dir)
+        raise ConfigError(f"there is no {kind} {place[:300]!r}, given as {option}{did_you_mean(meant)}")
+
+
+def _is_file(place: str) -> bool:
+    return place.lower().partition("?")[0].endswith(".safetensors") and not os.path.isdir(place)
+
+
+def _is_address(place: str) -> bool:
+    """Whether this is the address of a file at huggingface.co."""
+    return _is_file(place) and bool(re.match(r"(https://)?(huggingface\.co|hf\.co)/", place))
 
 
 def check_together(settings: SampleSettings) -> None:
@@ -108,7 +121,10 @@ def add_controls(pipe: DiffusionPipeline, model: str, given: Sequence[str | Sequ
     networks = []
     for each in asked:
         try:
-            network = ControlNetModel.from_pretrained(each.place, dtype=pipe.dtype)
+            if _is_file(each.place) or _is_address(each.place):
+                network = ControlNetModel.from_single_file(each.place, dtype=pipe.dtype, like=pipe.unet.config)
+            else:
+                network = ControlNetModel.from_pretrained(each.place, dtype=pipe.dtype)
             check_fits(network.config, pipe.unet.config)
         except (CheckpointError, ConfigError, WeightsError) as error:
             raise type(error)(f"--controlnet {each.place}: {error}") from error

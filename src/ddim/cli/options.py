@@ -55,8 +55,9 @@ ControlNets = Annotated[  # as Loras
     tyro.conf.UseAppendAction,
     tyro.conf.arg(
         metavar="PATH[=SCALE] ...",
-        help="ControlNets that steer the model, one or several: folders or ids on the hub. A number after the sign = "
-        "says how strongly one acts. If not given, 1: as it was trained. Each needs a --control-image.",
+        help="ControlNets that steer the model, one or several: folders, .safetensors files or ids on the hub. A "
+        "number after the sign = says how strongly one acts. If not given, 1: as it was trained. Each needs a "
+        "--control-image.",
     ),
 ]
 ControlImages = Annotated[  # as Loras

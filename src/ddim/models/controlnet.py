@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,11 @@ from torch.nn import functional as F
 
 from ddim.checkpoint import Savable, Saving
 from ddim.checkpoint.config import register_to_config
+from ddim.checkpoint.control_layout import UNSEEN, convert_control, refuse_others
+from ddim.checkpoint.files import outline, read_tensors
 from ddim.checkpoint.hub import Repository
+from ddim.checkpoint.loading import differences, fill, raise_for_problems, skeleton
+from ddim.checkpoint.located import locate
 from ddim.checkpoint.pretrained import choose_dtype
 from ddim.errors import ConfigError
 from ddim.models.backbone import ChosenTimes, ClassTimeCache, TimeCache
@@ -28,6 +32,8 @@ from ddim.models.unet_condition import UNet2DConditionModel
 from ddim.step import Output
 
 WIDTHS = (16, 32, 96, 256)  # of the published ControlNets' reading of a picture
+# Options of diffusers' `from_single_file` that ask for what is done in any case.
+WITHOUT_EFFECT = ("disable_mmap", "low_cpu_mem_usage", "use_safetensors")
 CHANNEL_ORDERS = {"rgb": False, "bgr": True}  # whether the picture's channels are turned round
 
 
@@ -202,6 +208,64 @@ class ControlNetModel(TextBackbone):
             if others:
                 raise ConfigError(f"the U-Net has no {', '.join(others[:5])}, which a ControlNet copies")
         return network
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | os.PathLike[str],
+        *,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        like: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a ControlNet that is one `.safetensors` file. It is in eval mode.
+
+        Args:
+            pretrained_model_link_or_path: the file, or its address at huggingface.co. It is in the original layout
+                (`control_model.…`, or the same names without that; a model beside the ControlNet is left out) or in
+                diffusers'.
+            dtype: the parameters' type, float32 unless told; `torch_dtype` is its older name.
+            like: the config of the U-Net that the ControlNet is for. If its widths are the file's, it says what names
+                and shapes do not, such as the number of heads; otherwise that is as in Stable Diffusion 1, 2 or XL.
+            options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub. Any other is a
+                setting of the constructor, and replaces what was found. `global_pool_conditions`, which the file does
+                not say, is True if "shuffle" is in its name, as for the published one.
+
+        Raises:
+            CheckpointError: no such file, or not this format. Pickles (`.pth`) are never read.
+            WeightsError: names or shapes are not a ControlNet's; all are listed.
+            ConfigError: the file is of another kind; or the weights are of no sensible structure.
+            TypeError: there is no such option.
+        """
+        dtype = choose_dtype(dtype, torch_dtype)
+        if "config" in options or "original_config" in options:
+            raise TypeError("config= and original_config= are not needed: the structure is seen in the file")
+        options = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
+        taken = inspect.signature(cls.__init__).parameters
+        settings = {name: options.pop(name) for name in taken if name in options}
+        file = locate(pretrained_model_link_or_path, options)
+        tensors = outline(file)
+        refuse_others(tensors, file)
+        part, problems = convert_control(tensors)
+        config = {**part.config, "global_pool_conditions": "shuffle" in file.name.lower()}
+        if like is not None and [*like.get("block_out_channels", ())] == config["block_out_channels"]:
+            config |= {name: like[name] for name in UNSEEN if name in like and name in taken}
+        config = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in {**config, **settings}.items()
+        }
+        with skeleton():
+            network: Self = cls.construct(config, file)
+        wanted = network.state_dict()
+        offered = {key if key in wanted else part.stored[key]: tensor for key, tensor in part.state.items()}
+        raise_for_problems(problems + differences(wanted, offered), f"{file} is no ControlNet of Stable Diffusion")
+
+        def read(keys: Collection[str]) -> dict[str, Tensor]:
+            mapped = read_tensors(file, {part.stored[key] for key in keys})
+            return {key: mapped[part.stored[key]] for key in keys}
+
+        fill(network, part.state, read, dtype, f"{file} does not fit {cls.__name__}")
+        return network.eval()
 
     def read(self, picture: Tensor) -> Tensor:
         """A picture's features, which are the same at all steps: (b c H W) in [0, 1] to (b w h w)."""

@@ -14,11 +14,12 @@ import torch
 from ddim.checkpoint import Repository
 from ddim.checkpoint.files import outline
 from ddim.checkpoint.loading import skeleton
+from ddim.checkpoint.located import locate
 from ddim.checkpoint.original_layout import family_of
 from ddim.checkpoint.pretrained import PretrainedModel, load_weights
 from ddim.errors import CheckpointError, ConfigError
 from ddim.models import AutoencoderKL, AutoencoderTiny
-from ddim.pipelines.single_file import load_single_file, locate
+from ddim.pipelines.single_file import load_single_file
 
 __all__ = ["load_autoencoder", "suits"]
 

@@ -294,7 +294,8 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             CheckpointError: no such file, or not this format.
             TypeError: it is called on a class whose models are no such files.
         """
-        from ddim.pipelines.single_file import class_of, locate
+        from ddim.checkpoint.located import locate
+        from ddim.pipelines.single_file import class_of
 
         if cls.parts:
             raise TypeError(f"no {cls.__name__} was published as a single file: use DiffusionPipeline.from_single_file")

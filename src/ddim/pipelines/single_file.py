@@ -20,9 +20,11 @@ from ddim.checkpoint import PretrainedModel, choose_dtype
 from ddim.checkpoint.files import outline, read_metadata, read_tensors
 from ddim.checkpoint.hub import Repository
 from ddim.checkpoint.loading import differences, fill, raise_for_problems, skeleton
+from ddim.checkpoint.located import locate
+from ddim.checkpoint.lora_layout import LORA
 from ddim.checkpoint.original_layout import SD, XL, XL_REFINER, Family, Part, State, convert, family_of
 from ddim.checkpoint.predicted import Notes, read_notes
-from ddim.errors import CheckpointError, ConfigError
+from ddim.errors import ConfigError
 from ddim.models import AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel
 from ddim.models.byte_pairs import END
 from ddim.models.tokenizer import CLIPTokenizer
@@ -30,7 +32,7 @@ from ddim.pipelines.base import WITHOUT_EFFECT
 from ddim.process import PredictionType, prediction
 from ddim.scheduler import DDIMScheduler
 
-__all__ = ["FromSingleFile", "class_of", "load_single_file", "locate"]
+__all__ = ["FromSingleFile", "class_of", "load_single_file"]
 
 CLASSES: dict[str, type[PretrainedModel]] = {
     "unet": UNet2DConditionModel,
@@ -66,7 +68,8 @@ OTHERS = {
     "text_encoders.": "Stable Diffusion 3 or later",
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
     "model.diffusion_model.double_blocks.": "Flux",
-    "control_model.": "a ControlNet",
+    "control_model.": "a ControlNet, which ControlNetModel.from_single_file loads",
+    "controlnet_": "a ControlNet, which ControlNetModel.from_single_file loads",
     "depth_model.": "Stable Diffusion 2's depth model",
     "edm_": "a model of EDM's noise levels (such as Playground 2.5 and CosXL), which are continuous and which DDIM, "
     "whose levels are those of a table of timesteps, has no schedule for",
@@ -78,8 +81,6 @@ NOT_READ = ("config", "original_config", "original_config_file")
 V_IN_NAME = re.compile(r"(?<![a-z])v[-_ .]?(pred|param)", re.IGNORECASE)
 # The beginning of names that a Stable Diffusion 1 or 2 has.
 SURELY_SD = re.compile(r"cond_stage_model\.|(model\.diffusion_model\.)?input_blocks\.")
-# A part of the names in all layouts of LoRAs, which otherwise begin as those of the models that they are for.
-LORA = re.compile(r"(^|[._])lora[._]|_lora\.|^lora_")
 
 
 def load_single_file(
@@ -254,39 +255,6 @@ def _tokenizer(
             f"{config['vocab_size']}: give another tokenizer"
         )
     return tokenizer
-
-
-def locate(path: str | os.PathLike[str], options: dict[str, Any]) -> Path:
-    """The file, fetched from the hub if it is there.
-
-    Raises:
-        CheckpointError: it is not there, or a pickle.
-        TypeError: options that are not of the hub.
-    """
-    name = os.fspath(path)
-    if Path(name).suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
-        raise CheckpointError(
-            f"{name} is a pickle, which can run code when it is read, so it is not: get the .safetensors file of the "
-            "same model, or convert it where you trust it"
-        )
-    url = re.fullmatch(
-        r"(?:https://)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?]+)(?:\?.*)?", name
-    )
-    if url is not None:
-        options = {"revision": url[2], **options}
-    repository = Repository.open(url[1] if url else name, options)
-    if options:
-        raise TypeError(f"load_single_file has no argument {', '.join(sorted(options))}")
-    if url is not None:
-        found = repository.find(url[3])
-        if found is None:
-            raise CheckpointError(f"{url[1]} has no file {url[3]}")
-        return found
-    if "://" in name:
-        raise CheckpointError(f"{name} is no file of the hub: download it, and give its path")
-    if os.path.isdir(name):
-        raise CheckpointError(f"{name} is a folder: from_pretrained loads those")
-    return Path(name)
 
 
 def _prediction_type(
