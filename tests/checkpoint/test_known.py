@@ -29,7 +29,8 @@ def check(model: str, teacher: str | None = None) -> None:
         pipe.scheduler.config.recommended_guidance_scale,
         pipe.unet.config.get("time_cond_proj_dim") is not None,
         pipe.picture_shape()[1],
-        teacher,
+        is_xl=False,
+        teacher=teacher,
     )
 
 

@@ -8,6 +8,7 @@ torchvision's pictures. They are stood in for by empty classes; the policy, its 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -48,6 +49,7 @@ def _empty_class(name: str) -> type:
     return type(name, (), {"register_subclass": classmethod(lambda cls, name: lambda kind: kind)})
 
 
+@functools.cache
 def lerobot() -> tuple[Any, Any, Any]:
     """LeRobot's modules of the policy, of its configuration and of its types."""
     sys.meta_path.insert(0, _Absent())
@@ -59,14 +61,12 @@ def lerobot() -> tuple[Any, Any, Any]:
     return modeling, configuration, kinds
 
 
-MODELING, CONFIGURATION, KINDS = lerobot()
-
-
 def policy(**options: Any) -> Any:
     """A small DiffusionPolicy of a robot with three numbers of state, in a world of two, with seven actions."""
-    feature, kind = KINDS.PolicyFeature, KINDS.FeatureType
+    modeling, configuration, kinds = lerobot()
+    feature, kind = kinds.PolicyFeature, kinds.FeatureType
     torch.manual_seed(0)
-    config = CONFIGURATION.DiffusionConfig(
+    config = configuration.DiffusionConfig(
         noise_scheduler_type="DDIM",
         num_inference_steps=10,
         down_dims=(16, 32),
@@ -80,7 +80,7 @@ def policy(**options: Any) -> Any:
         output_features={"action": feature(kind.ACTION, (7,))},
         **options,
     )
-    return MODELING.DiffusionPolicy(config)
+    return modeling.DiffusionPolicy(config)
 
 
 def with_ours(policy: Any) -> Any:

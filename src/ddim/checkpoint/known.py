@@ -17,7 +17,12 @@ from ddim.errors import CheckpointError
 
 INDEX = "model_index.json"
 PIXELS = ("DDIMPipeline", "DDPMPipeline")
-TEXTS = tuple(f"StableDiffusion{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint", "XL", "XLImg2Img", "XLInpaint"))
+TEXTS = tuple(
+    f"StableDiffusion{family}{steered}{start}Pipeline"
+    for family in ("", "XL")
+    for steered in ("", "ControlNet")
+    for start in ("", "Img2Img", "Inpaint")
+)
 
 
 @dataclass(frozen=True)

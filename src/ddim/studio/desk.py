@@ -230,6 +230,7 @@ def _known_of(pipe: DiffusionPipeline) -> Known:
         prediction_type=config.prediction_type,
         factor=structure(pipe)[0] if pipe.draws_texts else None,
         side=pipe.picture_shape()[1],
+        is_xl=pipe.is_xl,
         **guidance_of(pipe.components["unet"].config, config),
     )
 
