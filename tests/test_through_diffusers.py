@@ -286,6 +286,15 @@ COMPARED: dict[str, Row] = {
     "CogVideoXFunControlPipeline": Row(
         tiny.COGVIDEO_OF_PICTURES, {"control_video": NINE_FRAMES, "max_sequence_length": 16}
     ),
+    "ConsisIDPipeline": Row(
+        tiny.CONSISID,
+        {
+            "num_frames": 9,
+            "max_sequence_length": 16,
+            "id_vit_hidden": [embeddings(1, 3, 8, seed=seed) for seed in range(2)],
+            "id_cond": embeddings(1, 8),
+        },
+    ),
     "LattePipeline": Row(
         tiny.of_t5("LatteTransformer3DModel", **tiny.PIXART, video_length=2), {"video_length": 2, "output_type": "pt"}
     ),
@@ -297,6 +306,7 @@ COMPARED: dict[str, Row] = {
     "PixArtAlphaPipeline": Row(tiny.of_t5("PixArtTransformer2DModel", **tiny.PIXART)),
     "PixArtSigmaPipeline": Row(tiny.of_t5("PixArtTransformer2DModel", **tiny.PIXART)),
     "HunyuanDiTPipeline": Row(tiny.HUNYUANDIT),
+    "BriaPipeline": Row(tiny.BRIA, {"max_sequence_length": 16}),  # its published network predicts a flow
     "HunyuanDiTControlNetPipeline": Row(tiny.HUNYUANDIT),
     "CogView3PlusPipeline": Row(tiny.COGVIEW, {"max_sequence_length": 16}),
     "UniDiffuserPipeline": Row(tiny.UNIDIFFUSER, {"image": ...}),
@@ -380,12 +390,12 @@ FAILS: dict[str, tuple[Row, str]] = {
     # It gives `add_noise` timesteps that are no integers.
     "LEditsPPPipelineStableDiffusion": (Row(tiny.SD, before=invert), "indices must be|must be integers"),
 }
-_FLOW = "its network predicts the velocity of a flow, for which DDIM is no sampler; DDIM is named in a copied comment"
+_FLOW = "its network predicts the velocity of a flow, for which DDIM is no sampler; only comments or types name DDIM"
 _ONNX = "its networks are run by onnxruntime, which is not installed here"
 APART: dict[str, str] = {
     **dict.fromkeys(
         """
-        BriaPipeline BriaFiboPipeline BriaFiboEditPipeline ChromaInpaintPipeline EasyAnimatePipeline
+        BriaFiboPipeline BriaFiboEditPipeline ChromaInpaintPipeline EasyAnimatePipeline
         EasyAnimateControlPipeline EasyAnimateInpaintPipeline LuminaPipeline Lumina2Pipeline SanaPipeline
         SanaPAGPipeline SanaControlNetPipeline SanaSprintPipeline SanaSprintImg2ImgPipeline SanaVideoPipeline
         SanaImageToVideoPipeline
@@ -394,7 +404,6 @@ APART: dict[str, str] = {
     ),
     "StableAudioPipeline": "its network is trained on the noise of EDM, of sigmas; DDIM is named in a copied comment",
     "DiffusionGemmaPipeline": "it samples tokens, by schedulers of discrete diffusion",
-    "ConsisIDPipeline": "it is CogVideoX's loop with an encoder of faces, which cannot be made tiny",
     "VersatileDiffusionPipeline": "it makes one of the other three pipelines of Versatile Diffusion, and calls that",
     **dict.fromkeys(
         """

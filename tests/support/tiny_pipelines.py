@@ -361,6 +361,39 @@ COGVIDEO_OF_PICTURES = {
     **COGVIDEO,
     "transformer": transformer("CogVideoXTransformer3DModel", **{**COG, "in_channels": 8}),
 }
+CONSISID = {
+    **COGVIDEO,
+    "transformer": transformer(
+        "ConsisIDTransformer3DModel",
+        **{**COG, "in_channels": 8, "attention_head_dim": 16},
+        is_train_face=True,
+        use_rotary_positional_embeddings=True,
+        cross_attn_interval=1,
+        cross_attn_dim_head=8,
+        cross_attn_num_heads=2,
+        LFE_id_dim=8,  # LFE is the encoder of faces
+        LFE_vit_dim=8,
+        LFE_depth=2,
+        LFE_dim_head=4,
+        LFE_num_heads=2,
+        LFE_num_id_token=1,
+        LFE_num_querie=2,
+        LFE_output_dim=42,  # two thirds of the width of the transformer
+        LFE_ff_mult=1,
+        LFE_num_scale=2,
+    ),
+}
+BRIA = of_t5(
+    "BriaTransformer2DModel",
+    patch_size=1,
+    in_channels=16,
+    num_layers=1,
+    num_single_layers=1,
+    attention_head_dim=8,
+    num_attention_heads=2,
+    joint_attention_dim=WIDTH,
+    axes_dims_rope=[0, 4, 4],
+)
 COGVIEW = of_t5(
     "CogView3PlusTransformer2DModel",
     **{**TRANSFORMER, "attention_head_dim": 4},
