@@ -106,6 +106,8 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
     # Entries of the index that are yes or no, with what they are unless it says so: they go to the constructor, and are
     # attributes of the pipeline.
     settings: ClassVar[Mapping[str, bool]] = {}
+    # Of these, those that are not saved, as diffusers' class of this name has none such.
+    unsaved: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[tuple[str, ...]] = ()  # that it may be given as well, and neither its index nor its constructor has
     # Entries that diffusers' index and constructor have for what this package does not load, with the values that they
     # are saved with.
@@ -353,7 +355,8 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         if set(cls.parts) - set(own) - set(parts) or any(own[name] is not None for name in own if name not in known):
             raise TypeError(f"the parts of a {type(pipeline).__name__} make no {cls.__name__}")
         own = {name: part for name, part in own.items() if name in (*cls.parts, *cls.left_out)}
-        config = getattr(pipeline, "config", {})  # which a pipeline of diffusers has, too
+        # A pipeline of diffusers has a config, too; one of ours may have more than its index says.
+        config = {**getattr(pipeline, "config", {}), **vars(pipeline)}
         own |= {name: config[name] for name in cls.settings if isinstance(config.get(name), bool)}
         extra = {name: parts.pop(name) for name in cls.extra if name in parts and name not in cls.parts}
         made = cls(**{**own, **parts})
@@ -400,7 +403,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
     def _index(self) -> dict[str, Any]:
         """The entries of the index: (library, class) of each part, and what is left out."""
         entries = {name: [None, None] for name in self.left_out if self.left_out[name] == [None, None]}
-        settings = {name: getattr(self, name) for name in self.settings}
+        settings = {name: getattr(self, name) for name in self.settings if name not in self.unsaved}
         return {
             **self.left_out,
             **settings,

@@ -58,7 +58,7 @@ class StableDiffusionXLPipeline(FromSingleFile, FamiliarXL, Draws):
         force_zeros_for_empty_prompt: without a negative prompt, zeros are what to keep away from; otherwise it is the
             empty text.
         add_watermarker: pictures are not watermarked here; True warns of that.
-        requires_aesthetics_score: kept for the index. Whether the U-Net is told a score, its own config says.
+        requires_aesthetics_score: kept for `from_pipe`. Whether the U-Net is told a score, its own config says.
 
     Of the networks, the tokenizers and the scheduler, those that are not used may be None. They may also be
     transformers' and diffusers'.
@@ -81,6 +81,7 @@ class StableDiffusionXLPipeline(FromSingleFile, FamiliarXL, Draws):
     single_files: ClassVar[tuple[Family, ...]] = (XL, XL_REFINER)
     left_out: ClassVar[Mapping[str, Any]] = {"feature_extractor": [None, None], "image_encoder": [None, None]}
     settings: ClassVar[Mapping[str, bool]] = {"force_zeros_for_empty_prompt": True, "requires_aesthetics_score": False}
+    unsaved: ClassVar[tuple[str, ...]] = ("requires_aesthetics_score",)
     usual_guidance: ClassVar[float] = 5.0
     watermark: None = None  # what diffusers' users set to None
 

@@ -123,6 +123,7 @@ class _FromPicture(StableDiffusionXLPipeline):
 
     parts: ClassVar[tuple[str, ...]] = _PARTS
     nullable: ClassVar[tuple[str, ...]] = (*StableDiffusionXLPipeline.nullable, "controlnet")
+    unsaved: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

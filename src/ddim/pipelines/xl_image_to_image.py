@@ -35,6 +35,8 @@ _RETURNS = StableDiffusionXLPipelineOutput[Any] | PlainOutput
 class _FromPicture(StableDiffusionXLPipeline):
     """With the constructor of diffusers' pipelines that start from a picture."""
 
+    unsaved: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         vae: Any,
