@@ -185,14 +185,14 @@ def test_previews_show_each_condition_beside_its_picture(place: Place, model: Pa
 
 def test_one_may_be_trained_further(place: Place, model: Path, tmp_path: Path) -> None:
     train(settings(tmp_path / "first", place, model, max_train_steps=2))
-    more = settings(
-        tmp_path / "second", place, model, max_train_steps=2, controlnet_model_name_or_path=str(tmp_path / "first")
-    )
-    trainer = make_trainer(more)
-    own = trainer.objective.networks["controlnet"].state_dict()
-    assert all(
-        torch.equal(t, own[n]) for n, t in ControlNetModel.from_pretrained(tmp_path / "first").state_dict().items()
-    )
+    (tmp_path / "file.safetensors").write_bytes((tmp_path / "first/diffusion_pytorch_model.safetensors").read_bytes())
+    first = ControlNetModel.from_pretrained(tmp_path / "first")
+    for name in ("first", "file.safetensors"):
+        more = {"max_train_steps": 2, "controlnet_model_name_or_path": str(tmp_path / name)}
+        trainer = make_trainer(settings(tmp_path / "second" / name, place, model, **more))
+        own = trainer.objective.networks["controlnet"]
+        assert all(torch.equal(t, own.state_dict()[n]) for n, t in first.state_dict().items())
+        assert own.config["attention_head_dim"] == first.config["attention_head_dim"]
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,11 @@ class Control(TextToImage):
 
     def _controlnet(self) -> ControlNetModel:
         settings = self.settings
-        if settings.controlnet_model_name_or_path is not None:
-            return ControlNetModel.from_pretrained(settings.controlnet_model_name_or_path, **settings.hub)
+        place = settings.controlnet_model_name_or_path
+        if place is not None and place.endswith(".safetensors"):
+            return ControlNetModel.from_single_file(place, like=self.unet.config, **settings.hub)
+        if place is not None:
+            return ControlNetModel.from_pretrained(place, **settings.hub)
         halvings = self.factor.bit_length() - 1
         widths = settings.conditioning_embedding_out_channels or (*WIDTHS, *[WIDTHS[-1]] * halvings)[: halvings + 1]
         if len(widths) != halvings + 1:

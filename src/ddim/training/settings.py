@@ -721,7 +721,8 @@ class ControlNetSettings(LatentSettings):
     pretrained_model_name_or_path: str = "emoji"
     """The pipeline to train a ControlNet for. It stays as it is."""
     controlnet_model_name_or_path: str | None = None
-    """The ControlNet to train further. If not given, a new one begins with the weights of the pipeline's U-Net."""
+    """The ControlNet to train further: a folder, a .safetensors file or a hub id. If not given, a new one
+    begins with the weights of the pipeline's U-Net."""
     condition: Annotated[
         Literal["edges", "layout"] | None,
         tyro.conf.arg(
