@@ -45,9 +45,11 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Each test starts from the same random state, whatever ran before it."""
+def _seeded() -> Iterator[None]:
+    """Each test starts from the same random state, and with gradients, whatever ran before it."""
     torch.manual_seed(0)
+    with torch.enable_grad():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ own, a stand-in of that name lies there. Commands are parsed. tests/scripts/test
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -56,6 +57,14 @@ ELSEWHERE = {
         "it needs Stable Diffusion and a ControlNet",
         "tests/pipelines/test_controlled.py",
         "controlnet_conditioning_scale",
+    ),
+    (
+        "controlnet",
+        'net = ControlNetModel.from_single_file("control_v11p_sd15_canny_fp16.safetensors", dtype=torch.float16)',
+    ): (
+        "it needs a ControlNet",
+        "tests/checkpoint/test_control_layout.py",
+        "from_single_file",
     ),
     ("sdxl", "from ddim import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline"): (
         "it needs Stable Diffusion XL",
@@ -205,7 +214,9 @@ def test_every_block_is_of_a_kind_that_is_looked_at() -> None:
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
-PROGRAMS = {"accelerate", "curl", "diff", "printf", "ray", "tensorboard", "torchrun"}  # that are not ours
+PROGRAMS = {  # that are not ours
+    "accelerate", "cd", "curl", "diff", "docker", "git", "printf", "ray", "tensorboard", "torchrun", "twine"
+}  # fmt: skip
 EXTRAS = re.compile(r"^([a-z]+) = \[", flags=re.MULTILINE)
 
 
@@ -237,8 +248,12 @@ def check(line: str) -> None:
         tyro.cli(load(COMMANDS[name].settings), args=given[len(name.split()) :])
     elif words[:2] == ["python", "-c"]:
         compile(words[2], line, "exec")
+    elif words[:3] == ["python", "-m", "venv"]:
+        assert len(words) == 4
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
+    elif words[0].startswith("scripts/"):
+        assert os.access(ROOT / words[0], os.X_OK)
     elif words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
     elif words[:2] == ["pip", "install"]:
@@ -252,7 +267,8 @@ def check(line: str) -> None:
 def test_a_command_can_be_parsed(block: Block) -> None:
     if not is_shown_output(block):
         for line in lines(block):
-            check(line)
+            for command in line.split(" && "):
+                check(command.removeprefix("/tmp/fresh/bin/"))
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "json"], ids=lambda block: block.page)

@@ -157,7 +157,7 @@ def test_an_adapter_adds_within_the_blocks_of_the_way_down(pair: Any) -> None:
 def test_what_is_not_implemented_is_named(pair: Any) -> None:
     ours, _, inputs = pair
     assert torch.equal(ours(**inputs, added_cond_kwargs={}).sample, ours(**inputs).sample)
-    with pytest.raises(ValueError, match="added_cond_kwargs are not implemented: leave out image_embeds"):
+    with pytest.raises(ValueError, match="this model is not told image_embeds: leave added_cond_kwargs out"):
         ours(**inputs, added_cond_kwargs={"image_embeds": torch.zeros(1)})
 
 

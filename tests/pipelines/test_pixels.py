@@ -752,9 +752,9 @@ def test_what_does_not_change_between_steps_is_computed_once(
     counted: list[int] = []
     embed = classes.unet.embed
 
-    def embed_and_count(timesteps: Tensor, *conditions: Tensor | None) -> Tensor:
+    def embed_and_count(timesteps: Tensor, *labels: Tensor | None, **conditions: Any) -> Tensor:
         counted.append(len(timesteps))
-        return embed(timesteps, *conditions)
+        return embed(timesteps, *labels, **conditions)
 
     monkeypatch.setattr(classes.unet, "embed", embed_and_count)
     options: dict[str, Any] = {"class_labels": [3, 1, 3], "seed": 1, "num_inference_steps": 4}

@@ -720,9 +720,13 @@ class ControlNetSettings(LatentSettings):
 
     pretrained_model_name_or_path: str = "emoji"
     """The pipeline to train a ControlNet for. It stays as it is."""
-    controlnet_model_name_or_path: str | None = None
-    """The ControlNet to train further: a folder, a .safetensors file or a hub id. If not given, a new one
-    begins with the weights of the pipeline's U-Net."""
+    controlnet_model_name_or_path: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The ControlNet to train further: a folder, a .safetensors file or a hub id. If not given, a new one "
+            "begins with the weights of the pipeline's U-Net."
+        ),
+    ] = None
     condition: Annotated[
         Literal["edges", "layout"] | None,
         tyro.conf.arg(
