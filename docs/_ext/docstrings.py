@@ -11,6 +11,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.domains.python._object import PyObject
+from sphinx.ext.autodoc._dynamic import _signatures
 from sphinx.pycode import ModuleAnalyzer
 
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Warns|Example|Examples|Note|Notes|References):$")
@@ -105,5 +106,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         if field.name == "variable":
             field.label = "Attributes"
     app.connect("autodoc-skip-member", skip)
+    # What a pipeline takes, its `__init__` says: its `__new__` takes anything.
+    _signatures._CLASS_NEW_BLACKLIST |= {"ddim.pipelines.base.DiffusionPipeline.__new__"}
     ModuleAnalyzer.analyze = _without_overloads(ModuleAnalyzer.analyze)  # type: ignore[method-assign]
     return {"parallel_read_safe": True}
