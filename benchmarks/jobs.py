@@ -314,11 +314,11 @@ class Watch(importlib.abc.MetaPathFinder):
         def exec_module(module):
             once(module)
             usual = module._Hand._hear
-            def hear(self, row, event):
+            def hear(self, row, asked, event):
                 if type(event).__name__ == "Started":
                     with open(os.environ["BEGUN"], "a") as log:
                         log.write(f"{row.number}\\n")
-                usual(self, row, event)
+                usual(self, row, asked, event)
             module._Hand._hear = hear
         spec.loader.exec_module = exec_module
         return spec
