@@ -94,7 +94,9 @@ def read_lora(
     if options:
         raise TypeError(f"there is no argument {', '.join(sorted(options))}")
     is_file = os.path.isfile(repository.name)
-    path = Path(repository.name) if is_file else _find(repository, weight_name, subfolder)
+    path = (
+        Path(repository.name) if is_file else repository.find_weights(NAMES, weight_name, subfolder, (".safetensors",))
+    )
     if path.suffix not in (".safetensors", ".bin"):
         raise CheckpointError(f"{path} is neither a .safetensors nor a .bin file, and nothing else is read")
     tensors = read_tensors(path)
@@ -111,21 +113,6 @@ def read_lora(
             )
         config = read_json(beside)
     return parse(tensors, networks, config, str(path))
-
-
-def _find(repository: Repository, weight_name: str | None, subfolder: str | None) -> Path:
-    """The file of an adapter in a folder or on the hub."""
-    names = [weight_name] if weight_name else [*NAMES]
-    if repository.folder is not None and not weight_name:
-        inside = repository.folder / (subfolder or "")
-        others = [path.name for path in inside.glob("*.safetensors")]
-        names += others if len(others) == 1 else []
-    for name in names:
-        path = repository.find(name, subfolder)
-        if path is not None:
-            return path
-    where = f"{repository}/{subfolder}" if subfolder else str(repository)
-    raise CheckpointError(f"there is no {' or '.join(names)} in {where}; if it is called otherwise, give weight_name=")
 
 
 def _decode(text: str, path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,34 @@ class Repository:
             return found
         self.check_name()
         return self._download(relative)
+
+    def find_weights(
+        self, names: Sequence[str], weight_name: str | None, subfolder: str | None, suffixes: tuple[str, ...]
+    ) -> Path:
+        """The local path of a file of weights that may have several names.
+
+        Args:
+            names: that it usually has, the likeliest first. Of a folder, the only file that ends in one of `suffixes`
+                is taken, too.
+            weight_name: the name, if the caller gave one.
+            subfolder: a folder in the repository.
+
+        Raises:
+            CheckpointError: there is no such file, or `find` cannot look for it.
+        """
+        wanted = [weight_name] if weight_name else [*names]
+        if self.folder is not None and not weight_name:
+            inside = self.folder / (subfolder or "")
+            others = [path.name for path in inside.glob("*") if path.suffix in suffixes]
+            wanted += others if len(others) == 1 else []
+        for name in wanted:
+            path = self.find(name, subfolder)
+            if path is not None:
+                return path
+        where = f"{self}/{subfolder}" if subfolder else str(self)
+        raise CheckpointError(
+            f"there is no {' or '.join(wanted)} in {where}; if it is called otherwise, give weight_name="
+        )
 
     def check_name(self) -> None:
         """Refuse what is neither a folder nor a bundled model, nor can be on the hub, which is not asked.

@@ -18,9 +18,14 @@ HEAD_WIDTH = 64  # channels of a head in the U-Nets of Stable Diffusion 2 and XL
 SIZE_WIDTH = 256  # channels that Stable Diffusion XL's U-Net is told each of the numbers by that describe a picture
 
 
+def numbers_in(shapes: Shapes, pattern: str) -> set[int]:
+    """The different numbers that the pattern's group matches, over all names that begin as the pattern says."""
+    return {int(match[1]) for match in map(re.compile(pattern).match, shapes) if match}
+
+
 def count(shapes: Shapes, pattern: str) -> int:
-    """How many different numbers the pattern's group matches, over all names that begin as the pattern says."""
-    return len({match[1] for match in map(re.compile(pattern).match, shapes) if match})
+    """How many there are of them."""
+    return len(numbers_in(shapes, pattern))
 
 
 def size(shapes: Shapes, name: str, dimension: int, default: int) -> int:

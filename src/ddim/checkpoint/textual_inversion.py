@@ -81,7 +81,7 @@ def read_learned_word(
     if os.path.isfile(repository.name):
         path, second = Path(repository.name), None
     else:
-        path = _find(repository, weight_name, subfolder)
+        path = repository.find_weights(NAMES, weight_name, subfolder, SUFFIXES)
         second = repository.find(EMBEDS_2, subfolder) if path.name == EMBEDS and weight_name is None else None
     word = _word(_read(path), path.stem, str(path))
     if second is None or word.is_for_all:
@@ -90,21 +90,6 @@ def read_learned_word(
     if other.token != word.token:
         raise WeightsError(f"{path} has the token {word.token!r:.100}, and {second} has {other.token!r:.100}")
     return word._replace(vectors={0: word.vectors[0], 1: other.vectors[0]}, is_for_all=True)
-
-
-def _find(repository: Repository, weight_name: str | None, subfolder: str | None) -> Path:
-    """The file of a learnt word in a folder or on the hub."""
-    names = [weight_name] if weight_name else [*NAMES]
-    if repository.folder is not None and not weight_name:
-        inside = repository.folder / (subfolder or "")
-        others = sorted(path.name for path in inside.glob("*") if path.suffix in SUFFIXES)
-        names += others if len(others) == 1 else []
-    for name in names:
-        path = repository.find(name, subfolder)
-        if path is not None:
-            return path
-    where = f"{repository}/{subfolder}" if subfolder else str(repository)
-    raise CheckpointError(f"there is no {' or '.join(names)} in {where}; if it is called otherwise, give weight_name=")
 
 
 def _read(path: Path) -> Any:

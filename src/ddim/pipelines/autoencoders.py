@@ -16,6 +16,7 @@ from ddim.checkpoint.files import outline
 from ddim.checkpoint.loading import skeleton
 from ddim.checkpoint.located import locate
 from ddim.checkpoint.original_layout import family_of
+from ddim.checkpoint.original_structure import Shapes, count, numbers_in, size
 from ddim.checkpoint.pretrained import PretrainedModel, load_weights
 from ddim.errors import CheckpointError, ConfigError
 from ddim.models import AutoencoderKL, AutoencoderTiny
@@ -27,7 +28,6 @@ CLASSES: dict[str, type[PretrainedModel]] = {"AutoencoderKL": AutoencoderKL, "Au
 # What the weights do not say, and the pipeline's own autoencoder does.
 OF_THE_MODEL = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "sample_size")
 OF_THE_LAYERS = ("norm_num_groups", "act_fn")
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def load_autoencoder(
@@ -119,18 +119,18 @@ def _from_file(file: Path, like: Mapping[str, Any], dtype: torch.dtype) -> Autoe
 
 def kl_config(shapes: Shapes) -> dict[str, Any]:
     """The config of an AutoencoderKL, as far as the shapes of its tensors say it; where they do not, a possible one."""
-    levels = max(1, len(_numbers(shapes, r"encoder\.down_blocks\.(\d{1,4})\.")))
-    width = _size(shapes, "encoder.conv_in.weight", 0, 128)
+    levels = max(1, count(shapes, r"encoder\.down_blocks\.(\d{1,4})\."))
+    width = size(shapes, "encoder.conv_in.weight", 0, 128)
     return {
-        "in_channels": _size(shapes, "encoder.conv_in.weight", 1, 3),
-        "out_channels": _size(shapes, "decoder.conv_out.weight", 0, 3),
+        "in_channels": size(shapes, "encoder.conv_in.weight", 1, 3),
+        "out_channels": size(shapes, "decoder.conv_out.weight", 0, 3),
         "block_out_channels": [
-            _size(shapes, f"encoder.down_blocks.{level}.resnets.0.conv2.weight", 0, width) for level in range(levels)
+            size(shapes, f"encoder.down_blocks.{level}.resnets.0.conv2.weight", 0, width) for level in range(levels)
         ],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": max(1, len(_numbers(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d{1,4})\."))),
-        "latent_channels": _size(shapes, "decoder.conv_in.weight", 1, 4),
+        "layers_per_block": max(1, count(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d{1,4})\.")),
+        "latent_channels": size(shapes, "decoder.conv_in.weight", 1, 4),
         "use_quant_conv": "quant_conv.weight" in shapes,
         "use_post_quant_conv": "post_quant_conv.weight" in shapes,
         "mid_block_add_attention": any(name.startswith("decoder.mid_block.attentions.") for name in shapes),
@@ -142,29 +142,18 @@ def tiny_config(shapes: Shapes) -> dict[str, Any]:
     """The same for an AutoencoderTiny, whose layers are numbered through: convolutions, and blocks between them."""
     blocks: dict[str, list[int]] = {}
     for coder in ("encoder", "decoder"):
-        convolutions = sorted(_numbers(shapes, rf"{coder}\.layers\.(\d{{1,4}})\.weight"))
-        inside = _numbers(shapes, rf"{coder}\.layers\.(\d{{1,4}})\.conv\.")
+        convolutions = sorted(numbers_in(shapes, rf"{coder}\.layers\.(\d{{1,4}})\.weight"))
+        inside = numbers_in(shapes, rf"{coder}\.layers\.(\d{{1,4}})\.conv\.")
         # Before the last convolution there are as many as there are resolutions.
         blocks[coder] = [
             sum(first < block < last for block in inside) for first, last in itertools.pairwise(convolutions)
         ] or [1]
     last = f"decoder.layers.{convolutions[-1] if convolutions else 0}.weight"
-    widths = {coder: _size(shapes, f"{coder}.layers.0.weight", 0, 64) for coder in blocks}
+    widths = {coder: size(shapes, f"{coder}.layers.0.weight", 0, 64) for coder in blocks}
     return {
-        "in_channels": _size(shapes, "encoder.layers.0.weight", 1, 3),
-        "out_channels": _size(shapes, last, 0, 3),
-        "latent_channels": _size(shapes, "decoder.layers.0.weight", 1, 4),
+        "in_channels": size(shapes, "encoder.layers.0.weight", 1, 3),
+        "out_channels": size(shapes, last, 0, 3),
+        "latent_channels": size(shapes, "decoder.layers.0.weight", 1, 4),
         **{f"{coder}_block_out_channels": [widths[coder]] * len(counts) for coder, counts in blocks.items()},
         **{f"num_{coder}_blocks": counts for coder, counts in blocks.items()},
     }
-
-
-def _numbers(shapes: Shapes, pattern: str) -> set[int]:
-    """The different numbers that the pattern's group matches, over all names that begin as the pattern says."""
-    return {int(match[1]) for match in map(re.compile(pattern).match, shapes) if match}
-
-
-def _size(shapes: Shapes, name: str, dimension: int, default: int) -> int:
-    """The size of a tensor in one dimension; the default if it has no such, as it will be reported as missing."""
-    shape = shapes.get(name, ())
-    return shape[dimension] if dimension < len(shape) else default

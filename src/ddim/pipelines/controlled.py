@@ -6,7 +6,6 @@ for diffusers' classes, and for checkpoints that name them.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, ClassVar, Literal, overload
 
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from ddim.models.tokenizer import CLIPTokenizer
 from ddim.pipelines.familiar import FamiliarImageToImage, FamiliarInpaint
 from ddim.pipelines.inputs import Pictures, picture_size
 from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionPipelineOutput
-from ddim.pipelines.signatures import signature_of
+from ddim.pipelines.signatures import named, signature_of
 from ddim.pipelines.text_to_image import StableDiffusionPipeline
 
 # Arguments in the order of diffusers' calls: the last ones of all, and the first ones of each.
@@ -72,19 +71,6 @@ class _Controlled(StableDiffusionPipeline):
             requires_safety_checker,
         )
         self.controlnet = controlnet
-
-
-def named(pipe: Any, args: tuple[Any, ...], options: dict[str, Any], *needed: str) -> dict[str, Any]:
-    """The arguments of a pipeline's call by their names.
-
-    Raises:
-        ValueError: one of those that are needed is missing.
-    """
-    given = inspect.signature(type(pipe).__call__).bind(pipe, *args, **options).arguments
-    missing = [name for name in needed if given.get(name) is None]
-    if missing:
-        raise ValueError(f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
-    return {name: value for name, value in given.items() if name != "self"}
 
 
 def by_network(image: Pictures) -> Pictures:

@@ -6,14 +6,13 @@ checkpoints that name them.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal, overload
 
 from torch import Tensor
 
 from ddim.pipelines.familiar import FamiliarImageToImage, FamiliarInpaint
 from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionPipelineOutput
-from ddim.pipelines.signatures import signature_of
+from ddim.pipelines.signatures import named, signature_of
 from ddim.pipelines.text_to_image import StableDiffusionPipeline
 
 # Arguments in the order of diffusers' calls: the last ones of both, and the first ones of each.
@@ -53,11 +52,8 @@ class StableDiffusionImg2ImgPipeline(FamiliarImageToImage, StableDiffusionPipeli
     @overload
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
-        given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
-        if given.get("image") is None:
-            raise ValueError("image is missing")
-        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput
-        drawn = super().__call__(**{name: value for name, value in given.items() if name != "self"})
+        given = named(self, args, options, "image")
+        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given)
         return drawn
 
     __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
@@ -85,12 +81,8 @@ class StableDiffusionInpaintPipeline(FamiliarInpaint, StableDiffusionPipeline):
     @overload
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
-        given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
-        if given.get("image") is None or given.get("mask_image") is None:
-            raise ValueError("image or mask_image is missing")
-        given = {"strength": 1.0, **given}
-        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput
-        drawn = super().__call__(**{name: value for name, value in given.items() if name != "self"})
+        given = {"strength": 1.0, **named(self, args, options, "image", "mask_image")}
+        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given)
         return drawn
 
     __call__.__signature__ = signature_of(  # type: ignore[attr-defined]

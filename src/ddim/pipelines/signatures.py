@@ -1,4 +1,6 @@
-"""The signature of a call with its arguments in another order, for the pipelines that are another's call."""
+"""Calls with their arguments in another order, for the pipelines that are another's call: their signatures, and
+what they were given.
+"""
 
 from __future__ import annotations
 
@@ -26,3 +28,16 @@ def signature_of(
     rest = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items()]
     rest = [parameter for parameter in rest if parameter.name not in ("self", *order)]
     return inspect.Signature([*first, *rest], return_annotation=returns)
+
+
+def named(pipe: Any, args: tuple[Any, ...], options: dict[str, Any], *needed: str) -> dict[str, Any]:
+    """The arguments of a pipeline's call by their names.
+
+    Raises:
+        ValueError: one of those that are needed is missing.
+    """
+    given = inspect.signature(type(pipe).__call__).bind(pipe, *args, **options).arguments
+    missing = [name for name in needed if given.get(name) is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
+    return {name: value for name, value in given.items() if name != "self"}

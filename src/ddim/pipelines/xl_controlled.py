@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal, overload
 
 from torch import Tensor
 
-from ddim.pipelines.controlled import by_network, named, own_size
+from ddim.pipelines.controlled import by_network, own_size
 from ddim.pipelines.familiar_xl import FamiliarImageToImageXL, FamiliarInpaintXL
 from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionXLPipelineOutput
-from ddim.pipelines.signatures import signature_of
+from ddim.pipelines.signatures import named, signature_of
 from ddim.pipelines.xl import StableDiffusionXLPipeline
 
 # Arguments in the order of diffusers' calls: the first ones of each, and those that all go on with.

@@ -6,14 +6,13 @@ checkpoints that name them, as the refiner does.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, ClassVar, Literal, overload
 
 from torch import Tensor
 
 from ddim.pipelines.familiar_xl import FamiliarImageToImageXL, FamiliarInpaintXL
 from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionXLPipelineOutput
-from ddim.pipelines.signatures import signature_of
+from ddim.pipelines.signatures import named, signature_of
 from ddim.pipelines.xl import StableDiffusionXLPipeline
 
 # Arguments in the order of diffusers' calls: the first ones of each, and those that both go on with.
@@ -87,11 +86,8 @@ class StableDiffusionXLImg2ImgPipeline(FamiliarImageToImageXL, _FromPicture):
     @overload
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Drawn]: ...
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Any] | PlainOutput:
-        given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
-        if given.get("image") is None:
-            raise ValueError("image is missing")
-        drawn: StableDiffusionXLPipelineOutput[Any] | PlainOutput
-        drawn = super().__call__(**{name: value for name, value in given.items() if name != "self"})
+        given = named(self, args, options, "image")
+        drawn: StableDiffusionXLPipelineOutput[Any] | PlainOutput = super().__call__(**given)
         return drawn
 
     __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
@@ -121,12 +117,8 @@ class StableDiffusionXLInpaintPipeline(FamiliarInpaintXL, _FromPicture):  # type
     @overload
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Drawn]: ...
     def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Any] | PlainOutput:
-        given = inspect.signature(type(self).__call__).bind(self, *args, **options).arguments
-        if given.get("image") is None or given.get("mask_image") is None:
-            raise ValueError("image or mask_image is missing")
-        given = {"strength": 0.9999, **given}
-        drawn: StableDiffusionXLPipelineOutput[Any] | PlainOutput
-        drawn = super().__call__(**{name: value for name, value in given.items() if name != "self"})
+        given = {"strength": 0.9999, **named(self, args, options, "image", "mask_image")}
+        drawn: StableDiffusionXLPipelineOutput[Any] | PlainOutput = super().__call__(**given)
         return drawn
 
     __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
