@@ -96,8 +96,9 @@ def image_grid(
     scale: int | None = None,
     gap: int = 2,
     captions: Sequence[str] | None = None,
+    background: str | None = "white",
 ) -> Image.Image:
-    """One picture that shows many, row by row, on white.
+    """One picture that shows many, row by row.
 
     Args:
         images: one or more, all of one size.
@@ -106,9 +107,10 @@ def image_grid(
             captions to about 128, so that there is room for words.
         gap: pixels between two of them.
         captions: a text for each image, which is written under it in up to three lines.
+        background: the colour between the images, as Pillow names colours, or None for nothing at all.
 
     Returns:
-        An RGB picture.
+        An RGB picture, or without a background one in RGBA.
 
     Raises:
         ValueError: there are no images, they have several sizes, or there are more or fewer captions.
@@ -124,7 +126,8 @@ def image_grid(
     lines = [broken(caption, width) for caption in captions or ()]
     below = LINE * max(map(len, lines), default=0)  # the height of what is written under each image
     high = height + below + gap
-    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * high - gap), "white")
+    size = (columns * (width + gap) - gap, rows * high - gap)
+    grid = Image.new("RGB", size, background) if background else Image.new("RGBA", size)
     draw = ImageDraw.Draw(grid)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ddim.images import enlarge, image_grid
 from ddim.step import Output
 
 # What images are: a list of PIL images, an array or a tensor.
@@ -18,6 +21,9 @@ Drawn: TypeAlias = list[Image.Image]
 Array: TypeAlias = NDArray[np.float32]
 # The output types of pipelines on latents; `images.OutputType` has those of the others.
 LatentOutputType: TypeAlias = Literal["pil", "np", "pt", "latent"]
+
+SHOWN = 64  # pictures that a notebook shows of an output
+WIDE = 1024  # pixels that several of them take beside each other
 
 
 @dataclass(eq=False)
@@ -29,6 +35,26 @@ class ImagePipelineOutput(Output, Generic[Images]):
     """
 
     images: Images
+
+    def _repr_png_(self) -> bytes | None:
+        """The pictures as a notebook shows them, where it is asked to show the output itself.
+
+        Returns:
+            A PNG with the first 64 of them row by row, small ones enlarged, and nothing between them, so that it suits
+            dark pages too. None where they are no PIL images: a notebook then shows the text.
+        """
+        images = self.images[:SHOWN] if isinstance(self.images, list) else []
+        sizes = {image.size if isinstance(image, Image.Image) else None for image in images}
+        if len(sizes) != 1 or None in sizes:
+            return None
+        widest = WIDE // math.ceil(math.sqrt(len(images)))
+        shown = [enlarge(image, least=min(256, widest)) for image in images]
+        for image in shown:
+            if len(shown) > 1:
+                image.thumbnail((widest, widest))
+        file = io.BytesIO()
+        image_grid(shown, scale=1, gap=4, background=None).save(file, "PNG")
+        return file.getvalue()
 
 
 @dataclass(eq=False)
