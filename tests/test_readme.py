@@ -1,7 +1,11 @@
-"""What the README shows can be done as it stands: what is quick is done here, all of it by scripts/newcomer."""
+"""What the README and the page of all commands show can be done as it stands.
+
+What is quick is done here, and all of it by scripts/newcomer.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -15,6 +19,7 @@ from ddim.cli import COMMANDS, load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS_PAGE = (ROOT / "docs" / "tasks" / "commands.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +29,7 @@ def newcomer() -> ModuleType:
 
 def commands() -> list[list[str]]:
     """The words of every `ddim …` line, without comments."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README + COMMANDS_PAGE, flags=re.DOTALL | re.MULTILINE)
     lines = "".join(code for language, code in blocks if language in ("", "sh")).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.startswith("ddim ")]
 
@@ -37,7 +42,9 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().out.splitlines()) == 10
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
+)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):
@@ -49,6 +56,28 @@ def test_the_makefile_has_what_the_readme_promises() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make ([a-z-]+)", README, flags=re.MULTILINE):
         assert f"\n{target}:" in makefile
+
+
+def test_what_is_said_of_the_core_is_so() -> None:
+    """How many lines it has, and how many of them are code: to ten."""
+    said = re.search(r"six files of\s+([\d,]+) lines, of which ([\d,]+) are code", README)
+    assert said
+    lines = code = 0
+    for name in ("process", "noise", "schedule", "step", "plan", "sampling"):
+        text = (ROOT / "src" / "ddim" / f"{name}.py").read_text(encoding="utf-8")
+        lines += len(text.splitlines())
+        code += len(code_lines(text))
+    assert [round(count, -1) for count in (lines, code)] == [int(number.replace(",", "")) for number in said.groups()]
+
+
+def code_lines(text: str) -> list[str]:
+    """Without blank lines, comments and docstrings."""
+    explained: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            explained |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    numbered = enumerate(text.splitlines(), start=1)
+    return [line for number, line in numbered if number not in explained and re.match(r"\s*[^\s#]", line)]
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -65,14 +94,14 @@ def test_every_command_can_be_parsed() -> None:
 def test_every_kind_of_command_is_shown() -> None:
     shown = {" ".join(given[:2]) for _, *given in commands()} | {given[0] for _, *given in commands()}
     missing = set(COMMANDS) - shown
-    # In docs/training.md; below "Install"; in docs/prompts.md and docs/controlnet.md.
+    # In docs/training.md, docs/tasks/install.md, docs/prompts.md and docs/controlnet.md.
     assert missing == {"train vae", "completion", "train textual-inversion", "train controlnet"}
 
 
 def test_what_a_command_reads_was_written_by_one_before_it(newcomer: ModuleType) -> None:
     """In an empty folder: every picture, model and folder that stands in a command that is run."""
     written: set[str] = set()
-    for step in newcomer.steps(README):
+    for step in newcomer.steps(COMMANDS_PAGE):
         if step.why_not is not None or step.language in newcomer.PYTHON:
             continue
         words = shlex.split(step.code.split(";")[0], comments=True)
@@ -88,8 +117,9 @@ def test_what_a_command_reads_was_written_by_one_before_it(newcomer: ModuleType)
 
 
 def test_what_is_left_out_is_marked_as_the_readers_own(newcomer: ModuleType) -> None:
-    left_out = [step for step in newcomer.steps(README) if step.why_not is not None]
-    run = [step for step in newcomer.steps(README) if step.why_not is None]
+    steps = [step for page in (README, COMMANDS_PAGE) for step in newcomer.steps(page)]
+    left_out = [step for step in steps if step.why_not is not None]
+    run = [step for step in steps if step.why_not is None]
     assert len(run) > 20
     for step in left_out:
         assert step.code.startswith(("make ", "pip ", "source ", "ddim serve ", "ddim studio")) or "my-" in step.code, (
