@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -20,6 +21,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "myst_parser",
+    "descriptions",
     "docstrings",
     "formulas",
     "links",
@@ -28,6 +30,7 @@ extensions = [
     "reference",
     "repository",
     "versions",
+    "words",
 ]
 exclude_patterns = ["_ext", "_static", "_templates", "notebooks"]
 templates_path = ["_templates"]
@@ -54,16 +57,28 @@ napoleon_use_ivar = True
 
 # The look: nothing is asked of another host, and the pages and their search work from files as well.
 html_theme = "furo"
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
+html_show_sourcelink = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#7a3aa3", "color-brand-content": "#7a3aa3"},
     "dark_css_variables": {"color-brand-primary": "#d3a6f0", "color-brand-content": "#d3a6f0"},
     "navigation_with_keys": True,
+    "top_of_page_buttons": [],
 }
+# Once scripts/home has written where the project lives, each page has links to its text there.
+home = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"].get("Source", "")
+if home.startswith("https://github.com/"):
+    html_theme_options |= {
+        "source_repository": home,
+        "source_branch": "main",
+        "source_directory": "docs/",
+        "top_of_page_buttons": ["view", "edit"],
+    }
 html_sidebars = {
     "**": [
         "sidebar/brand.html",

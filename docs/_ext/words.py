@@ -1,0 +1,74 @@
+"""A term is linked to its place in docs/words.md where a page first uses it, unless the page says itself what it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+# Term -> how it is written, and the page that is about it.
+TERMS = {
+    "autoencoder": (r"[Aa]utoencoders?", ""),
+    "controlnet": (r"ControlNets?", "controlnet"),
+    "denoiser": (r"[Dd]enoisers?", "tasks/own-loop"),
+    "eta": (r"η|eta", "evening"),
+    "frechet-distance": (r"Fréchet distances?", "tasks/evaluation"),
+    "guidance": (r"[Gg]uidance", ""),
+    "inversion": (r"[Ii]nversion", "inversion"),
+    "latents": (r"[Ll]atents", ""),
+    "lora": (r"LoRAs?", "lora"),
+    "noise-schedule": (r"noise schedules?", "evening"),
+    "order": (r"second order", "few-steps"),
+    "predicted-x0": (r"predicted x0", "tasks/previews"),
+    "prediction-type": (r"[εv]-prediction|prediction types?", ""),
+    "scheduler": (r"schedulers?", "diffusers"),
+    "spacing": (r"spacings?", "tasks/timesteps"),
+    "student": (r"[Ss]tudents?", "distillation"),
+    "terminal-snr": (r"[Zz]ero terminal SNR|terminal SNR|zero SNR", "tasks/zero-terminal-snr"),
+    "snr": (r"SNR", "tasks/zero-terminal-snr"),
+    "u-net": (r"U-Nets?", ""),
+}
+PATTERNS = {term: re.compile(rf"(?<![\w-])(?:{written})(?![\w-])") for term, (written, _) in TERMS.items()}
+# Where a link would be in the way, or is one already.
+NOT_IN = (nodes.reference, nodes.title, nodes.literal, nodes.thead, nodes.caption, nodes.FixedTextElement)
+# Pages that have no running text, or that say what the words mean.
+NOT_ON = ("words", "changelog", "reference/")
+
+
+def texts(tree: nodes.Node) -> Iterator[nodes.Text]:
+    """The running text of a page, piece by piece."""
+    for paragraph in tree.findall(nodes.paragraph):
+        for text in paragraph.findall(nodes.Text):
+            above = text.parent
+            while above is not None and not isinstance(above, NOT_IN):
+                above = above.parent
+            if above is None:
+                yield text
+
+
+def link(app: Sphinx, tree: nodes.document, page: str) -> None:
+    if page.startswith(NOT_ON) or app.builder.name != "html":
+        return
+    linked = {reference.get("refuri", "").partition("words.html#")[2] for reference in tree.findall(nodes.reference)}
+    here = "/".join(page.split("/")[:2])
+    wanted = {term for term, (_, home) in TERMS.items() if home != here} - linked
+    uri = app.builder.get_relative_uri(page, "words")
+    for text in list(texts(tree)):
+        found = [(match, term) for term in wanted if (match := PATTERNS[term].search(text.astext()))]
+        if found:
+            made: list[nodes.Node] = []
+            place = 0
+            for match, term in sorted(found, key=lambda each: (each[0].start(), -each[0].end())):
+                if match.start() >= place:  # and not a part of a longer term
+                    made.append(nodes.Text(text[place : match.start()]))
+                    made.append(nodes.reference("", match[0], internal=True, refuri=f"{uri}#{term}", classes=["word"]))
+                    place = match.end()
+                    wanted.discard(term)
+            text.parent.replace(text, [*made, nodes.Text(text[place:])])
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("doctree-resolved", link)
+    return {"parallel_read_safe": True}
