@@ -215,7 +215,7 @@ def test_every_block_is_of_a_kind_that_is_looked_at() -> None:
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 PROGRAMS = {  # that are not ours
-    "accelerate", "cd", "curl", "diff", "docker", "git", "printf", "ray", "tensorboard", "torchrun", "twine"
+    "accelerate", "cd", "curl", "diff", "docker", "for", "git", "printf", "ray", "tensorboard", "torchrun", "twine"
 }  # fmt: skip
 EXTRAS = re.compile(r"^([a-z]+) = \[", flags=re.MULTILINE)
 
