@@ -181,8 +181,8 @@ def test_a_term_is_linked_where_a_page_first_uses_it(page: str) -> None:
 
 
 def test_words_has_the_terms() -> None:
-    headings = {line.removeprefix("### ") for line in read("words.md").splitlines() if line.startswith("### ")}
+    headings = {line.removeprefix("## ") for line in read("words.md").splitlines() if line.startswith("## ")}
     assert {term.lower() for term in TERMS} <= {heading.lower() for heading in headings}
     assert sorted(headings, key=str.casefold) == [
-        line.removeprefix("### ") for line in read("words.md").splitlines() if line.startswith("### ")
+        line.removeprefix("## ") for line in read("words.md").splitlines() if line.startswith("## ")
     ]

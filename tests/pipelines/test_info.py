@@ -79,7 +79,10 @@ def test_hostile_texts_are_shown_and_do_nothing() -> None:
     info = ModelInfo(evil, (PartInfo(evil, evil, 3, 4, evil, {evil: evil, "list": [evil]}),))
     table = Table(info._repr_html_())
     assert table.tags == {"table", "caption", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre"}
-    assert not table.attributes
+    assert set(table.attributes) == {
+        ("style", "text-align: left; vertical-align: top"),
+        ("style", "white-space: pre-wrap"),
+    }
     assert [cell for cell in table.cells if cell == evil] == [evil] * 4  # caption, name, class, type
     assert f"{evil} = {evil}" in table.cells[-1]
     assert evil in unescape(info._repr_html_())

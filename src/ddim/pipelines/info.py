@@ -11,6 +11,9 @@ from torch import nn
 
 from ddim.sampling import Pipeline
 
+# Notebooks put the text of cells at their right edges, in the middle of their height, unless a cell says otherwise.
+LEFT = 'style="text-align: left; vertical-align: top"'
+
 
 @dataclass(frozen=True)
 class PartInfo:
@@ -63,9 +66,9 @@ class ModelInfo:
     def _repr_html_(self) -> str:
         """A table with a row for each part. A config may come from anywhere, so all text in it is escaped."""
         columns = ("part", "class", "parameters", "size", "dtype", "settings")
-        head = "".join(f"<th>{column}</th>" for column in columns)
-        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(part))}</tr>" for part in self.parts)
-        caption = f"<caption>{escape(self.pipeline)}</caption>"
+        head = "".join(f"<th {LEFT}>{column}</th>" for column in columns)
+        rows = "".join(f"<tr>{''.join(f'<td {LEFT}>{cell}</td>' for cell in _cells(part))}</tr>" for part in self.parts)
+        caption = f"<caption {LEFT}>{escape(self.pipeline)}</caption>"
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
@@ -116,7 +119,7 @@ def _part(name: str, part: Any) -> PartInfo:
 def _cells(part: PartInfo) -> tuple[str, ...]:
     """A row of the table, as HTML."""
     lines = "\n".join(_setting(name, value) for name, value in part.settings.items())
-    settings = f"<details><summary>{len(part.settings)}</summary><pre>{escape(lines)}</pre></details>"
+    settings = f"<details><summary>{len(part.settings)}</summary><pre style='white-space: pre-wrap'>{escape(lines)}</pre></details>"
     return (
         escape(part.name),
         escape(part.kind),
