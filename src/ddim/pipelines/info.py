@@ -119,7 +119,8 @@ def _part(name: str, part: Any) -> PartInfo:
 def _cells(part: PartInfo) -> tuple[str, ...]:
     """A row of the table, as HTML."""
     lines = "\n".join(_setting(name, value) for name, value in part.settings.items())
-    settings = f"<details><summary>{len(part.settings)}</summary><pre style='white-space: pre-wrap'>{escape(lines)}</pre></details>"
+    folded = f"<pre style='white-space: pre-wrap'>{escape(lines)}</pre>"
+    settings = f"<details><summary>{len(part.settings)}</summary>{folded}</details>"
     return (
         escape(part.name),
         escape(part.kind),
