@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from thinned import thin
 from tiny_models import classes, texts
 
 __all__ = ["classes", "texts"]
@@ -32,6 +33,12 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave a few fast cases of the tests that are marked as `thin`."""
+    thin(items)
 
 
 def pytest_collection_finish() -> None:

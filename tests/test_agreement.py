@@ -170,6 +170,7 @@ def test_any_step_at_length(**drawn: Any) -> None:
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.thin(every=3)
 def test_the_settings_in_which_float32_numbers_fail(clip: str, eta: float, dtype: torch.dtype) -> None:
     for kind in ("epsilon", "sample", "v_prediction"):
         fine = Settings(

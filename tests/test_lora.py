@@ -292,6 +292,7 @@ def test_a_copy_has_adapters_of_its_own(pipe: StableDiffusionPipeline) -> None:
     assert same(weights(other), before)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_takes_adapters(pipe: StableDiffusionPipeline) -> None:
     adapter = present(known(pipe, text=()))
     plain, x, text = pipe.unet, torch.randn(1, 4, 8, 8), torch.randn(1, 77, 32)
@@ -342,6 +343,7 @@ LAYOUTS: dict[str, tuple[tiny_lora.Names, tuple[str, ...], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.thin(every=3)
 def test_all_layouts_are_the_same(layout: str, folder: Path) -> None:
     pipe = ours(folder)
     names, unet, text = LAYOUTS[layout]
@@ -443,6 +445,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], float, float]] = {  # α/r of the quer
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("where", ["metadata", "its own metadata", "config"])
+@pytest.mark.thin(every=3)
 def test_settings_say_how_strong(name: str, where: str, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     settings, query, others = SETTINGS[name]
     adapter = known(pipe, rank=4, text=())
@@ -639,6 +642,7 @@ LAYERS: dict[str, tuple[Any, ...]] = {
     on_both(LAYERS, "every layer-all text", ("attention-text", "attention-all text", "every layer-U-Net")),
     indirect=["folder"],
 )
+@pytest.mark.thin(every=2)
 def test_images_are_those_of_diffusers(
     unet: tuple[str, ...], text: tuple[str, ...], folder: Path, tmp_path: Path
 ) -> None:
@@ -654,6 +658,7 @@ def test_images_are_those_of_diffusers(
 
 
 @pytest.mark.parametrize("layout", ["without text_model", "older", "oldest", "kohya"])
+@pytest.mark.thin(fast=["older", "kohya"])
 def test_older_layouts_are_read_as_diffusers_reads_them(layout: str, first: Path) -> None:
     names, unet, text = LAYOUTS[layout]
     if layout == "kohya":  # diffusers renames no time_embedding, and no conv_in where there is a time embedding
@@ -701,6 +706,7 @@ def test_an_adapter_for_one_part_leaves_the_other(first: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.thin(fast=["0.3"])
 def test_fused_is_as_diffusers_fuses(scale: float, first: Path) -> None:
     plain = ours(first)
     their, our = both_load(first, present(known(plain, seed=0)), present(known(plain, seed=1)))
@@ -831,6 +837,7 @@ TRAINED = {"U-Net": (False, None), "both": (True, None), "U-Net, alpha": (False,
 
 
 @pytest.mark.parametrize(("folder", "text", "alpha"), on_both(TRAINED, "both, alpha"), indirect=["folder"])
+@pytest.mark.thin(fast=["SD 1-both, alpha", "SD 2-both, alpha"])
 def test_what_was_trained_is_the_same_everywhere(text: bool, alpha: float | None, folder: Path, tmp_path: Path) -> None:
     """In the pipeline that was trained, in a new one of ours, and in diffusers'."""
     pipe = ours(folder)

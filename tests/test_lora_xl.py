@@ -109,6 +109,7 @@ LAYOUTS: dict[str, tuple[tiny_lora.Names, tuple[str, ...], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.thin(every=3)
 def test_all_layouts_are_the_same(layout: str, pipe: StableDiffusionXLPipeline) -> None:
     names, unet, text = LAYOUTS[layout]
     adapter = known(pipe, unet=unet, text=text)
@@ -213,6 +214,7 @@ def both_load(folder: Path, *sources: Any) -> tuple[Any, StableDiffusionXLPipeli
         "kohya, original names",
     ],
 )
+@pytest.mark.thin(fast=["kohya"])
 def test_images_are_those_of_diffusers(layout: str, folder: Path, tmp_path: Path) -> None:
     names, unet, text = LAYOUTS.get(layout, (tiny_lora.present, EVERY, TEXT))
     if "kohya" in layout:  # diffusers knows no names of some layers there
@@ -372,6 +374,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.thin(every=3)
 def test_what_is_broken_is_one_error_and_changes_nothing(name: str, pipe: StableDiffusionXLPipeline) -> None:
     good = with_alphas(named(known(pipe, text=TEXT), tiny_lora_xl.kohya_original), 1.5)
     pipe.load_lora_weights(present(known(pipe, seed=5)), "before")

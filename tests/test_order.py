@@ -118,6 +118,7 @@ def test_what_cannot_be_of_second_order(options: dict[str, object], message: str
         DDIMScheduler(legacy_previous_timestep=True).plan(10, order=2)
 
 
+@pytest.mark.slow
 def test_pictures_of_the_bundled_model_come_nearer() -> None:
     """To those of many steps, from the same noise, under guidance and its rescale."""
     pipe = DiffusionPipeline.from_pretrained("emoji")

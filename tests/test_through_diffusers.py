@@ -508,6 +508,7 @@ def kind_of(name: str, kinds: dict[str, type]) -> type:
     return kinds[name.partition(" ")[0]]
 
 
+@pytest.mark.slow
 def test_every_pipeline_is_in_a_table(kinds: dict[str, type]) -> None:
     known = [name for name in COMPARED if " " not in name] + [*FAILS, *APART]
     assert len(known) == len(set(known))
@@ -516,6 +517,7 @@ def test_every_pipeline_is_in_a_table(kinds: dict[str, type]) -> None:
 
 
 @pytest.mark.parametrize("name", rows(COMPARED))
+@pytest.mark.thin(every=3)
 def test_a_pipeline_gives_the_same(name: str, kinds: dict[str, type]) -> None:
     row, kind = COMPARED[name], kind_of(name, kinds)
     expected = run(pipeline(kind, diffusers, row), row)

@@ -134,6 +134,7 @@ def draw(pipe: DDIMPipeline, count: int = 2, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("make", NETWORKS)
+@pytest.mark.thin(fast=["pixels", "autoencoder", "text_encoder"])
 def test_each_network_gives_what_pytorch_gives(make: Callable[[], HasCore]) -> None:
     network = make()
     expected = predict(network)
@@ -142,6 +143,7 @@ def test_each_network_gives_what_pytorch_gives(make: Callable[[], HasCore]) -> N
     assert describe(network) == "OpenVINO, f32"
 
 
+@pytest.mark.slow
 def test_its_own_precision_is_near() -> None:
     network = latents()
     expected = predict(network)
@@ -189,6 +191,7 @@ def test_a_batch_is_shared_out_evenly(batch: int, threads: int, parts: int, monk
 
 
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.thin(every=2)
 def test_parts_give_what_the_whole_gives(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     network = latents()
     expected = predict(network, 6)
@@ -381,6 +384,7 @@ def test_a_class_of_somebody_elses_is_not_kept(cache: Path) -> None:
     assert not cache.exists()
 
 
+@pytest.mark.slow
 def test_weights_that_live_for_one_run_are_not_kept(cache: Path) -> None:
     pipe = pipeline()
     pipe.accelerate("openvino", dtype=torch.float32)
@@ -395,6 +399,7 @@ def test_weights_that_live_for_one_run_are_not_kept(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
+@pytest.mark.thin(every=3)
 def test_a_damaged_file_is_made_anew(cache: Path, damage: str) -> None:
     network = text_encoder()
     expected = predict(network)

@@ -182,6 +182,7 @@ def tried(seed: int, rounds: int) -> None:
         assert close(found, in_pytorch(start, text, callback_on_step_end=callback)), done
 
 
+@pytest.mark.slow
 def test_random_changes() -> None:
     tried(seed=1, rounds=6)
 
@@ -212,6 +213,7 @@ def test_two_threads_draw_while_weights_change_between() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_change_by_another_thread_is_in_the_pictures_that_begin_after_it() -> None:
     pipe = pipeline()
     pipe.accelerate("openvino", dtype=torch.float32)
@@ -255,6 +257,7 @@ def test_adapters_that_come_and_go_are_never_one_anothers() -> None:
 @pytest.mark.parametrize("backend_name", ["eager", "openvino"])
 @pytest.mark.parametrize("part", ["attn2.to_v", "time_embedding"])
 @torch.no_grad()
+@pytest.mark.thin(fast=["attn2.to_v-eager", "attn2.to_v-openvino", "time_embedding-eager"])
 def test_what_is_computed_once_a_run_follows_weights_that_a_callback_changes(part: str, backend_name: str) -> None:
     """A text's keys and the timesteps' embeddings, whatever way their weights are changed in."""
     pipe = pipeline()
@@ -380,6 +383,7 @@ def test_a_run_goes_on_with_the_backend_that_it_began_with(by_thread: bool, monk
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_openvino_is_switched_off_and_on_while_two_threads_draw() -> None:
     pipe = pipeline()
     expected = [draw(pipe, text) for text in (0, 1)]
@@ -425,6 +429,7 @@ class Counted:
         monkeypatch.setattr(backend.Made, "__init__", made)
 
 
+@pytest.mark.slow
 def test_weights_that_are_gone_take_their_models_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     counted, pipe = Counted(monkeypatch), pipeline()
     pipe.accelerate("openvino", dtype=torch.float32)
@@ -463,6 +468,7 @@ def test_other_weights_are_put_into_the_model_and_not_traced_again(monkeypatch: 
     assert len(converted) == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_computed_with_weights_is_converted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     converted: list[int] = []
     own = backend.convert
@@ -505,6 +511,7 @@ def test_weights_that_change_during_the_conversion_are_not_used_or_kept(monkeypa
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["as it is", "bfloat16", "strided", "expanded", "half of one"])
+@pytest.mark.thin(fast=["as it is", "strided"])
 def test_inputs_are_read_anew_wherever_they_lie(kind: str) -> None:
     """Written to in place, or at the address of one that is gone: as it is, or where a copy of it was handed over."""
     pipe = pipeline()

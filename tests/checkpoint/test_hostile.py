@@ -536,6 +536,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.filterwarnings("ignore:.*does not know these settings:UserWarning")
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thin(every=2)
 def test_is_one_clear_error(name: str, good: Path, tmp_path: Path) -> None:
     case = CASES[name]
     folder = prepare(case, good, tmp_path)
@@ -603,6 +604,7 @@ NONSENSE: list[Any] = [None, True, -1, 0, 3, 0.5, 10**9, 10**30, float("inf"), "
     ],
     ids=["index", "network", "scheduler"],
 )
+@pytest.mark.thin(fast=["index", "scheduler"])
 def test_any_value_of_any_setting_loads_or_is_one_clear_error(
     file: str, load: Callable[[Path], Any], good: Path, tmp_path: Path
 ) -> None:

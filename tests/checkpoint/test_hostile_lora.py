@@ -234,6 +234,7 @@ TENSORS: dict[str, tuple[Callable[[State], Any], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", TENSORS)
 @pytest.mark.parametrize("is_file", [False, True], ids=["given", "file"])
+@pytest.mark.thin(every=3)
 def test_tensors_that_are_no_adapter(
     name: str, is_file: bool, pipe: StableDiffusionPipeline, good: State, tmp_path: Path
 ) -> None:
@@ -328,6 +329,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("where", ["metadata", "config"])
+@pytest.mark.thin(every=2)
 def test_settings_that_are_not_implemented(
     name: str, where: str, pipe: StableDiffusionPipeline, good: State, tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def settings(name: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.thin(fast=["pixels", "text"])
 def test_a_sample_of_values_of_each_setting(name: str, folders: dict[str, Path]) -> None:
     refused = 0
     with warnings.catch_warnings(), limits(60, 500):

@@ -100,6 +100,7 @@ def growth(load: Callable[[], list[nn.Module]]) -> tuple[int, int]:
         pytest.param("original", "float16", "bfloat16", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.thin(every=2)
 def test_memory_is_the_weights_once(layout: str, stored: str, wanted: str, write: Callable[[str, str], Path]) -> None:
     """In a process of its own, libraries' imports and all else that a first call costs included."""
     rose, weights = json.loads(run_file(__file__, layout, str(write(layout, stored)), wanted))

@@ -76,6 +76,7 @@ def test_a_shard_is_no_larger_than_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("before", list(SAVED))
 @pytest.mark.parametrize("after", ["whole", "bin", "shards", "shards, bin"])
+@pytest.mark.thin(every=3)
 def test_what_was_saved_last_is_what_is_loaded(before: str, after: str, tmp_path: Path) -> None:
     tiny_unet(0).save_pretrained(tmp_path, **SAVED[before][0])
     tiny_unet(1).save_pretrained(tmp_path, **SAVED[after][0])

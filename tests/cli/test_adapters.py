@@ -141,6 +141,7 @@ def test_one_and_several_at_their_weights(model: str, loras: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     "names", ["present", "older", "oldest", "kohya", "kohya_original", "comfy", "one_trainer"], ids=str
 )
+@pytest.mark.thin(every=3)
 def test_every_layout(names: str, model: str, loras: Path, tmp_path: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(model)
     save_file(named(known(pipe, seed=0), getattr(tiny_lora, names)), tmp_path / "x.safetensors")

@@ -66,6 +66,7 @@ def test_the_teacher_draws_where_something_is(typed: list[str]) -> None:
 
 
 @pytest.mark.parametrize("typed", [*PLAIN, *SAYING], ids=" ".join)
+@pytest.mark.thin(every=3)
 def test_a_model_that_is_given_is_taken(typed: list[str]) -> None:
     for model in ("emoji-fast", "emoji", "a-folder"):
         assert chosen("sample", "a red heart", *typed, "--model", model) == model

@@ -306,6 +306,7 @@ def test_a_library_that_is_not_installed(
     ],
     ids=" ".join,
 )
+@pytest.mark.thin(every=3)
 def test_no_time_is_lost(arguments: list[str], files: None) -> None:
     """PyTorch is not imported, and all takes less than half a second of the processor's time."""
     code = f"import sys, time; from ddim.cli import main; assert main({arguments!r}) == 1\n"

@@ -170,6 +170,7 @@ def test_info_says_what_a_model_is(model: str, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", pytest.param("pdf", marks=pytest.mark.slow)])
+@pytest.mark.thin(fast=["svg"])
 def test_the_schedule_is_plotted(tmp_path: Path, suffix: str, model: str) -> None:
     for extra in ([], ["--zero-snr"], ["--model", model, "--steps", "300"]):
         out = tmp_path / f"{len(extra)}.{suffix}"

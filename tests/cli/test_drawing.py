@@ -62,6 +62,7 @@ def stop_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_at_a_time")
 @pytest.mark.parametrize("kind", ["classes", "texts"])
+@pytest.mark.thin(fast=["classes"])
 def test_what_is_stopped_goes_on_to_the_same_pictures(
     kind: str,
     classes: str,
@@ -287,6 +288,7 @@ def test_small_pictures_are_enlarged(classes: str, tmp_path: Path, count: int, g
 
 @pytest.mark.parametrize("options", [[], ["--scale", 3], ["--scale", 1], ["--labels"]], ids=str)
 @pytest.mark.parametrize("kind", ["classes", "texts"])
+@pytest.mark.thin(together=1)
 def test_an_enlarged_picture_is_made_again_byte_for_byte(
     kind: str, classes: str, texts: str, tmp_path: Path, options: list[Any]
 ) -> None:

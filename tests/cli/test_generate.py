@@ -74,6 +74,7 @@ def test_every_row_becomes_a_picture(
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset"])
+@pytest.mark.thin(fast=["webdataset"])
 def test_the_bytes_are_the_same_however_many_are_drawn_at_a_time(
     prompts: str, classes: str, tmp_path: Path, kind: str
 ) -> None:
@@ -319,6 +320,7 @@ def test_a_process_that_is_killed_has_lost_nothing(kind: str, classes: str, tmp_
     assert written(out) == written(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_a_termination_is_an_interruption(long: str, classes: str, tmp_path: Path) -> None:
     command = ["generate", long, "--out", str(tmp_path / "out"), "--model", classes, "--batch-size", "1"]
     ended = run_until(5, signal.SIGTERM, *command)

@@ -160,6 +160,7 @@ def _found(folder: Path, frames: int) -> list[np.ndarray[Any, Any]]:
 
 
 @pytest.mark.parametrize(("method", "steps", "error"), [("ddim", 50, 0.01), ("fixed-point", 10, 1e-4)])
+@pytest.mark.thin(fast=["fixed-point-10-0.0001"])
 def test_between_real_pictures_through_their_noise(tmp_path: Path, method: str, steps: int, error: float) -> None:
     """With the bundled model: the ends are the pictures, and the middle is neither nor their mixture."""
     load_digits = pytest.importorskip("sklearn.datasets").load_digits

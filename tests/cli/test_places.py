@@ -61,6 +61,7 @@ WRITING: dict[str, Callable[[Path, str, str, str], tuple[str, list[str]]]] = {
 
 
 @pytest.mark.parametrize("what", WRITING)
+@pytest.mark.thin(fast=["sample", "interpolate", "invert", "plot tradeoff"])
 def test_a_file_is_kept_and_the_new_one_numbered(
     what: str, classes: str, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,11 +135,22 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("image", [None, 0], ids=["grid", "single"])
+# Each option's first value, and every fourth of all: so a few of each kind. The slow tests try them all.
+SOME = [case for place, case in enumerate(FIELDS) if place % 4 == 0 or case[1] != FIELDS[place - 1][1]]
+
+
+@pytest.mark.parametrize(
+    ("image", "cases"),
+    [(None, SOME), (0, FIELDS[::13]), pytest.param(None, FIELDS, marks=pytest.mark.slow)],
+    ids=["grid", "single", "all"],
+)
 def test_a_setting_beyond_its_bounds_is_one_line(
-    image: int | None, nothing_happens: None, capsys: pytest.CaptureFixture[str]
+    image: int | None,
+    cases: list[tuple[dict[str, Any], str]],
+    nothing_happens: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for changed, option in FIELDS if image is None else FIELDS[::7]:
+    for changed, option in cases:
         assert main(["sample", "--from", evil({**GOOD, **changed}, image), "--out", "out.png"]) == 1, changed
         (line,) = said(capsys)
         assert option in line, line

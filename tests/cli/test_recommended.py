@@ -67,6 +67,7 @@ def run(capsys: pytest.CaptureFixture[str], *command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["classes", "texts"])
+@pytest.mark.thin(fast=["texts"])
 def test_sample(kind: str, classes: str, texts: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = saying(texts if kind == "texts" else classes, "model", **SAID)
     what = ["sample", *(["a cat"] if kind == "texts" else ["--class-labels", "1"]), "--model", model]

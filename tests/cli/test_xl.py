@@ -70,6 +70,7 @@ def test_a_picture_is_that_of_the_call_and_is_made_again(models: dict[str, Path]
 
 
 @pytest.mark.parametrize("start", [False, True])
+@pytest.mark.thin(fast=["True"])
 def test_the_refiner_makes_the_last_steps(start: bool, models: dict[str, Path], tmp_path: Path) -> None:
     out, again, image = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "start.png"
     Image.effect_noise((32, 24), 60).convert("RGB").save(image)

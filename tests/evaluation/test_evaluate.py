@@ -321,6 +321,7 @@ def test_several_seeds_give_a_mean_and_a_deviation(model: str, tmp_path: Path) -
     assert summarize([results["cells"][0]])[0]["frechet_error"] == results["cells"][0]["frechet_error"]
 
 
+@pytest.mark.slow
 def test_a_gap_in_the_batches_is_drawn_again(model: str, tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "run"
     assert evaluate(model, out) == 0

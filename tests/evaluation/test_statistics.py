@@ -170,6 +170,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_processes_gather_the_statistics_of_all(tmp_path: Path) -> None:
     outs = [str(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     running = [

@@ -128,6 +128,7 @@ DOORS: dict[str, Command] = {
 
 
 @pytest.mark.parametrize("door", DOORS)
+@pytest.mark.thin(fast=["sample --image", "invert"])
 def test_commands_refuse_them_before_a_model_is_loaded(
     door: str,
     evil: Path,
@@ -154,6 +155,7 @@ def test_commands_refuse_them_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize("door", DOORS)
+@pytest.mark.thin(fast=["invert", "sample --mask-image"])
 def test_commands_refuse_damage_that_shows_late(
     door: str,
     evil: Path,

@@ -110,6 +110,7 @@ LAYOUTS = [sd1, sd2, mixed, whole, bare, inversion, legacy_inversion]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.thin(fast=["sd2", "mixed", "legacy_inversion"])
 def test_tokens_are_transformers(layout: Callable[[Path], None], tmp_path: Path) -> None:
     layout(tmp_path)
     reference, tokenizer = theirs(tmp_path), CLIPTokenizer.from_pretrained(tmp_path)
@@ -125,6 +126,7 @@ def test_tokens_are_transformers(layout: Callable[[Path], None], tmp_path: Path)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.thin(every=3)
 def test_what_is_saved_loads_in_transformers_and_here(layout: Callable[[Path], None], tmp_path: Path) -> None:
     layout(tmp_path / "first")
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "first")
@@ -215,6 +217,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("truncation", [None, True, False, "longest_first", "only_first", "do_not_truncate"])
 @pytest.mark.parametrize("padding", [False, True, "longest", "max_length", "do_not_pad"])
+@pytest.mark.thin(every=3)
 def test_a_call_gives_what_transformers_gives(padding: Any, truncation: Any, both: tuple[Any, Any]) -> None:
     """Every kind of padding and truncation, with each of the other arguments, and every kind of result."""
     ours, reference = both
@@ -253,6 +256,7 @@ def test_a_call_gives_what_transformers_gives(padding: Any, truncation: Any, bot
     ],
     ids=lambda how: " ".join(how),
 )
+@pytest.mark.thin(every=2)
 def test_what_else_a_call_may_be_asked_for(how: dict[str, Any], text: Any, both: tuple[Any, Any]) -> None:
     ours, reference = both
     how = {"padding": True, **how}
@@ -443,6 +447,7 @@ LONG: dict[str, str] = {
 
 
 @pytest.mark.parametrize("what", LONG)
+@pytest.mark.thin(fast=["10 MB of words", "10 MB of signs", "NUL", "100,000 marks on a letter", "a million end tokens"])
 def test_a_text_of_any_length_costs_little(what: str, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path)

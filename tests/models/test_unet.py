@@ -182,6 +182,7 @@ def test_output_of_published_structures(name: str, written: Written, tmp_path: P
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.thin(every=2)
 def test_output_with_every_option(name: str, written: Written, tmp_path: Path) -> None:
     config = {**SMALL, **OPTIONS[name]}
     theirs = written(diffusers.UNet2DModel, **config)

@@ -179,6 +179,7 @@ def test_parameter_counts(name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.thin(every=2)
 def test_output_with_every_option(name: str, written: Written, tmp_path: Path) -> None:
     config = {**SMALL, **OPTIONS[name]}
     theirs = written(diffusers.UNet2DConditionModel, **config)
@@ -358,6 +359,7 @@ def test_compiles_without_a_graph_break(name: str) -> None:
         torch.testing.assert_close(cached, expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_exports_for_any_batch_and_text_length() -> None:
     torch.manual_seed(0)
     model = UNet2DConditionModel(**SMALL).eval()

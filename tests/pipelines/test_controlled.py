@@ -145,6 +145,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("task", "setting"), CASES)
+@pytest.mark.thin(together=2)
 def test_pictures_are_those_of_diffusers(task: str, setting: str, first: Pair) -> None:
     given = asked(task, **GRID[setting])
     if setting == "batch":
@@ -176,6 +177,7 @@ def test_several_are_summed_as_in_diffusers(task: str, setting: str, first: Pair
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.thin(every=3)
 def test_v_prediction_and_zero_snr(task: str, count: int, second: Pair) -> None:
     pipes = second.pipes(task, count)
     for pipe in pipes:

@@ -122,6 +122,7 @@ class TestImageToImage:
     @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
     @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
     @pytest.mark.parametrize("scale", [1.0, 7.5])
+    @pytest.mark.thin(together=2)
     def test_every_schedule(self, spacing: str, kind: str, scale: float, four: Trio) -> None:
         scheduler = {"timestep_spacing": spacing, "prediction_type": kind, "legacy_previous_timestep": True}
         options = {"num_inference_steps": 6, "guidance_scale": scale, "eta": 0.5}
@@ -248,6 +249,7 @@ INPAINTING: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", INPAINTING)
 @pytest.mark.parametrize("channels", [4, 9])
+@pytest.mark.thin(every=3)
 def test_inpainting_is_that_of_diffusers(channels: int, options: dict[str, Any], four: Trio, nine: Trio) -> None:
     trio = four if channels == 4 else nine
     given = {"image": picture(16, 16), "mask_image": mask(), **options}
@@ -257,6 +259,7 @@ def test_inpainting_is_that_of_diffusers(channels: int, options: dict[str, Any],
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("channels", [4, 9])
+@pytest.mark.thin(together=2)
 def test_inpainting_with_every_schedule(spacing: str, kind: str, channels: int, four: Trio, nine: Trio) -> None:
     trio = four if channels == 4 else nine
     scheduler = {"timestep_spacing": spacing, "prediction_type": kind, "legacy_previous_timestep": True}
@@ -266,6 +269,7 @@ def test_inpainting_with_every_schedule(spacing: str, kind: str, channels: int, 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60), (33, 65)])
 @pytest.mark.parametrize("shape", [(16, 16), (16, 32)])
 @pytest.mark.parametrize("padding", [0, 3, 100])
+@pytest.mark.thin(together=2)
 def test_painting_around_the_mask_is_that_of_diffusers(
     size: tuple[int, int], shape: tuple[int, int], padding: int, four: Trio
 ) -> None:

@@ -70,6 +70,7 @@ def classes() -> DDIMPipeline:
 @pytest.mark.parametrize("clipped", [None, False, True])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("several", [False, True], ids=["one generator", "a list"])
+@pytest.mark.thin(together=2)
 def test_images_are_those_of_diffusers(
     steps: int, clipped: bool | None, eta: float, several: bool, ours: DDIMPipeline, theirs: Any
 ) -> None:

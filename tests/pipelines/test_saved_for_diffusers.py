@@ -80,6 +80,7 @@ def assert_loads_without_a_word(folder: Path, name: str, heard: list[str]) -> An
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.thin(every=3)
 def test_what_is_saved_loads_there_without_a_warning(
     name: str, bases: dict[str, Any], heard: list[str], tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_what_is_saved_loads_there_without_a_warning(
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", CONTROLLED)
+@pytest.mark.thin(every=3)
 def test_so_does_one_that_was_given_a_controlnet_or_two(
     name: str, bases: dict[str, Any], heard: list[str], tmp_path: Path
 ) -> None:

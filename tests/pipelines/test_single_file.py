@@ -510,6 +510,7 @@ NOTHING = torch.tensor([])
         ("modelspec.architecture", "stable-diffusion-v2-512", "epsilon"),
     ],
 )
+@pytest.mark.thin(every=3)
 def test_the_metadata_may_say_it(key: str, said: str, expected: str, version: int, tmp_path: Path) -> None:
     path = file_that_says(tmp_path, {key: said}, version=version)
     config = scheduler_of(path)

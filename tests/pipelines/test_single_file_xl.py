@@ -347,6 +347,7 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.thin(fast=["base"])
 def test_the_same_file_in_diffusers(name: str, with_texts: Path, tmp_path: Path) -> None:
     """By its own `from_single_file`, which takes the configs from the folder that we save."""
     file = with_texts / f"{name}.safetensors"

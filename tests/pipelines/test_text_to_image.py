@@ -121,6 +121,7 @@ SPACINGS = {
     ],
     indirect=["pair"],
 )
+@pytest.mark.thin(together=2)
 def test_images_are_those_of_diffusers(
     spacing: str, kind: str, scale: float, rescale: float, eta: float, pair: Pair
 ) -> None:
@@ -132,6 +133,7 @@ def test_images_are_those_of_diffusers(
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize(("scale", "rescale"), [(1.0, 0.0), (7.5, 0.0), (7.5, 0.7)])
+@pytest.mark.thin(together=2)
 def test_zero_terminal_snr_is_that_of_diffusers(spacing: str, scale: float, rescale: float, pair: Pair) -> None:
     scheduler = {**SPACINGS[spacing], "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     agree(*pair.images(scheduler, num_inference_steps=4, guidance_scale=scale, guidance_rescale=rescale))
@@ -161,6 +163,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.thin(every=2)
 def test_every_option_does_what_it_does_in_diffusers(name: str, pair: Pair) -> None:
     agree(*pair.images(**OPTIONS[name]))
 

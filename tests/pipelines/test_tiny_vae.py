@@ -61,6 +61,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     [*((FOUR, task) for task in ("text", "picture", "mask", "weak mask")), (NINE, "mask"), (NINE, "weak mask")],
     indirect=["checkpoint"],
 )
+@pytest.mark.thin(together=1)
 def test_pictures_are_those_of_diffusers(
     task: str, generators: int | None, checkpoint: tuple[Path, dict[str, Any]]
 ) -> None:

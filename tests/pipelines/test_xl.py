@@ -147,6 +147,7 @@ SPACINGS = ("leading", "trailing", "linspace")
 @pytest.mark.parametrize(
     "spacing", [pytest.param(each, marks=[pytest.mark.slow] * (each != "trailing")) for each in SPACINGS]
 )
+@pytest.mark.thin(together=2)
 def test_images_are_those_of_diffusers(
     spacing: str, kind: str, scale: float, rescale: float, eta: float, base: Pair
 ) -> None:
@@ -214,6 +215,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.thin(every=2)
 def test_every_option_does_what_it_does_in_diffusers(name: str, base: Pair) -> None:
     agree(*base.images("text", **OPTIONS[name]))
 
@@ -343,6 +345,7 @@ OF_PICTURES: dict[str, dict[str, Any]] = {
 @pytest.mark.filterwarnings("ignore:You have passed .* text prompts:FutureWarning")
 @pytest.mark.parametrize("name", OF_PICTURES)
 @pytest.mark.parametrize("which", ["base", "refiner"])
+@pytest.mark.thin(together=2)
 def test_pictures_are_those_of_diffusers(which: str, name: str, base: Pair, refiner: Pair) -> None:
     pair = {"base": base, "refiner": refiner}[which]
     options = {"image": picture(), "strength": 0.8, "num_inference_steps": 5, **OF_PICTURES[name]}
@@ -364,6 +367,7 @@ OF_MASKS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OF_MASKS)
 @pytest.mark.parametrize("which", ["base", "nine", "refiner"])
+@pytest.mark.thin(every=3)
 def test_masked_pictures_are_those_of_diffusers(which: str, name: str, base: Pair, nine: Pair, refiner: Pair) -> None:
     if which == "refiner" and name not in ("as it is", "a start"):
         pytest.skip("as with the base model")
@@ -383,6 +387,7 @@ def test_a_crop_around_the_mask_is_painted_as_in_diffusers(nine: Pair) -> None:
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.thin(together=1)
 def test_the_refiner_goes_on_where_the_base_model_stops(spacing: str, kind: str, base: Pair, refiner: Pair) -> None:
     scheduler = {"timestep_spacing": spacing, "prediction_type": kind, "legacy_previous_timestep": True}
     for share, steps in ((0.8, 10), (0.5, 7), (0.35, 13)):
@@ -437,6 +442,7 @@ def test_folders_load_as_the_class_that_they_name(base: Pair, refiner: Pair, nin
 
 @pytest.mark.parametrize("which", ["base", "refiner", "inpaint"])
 @pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.thin(every=3)
 def test_weights_go_both_ways_unchanged(
     which: str, variant: str | None, base: Pair, refiner: Pair, nine: Pair, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_many_tests_of_a_class_are_one_entry(script: ModuleType) -> None:
     assert script.shortened([f"A::{letter}" for letter in "wxyz"]) == ["`A` (4 tests)"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_run_is_said(script: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         script.main([str(tmp_path)])

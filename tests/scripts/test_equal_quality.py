@@ -68,6 +68,7 @@ def test_a_row_says_how_much_faster_and_by_what(program: ModuleType, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' solver
+@pytest.mark.slow
 def test_the_section_of_students(
     program: ModuleType, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

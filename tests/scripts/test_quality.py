@@ -95,6 +95,7 @@ def test_a_student_takes_steps_of_first_order_where_its_scheduler_says(quality: 
     assert {plan.order for plan in seen} == {1}
 
 
+@pytest.mark.slow
 def test_a_student_is_not_guided(quality: ModuleType) -> None:
     model = quality.MODELS["emoji"]
     pipe = DiffusionPipeline.from_pretrained("emoji")

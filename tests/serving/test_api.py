@@ -245,6 +245,7 @@ def test_an_edit_of_another_size_keeps_its_proportions(served: Served, heart: Im
 
 @pytest.mark.parametrize("model", ["emoji", "digits"])
 @pytest.mark.parametrize("method", ["noise", "inversion"])
+@pytest.mark.thin(fast=["noise-emoji", "noise-digits", "inversion-digits"])
 def test_variations_go_as_far_as_told(served: Served, heart: Image.Image, model: str, method: str) -> None:
     source = heart if model == "emoji" else heart.convert("L").resize((8, 8))
 
@@ -575,6 +576,7 @@ def test_a_fault_of_the_server_itself_is_told_without_details(models: dict[str, 
         assert served.client().images.generate(**given).data
 
 
+@pytest.mark.slow
 def test_what_the_documentation_shows_runs(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_node_says_what_it_has() -> None:
     assert found == {**installed(), "nothing_of_this_name": None}
 
 
+@pytest.mark.slow
 def test_the_code_that_looks_needs_nothing_of_ours() -> None:
     """It is sent to a node that may not have this package."""
     import ray.cloudpickle as cloudpickle

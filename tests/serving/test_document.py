@@ -48,6 +48,7 @@ def test_it_has_every_route_and_parameter(document: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["positive", "negative"])
+@pytest.mark.thin(fast=["negative"])
 def test_no_request_is_a_fault(served: Served, document: Any, mode: str) -> None:
     """Requests as the document has them, and ones that break it: none is answered with 500 or more."""
     generation = schemathesis.GenerationMode(mode)

@@ -142,6 +142,7 @@ KINDS = ["texts", "distilled", "hooked", "inpainter", "classes", "variance", "th
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=2)
 @given(seed=st.integers(0, 10**6), slots=st.sampled_from([1, 3, 16]), decoded=st.sampled_from([1, 2, 4]))
+@pytest.mark.thin(fast=["texts", "variance"])
 def test_the_bits_of_a_picture_do_not_depend_on_companions(
     kind: str, seed: int, slots: int, decoded: int, pipes: Make
 ) -> None:
@@ -150,6 +151,7 @@ def test_the_bits_of_a_picture_do_not_depend_on_companions(
 
 
 @pytest.mark.parametrize(("kind", "slots"), [("emoji", 16), ("digits", 16), ("digits", 5)])
+@pytest.mark.thin(fast=["digits-16", "digits-5"])
 def test_the_bits_of_bundled_models(kind: str, slots: int, pipes: Make) -> None:
     pipe = pipes(kind)
     assert_exact(pipe, [any_request(pipe, seed, most=4) for seed in range(5)], slots, 0)
@@ -171,6 +173,7 @@ def test_openvino() -> None:
     assert_exact(pipe, requests, 4, 0)
 
 
+@pytest.mark.slow
 def test_two_threads_give_the_same_bits(pipes: Make) -> None:
     pipe = pipes("emoji")
     requests = [any_request(pipe, seed, most=3) for seed in range(3)]

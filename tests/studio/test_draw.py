@@ -66,6 +66,7 @@ def test_from_opening_to_the_library_s_picture_and_its_file(visitor: Visitor) ->
     }
 
 
+@pytest.mark.slow
 def test_every_setting_of_the_fields_is_followed(visitor: Visitor) -> None:
     choose_model(visitor, "emoji", 9)
     visitor.fill("Prompt", "a red heart")
@@ -116,6 +117,7 @@ def test_a_class_of_a_model_that_draws_no_texts(visitor: Visitor) -> None:
     assert same(shown, pipe("digits-fast")(batch_size=1, class_labels=[7], seed=7).images[0])
 
 
+@pytest.mark.slow
 def test_a_dropped_picture_gives_its_settings_back(visitor: Visitor) -> None:
     visitor.unfold("Settings from a picture")
     said = {"prompt": "a blue star", "model": "emoji", "steps": 8, "order": 2, "spacing": "trailing", "seed": 99,
@@ -165,6 +167,7 @@ def test_pictures_that_say_nothing_good(visitor: Visitor) -> None:
     assert len(visitor.draws()) == 1
 
 
+@pytest.mark.slow
 def test_a_picture_to_start_from_and_where_to_paint(visitor: Visitor) -> None:
     (start,) = pipe("emoji")("a red heart", seed=3).images
     file = io.BytesIO()

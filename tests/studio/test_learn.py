@@ -128,6 +128,7 @@ def test_another_model_is_followed_at_once(visitor: Visitor) -> None:
 
 
 @pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
 def test_it_fits_a_phone_in_light_and_dark(visit: Callable[..., Visitor], dark: bool) -> None:
     visitor = visit(size=PHONE, dark=dark)
     plan = at_learn(visitor)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from browsing import PHONE, Studio, Visitor
 from PIL import Image
 
@@ -101,6 +107,7 @@ def test_opening_loads_no_model_and_draws_good_pictures_at_once(studio: Studio, 
     assert studio.log.count("model loaded") == loaded
 
 
+@pytest.mark.slow
 def test_every_tab_by_keys_alone_and_with_names_for_screen_readers(visitor: Visitor) -> None:
     page = visitor.page
     assert page.evaluate("document.documentElement.lang") == "en"
@@ -140,6 +147,7 @@ def test_every_tab_on_a_phone_in_the_dark(visit: Callable[..., Visitor]) -> None
         assert visitor.page.evaluate(FAINT) == [], name
 
 
+@pytest.mark.slow
 def test_every_tab_can_be_read_in_the_light(visitor: Visitor) -> None:
     assert not visitor.page.evaluate("document.body.classList.contains('dark')")
     for name in tabs(visitor):
@@ -149,6 +157,7 @@ def test_every_tab_can_be_read_in_the_light(visitor: Visitor) -> None:
         assert visitor.page.evaluate(FAINT) == [], name
 
 
+@pytest.mark.slow
 def test_two_browsers_with_different_settings_do_not_disturb_each_other(visit: Callable[..., Visitor]) -> None:
     ada, bob = visit(), visit()
     bob.choose("Model", "emoji")
@@ -192,3 +201,25 @@ def test_a_reload_in_the_middle_frees_the_engine(visitor: Visitor) -> None:
 
 def test_other_loops_can_run_after_a_browser() -> None:
     asyncio.run(asyncio.sleep(0))
+
+
+LEFT_BEHIND = """
+import os, time
+from browsing import driver
+with driver():
+    left = os.fork()
+    if not left:
+        time.sleep(600)
+        os._exit(0)
+os.kill(left, 9)
+"""
+
+
+def test_a_process_that_a_test_left_behind_does_not_keep_the_driver_from_ending() -> None:
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", LEFT_BEHIND], env=found, start_new_session=True) as process:
+        try:
+            assert process.wait(60) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

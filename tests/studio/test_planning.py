@@ -191,6 +191,7 @@ def test_json_and_python_are_copied_and_make_the_plan(visitor: Visitor) -> None:
     assert names["plan"] == plan
 
 
+@pytest.mark.slow
 def test_draw_with_this_brings_it_to_the_draw_tab(visitor: Visitor) -> None:
     at_plan(visitor)
     visitor.choose("Spacing", "linspace")

@@ -276,6 +276,7 @@ def settle(visitor: Visitor, button: str, stage: str) -> list[Image.Image]:
     return visitor.pictures(stage)
 
 
+@pytest.mark.slow
 def test_from_opening_to_a_picture_that_came_back_by_three_methods(visitor: Visitor) -> None:
     visitor.tab("Real pictures")
     visitor.wait("#real-about", "emoji finds the noise")
@@ -323,6 +324,7 @@ def test_a_dropped_picture_is_edited_in_both_ways(visitor: Visitor) -> None:
         assert '"strength": 0.8' in picture.text["ddim"]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_model_s_own_picture_at_a_press(visitor: Visitor) -> None:
     visitor.choose("Model", "digits-fast")
     visitor.tab("Real pictures")

@@ -306,13 +306,48 @@ def studio() -> Iterator[Studio]:
         yield found
 
 
+# What this process has open of Playwright's driver, and what a forked process has instead.
+_OF_THE_DRIVER: dict[int, int] = {}
+
+
+def _forget_the_driver() -> None:
+    for file, nothing in _OF_THE_DRIVER.items():
+        os.dup2(nothing, file)
+
+
+os.register_at_fork(after_in_child=_forget_the_driver)
+
+
+def _open_files() -> set[int]:
+    return {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
+
+
+@contextlib.contextmanager
+def driver() -> Iterator[playwright.Playwright]:
+    """Playwright's driver, which ends with this, whatever processes the tests have left behind.
+
+    It ends when nobody has its pipes open any more. A process that is forked gets all that this one has open, and one
+    that a failed test has left behind, such as one that reads pictures for training, would keep it from ending for
+    ever. So a forked process has nothing instead.
+    """
+    before = _open_files()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    with playwright.sync_playwright() as found:
+        _OF_THE_DRIVER.update(dict.fromkeys(_open_files() - before - {nothing}, nothing))
+        try:
+            yield found
+        finally:
+            _OF_THE_DRIVER.clear()
+    os.close(nothing)
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[tuple[playwright.Browser, asyncio.AbstractEventLoop]]:
     """A browser, one for all tests of a process, and the loop that Playwright runs it with."""
     if not CHROMIUM.exists():
         pytest.skip(f"the studio's pages are looked at with {CHROMIUM}, which is not here: apt install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
+    with driver() as found:
+        browser = found.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
         loop = asyncio.get_running_loop()
         asyncio._set_running_loop(None)
         yield browser, loop

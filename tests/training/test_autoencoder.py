@@ -55,6 +55,7 @@ def latents_of(vae: AutoencoderKL, stream: Stream, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kl_weight", [pytest.param(1e-4, marks=pytest.mark.slow), 3.0])
+@pytest.mark.slow
 def test_the_loss_falls_and_the_latents_have_a_deviation_of_one(kl_weight: float, tmp_path: Path, place: Place) -> None:
     chosen = vae_settings(
         tmp_path, place, max_train_steps=80, learning_rate=1e-2, checkpointing_steps=1000, kl_weight=kl_weight
@@ -89,6 +90,7 @@ def test_diffusers_loads_what_was_saved(tmp_path: Path, place: Place) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_ema": False}, {"mixed_precision": "bf16", "save_dtype": "bfloat16"}])
+@pytest.mark.thin(every=3)
 def test_a_run_in_two_parts_ends_with_the_same_weights(changes: dict[str, Any], tmp_path: Path, place: Place) -> None:
     train(vae_settings(tmp_path / "whole", place, **EVERYTHING, **changes))
     parts = vae_settings(tmp_path / "parts", place, **EVERYTHING, **changes)
@@ -109,6 +111,7 @@ def test_other_data_is_noticed(tmp_path: Path, place: Place) -> None:
         trainer.run()
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_result(tmp_path: Path, place: Place) -> None:
     train(vae_settings(tmp_path / "0", place, max_train_steps=3, **EVERYTHING))
     train(vae_settings(tmp_path / "2", place, max_train_steps=3, dataloader_num_workers=2, **EVERYTHING))

@@ -74,6 +74,7 @@ EVERYTHING: dict[str, Any] = {
     [{}, {"cache_latents": False, "center_crop": False}, {"dataloader_num_workers": 1, "cache_latents": False}],
     ids=["cached", "random crops", "another process reads"],
 )
+@pytest.mark.thin(fast=["cached"])
 def test_a_run_in_two_parts_ends_with_the_same_weights(changes: dict[str, Any], tmp_path: Path, shapes: Place) -> None:
     train(bucketed(tmp_path / "whole", shapes, **EVERYTHING, **changes))
     parts = bucketed(tmp_path / "parts", shapes, **EVERYTHING, **changes)
@@ -84,6 +85,7 @@ def test_a_run_in_two_parts_ends_with_the_same_weights(changes: dict[str, Any], 
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 5])
+@pytest.mark.thin(fast=["4"])
 def test_a_run_goes_on_at_any_step(steps: int, tmp_path: Path, shapes: Place) -> None:
     whole = train(bucketed(tmp_path / "whole", shapes, lr_decay_steps=6))
     train(bucketed(tmp_path / "parts", shapes, lr_decay_steps=6, max_train_steps=steps, checkpointing_steps=1))
@@ -95,6 +97,7 @@ def test_a_run_goes_on_at_any_step(steps: int, tmp_path: Path, shapes: Place) ->
 
 
 @pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.thin(fast=["False"])
 def test_where_all_pictures_are_square_buckets_change_nothing(cache: bool, tmp_path: Path, place: Place) -> None:
     kinds = ("plain", None), ("buckets", ())
     for name, buckets in kinds:

@@ -42,6 +42,7 @@ def settings(output_dir: Path, place: Place, model: Path, **changes: Any) -> Con
 
 
 @pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.thin(fast=["2"])
 def test_what_is_saved_is_a_controlnet_for_diffusers_too(
     rank: int | None, place: Place, model: Path, tmp_path: Path
 ) -> None:
@@ -63,6 +64,7 @@ def test_what_is_saved_is_a_controlnet_for_diffusers_too(
 
 
 @pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.thin(fast=["None"])
 def test_a_run_that_was_killed_ends_as_one_that_was_not(
     rank: int | None, place: Place, model: Path, tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_a_teacher_divides_the_steps_of_its_student(classes: str, tmp_path: Path
     assert divide((999, 749, 499, 249), 5) == teacher.scheduler.plan(20, spacing="trailing").timesteps
 
 
+@pytest.mark.slow
 def test_it_comes_near_its_teacher(classes: str, tmp_path: Path) -> None:
     """After some training its pictures of two steps are nearer to its teacher's of four than those were before."""
     teacher = DiffusionPipeline.from_pretrained(classes)

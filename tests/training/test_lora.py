@@ -77,6 +77,7 @@ def image(pipe: Any) -> np.ndarray[Any, Any]:
     ],
     indirect=["model"],
 )
+@pytest.mark.thin(every=2)
 def test_what_is_saved_gives_the_same_image_in_diffusers(text: bool, model: Path, tmp_path: Path, place: Place) -> None:
     diffusers = pytest.importorskip("diffusers")
     changes = {"learning_rate": 0.05, "train_text_encoder": text, "rank": 3, "random_background": True}
@@ -114,6 +115,7 @@ def test_only_adapters_change_and_all_of_them(text: bool, first: Path, tmp_path:
     assert not list(first.rglob("*lora*"))
 
 
+@pytest.mark.slow
 def test_the_loss_falls(first: Path, tmp_path: Path, place: Place) -> None:
     changes = {"max_train_steps": 60, "learning_rate": 0.02, "rank": 8, "checkpointing_steps": 1000}
     trainer = make_trainer(lora_settings(tmp_path, place, first, **changes, max_grad_norm=10.0))
@@ -241,6 +243,7 @@ def test_the_words_of_the_captions_lie_beside_the_adapters(first: Path, tmp_path
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.thin(fast=["float16"])
 def test_the_saved_type_and_the_preview(dtype: str, first: Path, tmp_path: Path, place: Place) -> None:
     changes = {"save_dtype": dtype, "validation_steps": 6, "validation_prompts": ("a red cat", "a dog")}
     folder = train(lora_settings(tmp_path, place, first, **changes))

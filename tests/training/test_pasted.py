@@ -167,6 +167,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("command", COMMAND)
 @pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.thin(fast=["underscores-pixels", "hyphens-lora", "equals-text-to-image"])
 def test_a_flag_does_what_it_says(command: str, spelling: str, capsys: pytest.CaptureFixture[str]) -> None:
     for line in rounds(command) if spelling == "underscores" else rounds(command)[:1]:
         typed = [word for name, values, _ in line for word in SPELLINGS[spelling](name, values)]
@@ -305,6 +306,7 @@ TINY = "--block-out-channels 8 16 --layers-per-block 1 --attention-head-dim 8"
     ("command", "given", "more"),
     [("text-to-image", OF_TEXT_TO_IMAGE, ""), ("lora", OF_LORA, ""), ("pixels", OF_UNCONDITIONAL, TINY)],
 )
+@pytest.mark.thin(fast=["lora-given1-"])
 def test_a_whole_command_runs(
     command: str, given: str, more: str, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

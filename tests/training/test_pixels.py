@@ -118,6 +118,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("use_ema", [True, False])
 @pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.thin(together=1)
 def test_a_run_in_two_parts_ends_with_the_same_weights(tmp_path: Path, accumulation: int, use_ema: bool) -> None:
     chosen = settings(tmp_path / "whole", use_ema=use_ema, gradient_accumulation_steps=accumulation, random_flip=True)
     whole = weights(train(chosen))

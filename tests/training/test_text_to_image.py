@@ -140,6 +140,7 @@ def test_the_saved_type_is_that_of_all_parts(dtype: str, tmp_path: Path, place: 
     both_sample(folder, "a red square", 2)
 
 
+@pytest.mark.slow
 def test_the_loss_falls(tmp_path: Path, place: Place) -> None:
     chosen = text_settings(tmp_path, place, max_train_steps=120, learning_rate=1e-2, checkpointing_steps=1000)
     losses = losses_of(make_trainer(chosen))
@@ -156,6 +157,7 @@ AGAIN_1, AGAIN_2 = (pytest.param(version, id=f"SD {version}", marks=pytest.mark.
 
 @pytest.mark.parametrize("pretrained", [SD_1, AGAIN_2], indirect=True)
 @pytest.mark.parametrize("changes", [{}, ZERO_SNR, {"prediction_type": "sample", "timestep_spacing": "trailing"}])
+@pytest.mark.thin(every=3)
 def test_fine_tuning_keeps_or_changes_the_schedule_and_saves_it(
     changes: dict[str, Any], pretrained: Path, tmp_path: Path, place: Place
 ) -> None:
@@ -174,6 +176,7 @@ def test_fine_tuning_keeps_or_changes_the_schedule_and_saves_it(
 
 @pytest.mark.parametrize("pretrained", [AGAIN_1, SD_2], indirect=True)
 @pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.thin(fast=["True-SD 2"])
 def test_the_text_encoder_is_trained_when_asked_and_only_then(
     trained: bool, pretrained: Path, tmp_path: Path, place: Place
 ) -> None:
@@ -189,6 +192,7 @@ def test_the_text_encoder_is_trained_when_asked_and_only_then(
     assert_same(read_tensors(pretrained / vae), read_tensors(folder / vae))
 
 
+@pytest.mark.slow
 def test_a_pipeline_in_float16_is_trained_in_float32(tmp_path: Path, place: Place) -> None:
     reference = tiny_reference(tmp_path / "model", 1)
     reference.to(dtype=torch.float16).save_pretrained(tmp_path / "half")
@@ -235,6 +239,7 @@ def test_a_schedule_that_is_listed_gives_way_to_one_that_is_asked_for(tmp_path: 
     [EVERYTHING, {**EVERYTHING, "cache_latents": False, "use_ema": False}, {"mixed_precision": "bf16", **EVERYTHING}],
     ids=["cached", "not cached", "bf16"],
 )
+@pytest.mark.thin(fast=["not cached"])
 def test_a_run_in_two_parts_ends_with_the_same_weights(changes: dict[str, Any], tmp_path: Path, place: Place) -> None:
     whole = train(text_settings(tmp_path / "whole", place, **changes))
     parts = text_settings(tmp_path / "parts", place, **changes)

@@ -83,6 +83,7 @@ def test_only_the_vectors_change(model: Path, tmp_path: Path, place: Place) -> N
     assert optimizer < 3 * 2 * 32 * 4
 
 
+@pytest.mark.slow
 def test_the_word_begins_as_another_and_the_loss_falls(model: Path, tmp_path: Path, place: Place) -> None:
     changes = {"max_train_steps": 40, "learning_rate": 0.1, "checkpointing_steps": 1000, "num_vectors": 2}
     trainer = make_trainer(settings(tmp_path, place, model, **changes))
@@ -107,6 +108,7 @@ def test_the_word_begins_as_another_and_the_loss_falls(model: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_ema": True, "num_vectors": 3, "gradient_checkpointing": True}])
+@pytest.mark.thin(fast=["changes0"])
 def test_an_interrupted_run_ends_with_the_same_bits(
     changes: dict[str, Any], model: Path, tmp_path: Path, place: Place
 ) -> None:

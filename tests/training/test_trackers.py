@@ -32,6 +32,7 @@ def events(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("from_checkpoint", ["latest", "checkpoint-3"])
+@pytest.mark.thin(fast=["latest"])
 def test_a_run_that_goes_on_shows_no_point_twice(
     from_checkpoint: str, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,6 +179,7 @@ def timed(trainer: Trainer, seconds: float = 10.0, before: float = 0.0) -> list[
 
 
 @pytest.mark.parametrize("steps", [None, 500])
+@pytest.mark.thin(fast=["500"])
 def test_a_run_ends_by_the_time_with_a_checkpoint_and_a_model(
     steps: int | None, tmp_path: Path, place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -531,6 +532,7 @@ def previews(tmp_path: Path, place: Place, **changes: Any) -> TextToImageSetting
     return text_settings(tmp_path, place, **{**chosen, "max_train_steps": 2, **changes})
 
 
+@pytest.mark.slow
 def test_the_first_preview_comes_before_the_first_checkpoint(tmp_path: Path, place: Place) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to("elsewhere")

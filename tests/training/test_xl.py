@@ -84,6 +84,7 @@ def images(folder: Path, model: Path | None = None) -> list[np.ndarray[Any, Any]
 
 
 @pytest.mark.parametrize("changes", [{}, {**ZERO_SNR, "snr_gamma": 5.0, "train_text_encoder": True}])
+@pytest.mark.thin(fast=["changes1"])
 def test_a_fine_tuned_model_draws_the_same_in_diffusers(
     changes: dict[str, Any], model: Path, tmp_path: Path, place: Place
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_fine_tuned_model_draws_the_same_in_diffusers(
 
 
 @pytest.mark.parametrize("text", [False, True])
+@pytest.mark.thin(fast=["True"])
 def test_adapters_draw_the_same_in_diffusers(text: bool, model: Path, tmp_path: Path, place: Place) -> None:
     changes: dict[str, Any] = {"learning_rate": 0.05, "train_text_encoder": text, "rank": 3, "validation_steps": 6}
     folder = train(lora_settings(tmp_path, place, model, **changes))
@@ -209,6 +211,7 @@ def test_the_sizes_and_the_corner_are_those_of_the_picture_as_it_is_seen(
     ],
     ids=["cached", "v and zero SNR", "buckets", "adapters"],
 )
+@pytest.mark.thin(every=2)
 def test_the_loss_of_a_step_is_that_of_diffusers_modules(
     changes: dict[str, Any], model: Path, shapes: Path, tmp_path: Path
 ) -> None:
@@ -298,6 +301,7 @@ def test_what_no_step_needs_leaves_the_memory(model: Path, tmp_path: Path, place
 
 
 @pytest.mark.parametrize("mixed", ["no", "bf16"])
+@pytest.mark.thin(fast=["bf16"])
 def test_cached_captions_are_those_of_both_encoders(mixed: Any, model: Path, tmp_path: Path, place: Place) -> None:
     chosen = {"caption_dropout": 0.4, "mixed_precision": mixed}
     trainer = make_trainer(lora_settings(tmp_path, place, model, **chosen))
@@ -312,6 +316,7 @@ def test_cached_captions_are_those_of_both_encoders(mixed: Any, model: Path, tmp
 
 
 @pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.thin(fast=["True"])
 def test_an_autoencoder_that_overflows_computes_in_float32(
     cache: bool, model: Path, tmp_path: Path, place: Place
 ) -> None:
@@ -324,6 +329,7 @@ def test_an_autoencoder_that_overflows_computes_in_float32(
     assert len(seen) > 0
 
 
+@pytest.mark.slow
 def test_weights_beside_adapters_are_kept_in_half_precision_and_adapters_are_not(
     model: Path, tmp_path: Path, place: Place
 ) -> None:
@@ -361,6 +367,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", ["fine-tuning", "adapters", "adapters of all in bf16"])
+@pytest.mark.thin(fast=["adapters"])
 def test_a_run_in_two_parts_ends_with_the_same_weights(kind: str, model: Path, shapes: Path, tmp_path: Path) -> None:
     data = Place(shapes, model)
 

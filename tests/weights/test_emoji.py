@@ -77,6 +77,7 @@ def test_its_scheduler_is_that_of_the_four_fixes(pipe: Any) -> None:
     assert pipe.scheduler.plan(10).timesteps[0] == 999
 
 
+@pytest.mark.slow
 def test_what_it_recommends_looks_like_many_steps(
     pipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +98,7 @@ def test_what_it_recommends_looks_like_many_steps(
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' and transformers'
+@pytest.mark.slow
 def test_diffusers_draws_the_same_by_its_defaults(pipe: Any) -> None:
     diffusers = pytest.importorskip("diffusers")
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER)

@@ -130,6 +130,7 @@ def test_the_command_says_what_it_used(tmp_path: Path, capsys: pytest.CaptureFix
 # --- what they draw --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_emoji_are_those_of_the_teacher(emoji: Any) -> None:
     teacher = quiet(DiffusionPipeline.from_pretrained("emoji"))
     asked: dict[str, Any] = {"prompt": TEXTS, "seed": [0, 1, 2, 3], "output_type": "pt"}

@@ -36,6 +36,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("further"))
 
 
+@pytest.mark.slow
 def test_the_same_options_go_on_and_others_begin_the_next_go(further: ModuleType, model: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     first, second, third = (runs / name for name in ("further", "further-2", "further-3"))
@@ -120,6 +121,7 @@ def test_an_interrupted_go_leaves_its_average_and_goes_on(
     assert checkpoints(folder)[-1].name == "checkpoint-6"
 
 
+@pytest.mark.slow
 def test_a_go_begins_from_where_it_is_told(further: ModuleType, model: Path, tmp_path: Path) -> None:
     further.further(options(steps=1))
     told = options(steps=1, start=str(tmp_path / "runs" / "further" / "start"))

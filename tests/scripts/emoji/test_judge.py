@@ -221,6 +221,7 @@ def test_the_nearest_training_picture_is_found_mirrored_and_on_its_background(
     assert elsewhere.min() > 0.1
 
 
+@pytest.mark.slow
 def test_all_is_judged_and_parts_add_up(judge: ModuleType, scoring: ModuleType, rows: Rows, tmp_path: Path) -> None:
     """By a scorer that knows nothing, on noise for pictures."""
 
