@@ -19,16 +19,15 @@ from tiny_training import (
     losses_of,
     place,
     text_settings,
-    tiny_vae,
     vae_settings,
 )
 
 from ddim.checkpoint import read_json, read_tensors
 from ddim.data.stream import Stream
-from ddim.errors import CheckpointError, ConfigError, DataError, DDIMError
+from ddim.errors import ConfigError, DataError, DDIMError
 from ddim.models import AutoencoderKL
 from ddim.training import train
-from ddim.training.autoencoder import load_vae, permute_colors
+from ddim.training.autoencoder import permute_colors
 from ddim.training.run import make_objective, make_trainer
 
 __all__ = ["place"]
@@ -184,14 +183,6 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     with pytest.raises((DDIMError, ValueError), match=message):
         train(vae_settings(tmp_path / "run", place, **changes))
     assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_without_an_autoencoder_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError):
-        load_vae(str(tmp_path / "empty"))
-    tiny_vae().save_pretrained(tmp_path / "vae")
-    assert load_vae(str(tmp_path / "vae")).config.block_out_channels == (16, 16)
 
 
 def test_captions_are_not_needed(tmp_path: Path, place: Place) -> None:

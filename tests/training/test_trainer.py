@@ -25,7 +25,6 @@ from tiny_training import (
     lora_settings,
     place,
     text_settings,
-    tiny_vae,
     vae_settings,
 )
 from torch.utils.data import DataLoader
@@ -499,15 +498,6 @@ def test_pixels_that_do_not_fit_are_refused_before_anything_is_written(tmp_path:
     for change, message in changes:
         with pytest.raises(DDIMError, match=message):
             train(PixelSettings(str(tmp_path / "run"), block_out_channels=(8, 16), attention_head_dim=8, **change))
-    assert not (tmp_path / "run").exists()
-
-
-def test_an_autoencoder_of_other_channels_is_refused(tmp_path: Path, place: Place) -> None:
-    tiny_reference(tmp_path / "model", 1)
-    tiny_vae(latent_channels=3).save_pretrained(tmp_path / "vae")
-    chosen = {"pretrained_model_name_or_path": str(tmp_path / "model")}
-    with pytest.raises(ConfigError, match=r"takes 4 channels, not the 3 .* leave out pretrained_vae"):
-        train(text_settings(tmp_path / "run", place, **chosen, pretrained_vae_model_name_or_path=str(tmp_path / "vae")))
     assert not (tmp_path / "run").exists()
 
 

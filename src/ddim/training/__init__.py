@@ -1,4 +1,4 @@
-"""Training: pixels, autoencoders, text to image and low-rank adapters, each an objective of the one trainer.
+"""Training: pixels, autoencoders, text to image and what is added to it, each an objective of the one trainer.
 
 settings        what a run is told
 run             from settings to a run
@@ -10,9 +10,12 @@ trackers        where a run is shown
 pasted          flags of diffusers' scripts that are no settings here
 checkpoints     what a run goes on from
 diffusion       what diffusion models are trained on: schedules, noise, targets, weights
-pixels, autoencoder, text_to_image, textual_inversion, distillation   the objectives
+pixels, autoencoder, text_to_image, lora, textual_inversion, controlnet, distillation   the objectives
+parts           what a text-to-image pipeline is made of, and where a run has it from
+texts           what a U-Net is told of captions
 trajectories    what a teacher does, for its student
 caches          latents and texts that are computed once
+frozen          networks that a run uses as they are, in little memory
 vocabulary      a tokenizer learnt from captions
 """
 

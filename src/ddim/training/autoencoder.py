@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from ddim.checkpoint import Repository
 from ddim.data import Source, hf_dataset, image_folder
 from ddim.data.preparation import Preparation
 from ddim.data.progress import progress
@@ -22,19 +21,11 @@ from ddim.images import image_grid
 from ddim.models import AutoencoderKL
 from ddim.models.vae import DiagonalGaussianDistribution
 from ddim.training.objective import Losses, Objective
+from ddim.training.parts import load_vae
 from ddim.training.settings import PictureSettings, VAESettings
 
 SHOWN = 8  # how many pictures a preview shows
 MEASURED = 1024  # how many pictures the scale of the latents is measured on
-
-
-def load_vae(name: str, *, variant: str | None = None, **hub: Any) -> AutoencoderKL:
-    """An autoencoder: a folder or repository that is one, or that has one in its `vae` folder."""
-    repository = Repository.open(name, dict(hub))
-    is_pipeline = repository.find("model_index.json") is not None
-    folder = "vae" if is_pipeline else None
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(name, subfolder=folder, variant=variant, **hub)
-    return vae
 
 
 def pictures(settings: PictureSettings) -> Source:

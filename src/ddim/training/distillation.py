@@ -36,9 +36,9 @@ from ddim.sampling import Denoiser
 from ddim.scheduler import DDIMScheduler
 from ddim.training.caches import CaptionCache
 from ddim.training.frozen import copied_as
+from ddim.training.lora import Adapters
 from ddim.training.objective import Losses, Objective
 from ddim.training.settings import DistillSettings, TrainSettings
-from ddim.training.text_to_image import Adapters
 from ddim.training.texts import Texts
 from ddim.training.trajectories import Trajectories
 

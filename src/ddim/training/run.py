@@ -15,7 +15,9 @@ from ddim.training.objective import Objective
 from ddim.training.settings import (
     ControlNetSettings,
     DistillSettings,
+    LoraSettings,
     PixelSettings,
+    TextToImageSettings,
     TextualInversionSettings,
     TrainSettings,
     VAESettings,
@@ -52,8 +54,13 @@ def make_objective(settings: TrainSettings) -> Objective:
         from ddim.training.controlnet import control
 
         return control(settings)
+    if isinstance(settings, LoraSettings):
+        from ddim.training.lora import lora
+
+        return lora(settings)
     from ddim.training.text_to_image import text_to_image
 
+    assert isinstance(settings, TextToImageSettings)
     return text_to_image(settings)
 
 

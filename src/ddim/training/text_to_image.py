@@ -1,207 +1,43 @@
-"""Training text to image on latents: all of a new model, or more of a pretrained one, or low-rank adapters of it."""
+"""Training text to image on latents: all of a new model, or more of a pretrained one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import warnings
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ddim.checkpoint import Savable, Saving
+from ddim.checkpoint import Savable
 from ddim.data import Source, captioned_source
 from ddim.data.buckets import Buckets, Rules, usual_step
 from ddim.data.preparation import Preparation, say_background
 from ddim.data.stream import CaptionedStream, Draw
-from ddim.errors import ConfigError, require
+from ddim.errors import ConfigError
 from ddim.images import image_grid
-from ddim.lora import TEXT_TARGETS, add_lora, lora_state, save_lora
-from ddim.models import AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel
+from ddim.models import AutoencoderKL, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
-from ddim.pipelines import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from ddim.pipelines.conditions import Condition
 from ddim.pipelines.prompts import Encoded
-from ddim.pipelines.words import WordList
 from ddim.pipelines.xl_sizes import has_score
-from ddim.scheduler import DDIMScheduler
-from ddim.training.autoencoder import load_vae
 from ddim.training.caches import CaptionCache, LatentCache, draw_latents, encoded
-from ddim.training.diffusion import DiffusionLoss, draw_noise, draw_timesteps, timestep_weights, train_scheduler
-from ddim.training.frozen import Frozen, Reload
+from ddim.training.diffusion import DiffusionLoss, draw_noise, draw_timesteps, timestep_weights
+from ddim.training.frozen import Frozen
 from ddim.training.objective import Losses, Objective
-from ddim.training.settings import (
-    ControlNetSettings,
-    LatentSettings,
-    LoraSettings,
-    TextToImageSettings,
-    TextualInversionSettings,
-    TrainSettings,
-)
+from ddim.training.parts import Parts, half, new_parts, pretrained_parts
+from ddim.training.settings import LatentSettings, TextToImageSettings
 from ddim.training.texts import Texts
-from ddim.training.vocabulary import learn_tokenizer, words_of
+from ddim.training.vocabulary import words_of
 
 GUIDANCE = 3.0  # of a preview, whose guidance rescale is 0.7 where the terminal SNR is zero
 SHOWN = 16  # how many captions a preview draws, if no prompts are given
-
-
-class Parts(NamedTuple):
-    """What a text-to-image pipeline is made of."""
-
-    vae: AutoencoderKL
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
-    unet: UNet2DConditionModel
-    scheduler: DDIMScheduler
-    words: WordList | None  # that were seen before; None if it is not known which
-    tokenizer_2: CLIPTokenizer | None = None  # these two of Stable Diffusion XL
-    text_encoder_2: CLIPTextModelWithProjection | None = None
-    kind: type[DiffusionPipeline] = StableDiffusionPipeline
-    settings: Mapping[str, Any] = {}  # what else the pipeline is made with
-    reload: Reload | None = None  # reads the autoencoder and the text encoders once more
-
-    @property
-    def encoders(self) -> dict[str, CLIPTextModel]:
-        """The text encoders by their names."""
-        both = {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
-        return {name: encoder for name, encoder in both.items() if encoder is not None}
-
-    @property
-    def tokenizers(self) -> dict[str, CLIPTokenizer]:
-        """The tokenizers by the names of their text encoders."""
-        both = {"text_encoder": self.tokenizer, "text_encoder_2": self.tokenizer_2}
-        return {name: tokenizer for name, tokenizer in both.items() if tokenizer is not None}
-
-
-def new_parts(settings: TextToImageSettings, source: Source) -> Parts:
-    """A new U-Net, text encoder and tokenizer for the captions of the source, on an autoencoder that is there."""
-    of_vae = settings.pretrained_vae_model_name_or_path or "emoji"
-    vae = load_vae(of_vae, **settings.hub)
-    captions = [caption for options in source.captions or () for caption in options]
-    tokenizer = learn_tokenizer(captions, settings.vocab_size, settings.max_tokens)
-    widths = settings.block_out_channels
-    levels = {level % len(widths) for level in settings.attention_levels}
-    attention = [level in levels for level in range(len(widths))]
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    unet = UNet2DConditionModel(
-        sample_size=(settings.resolution or vae.tile_sample_min_size) // factor,
-        in_channels=vae.config.latent_channels,
-        out_channels=vae.config.latent_channels,
-        block_out_channels=widths,
-        layers_per_block=settings.layers_per_block,
-        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-        attention_head_dim=settings.attention_heads,
-        cross_attention_dim=settings.text_dim,
-        norm_num_groups=math.gcd(16, *widths),
-        dropout=settings.dropout,
-    )
-    text_encoder = CLIPTextModel(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.text_dim,
-        intermediate_size=4 * settings.text_dim,
-        projection_dim=settings.text_dim,
-        num_hidden_layers=settings.text_layers,
-        num_attention_heads=settings.text_heads,
-        max_position_embeddings=settings.max_tokens,
-        hidden_act="gelu",
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=cast(int, tokenizer.eos_token_id),
-    )
-    scheduler = train_scheduler(
-        settings, None, "scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
-    )
-    words = WordList(frozenset())
-    reload = partial(_read_again, {"vae": lambda: load_vae(of_vae, **settings.hub)})
-    return Parts(vae, tokenizer, text_encoder, unet, scheduler, words, reload=reload)
-
-
-def _read_again(readers: Mapping[str, Callable[[], nn.Module]], names: Collection[str]) -> dict[str, nn.Module]:
-    """Networks, read by the reader of each."""
-    return {name: readers[name]() for name in names}
-
-
-def pretrained_parts(
-    settings: TextToImageSettings | LoraSettings | TextualInversionSettings | ControlNetSettings,
-) -> Parts:
-    """The parts of a pipeline, with the noise schedule that the settings ask for."""
-    name, hub = str(settings.pretrained_model_name_or_path), settings.hub
-    options: dict[str, Any] = {**hub, "revision": settings.revision, "variant": settings.variant}
-    only = dict(options)
-    if isinstance(settings, TextToImageSettings) and settings.non_ema_revision is not None:
-        of_unet = {**options, "revision": settings.non_ema_revision}
-        options["unet"] = UNet2DConditionModel.from_pretrained(name, subfolder="unet", **of_unet)
-    if isinstance(settings, (LoraSettings, TextualInversionSettings)):
-        options["dtype"] = types_beside(settings)
-    pipe: Any = DiffusionPipeline.from_pretrained(name, **options)
-    kind: type[Any] = StableDiffusionXLPipeline if "text_encoder_2" in pipe.parts else StableDiffusionPipeline
-    encoders = [part for part in kind.parts if part.startswith("text_encoder")]
-    if any(pipe.components.get(part) is None for part in (*encoders, "tokenizer", "vae")):
-        missing = "has no text encoder: there is nothing to train by"
-        if pipe.components.get("text_encoder_2") is not None:
-            missing = "is a refiner, which is not trained here: give the base model"
-        raise ConfigError(f"{settings.pretrained_model_name_or_path} {missing}")
-    vae: Any = pipe.vae
-    readers: dict[str, Callable[[], nn.Module]] = {}
-    if settings.pretrained_vae_model_name_or_path is not None:
-        of_vae = settings.pretrained_vae_model_name_or_path
-        vae, readers["vae"] = load_vae(of_vae, **hub), lambda: load_vae(of_vae, **hub)
-    if not isinstance(vae, AutoencoderKL):
-        raise ConfigError(
-            f"{name} has an {type(vae).__name__}, which only imitates the autoencoder that the model was trained with: "
-            "train a folder that has that one, and put the small one in its place afterwards"
-        )
-    if pipe.unet.config.in_channels != vae.config.latent_channels:
-        wrong = "inpainting models cannot be trained here"
-        if vae is not pipe.vae:
-            wrong = "leave out pretrained_vae_model_name_or_path, or give one like the pipeline's"
-        raise ConfigError(
-            f"{settings.pretrained_model_name_or_path} takes {pipe.unet.config.in_channels} channels, not the "
-            f"{vae.config.latent_channels} of the latents: {wrong}"
-        )
-    scheduler = train_scheduler(settings, pipe.scheduler.config, "scaled_linear")
-
-    def reload(names: Collection[str]) -> dict[str, nn.Module]:
-        others = {part: None for part in kind.parts if part not in names or part in readers}
-        again: Any = type(pipe).from_pretrained(name, **{**only, **others}) if {*names} - {*readers} else None
-        return {part: readers[part]() if part in readers else again.components[part] for part in names}
-
-    return Parts(
-        vae,
-        pipe.tokenizer,
-        pipe.text_encoder,
-        pipe.unet,
-        scheduler,
-        getattr(pipe, "words", None),
-        pipe.components.get("tokenizer_2"),
-        pipe.components.get("text_encoder_2"),
-        kind,
-        {setting: getattr(pipe, setting) for setting in getattr(kind, "settings", ())},
-        reload,
-    )
-
-
-def half(settings: TrainSettings) -> torch.dtype:
-    """The type of number that the networks compute in."""
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(settings.mixed_precision or "no", torch.float32)
-
-
-def types_beside(settings: LatentSettings) -> dict[str, torch.dtype]:
-    """The types of a pipeline's weights where they stay as they are and something is trained beside them.
-
-    What does not change, or only by adapters, takes half the memory where it computes in half precision.
-    """
-    adapted = ("unet", "text_encoder", "text_encoder_2") if settings.train_text_encoder else ("unet",)
-    return {"default": torch.float32, **dict.fromkeys(adapted, half(settings))}
 
 
 class Ready(Dataset[dict[str, Any]]):
@@ -490,11 +326,7 @@ class TextToImage(Objective):
         """The pipeline of these networks, and of the others as they were loaded."""
         parameter = next(networks.parameters())
         frozen = self.frozen.whole([*self.frozen], parameter.device, parameter.dtype)
-        tokenizers = {"tokenizer": self.parts.tokenizer}
-        if self.told.is_xl:
-            tokenizers["tokenizer_2"] = cast(CLIPTokenizer, self.parts.tokenizer_2)
-        others = {**tokenizers, "scheduler": self.scheduler, **self.parts.settings}
-        pipe = self.parts.kind(**{**frozen, **dict(networks.items()), **others})
+        pipe = self.parts.pipeline({**frozen, **dict(networks.items())})
         pipe.words = self.words
         return pipe
 
@@ -544,53 +376,6 @@ class TextToImage(Objective):
         return known
 
 
-class Adapters(Savable):
-    """What a LoRA run saves: the adapters and the words of their captions.
-
-    Args:
-        pipe: makes a pipeline that has them in use, for pictures.
-    """
-
-    def __init__(
-        self,
-        pipe: Callable[[], Any],
-        states: dict[str, dict[str, Tensor]],
-        rank: int,
-        words: WordList | None,
-    ) -> None:
-        self.pipe, self.states, self.rank, self.words = pipe, states, rank, words
-
-    def write(self, folder: Path, saving: Saving) -> None:
-        save_lora(folder, self.states, self.rank, self.rank)
-        if self.words is not None:
-            self.words.write(folder)
-
-
-class Lora(TextToImage):
-    """The same loss, of low-rank adapters in the U-Net (and, if asked, in the text encoders)."""
-
-    settings: LoraSettings
-
-    def __init__(self, settings: LoraSettings, source: Source, parts: Parts) -> None:
-        parts.unet.requires_grad_(False)
-        add_lora(parts.unet, settings.rank)
-        for encoder in parts.encoders.values() if settings.train_text_encoder else ():
-            encoder.requires_grad_(False)
-            add_lora(encoder, settings.rank, targets=TEXT_TARGETS)
-        super().__init__(settings, source, parts, trains_text=settings.train_text_encoder)
-
-    def finished(self, networks: nn.ModuleDict) -> Adapters:
-        states = {name: lora_state(module) for name, module in networks.items()}
-        return Adapters(lambda: self.pipeline(networks), states, self.settings.rank, self.new_words)
-
-    def preview(self, finished: Any, most: int | None = None) -> Image.Image:
-        return super().preview(finished.pipe(), most)
-
-    def next_command(self, folder: str) -> list[str]:
-        base = self.settings.pretrained_model_name_or_path
-        return ["ddim", "sample", self.prompts()[0], "--model", base, "--lora", folder, "--out", f"{folder}/try.png"]
-
-
 def read_source(settings: LatentSettings, **conditions: Any) -> Source:
     """The captioned pictures that the settings name.
 
@@ -613,18 +398,13 @@ def read_source(settings: LatentSettings, **conditions: Any) -> Source:
     )
 
 
-def text_to_image(settings: Any) -> TextToImage:
+def text_to_image(settings: TextToImageSettings) -> TextToImage:
     """The objective of these settings.
 
     Raises:
         ConfigError, DataError: settings or data that cannot work together.
-        MissingExtraError: peft, for adapters, is not installed.
     """
-    if isinstance(settings, LoraSettings):
-        require("peft", "train")
     source = read_source(settings)
-    if isinstance(settings, LoraSettings):
-        return Lora(settings, source, pretrained_parts(settings))
     new = settings.pretrained_model_name_or_path is None
     parts = new_parts(settings, source) if new else pretrained_parts(settings)
     return TextToImage(settings, source, parts, trains_text=new or settings.train_text_encoder)

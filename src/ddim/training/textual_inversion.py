@@ -23,8 +23,9 @@ from ddim.errors import ConfigError
 from ddim.pipelines.added_tokens import with_all_vectors
 from ddim.pipelines.textual_inversion import Encoder, learn
 from ddim.training.autoencoder import pictures
+from ddim.training.parts import pretrained_parts
 from ddim.training.settings import TextualInversionSettings
-from ddim.training.text_to_image import TextToImage, pretrained_parts
+from ddim.training.text_to_image import TextToImage
 
 # What is said of a picture with the word in the place of {}.
 TEMPLATES = {
