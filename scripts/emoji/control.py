@@ -76,7 +76,7 @@ def steered() -> tuple[Any, int]:
     trainer = make_trainer(settings)
     trainer.resume()
     pipe = DiffusionPipeline.from_pretrained("emoji")
-    pipe.controlnet = trainer.finished().pipe.controlnet  # type: ignore[attr-defined]
+    pipe.controlnet = trainer.finished().controlnet  # type: ignore[attr-defined]
     pipe.set_progress_bar_config(disable=True)
     return pipe, trainer.step
 

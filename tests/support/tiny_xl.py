@@ -135,3 +135,19 @@ def tiny_xl(folder: Path, kind: Kind = "base", *, force_upcast: bool = True, **s
     pipe.save_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def encoded(model: Path, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What diffusers' script tells the U-Net of texts, by transformers' encoders; zeros of the empty one."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    states = []
+    for kind, end in ((CLIPTextModel, ""), (CLIPTextModelWithProjection, "_2")):
+        tokenizer = CLIPTokenizer.from_pretrained(model / f"tokenizer{end}")
+        encoder = kind.from_pretrained(model / f"text_encoder{end}").eval()
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            given = encoder(ids, output_hidden_states=True)
+        states.append(given.hidden_states[-2])
+    said = torch.tensor([float(caption != "") for caption in captions])
+    return torch.cat(states, -1) * said[:, None, None], given.text_embeds * said[:, None]

@@ -12,13 +12,19 @@ import pytest
 import torch
 from PIL import Image
 from tiny_sd import tiny_reference
-from tiny_training import COLORS, COMMON, Place, as_options, assert_same_runs, interrupt, place
+from tiny_training import COLORS, COMMON, SIZE, Place, as_options, assert_same_runs, interrupt, place
+from tiny_xl import encoded, tiny_xl
 
 from ddim.cli import main
+from ddim.data import Choice
 from ddim.errors import ConfigError, DataError
 from ddim.images.conditions import condition_of
 from ddim.models import ControlNetModel
-from ddim.pipelines import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from ddim.pipelines import (
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
 from ddim.training import train
 from ddim.training.run import make_trainer
 from ddim.training.settings import ControlNetSettings
@@ -31,6 +37,31 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sd1")
     tiny_reference(folder, 1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("xl")
+    tiny_xl(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of three shapes, each twice, with their captions; and in `conditions` what each is conditioned on."""
+    folder = tmp_path_factory.mktemp("shapes")
+    (folder / "data").mkdir()
+    (folder / "conditions").mkdir()
+    for number, color in enumerate(COLORS):
+        width, height = ((40, 20), (20, 20), (22, 45))[number % 3]
+        noise = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "data" / f"{number}.png")
+        (folder / "data" / f"{number}.txt").write_text(f"a {color} tile")
+        Image.fromarray(noise).save(folder / "conditions" / f"{number}.png")
+    return folder
+
+
+BUCKETS: dict[str, Any] = {"aspect_ratio_buckets": (), "resolution": SIZE, "train_batch_size": 2}
 
 
 def settings(output_dir: Path, place: Place, model: Path, **changes: Any) -> ControlNetSettings:
@@ -63,12 +94,53 @@ def test_what_is_saved_is_a_controlnet_for_diffusers_too(
     assert np.isfinite(drawn).all()
 
 
-@pytest.mark.parametrize("rank", [None, 2])
-@pytest.mark.thin(fast=["None"])
-def test_a_run_that_was_killed_ends_as_one_that_was_not(
-    rank: int | None, place: Place, model: Path, tmp_path: Path
+@pytest.mark.parametrize(("rank", "precision"), [(None, "no"), (2, "no"), (2, "bf16")])
+@pytest.mark.thin(fast=["None-no", "2-bf16"])
+def test_one_for_xl_steers_the_pipeline_here_and_in_diffusers(
+    rank: int | None, precision: Any, shapes: Path, xl: Path, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"rank": rank, "random_background": True, "random_flip": True, "condition": "edges"}
+    data = Place(shapes / "data", xl)
+    options: dict[str, Any] = {"rank": rank, "mixed_precision": precision, "max_train_steps": 3, "learning_rate": 1e-2}
+    options |= {"validation_steps": 3, "validation_inference_steps": 2}
+    train(settings(tmp_path, data, xl, **options, **BUCKETS))
+    mine = ControlNetModel.from_pretrained(tmp_path)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(xl, subfolder="unet").state_dict()
+    same = [name for name, tensor in mine.state_dict().items() if name in unet and tensor.equal(unet[name])]
+    # Low-rank matrices leave the biases and norms as they were, to all their digits.
+    assert any("resnets.0.conv1.bias" in name for name in same) == (rank is not None)
+    moved = [name for name, tensor in mine.state_dict().items() if name in unet and name not in same]
+    assert any("attentions" in name for name in moved)
+    theirs = diffusers.ControlNetModel.from_pretrained(tmp_path)
+    assert theirs.config.addition_embed_type == "text_time"
+    shown, latents = Image.open(tmp_path / "condition.png"), torch.randn(1, 4, 8, 8)
+    given: dict[str, Any] = {"height": 16, "width": 16, "num_inference_steps": 3, "output_type": "np"}
+    drawn = []
+    for kind, network, more in (
+        (diffusers.StableDiffusionXLControlNetPipeline, theirs, {"add_watermarker": False}),
+        (StableDiffusionXLControlNetPipeline, mine, {}),
+    ):
+        pipe: Any = kind.from_pretrained(xl, controlnet=network, **more)  # type: ignore[attr-defined]
+        pipe.set_progress_bar_config(disable=True)
+        drawn += [
+            pipe("a red tile", image=shown.resize((16, 16)), latents=latents, controlnet_conditioning_scale=s, **given)
+            for s in (1.0, 0.0)
+        ]
+    assert np.abs(drawn[0].images - drawn[2].images).max() < 1e-3
+    assert np.abs(drawn[2].images - drawn[3].images).max() > 1e-3
+
+
+@pytest.mark.parametrize("on_xl", [False, True])
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.thin(fast=["None-False", "2-True"])
+def test_a_run_that_was_killed_ends_as_one_that_was_not(
+    rank: int | None, on_xl: bool, place: Place, model: Path, xl: Path, shapes: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"rank": rank, "random_flip": True}
+    if on_xl:
+        place, model = Place(shapes / "data", xl), xl
+        options |= {**BUCKETS, "conditioning_data_dir": str(shapes / "conditions"), "center_crop": False}
+    else:
+        options |= {"random_background": True, "condition": "edges"}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(settings(whole, place, model, **options))
     interrupt(settings(parts, place, model, **options))
@@ -108,6 +180,104 @@ def test_the_loss_is_that_of_diffusers_script(place: Place, model: Path, tmp_pat
     losses.loss.mean().backward()
     assert all(p.grad is None for p in objective.frozen.parameters())
     assert objective.controlnet.conv_in.weight.grad is not None
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_the_loss_is_that_of_diffusers_script_for_xl(
+    buckets: bool, place: Place, shapes: Path, xl: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {**BUCKETS, "center_crop": False, "train_data_dir": str(shapes / "data")}
+    options = options if buckets else {"resolution": SIZE}
+    trainer = make_trainer(settings(tmp_path, place, xl, **options, caption_dropout=0.5, random_flip=True))
+    objective: Any = trainer.objective
+    objective.prepare({})
+    control = objective.controlnet
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for layer in (*control.controlnet_down_blocks, control.controlnet_cond_embedding.conv_out):
+            torch.nn.init.normal_(layer.weight, std=0.2)
+        for parameter in control.add_embedding.parameters():
+            parameter.mul_(1.5)
+    seen = set()
+    for batch in trainer._loader():
+        count = len(batch["caption"])
+        assert batch["condition"].shape[2:] == batch["image"].shape[2:] if buckets else (SIZE, SIZE)
+        torch.manual_seed(1)
+        losses = objective(batch)
+        torch.manual_seed(1)
+        latents = objective.encode_images(batch)
+        noise, timesteps = torch.randn_like(latents), torch.randint(1000, (count,))
+        with torch.no_grad():
+            reference = diffusers.UNet2DConditionModel.from_pretrained(xl, subfolder="unet")
+            other = diffusers.ControlNetModel.from_config(control.config)
+            other.load_state_dict(control.state_dict())
+            scheduler = diffusers.DDPMScheduler.from_pretrained(xl, subfolder="scheduler")
+            noisy = scheduler.add_noise(latents, noise, timesteps)
+            text, pooled = encoded(xl, batch["caption"])
+            sizes = batch["sizes"] if buckets else torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * count)
+            told = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}, "return_dict": False}
+            down, middle = other(noisy, timesteps, text, controlnet_cond=batch["condition"], **told)
+            added = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+            (predicted,) = reference(noisy, timesteps, text, **told, **added)
+        assert torch.allclose((predicted - noise).square().mean((1, 2, 3)), losses.loss, rtol=1e-4)
+        seen.add((latents.shape[2:], count))
+    assert len({shape for shape, _ in seen}) == (3 if buckets else 1)
+    losses.loss.mean().backward()
+    assert all(p.grad is None for p in objective.frozen.parameters())
+    assert control.add_embedding.linear_1.weight.grad is not None
+
+
+def test_what_is_not_trained_is_kept_in_the_precision_of_computing(xl: Path, shapes: Path, tmp_path: Path) -> None:
+    data = Place(shapes / "data", xl)
+    for rank in (None, 2):
+        trainer = make_trainer(settings(tmp_path, data, xl, rank=rank, mixed_precision="bf16", **BUCKETS))
+        objective: Any = trainer.objective
+        assert {parameter.dtype for parameter in objective.unet.parameters()} == {torch.bfloat16}
+        own = [*objective.controlnet.parameters()]
+        assert {parameter.dtype for parameter in own if parameter.requires_grad} == {torch.float32}
+        assert {parameter.dtype for parameter in own if not parameter.requires_grad} <= {torch.bfloat16}
+
+
+@pytest.mark.parametrize("on_xl", [False, True])
+@pytest.mark.parametrize("buckets", [False, True])
+def test_conditions_that_are_given_lie_over_their_pictures(
+    buckets: bool, on_xl: bool, model: Path, xl: Path, shapes: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"conditioning_data_dir": str(shapes / "conditions"), "cache_latents": False}
+    options |= {"center_crop": False, "random_flip": True, **(BUCKETS if buckets else {"resolution": SIZE})}
+    base = xl if on_xl else model
+    trainer = make_trainer(settings(tmp_path, Place(shapes / "data", base), base, **options))
+    trainer.objective.prepare({})
+    found = set()
+    for batch in trainer._loader():
+        assert torch.equal(batch["condition"], batch["image"] / 2 + 0.5)
+        found.add(batch["image"].shape[2:])
+    assert len(found) == (3 if buckets else 1)
+
+
+def test_conditions_of_nearly_a_pictures_proportions_are_of_all_of_it_and_others_are_told_of(
+    model: Path, shapes: Path, tmp_path: Path
+) -> None:
+    options = {"conditioning_data_dir": str(tmp_path / "conditions"), "resolution": SIZE}
+    (tmp_path / "conditions").mkdir()
+
+    def begun(sizes: tuple[tuple[int, int], ...]) -> Any:
+        for number in range(6):
+            width, height = sizes[number % 3]
+            noise = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "conditions" / f"{number}.png")
+        return make_trainer(settings(tmp_path / "run", Place(shapes / "data", model), model, **options)).objective
+
+    rounded = begun(((42, 20), (20, 22), (20, 40)))
+    assert not [line for line in rounded.introduction(rounded.settings, 6, 4) if "proportions" in line]
+    rounded.prepare({})
+    item = rounded.dataset().of(1, Choice())
+    whole = Image.open(tmp_path / "conditions" / "1.png").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    assert torch.allclose(item, torch.from_numpy(np.asarray(whole) / 255).permute(2, 0, 1).float(), atol=1e-6)
+    other = begun(((20, 20), (20, 20), (20, 40)))
+    (line,) = [line for line in other.introduction(other.settings, 6, 4) if "proportions" in line]
+    assert line.startswith("2 of 6 conditions that were looked at have other proportions than their pictures, such as")
+    assert "20x20 for 40x20" in line
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -183,6 +353,28 @@ def test_previews_show_each_condition_beside_its_picture(place: Place, model: Pa
     shown = objective.shown_conditions()
     assert len(shown) == objective.shown == 4
     assert all(image.getpixel((0, 0)) == (255, 0, 0) for image in shown)
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "blue.png")
+    options |= {"validation_prompts": ("a tile",), "num_validation_images": 1}
+    options |= {"validation_images": (str(tmp_path / "red.png"), str(tmp_path / "blue.png"))}
+    objective = make_trainer(settings(tmp_path / "one", place, model, **options)).objective
+    assert objective.prompts() == ["a tile"] * 2
+    assert [image.getpixel((0, 0)) for image in objective.shown_conditions()] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_a_preview_draws_each_condition_in_the_size_of_its_bucket(model: Path, shapes: Path, tmp_path: Path) -> None:
+    objective: Any = make_trainer(settings(tmp_path, Place(shapes / "data", model), model, **BUCKETS)).objective
+    conditions = objective.shown_conditions()
+    assert len({condition.size for condition in conditions}) == 3
+    objective.prepare({})
+    finished = objective.finished(objective.networks)
+    grid = objective.preview(finished, 3)
+    assert grid.width > grid.height
+    Image.new("RGB", (60, 30)).save(tmp_path / "wide.png")
+    more = {"validation_prompts": ("a tile",), "validation_images": (str(tmp_path / "wide.png"),)}
+    other: Any = make_trainer(settings(tmp_path, Place(shapes / "data", model), model, **BUCKETS, **more)).objective
+    (wide,) = other.shown_conditions()
+    assert wide.size in other.buckets.sizes
+    assert wide.width > wide.height
 
 
 def test_one_may_be_trained_further(place: Place, model: Path, tmp_path: Path) -> None:
@@ -207,6 +399,10 @@ def test_one_may_be_trained_further(place: Place, model: Path, tmp_path: Path) -
         ({"rank": 0}, "rank must be 1 or more"),
         ({"condition_cells": 0}, "condition_cells must be 1 or more"),
         ({"validation_images": ("a.png",)}, "validation_images needs validation_prompts"),
+        (
+            {"validation_images": ("a.png",) * 2, "validation_prompts": ("a",) * 3},
+            "there are 2 validation_images and 3 validation_prompts",
+        ),
     ],
 )
 def test_settings_that_cannot_work(

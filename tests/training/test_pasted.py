@@ -129,8 +129,43 @@ PIXELS += """
 --preserve_input_precision => !
 --caption_column words => !
 """
-NEEDED = {"pixels": [], "text-to-image": ["--train_data_dir", "photos"], "lora": ["--train_data_dir", "photos"]}
-COMMAND = {"text-to-image": TEXT_TO_IMAGE, "lora": LORA, "pixels": PIXELS}
+OF_OTHERS = """
+--validation_steps 100 => 100
+--tokenizer_name some/tokenizer => -
+--lr_num_cycles 2 => 2
+--lr_power 0.5 => 0.5
+--rank 4 => RANK
+"""
+CONTROLNET = f"""{SHARED}{OF_XL.replace("=> True", "=> !")}{OF_OTHERS.replace("RANK", "4")}
+--controlnet_model_name_or_path some/net => some/net
+--validation_image shown.png => validation_images=('shown.png',)
+--set_grads_to_none => -
+--crops_coords_top_left_h 0 => -
+--crops_coords_top_left_w 8 => -
+"""
+WORD = f"""{SHARED.replace("=> words", "=> !")}{OF_OTHERS.replace("RANK", "!")}
+--learnable_property style => style
+--num_vectors 3 => 3
+--repeats 100 => -
+--save_steps 500 => checkpointing_steps=500
+--save_as_full_pipeline => -
+--no_safe_serialization => -
+"""
+FOLDER = ["--train_data_dir", "photos"]
+NEEDED = {
+    "pixels": [],
+    "text-to-image": FOLDER,
+    "lora": FOLDER,
+    "controlnet": [*FOLDER, "--conditioning_image_column", "pose"],
+    "textual-inversion": [*FOLDER, "--placeholder_token", "<toy>", "--initializer_token", "cat"],
+}
+COMMAND = {
+    "text-to-image": TEXT_TO_IMAGE,
+    "lora": LORA,
+    "pixels": PIXELS,
+    "controlnet": CONTROLNET,
+    "textual-inversion": WORD,
+}
 Flag = tuple[str, list[str], str]  # what it is called, its values, what comes of it
 
 

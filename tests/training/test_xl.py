@@ -23,7 +23,7 @@ from tiny_training import (
     place,
     text_settings,
 )
-from tiny_xl import tiny_xl
+from tiny_xl import encoded, tiny_xl
 
 import ddim
 from ddim.checkpoint import read_json, read_tensors
@@ -138,22 +138,6 @@ def one_batch(trainer: Trainer) -> dict[str, Any]:
     trainer.objective.prepare({})
     batch: dict[str, Any] = next(iter(trainer._loader()))
     return batch
-
-
-def encoded(model: Path, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What diffusers' script tells the U-Net of texts, by transformers' encoders; zeros of the empty one."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    states = []
-    for kind, end in ((CLIPTextModel, ""), (CLIPTextModelWithProjection, "_2")):
-        tokenizer = CLIPTokenizer.from_pretrained(model / f"tokenizer{end}")
-        encoder = kind.from_pretrained(model / f"text_encoder{end}").eval()
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.no_grad():
-            given = encoder(ids, output_hidden_states=True)
-        states.append(given.hidden_states[-2])
-    said = torch.tensor([float(caption != "") for caption in captions])
-    return torch.cat(states, -1) * said[:, None, None], given.text_embeds * said[:, None]
 
 
 def sizes_of(batch: dict[str, Any], shapes: Path, targets: list[tuple[int, int]]) -> torch.Tensor:

@@ -56,12 +56,26 @@ class Source:
         Raises:
             DataError: the file is damaged, or no longer there.
         """
-        measure = getattr(self.load, "size", None)
-        if measure is not None:
-            width, height = measure(index)
-            return width, height
-        image = self.load(index)
-        return (image.shape[-1], image.shape[-2]) if isinstance(image, Tensor) else upright(image).size
+        return _size(self.load, index)
+
+    def condition_size(self, index: int) -> tuple[int, int]:
+        """(width, height) of what an image is conditioned on, upright, in the same way.
+
+        Raises:
+            DataError: the file is damaged, or no longer there.
+        """
+        assert self.conditions is not None
+        return _size(self.conditions, index)
+
+
+def _size(load: Callable[[int], Image.Image | Tensor], index: int) -> tuple[int, int]:
+    """(width, height) of what is loaded for a number, by a `size` that `load` may have, or else of the picture."""
+    measure = getattr(load, "size", None)
+    if measure is not None:
+        width, height = measure(index)
+        return width, height
+    image = load(index)
+    return (image.shape[-1], image.shape[-2]) if isinstance(image, Tensor) else upright(image).size
 
 
 class Omissions:

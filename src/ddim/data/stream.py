@@ -74,10 +74,17 @@ class Stream(Dataset[dict[str, Any]]):
         """
         return self.prepared(index, self.source.load(index), choice)
 
-    def prepared(self, index: int, loaded: Image.Image | Tensor, choice: Choice) -> Tensor:
-        """What was loaded for an image, the image itself or one that lies over it, as `image` prepares it."""
+    def prepared(
+        self, index: int, loaded: Image.Image | Tensor, choice: Choice, own: tuple[int, int] | None = None
+    ) -> Tensor:
+        """What was loaded for an image, the image itself or one that lies over it, as `image` prepares it.
+
+        Args:
+            own: the (width, height) that decide what is cropped; None are the image's, as far as they are known.
+        """
         size = None if self.buckets is None else self.buckets.size(index)
-        image = self.prepare(loaded, choice, size, None if self.buckets is None else self.buckets.owns[index])
+        own = own or (None if self.buckets is None else self.buckets.owns[index])
+        image = self.prepare(loaded, choice, size, own)
         wide = self.prepare.resolution if size is None else size[0]
         if image.shape[-1] != wide:
             raise DataError(

@@ -1,8 +1,8 @@
 """Flags of diffusers' training scripts that are no settings here: what they are called, and why they need not be.
 
-The scripts are `train_text_to_image.py`, `train_text_to_image_lora.py`, those of the same names that end in `_sdxl.py`,
-`train_controlnet.py`, `train_unconditional.py` and `textual_inversion.py`. Most of their flags are settings of ours, of
-the same name. The others are looked up here, before the command line is read.
+The scripts are `train_text_to_image.py`, `train_text_to_image_lora.py`, `train_controlnet.py` and
+`textual_inversion.py`, those of the same names that end in `_sdxl.py`, and `train_unconditional.py`. Most of their
+flags are settings of ours, of the same name. The others are looked up here, before the command line is read.
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ NEEDLESS = {
     "repeats": ("the pictures are gone through as often as there are steps", True),
     "no_safe_serialization": ("words are saved as safetensors, which diffusers loads", False),
     "save_as_full_pipeline": ("pipe.load_textual_inversion and pipe.save_pretrained make one", False),
+    "set_grads_to_none": ("that is done in any case", False),
+    "crops_coords_top_left_h": ("the corner of each picture's own crop is told", True),
+    "crops_coords_top_left_w": ("the corner of each picture's own crop is told", True),
     "debug_loss": ("the loss is logged by timestep in any case", False),
     "local_rank": ("`accelerate launch` and torchrun say it by an environment variable", True),
 }

@@ -761,7 +761,8 @@ class ControlNetSettings(LatentSettings):
     rank: int | None = None
     """Train the copy of the U-Net by matrices of this rank (LoRA), which takes less memory. If not given, all of it."""
     validation_images: tuple[str, ...] = ()
-    """Files of conditions for --validation-prompts, one for each or one for all. If not given, some of the data."""
+    """Files of conditions for --validation-prompts: one for each or for all, or several for one prompt. If not given,
+    some of the data."""
     learning_rate: LearningRate = 1e-4
     lr_scheduler: Schedule = "constant_with_warmup"
     """How the learning rate goes on after the warm-up. All but the constant ones fall to zero at --lr-decay-steps."""
@@ -778,9 +779,15 @@ class ControlNetSettings(LatentSettings):
             )
         if self.conditioning_embedding_out_channels is not None:
             check_widths(self, "conditioning_embedding_out_channels")
-        if self.validation_images and not self.validation_prompts:
+        images, prompts = len(self.validation_images), len(self.validation_prompts)
+        if images and not prompts:
             raise ConfigError(
                 "validation_images needs validation_prompts: give a text for each of them, or one for all"
+            )
+        if images > 1 and prompts > 1 and images != prompts:
+            raise ConfigError(
+                f"there are {images} validation_images and {prompts} validation_prompts: give one for each, or one "
+                "for all"
             )
 
 

@@ -51,10 +51,10 @@ from ddim.training.trackers import show_picture, start_trackers
 # Settings that may change between the start of a run and its resumption without changing what it computes.
 FREE = frozenset(
     "output_dir max_train_steps num_train_epochs max_train_seconds checkpointing_steps checkpoints_total_limit "
-    "resume_from_checkpoint validation_steps validation_epochs validation_prompts validation_inference_steps "
-    "num_validation_images save_model_epochs logging_steps report_to logging_dir tracker_project_name save_dtype "
-    "push_to_hub hub_model_id hub_private_repo hub_token revision variant non_ema_revision cache_dir "
-    "dataloader_num_workers".split()
+    "resume_from_checkpoint validation_steps validation_epochs validation_prompts validation_images "
+    "validation_inference_steps num_validation_images save_model_epochs logging_steps report_to logging_dir "
+    "tracker_project_name save_dtype push_to_hub hub_model_id hub_private_repo hub_token revision variant "
+    "non_ema_revision cache_dir dataloader_num_workers".split()
 )
 SECRET = frozenset({"output_dir", "hub_token"})  # settings that are written nowhere: one is another after a move
 FIRST = 90.0  # seconds after which there is a first checkpoint and a first preview, however few steps were made
