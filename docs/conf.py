@@ -57,6 +57,7 @@ napoleon_use_ivar = True
 
 # The look: nothing is asked of another host, and the pages and their search work from files as well.
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # Furo's own underlines modules
 html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

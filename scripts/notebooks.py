@@ -127,7 +127,7 @@ def run(name: str, *, write: bool) -> list[str]:
             wrong.append(f"{name}.md needs a picture where its code draws one, and none where not:\n{cell.text}")
         elif cell.picture and write:
             (DOCS / cell.picture).parent.mkdir(exist_ok=True)
-            plt.gcf().savefig(DOCS / cell.picture, dpi=80, metadata={"Software": None})
+            plt.gcf().savefig(DOCS / cell.picture, dpi=120, metadata={"Software": None})
     plt.close("all")
     if write:
         path.write_text(page, encoding="utf-8")

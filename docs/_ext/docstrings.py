@@ -12,6 +12,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.domains.python._object import PyObject
 from sphinx.ext.autodoc._dynamic import _signatures
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Warns|Example|Examples|Note|Notes|References):$")
@@ -25,7 +26,7 @@ def plain(lines: list[str]) -> list[str]:
     >>> print("\\n".join(plain(["Ways:", "", "one    by hand", "other  by |x|", "", "Args:", "    x_: a *number*."])))
     Ways:
     <BLANKLINE>
-    ::
+    .. code-block:: none
     <BLANKLINE>
         one    by hand
         other  by |x|
@@ -40,7 +41,7 @@ def plain(lines: list[str]) -> list[str]:
         after_blank = not made or not made[-1].strip()
         if COLUMNS.match(line) and after_blank and COLUMNS.match("".join(lines[index + 1 : index + 2])):
             literal, section = True, False
-            made += ["::", ""]
+            made += [".. code-block:: none", ""]
         elif line.strip() and not indent and not (literal and COLUMNS.match(line)):
             if literal and not after_blank:
                 made.append("")
@@ -90,6 +91,12 @@ def _without_overloads(analyze: Any) -> Any:
     return analyzed
 
 
+def _a_line(self: GoogleDocstring) -> tuple[str, list[str]]:
+    """The docstring of a property is a sentence, and what stands before a colon in it is no type."""
+    line = self._lines.next()
+    return "", self.__class__([line, *self._dedent(self._consume_to_end())], self._config).lines()
+
+
 def name_types(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
@@ -108,5 +115,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-skip-member", skip)
     # What a pipeline takes, its `__init__` says: its `__new__` takes anything.
     _signatures._CLASS_NEW_BLACKLIST |= {"ddim.pipelines.base.DiffusionPipeline.__new__"}
+    GoogleDocstring._consume_inline_attribute = _a_line  # type: ignore[method-assign]
     ModuleAnalyzer.analyze = _without_overloads(ModuleAnalyzer.analyze)  # type: ignore[method-assign]
     return {"parallel_read_safe": True}
