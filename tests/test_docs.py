@@ -22,6 +22,7 @@ VARIABLES = {"plan": "ddim.SamplingPlan", "scheduler": "ddim.DDIMScheduler"}
 # diffusers' own programs, which docs/training.md compares with.
 FOREIGN = {
     "train_controlnet.py",
+    "train_controlnet_sdxl.py",
     "train_text_to_image.py",
     "train_text_to_image_lora.py",
     "train_unconditional.py",
