@@ -125,7 +125,7 @@ class ControlNetModel(TextBackbone):
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
         cross_attention_dim: int | tuple[int, ...] = 1280,
-        transformer_layers_per_block: int | tuple[int, ...] = 1,
+        transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = 1,
         encoder_hid_dim: None = None,
         encoder_hid_dim_type: None = None,
         attention_head_dim: int | tuple[int, ...] = 8,
