@@ -258,8 +258,9 @@ class UNet2DConditionModel(TextBackbone):
         added = Residuals(
             down_block_additional_residuals, mid_block_additional_residual, down_intrablock_additional_residuals or ()
         )
-        is_plain = all(value is None for value in (*more.values(), added.down, added.middle)) and not added.inside
-        runner = self.active_runner() if is_plain else None
+        is_plain = all(value is None for value in more.values()) and not added.inside
+        is_whole = (added.down is None) == (added.middle is None)
+        runner = self.active_runner() if is_plain and is_whole else None
 
         times = None if time_cache is None else time_cache.at(timestep)
         temb: Times = None if times is None else self.projected(times)
@@ -270,7 +271,7 @@ class UNet2DConditionModel(TextBackbone):
             times, temb = None if runner is None else self.project(emb), emb
         if runner is not None and times is not None:
             pairs = text_cache if text is None else self._keys_and_values(text)
-            out = self.run_by(runner, sample, times, *chain(*(pairs or ())))
+            out: Tensor = self.run_by(runner, sample, times, *chain(*(pairs or ())), *added.all())
         else:
             states = text if text_cache is None else iter(text_cache)
             out = self.body(sample, temb, {"encoder_hidden_states": states, **more}, added)
