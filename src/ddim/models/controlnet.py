@@ -20,9 +20,9 @@ from ddim.checkpoint.config import register_to_config
 from ddim.checkpoint.control_layout import UNSEEN, convert_control, refuse_others
 from ddim.checkpoint.files import outline, read_tensors
 from ddim.checkpoint.hub import Repository
-from ddim.checkpoint.loading import differences, fill, raise_for_problems, skeleton
+from ddim.checkpoint.loading import check_state, differences, fill, raise_for_problems, skeleton
 from ddim.checkpoint.located import locate
-from ddim.checkpoint.pretrained import choose_dtype
+from ddim.checkpoint.pretrained import choose_dtype, find_weights
 from ddim.errors import ConfigError
 from ddim.models.backbone import ChosenTimes, ClassTimeCache, TimeCache
 from ddim.models.blocks import DownBlock2D, Times
@@ -267,6 +267,18 @@ class ControlNetModel(TextBackbone):
 
         fill(network, part.state, read, dtype, f"{file} does not fit {cls.__name__}")
         return network.eval()
+
+    def load_base(self, repository: Repository, subfolder: str | None) -> None:
+        """Take the weights of the base's U-Net, and 0 for what a U-Net has not, in the type that they are stored in."""
+        (file,) = find_weights(repository, self.weights_name, "unet", None)
+        stored = read_tensors(file)
+        kind = next(iter(stored.values())).dtype
+        own = self.state_dict()
+        state = {
+            name: stored[name] if name in stored else torch.zeros(one.shape, dtype=kind) for name, one in own.items()
+        }
+        check_state(own, state, f"{file} is no U-Net for this ControlNet")
+        self.load_state_dict(state, assign=True)
 
     def read(self, picture: Tensor) -> Tensor:
         """A picture's features, which are the same at all steps: (b c H W) in [0, 1] to (b w h w)."""
