@@ -144,7 +144,7 @@ class Repository:
         folder = self.folder
         if folder is not None:
             found = _inside(folder, relative)
-            if found is None and (base := self.base) is not None:
+            if found is None and filename != _PIPELINE and (base := self.base) is not None:
                 return _inside(base, relative)
             return found
         self.check_name()
