@@ -30,8 +30,7 @@ from ddim import ControlNetModel, DiffusionPipeline, UNet2DConditionModel
 from ddim.checkpoint import write_json
 from ddim.checkpoint.difference import DIFFERENCE, save_difference
 from ddim.checkpoint.hub import BASE, BUNDLED
-from ddim.images import image_grid
-from ddim.images.conditions import condition_image
+from ddim.images import condition_image, image_grid
 from ddim.training import train
 from ddim.training.run import make_trainer
 from ddim.training.settings import ControlNetSettings, is_installed

@@ -16,7 +16,7 @@ from ddim import ControlNetModel, DiffusionPipeline
 from ddim.checkpoint import bundled_controlnets, bundled_models, read_json, read_tensors
 from ddim.checkpoint.hub import BUNDLED
 from ddim.cli import main
-from ddim.images.conditions import condition_image
+from ddim.images import condition_image
 
 DATA = Path(__file__).parent.parent.parent / "data" / "emoji.parquet"
 FOLDER = BUNDLED / "emoji-layout"

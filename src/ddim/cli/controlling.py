@@ -151,7 +151,7 @@ def controlled(settings: SampleSettings, pipe: DiffusionPipeline, size: tuple[in
     files = files_shown(settings)
     if not files:
         return {}
-    from ddim.images.conditions import condition_image
+    from ddim.images import condition_image
     from ddim.pipelines.fitting import start_size
 
     width, height = size or start_size(size_of(files[0]), pipe, settings.height, settings.width)
