@@ -40,9 +40,10 @@ SECTIONS = {
 }
 HEAD = """# Benchmarks
 
-This page is written by `make bench`. The peers are timed in turn, several rounds over, and figures are medians. Absolute times vary
-from machine to machine and from day to day, so quote the ratios, whose figures were measured in one run. All of it was measured on a
-CPU; [another page](cuda.md) has what was measured on an NVIDIA H200, and [serving](serving.md#sizing) how many clients a server draws for.
+This page is written by `make bench`. The peers are timed in turn, several rounds over, and figures are medians.
+Absolute times vary from machine to machine and from day to day, so quote the ratios, whose figures were measured in
+one run. All of it was measured on a CPU; [another page](cuda.md) has what was measured on an NVIDIA H200, and
+[serving](serving.md#sizing) how many clients a server draws for.
 """
 
 
