@@ -70,9 +70,11 @@ def _disk_not_waited_for() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _hub_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _hub_not_asked() -> Iterator[None]:
     """No test waits for the hub to answer: it is taken to be there, and what would be fetched is the test's own."""
     from ddim.checkpoint import hub
 
-    monkeypatch.setattr(hub, "reachable", lambda: True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "reachable", lambda: True)
+        yield

@@ -154,7 +154,7 @@ def run(
     check(chosen, **rest)
 
 
-@settings(max_examples=250)
+@settings(max_examples=80)
 @given(**grid)
 def test_any_step(**drawn: Any) -> None:
     run(**drawn)
@@ -186,6 +186,7 @@ def test_the_settings_in_which_float32_numbers_fail(clip: str, eta: float, dtype
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("clip", ["clip", "neither"])
+@pytest.mark.thin(every=3)
 def test_every_single_timestep(kind: str, spacing: str, clip: str) -> None:
     for to_one in (False, True):
         chosen = Settings(prediction_type=kind, timestep_spacing=spacing, set_alpha_to_one=to_one, **CLIPS[clip])

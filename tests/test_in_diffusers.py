@@ -19,7 +19,10 @@ from fresh import python
 CHECKS = dict(in_diffusers.checks())
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "check_saved_without_us" else []) for name in CHECKS],
+)
 @pytest.mark.filterwarnings("ignore")  # diffusers', of its own future
 def test_in_diffusers(name: str, tmp_path: Path) -> None:
     CHECKS[name](tmp_path)
@@ -39,6 +42,7 @@ print(scheduler.compatibles == [ddim.DDIMScheduler], type(scheduler.__class__())
     assert python(code).split() == ["False", "True", "True", "True", "True"]
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_was_there_before_diffusers() -> None:
     code = """
 import ddim

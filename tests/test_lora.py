@@ -672,6 +672,7 @@ def test_older_layouts_are_read_as_diffusers_reads_them(layout: str, first: Path
 
 
 @pytest.mark.parametrize("folder", on_both({"two": ()}, ""), indirect=True)
+@pytest.mark.slow
 def test_several_at_once(folder: Path) -> None:
     plain = ours(folder)
     sources = [present(known(plain, seed=0)), present(known(plain, rank=5, unet=MORE, seed=1))]

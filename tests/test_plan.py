@@ -969,6 +969,7 @@ def test_a_compiled_run_of_a_new_plan_is_one_graph() -> None:
 
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.thin(every=3)
 def test_a_compiled_step_is_compiled_once_for_all_timesteps(clip: str, eta: float) -> None:
     torch._dynamo.reset()
     plan = make_plan(Settings(**CLIPS[clip]), 10, eta)

@@ -199,6 +199,7 @@ def by_plan(scheduler: Any, policy: Policy) -> Callable[[Tensor, Tensor], Tensor
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.usefixtures("recompiling_is_an_error")
 @torch.no_grad()
+@pytest.mark.thin(fast=["diffusion_policy-by_scheduler"])
 def test_a_compiled_tick_is_one_graph(name: str, way: Callable[..., Any]) -> None:
     """No graph break, and nothing is compiled again at later ticks."""
     scheduler, policy, counter = scheduler_of(ddim, 100, CONFIGS[name]), Policy().eval(), CompileCounter()

@@ -117,6 +117,7 @@ def test_snr() -> None:
 
 @pytest.mark.parametrize("steps", [10, 1000, 4000])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.thin(together=1)
 def test_every_count_gives_that_many_falling_timesteps_in_range(spacing: str, steps: int) -> None:
     settings = Settings(num_train_timesteps=steps, timestep_spacing=spacing)
     for count in range(1, steps + 1):

@@ -209,6 +209,7 @@ def test_from_config_builds_its_like_and_overrides_win() -> None:
 @pytest.mark.parametrize("theirs", COMPATIBLES, ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("cls", [DDIMScheduler, DDIMInverseScheduler])
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+@pytest.mark.thin(every=2)
 def test_every_compatible_config_is_taken_without_a_warning_and_kept(theirs: Any, cls: Any, tmp_path: Path) -> None:
     wanted = {"beta_end": 0.03, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
     given = {key: value for key, value in wanted.items() if key in inspect.signature(theirs.__init__).parameters}

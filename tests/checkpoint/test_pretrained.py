@@ -268,6 +268,7 @@ def test_a_network_comes_back_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("wanted", [None, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.thin(every=3)
 def test_the_type_is_the_callers_or_float32(
     name: str, stored: torch.dtype, wanted: torch.dtype | None, tmp_path: Path
 ) -> None:
@@ -381,6 +382,7 @@ def test_variants_are_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", ["10GB", "20KB"])
 @pytest.mark.parametrize("safetensors", [True, False])
+@pytest.mark.thin(every=2)
 def test_the_only_variant_is_loaded_and_said(safetensors: bool, size: str, tmp_path: Path) -> None:
     half = tiny_unet(seed=1).half()
     options: Any = {"safe_serialization": safetensors, "max_shard_size": size}
@@ -400,6 +402,7 @@ def test_the_only_variant_is_loaded_and_said(safetensors: bool, size: str, tmp_p
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("safetensors", [True, False], ids=["safetensors", "bin"])
 @pytest.mark.parametrize("size", ["10GB", "50KB"], ids=["whole", "sharded"])
+@pytest.mark.thin(every=2)
 def test_everything_diffusers_writes_is_read(variant: str | None, safetensors: bool, size: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
     theirs = diffusers.UNet2DModel(**CONFIG)

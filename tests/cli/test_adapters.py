@@ -222,6 +222,7 @@ def test_one_of_the_hub(model: str, loras: Path, tmp_path: Path, monkeypatch: py
         (None, ["ink"], None),
     ],
 )
+@pytest.mark.thin(every=2)
 def test_words_are_those_of_the_model_and_of_the_adapter(
     model_knows: list[str] | None,
     adapter_knows: list[str] | None,

@@ -306,11 +306,11 @@ def run_until(pictures: int, number: int, *command: str) -> subprocess.Completed
 def test_a_process_that_is_killed_has_lost_nothing(kind: str, classes: str, tmp_path: Path) -> None:
     """Wherever its engine is just then."""
     path = tmp_path / "a.jsonl"
-    path.write_text('{"steps": 1}\n' * 1200)
+    path.write_text('{"steps": 1}\n' * 300)
     out, moments = tmp_path / "out", random.Random(1)
     done = 0
     for _ in range(2):
-        count = moments.randint(20, 400)
+        count = moments.randint(20, 100)
         command = ["generate", str(path), "--out", str(out), "--model", classes, "--format", kind]
         assert run_until(count, signal.SIGKILL, *command).returncode == -signal.SIGKILL
         done += count

@@ -54,6 +54,7 @@ def test_one_line(
 
 
 @pytest.mark.parametrize("words", ["interpolate", "edit", "invert", "plot trajectory"])
+@pytest.mark.thin(every=2)
 def test_every_command_that_takes_texts(
     words: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,6 +40,7 @@ def modes() -> dict[str, Image.Image]:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.thin(every=2)
 def test_every_kind_of_picture_is_what_pillow_makes_of_it(kind: str) -> None:
     found = 0
     for (mode, image), options in itertools.product(modes().items(), OPTIONS):

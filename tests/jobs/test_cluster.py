@@ -21,6 +21,7 @@ from ddim.cli import main
 from ddim.errors import CheckpointError, ConfigError
 from ddim.jobs.cluster import Crew, Hands, _by_worker, _checked_nodes, _lacks, _needed, _resources, _said_aside
 from ddim.jobs.hardware import Hardware
+from ddim.jobs.worker import pieces_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
 
@@ -77,6 +78,26 @@ def drawn(out: Path) -> int:
     return sum(1 for _ in out.rglob("*.png"))
 
 
+def test_actors_write_the_bytes_of_one_process(
+    prompts: str, classes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them by turns, called as Ray would; that Ray itself takes half a minute to start is for the slow tests."""
+
+    def by_turns(job: Any, opens: Any, hardware: Hardware, *_: Any) -> None:
+        actors = [Hands(job, opens, hardware) for _ in range(2)]
+        for number, piece in enumerate(reversed([*pieces_of(job, 10)])):
+            told = actors[number % 2]({"start": [piece.start], "stop": [piece.stop]})
+            assert told["drawn"][0] + told["failed"][0] == len(piece)
+        for actor in actors:
+            actor._open.close()
+
+    monkeypatch.setattr("ddim.jobs.cluster.draw_on_ray", by_turns)
+    assert generate(prompts, tmp_path / "plain", classes, "--format", "webdataset") == 1
+    assert generate(prompts, tmp_path / "out", classes, "--format", "webdataset", "--workers", "2") == 1
+    assert written(tmp_path / "out") == written(tmp_path / "plain")
+
+
+@pytest.mark.slow
 def test_two_workers_write_the_bytes_of_one_process(
     prompts: str, classes: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

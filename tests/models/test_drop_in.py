@@ -59,6 +59,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("kind", list(CALLS))
+@pytest.mark.thin(every=2)
 def test_diffusers_pipelines_draw_the_same_with_our_networks(kind: str, version: int, tmp_path: Path) -> None:
     cls, options = CALLS[kind]
     theirs = cls(**tiny_reference(tmp_path, version).components, requires_safety_checker=False)

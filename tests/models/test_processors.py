@@ -135,6 +135,7 @@ def test_an_attention_layer_has_what_diffusers_layer_has(pair: Pair) -> None:
         pytest.param(theirs_processors.SlicedAttnProcessor(2), id="sliced"),
     ],
 )
+@pytest.mark.thin(every=2)
 def test_diffusers_processors_give_our_own_result(pair: Pair, processor: Any) -> None:
     own = pair.agree()
     calls: list[Attention] = []
@@ -339,6 +340,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize("part", PARTS)
+@pytest.mark.thin(every=2)
 def test_hooks_change_the_result_as_they_change_diffusers(text: Pair, part: str) -> None:
     before = text.agree()
 

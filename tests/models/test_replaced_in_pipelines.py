@@ -96,6 +96,7 @@ def test_a_callback_may_replace_a_part_between_two_steps(pipe: StableDiffusionPi
         "",
     ],
 )
+@pytest.mark.thin(every=2)
 def test_a_hook_is_called_at_each_step(pipe: StableDiffusionPipeline, part: str) -> None:
     own = draw(pipe)
     calls: list[Any] = []

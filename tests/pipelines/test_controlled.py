@@ -171,6 +171,7 @@ SEVERAL: dict[str, dict[str, Any]] = {
         for setting in SEVERAL
     ],
 )
+@pytest.mark.thin(every=2)
 def test_several_are_summed_as_in_diffusers(task: str, setting: str, first: Pair) -> None:
     assert_same(first.pipes(task, count=2), asked(task, 2, **SEVERAL[setting]))
 
@@ -217,6 +218,7 @@ def test_a_picture_for_each_prompt(first: Pair) -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 16), (17, 33)])
+@pytest.mark.thin(every=2)
 def test_pictures_have_the_size_of_what_is_shown(size: tuple[int, int], first: Pair) -> None:
     given = asked("text", image=picture(1, size))
     given["latents"] = latents(1, size[1] // 2, size[0] // 2)

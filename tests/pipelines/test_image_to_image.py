@@ -115,6 +115,7 @@ def pixels(pipe: Any, **options: Any) -> Tensor:
 class TestImageToImage:
     @pytest.mark.parametrize("strength", [0.2, 0.5, 0.8, 1.0])
     @pytest.mark.parametrize("eta", [0.0, 1.0])
+    @pytest.mark.thin(together=1)
     def test_images_are_those_of_diffusers(self, strength: float, eta: float, four: Trio, second: Trio) -> None:
         for trio in (four, second):
             agree(*trio.images(trio.from_picture, image=picture(), strength=strength, eta=eta))
@@ -152,6 +153,7 @@ class TestImageToImage:
             {"timesteps": None, "num_inference_steps": 50, "strength": 0.06},
         ],
     )
+    @pytest.mark.thin(every=2)
     def test_every_option(self, options: dict[str, Any], four: Trio) -> None:
         agree(*four.images(four.from_picture, **{"image": picture(), **options}))
 

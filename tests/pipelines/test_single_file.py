@@ -78,6 +78,7 @@ def in_shape(network: nn.Module) -> Shapes:
 
 
 @pytest.mark.parametrize("name", PUBLISHED_UNET)
+@pytest.mark.thin(every=2)
 def test_every_name_and_shape_of_the_full_models(name: str) -> None:
     version = int(name[0])
     named = original.shapes(
@@ -145,6 +146,7 @@ def test_the_values_go_where_diffusers_puts_them(version: int) -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("multiples", [(1,), (1, 2), (1, 2, 2), (1, 2, 1, 3)])
+@pytest.mark.thin(every=2)
 def test_other_structures(multiples: tuple[int, ...], layers: int) -> None:
     """Names as diffusers has them for networks that nobody published, so that the numbers in the rules count."""
     structure = {"width": 32, "multiples": multiples, "layers": layers, "attend": set(range(len(multiples) - 1)) or {0}}
@@ -185,6 +187,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ["1", "1 inpainting", "2", "2 inpainting"])
 @torch.no_grad()
+@pytest.mark.thin(every=2)
 def test_a_file_gives_what_the_same_weights_in_diffusers_layout_give(name: str, files: dict[str, Path]) -> None:
     version, channels = int(name[0]), 9 if "inpainting" in name else 4
     tensors = original.tensors(original.shapes(version, channels))
@@ -294,6 +297,7 @@ def test_text_encoder_names_from_before_they_had_a_prefix(files: dict[str, Path]
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("wanted", [None, torch.float16])
+@pytest.mark.thin(every=2)
 def test_types(stored: torch.dtype, wanted: torch.dtype | None, tmp_path: Path) -> None:
     tensors = original.tensors(original.shapes(2), stored)
     save_file(tensors, tmp_path / "x.safetensors")
@@ -519,6 +523,7 @@ def test_the_metadata_may_say_it(key: str, said: str, expected: str, version: in
 
 
 @pytest.mark.parametrize("value", [NOTHING, torch.zeros(1), torch.tensor(1.0), torch.tensor([True])])
+@pytest.mark.thin(every=2)
 def test_a_tensor_may_say_it(value: Tensor, tmp_path: Path) -> None:
     config = scheduler_of(file_that_says(tmp_path, {}, {"v_pred": value}))
     assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", False)

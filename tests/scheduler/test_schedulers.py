@@ -723,6 +723,7 @@ def test_the_inverse_of_a_schedulers_config() -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 @pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.thin(together=1)
 def test_a_compiled_step_is_compiled_once(eta: float, zero_snr: bool) -> None:
     torch._dynamo.reset()
     changed = {"timestep_spacing": "trailing", "prediction_type": "v_prediction"} if zero_snr else {}

@@ -451,13 +451,28 @@ ACTIONS = st.one_of(
 in_full = functools.cache(alone)
 
 
-@settings(max_examples=80)
-@given(
-    actions=st.lists(ACTIONS, min_size=8, max_size=24),
-    drains=st.sampled_from([True, True, False]),
-    max_batch=st.integers(1, 6),
-)
-def test_whatever_is_asked_arrives_is_cancelled_or_fails(actions: list[Any], drains: bool, max_batch: int) -> None:
+ASKED = {
+    "actions": st.lists(ACTIONS, min_size=8, max_size=24),
+    "drains": st.sampled_from([True, True, False]),
+    "max_batch": st.integers(1, 6),
+}
+
+
+@settings(max_examples=20)
+@given(**ASKED)
+def test_whatever_is_asked_arrives_is_cancelled_or_fails(**asked: Any) -> None:
+    ask(**asked)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@given(**ASKED)
+def test_whatever_is_asked_at_length(**asked: Any) -> None:
+    ask(**asked)
+
+
+def ask(actions: list[Any], drains: bool, max_batch: int) -> None:
+    """See what becomes of all requests when these are the actions of those who ask."""
     futures: list[Future] = []
     with pytest.MonkeyPatch.context() as patch:
         fail(patch)

@@ -175,6 +175,7 @@ OF_CLASSES: list[dict[str, Any]] = [
         SUITED,
     ],
 )
+@pytest.mark.thin(every=2)
 def test_classes(scheduler: dict[str, Any]) -> None:
     pipe = tiny_pipeline(scheduler=DDIMScheduler(**scheduler), num_class_embeds=5)
     given = [

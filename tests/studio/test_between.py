@@ -125,6 +125,7 @@ def test_noise_at_each_step_is_left_out_and_said_so(classes: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["ddim", "fixed-point"])
+@pytest.mark.thin(fast=["ddim"])
 def test_pictures_are_led_to_their_noise_and_the_error_is_the_library_s(method: Any) -> None:
     digits = pipe("digits")
     own = [digits(class_labels=[label], seed=label).images[0] for label in (3, 8)]

@@ -206,6 +206,7 @@ def test_a_picture_to_start_from_and_where_to_paint(visitor: Visitor) -> None:
     assert same(painted, pipe("emoji")("a blue heart", image=start, mask_image=mask, strength=0.8, seed=5).images[0])
 
 
+@pytest.mark.slow
 def test_it_is_cancelled_within_a_step_and_goes_on_drawing(visitor: Visitor, studio: Studio) -> None:
     choose_model(visitor, "emoji", 9)
     visitor.fill("Steps", 100)

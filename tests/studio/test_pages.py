@@ -178,6 +178,7 @@ def test_two_browsers_with_different_settings_do_not_disturb_each_other(visit: C
     assert len(ada.pictures("#gallery")) == len(bob.pictures("#gallery")) == 1
 
 
+@pytest.mark.slow
 def test_a_reload_in_the_middle_frees_the_engine(visitor: Visitor) -> None:
     visitor.choose("Model", "emoji")
     visitor.unfold("Seed, size and number")

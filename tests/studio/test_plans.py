@@ -60,6 +60,7 @@ def choices() -> list[Choice]:
 
 
 @pytest.mark.parametrize("model", ["digits", "emoji"])
+@pytest.mark.thin(every=2)
 def test_the_python_makes_exactly_the_plan_and_so_does_the_json(model: str) -> None:
     made = refused = 0
     with warnings.catch_warnings():

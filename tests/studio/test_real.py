@@ -296,6 +296,7 @@ def test_from_opening_to_a_picture_that_came_back_by_three_methods(visitor: Visi
     assert "Against the file" in columns.nth(1).inner_text()
 
 
+@pytest.mark.slow
 def test_a_dropped_picture_is_edited_in_both_ways(visitor: Visitor) -> None:
     visitor.choose("Model", "digits")
     visitor.tab("Real pictures")

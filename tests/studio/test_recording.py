@@ -65,6 +65,7 @@ CLASS = {"class_label": 3}
         ("digits", {**CLASS, "steps": 5, "eta": 1.0}, {"class_labels": 3, "num_inference_steps": 5, "eta": 1.0}),
     ],
 )  # fmt: skip
+@pytest.mark.thin(every=2)
 def test_the_picture_is_that_of_the_pipelines_call(name: str, asked: dict[str, Any], call: dict[str, Any]) -> None:
     recording = recorded(name, seed=5, **asked)
     assert same(recording.image, pipe_of(name)(seed=5, **call).images[0])

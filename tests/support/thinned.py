@@ -29,12 +29,12 @@ def thin(items: Iterable[pytest.Item]) -> None:
     for (*_, kind), those in cases.items():
         given = those[0].get_closest_marker("thin").kwargs[kind]
         if kind == "together":
-            fast = covering([tuple(item.callspec.indices.values()) for item in those], given)
+            fast = covering([tuple(map(id, item.callspec.params.values())) for item in those], given)
         elif kind == "every":
             fast = set(range(0, len(those), given))
         else:
             fast = {place for place, item in enumerate(those) if item.callspec.id in given}
-            if len(those) > 1 and len(fast) != len(given):
+            if len(those) > len(given) and len(fast) != len(given):
                 raise pytest.UsageError(f"{those[0].nodeid}: not all of {given} are ids of its cases")
         for place, item in enumerate(those):
             if place not in fast and len(those) > 1:
@@ -45,7 +45,7 @@ def covering(cases: Sequence[tuple[int, ...]], together: int) -> set[int]:
     """The places of cases among which any values of so many parameters meet that meet in one of all.
 
     Args:
-        cases: the number of each parameter's value, of each case.
+        cases: what stands for each parameter's value, of each case.
         together: of how many parameters; 1 is enough for each value to occur.
 
     >>> grid = [(a, b, c) for a in range(3) for b in range(2) for c in range(2)]

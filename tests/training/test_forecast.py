@@ -132,6 +132,7 @@ def test_a_run_says_what_it_comes_to_and_how_long_it_takes(
 
 
 @pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.thin(every=2)
 def test_the_first_checkpoint_and_preview_come_by_the_time(
     limit: int | None, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_what_is_saved_gives_the_same_image_in_diffusers(text: bool, model: Path
 
 
 @pytest.mark.parametrize("text", [False, True])
+@pytest.mark.thin(fast=["True"])
 def test_only_adapters_change_and_all_of_them(text: bool, first: Path, tmp_path: Path, place: Place) -> None:
     trainer = make_trainer(lora_settings(tmp_path, place, first, train_text_encoder=text))
     before = {name: value.clone() for name, value in trainer.objective.named_parameters()}
@@ -139,6 +140,7 @@ def gradient_norm(trainer: Trainer) -> float:
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1e6])
+@pytest.mark.thin(every=2)
 def test_the_norm_of_all_adapters_gradients_is_clipped_at_every_step(
     limit: float, first: Path, tmp_path: Path, place: Place
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_run_leaves_the_words_of_its_captions(tmp_path: Path, place: Place) ->
     assert pipe.unknown_words("a red cup, a tile, a mug and a turquoise") == {"mug": ("cup",), "turquoise": ()}
 
 
+@pytest.mark.thin(every=2)
 def test_of_a_model_that_does_not_say_what_it_had_seen_nothing_is_said(
     tmp_path: Path, place: Place, pretrained: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_of_a_model_that_does_not_say_what_it_had_seen_nothing_is_said(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.thin(every=2)
 def test_the_saved_type_is_that_of_all_parts(dtype: str, tmp_path: Path, place: Place) -> None:
     folder = train(text_settings(tmp_path, place, save_dtype=dtype, max_train_steps=1))
     for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):

@@ -98,6 +98,7 @@ def init(project): note("init", project); return Run()
 """
 
 
+@pytest.mark.slow
 def test_a_service_is_shown_losses_and_samples(tmp_path: Path, place: Place) -> None:
     (tmp_path / "wandb.py").write_text(FAKE)
     (tmp_path / "wandb-1.0.dist-info").mkdir()

@@ -318,6 +318,7 @@ def test_every_batch_of_an_accumulated_step_is_logged(tmp_path: Path, place: Pla
 
 
 @pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.thin(fast=["True"])
 def test_gradient_checkpointing_gives_the_same_result(cache: bool, tmp_path: Path, place: Place) -> None:
     plain, less = (
         train(

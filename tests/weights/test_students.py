@@ -92,6 +92,7 @@ def test_nothing_is_stored_twice() -> None:
     ("name", "asked", "steps"),
     [("emoji-fast", {"prompt": "a red heart"}, 4), ("digits-fast", {"class_labels": [3]}, 3)],
 )
+@pytest.mark.thin(every=2)
 def test_a_call_that_says_nothing_takes_their_steps(name: str, asked: dict[str, Any], steps: int) -> None:
     pipe: Any = quiet(DiffusionPipeline.from_pretrained(name))
     asked = {**asked, "seed": [0], "output_type": "pt"}

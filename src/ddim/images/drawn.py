@@ -162,7 +162,7 @@ def broken(text: str, width: int, most: int = 3) -> list[str]:
             lines.append("")
             words.append(word)
         else:  # a word that is wider than the picture
-            fits = next((n for n in range(len(word), 1, -1) if letters.getlength(word[:n]) <= width - 2), 1)
+            fits = next(n for n in range(1, len(word) + 1) if letters.getlength(word[: n + 1]) > width - 2)
             lines[-1] = word[:fits]
             words += [word[fits:]] if word[fits:] else []
             lines += [""] if words else []

@@ -38,6 +38,7 @@ def options(**given: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**usual, "anneal": None, "start": None, "count": 24, "write": True, **given})
 
 
+@pytest.mark.slow
 def test_rates_and_averages_are_told_beside_the_beginning(
     compare: ModuleType, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

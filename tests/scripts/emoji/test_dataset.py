@@ -181,6 +181,7 @@ def test_png_is_lossless_whatever_filter_wins(script: ModuleType, kind: str) -> 
         np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
+@pytest.mark.slow
 def test_the_same_rows_give_the_same_file(script: ModuleType, rows: Rows, tmp_path: Path) -> None:
     script.write(rows, tmp_path / "emoji.parquet")
     assert [file.name for file in tmp_path.iterdir()] == ["emoji.parquet"]
