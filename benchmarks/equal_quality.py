@@ -235,10 +235,10 @@ def section(rounds: int) -> str:
         rows += timed(model, points, rounds)
     lines += [
         "",
-        "Times of whole pipelines, each with the fewest steps of those measured that are as good as diffusers' DDIM "
-        "with 50: by the distance in that sense, or by the error. **Bold**: how many times faster than the first row, "
-        "diffusers' DDIM with 50 steps at its defaults; after it, than diffusers' few-step solver, as good in the same "
-        "sense, at whichever of its best settings on a CPU is faster.",
+        "These are times of whole pipelines, each with the fewest steps of those measured that are as good as "
+        "diffusers' DDIM with 50: by the distance in that sense, or by the error. **Bold**: how many times faster"
+        " than the first row, diffusers' DDIM with 50 steps at its defaults; after it, than diffusers' few-step "
+        "solver, as good in the same sense, at whichever of its best settings on a CPU is faster.",
         "",
         "| model | batch | pipeline | sampler | steps | as good by | ms | times faster |",
         "|---|---|---|---|---|---|---|---|",
@@ -253,9 +253,10 @@ def students_section(rounds: int) -> str:
         "## Students",
         "",
         f"`python benchmarks/run.py students --rounds {rounds}`. The bundled [students](distillation.md) beside "
-        "diffusers' samplers on their teachers. Distances as above; precision is the share of samples that lie where "
-        "the data lies, recall the share of the data that lies where the samples do. An evaluation is one prediction "
-        "for one picture: guidance takes two a step, and a student none. **Bold** as above.",
+        "diffusers' samplers on their teachers. The distances are measured as above; precision is the share of "
+        "samples that lie where the data lies, recall the share of the data that lies where the samples do. An "
+        "evaluation is one prediction for one picture: guidance takes two a step, and a student none. **Bold** "
+        "means what it means above.",
         "",
         "| model | sampler | steps | evaluations | distance | precision | recall |",
         "|---|---|---|---|---|---|---|",
@@ -271,10 +272,10 @@ def students_section(rounds: int) -> str:
         rows += timed_students(model, students, points, rounds)
     lines += [
         "",
-        "Times of whole pipelines. **Bold**: how many times faster than the first row, diffusers' DDIM with 50 steps "
-        "at its defaults; after it, than diffusers' few-step solver with the fewest steps that are as good as that, at "
-        "whichever of its best settings on a CPU is faster. Where a student's distance is not as good, the column says "
-        "by how much it is larger.",
+        "These are times of whole pipelines. **Bold**: how many times faster than the first row, diffusers' DDIM "
+        "with 50 steps at its defaults; after it, than diffusers' few-step solver with the fewest steps that are "
+        "as good as that, at whichever of its best settings on a CPU is faster. Where a student's distance is not"
+        " as good, the column says by how much it is larger.",
         "",
         "| model | batch | pipeline | sampler | steps | as good by | ms | times faster |",
         "|---|---|---|---|---|---|---|---|",

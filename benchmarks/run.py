@@ -40,10 +40,10 @@ SECTIONS = {
 }
 HEAD = """# Benchmarks
 
-Written by `make bench`. The peers are timed in turn, several rounds over; figures are medians. Absolute times vary from
-machine to machine and day to day: the ratios, of figures measured in one run, are what to quote. All is on a CPU;
-[cuda.md](cuda.md) has what was measured on an NVIDIA H200, and [serving.md](serving.md#sizing)
-how many a server draws for.
+This page is written by `make bench`. The peers are timed in turn, several rounds over, and figures are medians.
+Absolute times vary from machine to machine and from day to day, so quote the ratios, whose figures were measured in
+one run. All of it was measured on a CPU; [another page](cuda.md) has what was measured on an NVIDIA H200, and
+[serving](serving.md#sizing) how many clients a server draws for.
 """
 
 

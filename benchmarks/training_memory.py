@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import SDXL
 
 STEPS, SIZE = 4, 256
 KINDS = ("sd-full", "sd-lora", "xl-full", "xl-lora")
@@ -253,22 +254,10 @@ def arithmetic() -> None:
     from ddim.lora import UNET_TARGETS
     from ddim.models import UNet2DConditionModel
 
-    xl: dict[str, Any] = {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    }
     print("| | | weights | gradients | Adam | activations | checkpointed |\n|---|---|---|---|---|---|---|")
-    for name, config, size in (("SD 1.5", {"cross_attention_dim": 768}, 64), ("SDXL", xl, 128)):
+    for name, config in (("SD 1.5", {"sample_size": 64, "cross_attention_dim": 768}), ("SDXL", SDXL)):
         with torch.device("meta"):
-            unet = UNet2DConditionModel(sample_size=size, **config).train()
+            unet, size = UNet2DConditionModel(**config).train(), config["sample_size"]
             count = sum(parameter.numel() for parameter in unet.parameters())
             ends = tuple(f".{target}" for target in UNET_TARGETS)
             layers = [m for n, m in unet.named_modules() if n.endswith(ends) and isinstance(m, torch.nn.Linear)]
@@ -278,7 +267,7 @@ def arithmetic() -> None:
                 unet.to(dtype)
                 x, text = torch.empty(1, 4, size, size, dtype=dtype), torch.empty(1, 77, unet.text_dim, dtype=dtype)
                 added = {"text_embeds": torch.empty(1, 1280, dtype=dtype), "time_ids": torch.empty(1, 6)}
-                options = {"added_cond_kwargs": added} if config is xl else {}
+                options = {"added_cond_kwargs": added} if config is SDXL else {}
                 for on in (False, True):
                     unet.enable_gradient_checkpointing(on)
                     held[dtype, on] = kept(unet, (x, torch.empty(1), text), options)

@@ -14,25 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import measure
+from common import SDXL, measure
 
 from ddim.backends import accelerate
 from ddim.checkpoint.loading import skeleton
 from ddim.models import UNet2DConditionModel
 
-BASE: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 TIMESTEP = 500
 DEFAULT = "diffusers, bfloat16"
 
@@ -40,7 +27,7 @@ DEFAULT = "diffusers, bfloat16"
 def _network() -> UNet2DConditionModel:
     """With random weights that keep signals about as large as they are."""
     with skeleton():
-        network = UNet2DConditionModel(**BASE).to(torch.bfloat16)
+        network = UNet2DConditionModel(**SDXL).to(torch.bfloat16)
     network.to_empty(device="cpu")
     torch.manual_seed(0)
     for name, parameter in network.named_parameters():
@@ -54,7 +41,7 @@ def _network() -> UNet2DConditionModel:
 def _like(kind: Any, network: UNet2DConditionModel) -> Any:
     """A network of a class with the same weights, not a copy of them."""
     with torch.device("meta"):
-        other = kind(**BASE).to(torch.bfloat16)
+        other = kind(**SDXL).to(torch.bfloat16)
     other.load_state_dict(network.state_dict(), assign=True)
     return other.eval()
 

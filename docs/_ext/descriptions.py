@@ -19,7 +19,7 @@ def shortened(text: str) -> str:
     >>> shortened("One sentence.  Another\\none.")
     'One sentence. Another one.'
     >>> shortened("some word, " * 20)[-11:], len(shortened("some word, " * 20)) <= LONGEST
-    (' some word…', True)
+    ('word, some…', True)
     """
     line = " ".join(text.split())
     return line if len(line) <= LONGEST else line[: LONGEST - 1].rpartition(" ")[0].rstrip(",;:") + "…"

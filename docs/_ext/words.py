@@ -48,13 +48,17 @@ def texts(tree: nodes.Node) -> Iterator[nodes.Text]:
                 yield text
 
 
-def link(app: Sphinx, tree: nodes.document, page: str) -> None:
-    if page.startswith(NOT_ON) or app.builder.name != "html":
-        return
+def link(tree: nodes.document, page: str, uri: str) -> None:
+    """Link the terms of a page, which is called `page`, to the page that explains them, which is at `uri`.
+
+    >>> from docutils.core import publish_doctree
+    >>> tree = publish_doctree("Guidance\\n========\\n\\nBy guidance, ``SNR`` and zero SNR; guidance.")
+    >>> link(tree, "a/page", "../words.html")
+    >>> [(found.astext(), found["refuri"]) for found in tree.findall(nodes.reference)]
+    [('guidance', '../words.html#guidance'), ('zero SNR', '../words.html#terminal-snr')]
+    """
     linked = {reference.get("refuri", "").partition("words.html#")[2] for reference in tree.findall(nodes.reference)}
-    here = "/".join(page.split("/")[:2])
-    wanted = {term for term, (_, home) in TERMS.items() if home != here} - linked
-    uri = app.builder.get_relative_uri(page, "words")
+    wanted = {term for term, (_, home) in TERMS.items() if home != page} - linked
     for text in list(texts(tree)):
         found = [(match, term) for term in wanted if (match := PATTERNS[term].search(text.astext()))]
         if found:
@@ -69,6 +73,11 @@ def link(app: Sphinx, tree: nodes.document, page: str) -> None:
             text.parent.replace(text, [*made, nodes.Text(text[place:])])
 
 
+def resolved(app: Sphinx, tree: nodes.document, page: str) -> None:
+    if app.builder.name == "html" and not page.startswith(NOT_ON):
+        link(tree, page, app.builder.get_relative_uri(page, "words"))
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("doctree-resolved", link)
+    app.connect("doctree-resolved", resolved)
     return {"parallel_read_safe": True}

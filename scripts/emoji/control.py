@@ -2,10 +2,13 @@
 
     python scripts/emoji/control.py train       # as long as you like: Ctrl-C ends it, and the same command goes on
     python scripts/emoji/control.py measure     # how far pictures are from the colours asked for, with and without it
-    python scripts/emoji/control.py picture     # docs/controlnet.png
+    python scripts/emoji/control.py ship        # src/ddim/weights/emoji-layout, its difference to the emoji U-Net
+    python scripts/emoji/control.py picture     # docs/controlnet.png, of what is shipped
 
-It is under runs/emoji/control; `python scripts/emoji/train.py data` writes the pictures that it learns from. Of
-the copy of the U-Net low-rank matrices are trained, so that its difference to the U-Net stays small.
+It is under runs/emoji/control. Of the copy of the U-Net low-rank matrices are trained, so that its difference to the
+U-Net stays small. The emoji model knows its training pictures by heart: a picture's own caption has already decided
+its colours, and a ControlNet that always sees the two together learns nothing where there is a text. So
+half of the texts are captions of other pictures, and of all texts four in ten are left out.
 """
 
 from __future__ import annotations
@@ -17,29 +20,34 @@ import os
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import train as stages
 from PIL import Image
 
-from ddim import DiffusionPipeline
-from ddim.images import image_grid
-from ddim.images.conditions import condition_image
+from ddim import ControlNetModel, DiffusionPipeline, UNet2DConditionModel
+from ddim.checkpoint import write_json
+from ddim.checkpoint.difference import DIFFERENCE, save_difference
+from ddim.checkpoint.hub import BASE, BUNDLED
+from ddim.images import condition_image, image_grid
 from ddim.training import train
 from ddim.training.run import make_trainer
 from ddim.training.settings import ControlNetSettings, is_installed
 
 CELLS = 8
 RUN = stages.RUNS / "control"
+MIXED = stages.RUNS / "mixed.parquet"  # the training pictures with captions of their own and of others
+SHIPPED = BUNDLED / "emoji-layout"
 CONTROL = ControlNetSettings(
     output_dir=str(RUN.relative_to(stages.HERE)),
-    dataset_name=str(stages.TRAIN.relative_to(stages.HERE)),
+    dataset_name=str(MIXED.relative_to(stages.HERE)),
     pretrained_model_name_or_path="emoji",
     random_background=True,
     condition="layout",
     condition_cells=CELLS,
     rank=16,
-    caption_dropout=0.5,  # so that the colours have to say what the text does not
+    caption_dropout=0.4,
     train_batch_size=32,
     learning_rate=1e-3,
     lr_warmup_steps=100,
@@ -56,6 +64,21 @@ OUT = stages.HERE / "docs" / "controlnet.png"
 SHOWN = ("a grinning face, noto style", "a red heart, fluent style", "a house, twemoji style", "a fish, fluent style")
 
 
+def write_mixed() -> None:
+    """Write the training pictures with as many captions of other pictures, drawn at random, as they have themselves."""
+    if not stages.TRAIN.exists():
+        stages.write_data()
+    table = pq.read_table(stages.TRAIN)
+    own = table["text"].to_pylist()
+    generator = np.random.default_rng(0)
+    texts = [
+        [*each, *(own[k][generator.integers(len(own[k]))] for k in generator.integers(0, len(own), len(each)))]
+        for each in own
+    ]
+    column = pa.array(texts, pa.list_(pa.string()))
+    pq.write_table(table.set_column(table.schema.get_field_index("text"), "text", column), MIXED)
+
+
 def held_out(count: int) -> list[tuple[Image.Image, str]]:
     """So many drawings that neither the model nor the ControlNet was trained on, on white, with a caption each."""
     rows = [row for row in pq.read_table(stages.DATA).to_pylist() if row["split"] == "held-out"]
@@ -70,15 +93,42 @@ def held_out(count: int) -> list[tuple[Image.Image, str]]:
     return pictures
 
 
-def steered() -> tuple[Any, int]:
-    """The emoji model with the ControlNet as the newest checkpoint has it, averaged; and its step."""
-    settings = dataclasses.replace(CONTROL, report_to="none")
-    trainer = make_trainer(settings)
+def trained() -> tuple[ControlNetModel, int]:
+    """The ControlNet as the newest checkpoint has it, averaged; and its step."""
+    trainer = make_trainer(dataclasses.replace(CONTROL, report_to="none"))
     trainer.resume()
-    pipe = DiffusionPipeline.from_pretrained("emoji")
-    pipe.controlnet = trainer.finished().controlnet  # type: ignore[attr-defined]
+    network: ControlNetModel = trainer.finished().controlnet  # type: ignore[attr-defined]
+    return network, trainer.step
+
+
+def steered(network: ControlNetModel | None) -> Any:
+    """The emoji model with a ControlNet, or without."""
+    pipe = DiffusionPipeline.from_pretrained("emoji", controlnet=network)
     pipe.set_progress_bar_config(disable=True)
-    return pipe, trainer.step
+    return pipe
+
+
+def ship() -> None:
+    """Put what was trained into the package, in place of what is there."""
+    network, step = trained()
+    base = UNet2DConditionModel.from_pretrained("emoji", subfolder="unet", dtype="auto").state_dict()
+    exact = network.state_dict()
+    kind = next(iter(base.values())).dtype
+    whole = {name: base[name] if name in base else torch.zeros_like(one, dtype=kind) for name, one in exact.items()}
+    SHIPPED.mkdir(parents=True, exist_ok=True)
+    network.save_config(SHIPPED)
+    save_difference(SHIPPED / DIFFERENCE, whole, exact)
+    write_json(SHIPPED / BASE, {"base": "emoji"})
+    write_json(SHIPPED / "training.json", {"step": step, "settings": dataclasses.asdict(CONTROL)})
+    size = sum(path.stat().st_size for path in SHIPPED.iterdir())
+    drawings = held_out(16)
+    shown = [condition_image(image, "layout", CELLS) for image, _ in drawings]
+    drawn = [
+        steered(each)([text for _, text in drawings], control_image=shown, seed=[*range(16)], output_type="pt").images
+        for each in (network, ControlNetModel.from_pretrained(SHIPPED.name))
+    ]
+    apart = 255 * float((drawn[0] - drawn[1]).square().mean().sqrt())
+    print(f"{SHIPPED}: step {step}, {size / 1e6:.2f} MB; pictures are {apart:.2f} of 255 from those of the run")
 
 
 def distance(drawn: list[Image.Image], asked: list[Image.Image]) -> np.ndarray[Any, Any]:
@@ -90,8 +140,8 @@ def distance(drawn: list[Image.Image], asked: list[Image.Image]) -> np.ndarray[A
 
 
 def measure(count: int) -> None:
-    pipe, step = steered()
-    network = pipe.controlnet
+    network, step = trained()
+    pipe = steered(None)
     drawings = held_out(count)
     asked = [condition_image(image, "layout", CELLS) for image, _ in drawings]
     others = asked[1:] + asked[:1]  # the colours of another drawing than the text is of
@@ -121,7 +171,7 @@ def measure(count: int) -> None:
 
 def picture() -> None:
     """Rows of: a held-out drawing, its colours, and what is drawn of these with several texts."""
-    pipe, _ = steered()
+    pipe = steered(ControlNetModel.from_pretrained(SHIPPED.name))
     images: list[Image.Image] = []
     for number, (drawing, caption) in enumerate(held_out(5)):
         shown = condition_image(drawing, "layout", CELLS)
@@ -135,12 +185,12 @@ def picture() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "measure", "picture"))
+    parser.add_argument("what", choices=("train", "measure", "ship", "picture"))
     parser.add_argument("--count", type=int, default=64, help="of drawings that are measured: %(default)s")
     options = parser.parse_args()
     os.chdir(stages.HERE)
-    if not stages.TRAIN.exists():
-        stages.write_data()
+    if not MIXED.exists():
+        write_mixed()
     with torch.inference_mode(options.what != "train"):
         if options.what == "train":
             for earlier in ("further", "refine", "anneal", "model"):
@@ -149,6 +199,8 @@ def main() -> None:
             print(train(dataclasses.replace(CONTROL, report_to=report)))
         elif options.what == "measure":
             measure(options.count)
+        elif options.what == "ship":
+            ship()
         else:
             picture()
 

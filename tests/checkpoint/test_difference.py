@@ -11,12 +11,21 @@ import torch
 from tiny import save_tiny, tiny_unet
 
 from ddim import DiffusionPipeline
-from ddim.checkpoint import Repository, hub, read_tensors, save_tensors
-from ddim.checkpoint.difference import DIFFERENCE, SCALE, save_difference
+from ddim.checkpoint import Repository, bundled_controlnets, bundled_models, hub, read_tensors, save_tensors
+from ddim.checkpoint.difference import DIFFERENCE, DOWN, SCALE, UP, save_difference
 from ddim.cli import main
 from ddim.errors import CheckpointError, WeightsError
-from ddim.models import UNet2DModel
+from ddim.models import ControlNetModel, UNet2DConditionModel, UNet2DModel
 
+TEXT_UNET: dict[str, Any] = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 8,
+    "attention_head_dim": 4,
+}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -174,5 +183,102 @@ def test_rows_that_are_alike_stay_so(tmp_path: Path) -> None:
     base = {"a": torch.randn(3, 4).half()}
     save_difference(tmp_path / DIFFERENCE, base, {"a": base["a"].float()})
     tensors = read_tensors(tmp_path / DIFFERENCE)
-    assert not tensors["a"].any()
-    assert not tensors["a" + SCALE].any()
+    assert tensors.keys() == {f"a{part}{of}" for part in (UP, DOWN) for of in ("", SCALE)}
+    assert not any(tensor.any() for tensor in tensors.values())
+
+
+# --- of low rank -----------------------------------------------------------------------------------------------------
+
+
+def moved(weights: dict[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """The weights, of which matrices and kernels are moved by products of that rank."""
+    torch.manual_seed(4)
+    state = {name: weight.float() for name, weight in weights.items()}
+    for name, weight in state.items():
+        if weight.ndim > 1:
+            change = torch.randn(len(weight), rank) @ torch.randn(rank, weight[0].numel())
+            state[name] = weight + 0.02 * change.view_as(weight)
+    return state
+
+
+def test_a_difference_of_low_rank_is_kept_as_its_factors(bundled: Path) -> None:
+    path = bundled / "two" / "unet" / DIFFERENCE
+    base = read_tensors(bundled / "one" / "unet" / WEIGHTS)
+    full = path.stat().st_size
+    wanted = moved(base, 2)
+    save_difference(path, base, wanted)
+    name = "mid_block.resnets.0.conv1.weight"
+    tensors = read_tensors(path)
+    assert tensors[name + UP].shape == (2, len(base[name]))
+    assert tensors[name + DOWN].shape == (2, base[name][0].numel())
+    assert name not in tensors
+    assert path.stat().st_size < full / 2
+    found = loaded("two").state_dict()
+    for each, weight in wanted.items():
+        # Two factors, each off by half a level of its largest number, and what rounding the scales adds.
+        off, largest = (found[each] - weight).abs().max(), (weight - base[each].float()).abs().max()
+        assert off <= 0.02 * largest, each
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "words"),
+    [
+        (UP, lambda tensor: tensor[:, :-1], r"wrong shape: .*\.up is \(2, 31\)"),
+        (UP, lambda tensor: tensor.sum(), r"wrong shape: .*\.up is \(\)"),
+        (UP, lambda tensor: tensor.repeat(2, 1), r"wrong shape: .*\.down is"),
+        (DOWN, lambda tensor: None, r"missing: .*\.down \("),
+        (UP, lambda tensor: None, r"unexpected: .*\.down \("),
+        (UP + SCALE, lambda tensor: tensor.half()[:1], r"wrong shape: .*\.up\.scale"),
+    ],
+)
+def test_broken_factors_are_one_error(key: str, change: Any, words: str, bundled: Path) -> None:
+    path, base = bundled / "two" / "unet" / DIFFERENCE, read_tensors(bundled / "one" / "unet" / WEIGHTS)
+    save_difference(path, base, moved(base, 2))
+    tensors = {name: tensor.clone() for name, tensor in read_tensors(path).items()}
+    name = "mid_block.resnets.0.conv1.weight" + key
+    changed = change(tensors.pop(name))
+    save_tensors(path, tensors if changed is None else {**tensors, name: changed.contiguous()})
+    with pytest.raises(WeightsError, match=words):
+        loaded("two")
+
+
+# --- of a ControlNet to the U-Net that it is a copy of ---------------------------------------------------------------
+
+
+@pytest.fixture
+def with_controlnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ControlNetModel:
+    """The ControlNet of which "hints" is the difference to the U-Net of "texts", both bundled."""
+    weights = tmp_path / "weights"
+    unet = UNet2DConditionModel(**TEXT_UNET).half()
+    unet.save_pretrained(weights / "texts" / "unet")
+    (weights / "texts" / "model_index.json").write_text("{}")
+    network = ControlNetModel.from_unet(unet.float(), conditioning_embedding_out_channels=(4, 8))
+    base = {name: tensor.half() for name, tensor in network.state_dict().items() if name in unet.state_dict()}
+    base |= {name: torch.zeros_like(one).half() for name, one in network.state_dict().items() if name not in base}
+    network.load_state_dict(moved(network.state_dict(), 1))
+    network.save_config(weights / "hints")
+    save_difference(weights / "hints" / DIFFERENCE, base, network.state_dict())
+    (weights / "hints" / "base.json").write_text('{"base": "texts"}')
+    monkeypatch.setattr(hub, "BUNDLED", weights)
+    monkeypatch.chdir(tmp_path)
+    return network
+
+
+def test_a_controlnet_is_bundled_as_a_difference_to_a_unet(with_controlnet: ControlNetModel) -> None:
+    assert bundled_controlnets() == ["hints"]
+    assert bundled_models() == ["texts"]
+    found = ControlNetModel.from_pretrained("hints")
+    assert (found.dtype, found.training) == (torch.float32, False)
+    for name, weight in with_controlnet.state_dict().items():
+        assert (found.state_dict()[name] - weight).abs().max() <= 0.02 * weight.abs().max() + 1e-6, name
+    found.save_pretrained("saved")
+    for name, weight in ControlNetModel.from_pretrained("saved").state_dict().items():
+        assert torch.equal(weight, found.state_dict()[name])
+
+
+def test_a_controlnet_of_another_unet_is_one_error(with_controlnet: ControlNetModel) -> None:
+    UNet2DConditionModel(**{**TEXT_UNET, "layers_per_block": 2}).half().save_pretrained("weights/texts/unet")
+    path = Path("weights/hints/config.json")
+    path.write_text(path.read_text().replace('"cross_attention_dim": 8', '"cross_attention_dim": 12'))
+    with pytest.raises(WeightsError, match="is no U-Net for this ControlNet"):
+        ControlNetModel.from_pretrained("hints")

@@ -80,3 +80,8 @@ def test_what_is_broken_is_left_to_the_loading(file: str, content: Any, tmp_path
 def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no model_index\.json: it is no pipeline"):
         known(str(tmp_path))
+
+
+def test_a_part_of_a_pipeline_is_called_so() -> None:
+    with pytest.raises(CheckpointError, match="it is no pipeline but a part of one, a ControlNetModel"):
+        known("emoji-layout")

@@ -12,7 +12,7 @@ from tiny_sd import tiny_reference
 
 from ddim.cli import main
 from ddim.errors import ConfigError
-from ddim.images.conditions import condition_image
+from ddim.images import condition_image
 from ddim.models import ControlNetModel
 from ddim.pipelines import StableDiffusionPipeline
 from ddim.serving.engine import Engine

@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from tiny_xl import SDXL, SDXL_REFINER
+from tiny_xl import DISTILLED, SDXL, SDXL_REFINER
 from torch import Tensor, nn
 
 from ddim.errors import ConfigError
@@ -53,6 +53,16 @@ PUBLISHED = {
     "sdxl": SDXL,
     "sdxl refiner": SDXL_REFINER,
     "sdxl inpainting": {**SDXL, "in_channels": 9},
+    **DISTILLED,
+    "LCM of SSD-1B": {**DISTILLED["SSD-1B"], "time_cond_proj_dim": 256},
+    "BK-SDM tiny": {
+        **SD15,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+        "mid_block_type": None,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+        "layers_per_block": 1,
+    },
 }
 
 SMALL: dict[str, Any] = {
@@ -79,6 +89,17 @@ TEXT_TIME = {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 10 + 6 * 8,
 }
+# The distilled models, with two blocks where they have more.
+SMALL_DISTILLED: dict[str, dict[str, Any]] = {
+    name: {
+        **{key: value for key, value in DISTILLED[name].items() if "block" in key and "channels" not in key},
+        "block_out_channels": (8, 16, 24),
+        "attention_head_dim": (1, 2, 4),
+        "use_linear_projection": True,
+        "upcast_attention": None,
+    }
+    for name in DISTILLED
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "stable diffusion 1": {},
     "stable diffusion 2": {"attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": True},
@@ -97,6 +118,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "only_cross_attention everywhere": {"only_cross_attention": True, "use_linear_projection": True},
     "depths": {**CROSS_EVERYWHERE, "transformer_layers_per_block": (1, 2)},
     "depth": {"transformer_layers_per_block": 2},
+    "depth 0": {**CROSS_EVERYWHERE, "transformer_layers_per_block": (0, 1)},
+    "depths of each transformer": {
+        **CROSS_EVERYWHERE,
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [[1, 2], [2, 1]],
+        "reverse_transformer_layers_per_block": [[1, 3, 1], [2, 1, 1]],
+        "only_cross_attention": (True, False),
+    },
+    "depths of the way up": {"transformer_layers_per_block": 1, "reverse_transformer_layers_per_block": [1, [3, 2]]},
+    "a middle as the last level": {**CROSS_EVERYWHERE, "transformer_layers_per_block": [1, [3]]}
+    | {"reverse_transformer_layers_per_block": [1, 1]},
+    **{name: {**TEXT_TIME, **each} for name, each in SMALL_DISTILLED.items()},
     "layers": {"layers_per_block": (1, 2)},
     "text dims": {"cross_attention_dim": (24, 24)},
     "scale_shift": {"resnet_time_scale_shift": "scale_shift"},
@@ -395,7 +428,17 @@ def test_what_is_not_implemented_is_refused_by_name(name: str) -> None:
         ({"attention_head_dim": (2, 2, 2)}, "attention_head_dim has 3"),
         ({"attention_head_dim": 64}, "attention_head_dim, the number of heads, cannot be 64 for 32 channels"),
         ({"layers_per_block": (1, 1, 1)}, "layers_per_block has 3"),
-        ({"transformer_layers_per_block": ((1,), (1,))}, "transformer_layers_per_block must hold whole numbers"),
+        ({"transformer_layers_per_block": ((1,), ("2",))}, r"whole numbers, .* or lists of them .*, not \('2',\)"),
+        ({"transformer_layers_per_block": (1.5, 1)}, "transformer_layers_per_block must hold whole numbers"),
+        ({"transformer_layers_per_block": (1, -1)}, "transformer_layers_per_block must hold whole numbers"),
+        ({"transformer_layers_per_block": ((True,), 1)}, "transformer_layers_per_block must hold whole numbers"),
+        (
+            {"transformer_layers_per_block": ((1,), (1,))},
+            r"\[1\] in .*for 1 transformers, but there are 2",
+        ),
+        ({"transformer_layers_per_block": (1, ())}, r"\[\] in .*for 0 transformers, but there are 1"),
+        ({"reverse_transformer_layers_per_block": (1, 1, 1)}, "reverse_transformer_layers_per_block has 3"),
+        ({"reverse_transformer_layers_per_block": (1, "x")}, "reverse_transformer_layers_per_block must hold whole"),
         ({"class_embed_type": "projection"}, "'projection' needs projection_class_embeddings_input_dim"),
         ({"class_embed_type": "text"}, "unknown class_embed_type 'text'; known are identity, projection"),
         ({"addition_embed_type": "text"}, "unknown addition_embed_type 'text'; known are text_time"),

@@ -626,6 +626,32 @@ NO_BETAS: dict[str, tuple[dict[str, Any], str]] = {
     "flow": ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "flow matching"),
     "flow of DPM": ({**BASE, "_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "flow matching"),
     "flow prediction": ({**BASE, "prediction_type": "flow_prediction"}, "flow matching"),
+    "Playground 2.5": (
+        {
+            "_class_name": "EDMDPMSolverMultistepScheduler",
+            "_diffusers_version": "0.27.0.dev0",
+            "algorithm_type": "dpmsolver++",
+            "dynamic_thresholding_ratio": 0.995,
+            "euler_at_final": False,
+            "final_sigmas_type": "zero",
+            "lower_order_final": True,
+            "num_train_timesteps": 1000,
+            "prediction_type": "epsilon",
+            "rho": 7.0,
+            "sample_max_value": 1.0,
+            "sigma_data": 0.5,
+            "sigma_max": 80.0,
+            "sigma_min": 0.002,
+            "solver_order": 2,
+            "solver_type": "midpoint",
+            "thresholding": False,
+        },
+        "EDMDPMSolverMultistepScheduler, which has no betas.*EDM.*in diffusers|another kind, which has no betas",
+    ),
+    "CogVideoX": (
+        {**BASE, "_class_name": "CogVideoXDDIMScheduler", "snr_shift_scale": 3.0},
+        r"snr_shift_scale=3\.0, which shifts the noise",
+    ),
 }
 
 
@@ -664,6 +690,24 @@ def test_schedulers_of_diffusers_without_betas_cannot_be_assigned(scheduler: Cal
         pair.ours.scheduler = scheduler()
     with pytest.raises(ConfigError, match=r"no betas|flow matching"):
         DDIMScheduler.from_config(scheduler().config)
+
+
+def test_the_shifted_levels_of_cogvideox_can_be_assigned() -> None:
+    """Its class shifts unless told; what a shift of 1 leaves as it is, is taken."""
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    theirs = diffusers.CogVideoXDDIMScheduler(**schedule, prediction_type="v_prediction", timestep_spacing="trailing")
+    for config in (theirs.config, {**schedule, "_class_name": "CogVideoXDPMScheduler"}):
+        with pytest.raises(ConfigError, match=r"snr_shift_scale=3\.0"):
+            DDIMScheduler.from_config(config)
+    ours = DDIMScheduler.from_config(theirs.config, snr_shift_scale=1.0, clip_sample=False)  # it never clips
+    assert (ours.alphas_cumprod - theirs.alphas_cumprod).abs().max() > 0.1
+    ours.alphas_cumprod = theirs.alphas_cumprod
+    x, v = torch.randn(2, 1, 4, 8, 8)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(10)
+    for timestep in theirs.timesteps:
+        expected = theirs.step(v, timestep, x).prev_sample
+        torch.testing.assert_close(ours.step(v, timestep, x).prev_sample, expected, atol=1e-5, rtol=1e-5)
 
 
 # --- scripts, rebuilt ------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from diffusers.loaders import single_file_utils as theirs
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_clip import write_tokenizer
+from tiny_xl import DISTILLED
 from torch import Tensor, nn
 
 from ddim.checkpoint.original_layout import XL, XL_REFINER, convert, family_of
@@ -36,6 +37,13 @@ FULL = {
     "base": {"of_unet": original.FULL_XL},
     "inpainting": {"of_unet": original.FULL_XL, "channels": 9},
     "refiner": {"of_unet": original.FULL_REFINER, "refiner": True},
+}
+TINY: dict[str, dict[str, Any]] = {
+    "base": {"ema": True},
+    "refiner": {"refiner": True},
+    "inpainting": {"channels": 9},
+    "SSD-1B": {"of_unet": original.TINY_SSD},
+    "KOALA": {"of_unet": original.TINY_KOALA},
 }
 # What the configs of the published models in diffusers' layout say.
 PUBLISHED_BASE: dict[str, Any] = {
@@ -144,6 +152,23 @@ def test_every_name_and_shape_of_the_full_models(name: str) -> None:
             assert got == in_shape(references[part](**plain(made.config)))
 
 
+@pytest.mark.parametrize("name", original.FULL_DISTILLED)
+def test_every_name_and_shape_of_the_distilled_unets(name: str) -> None:
+    named = original.unet(**original.FULL_DISTILLED[name], linear=True, channels=4)
+    tensors = {f"{UNET}{key}": torch.empty(shape, device="meta") for key, shape in named}
+    found, problems = convert(tensors)
+    assert problems == []
+    assert family_of(tensors) is XL
+    got = {key: tuple(tensor.shape) for key, tensor in found["unet"].state.items()}
+    with torch.device("meta"):
+        made = UNet2DConditionModel(**found["unet"].config)
+        assert got == in_shape(made) == in_shape(diffusers.UNet2DConditionModel(**DISTILLED[name]))
+        assert got == in_shape(diffusers.UNet2DConditionModel(**plain(made.config)))
+    for key, value in DISTILLED[name].items():
+        if key not in ("sample_size", "upcast_attention") and "transformer" not in key:  # depths have several spellings
+            assert made.config[key] == value, key
+
+
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
@@ -198,13 +223,13 @@ def test_a_projection_that_was_written_as_a_linear_layer() -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("xl")
     made = {}
-    for name, options in {"base": {"ema": True}, "refiner": {"refiner": True}, "inpainting": {"channels": 9}}.items():
+    for name, options in TINY.items():
         made[name] = folder / f"{name}.safetensors"
-        save_file(original.tensors(original.xl_shapes(**options)), made[name])  # type: ignore[arg-type]
+        save_file(original.tensors(original.xl_shapes(**options)), made[name])
     return made
 
 
-@pytest.mark.parametrize("name", ["base", "refiner", "inpainting"])
+@pytest.mark.parametrize("name", TINY)
 @torch.no_grad()
 def test_a_file_gives_networks_that_compute_what_diffusers_compute(name: str, files: dict[str, Path]) -> None:
     loaded = load_single_file(files[name])
@@ -222,7 +247,7 @@ def test_a_file_gives_networks_that_compute_what_diffusers_compute(name: str, fi
 
     config = plain(loaded["unet"].config)
     unet = diffusers.UNet2DConditionModel(**config).eval()
-    tensors = original.tensors(original.xl_shapes(**FULL[name] | {"of_unet": None}))  # type: ignore[arg-type]
+    tensors = original.tensors(original.xl_shapes(**TINY[name]))
     unet.load_state_dict(theirs.convert_ldm_unet_checkpoint(dict(tensors), config))
     x, text = torch.randn(2, config["in_channels"], 8, 8), torch.randn(2, 5, config["cross_attention_dim"])
     count = 5 if name == "refiner" else 6

@@ -68,19 +68,28 @@ def unet(
     context: int,
     linear: bool,
     channels: int,
-    depths: tuple[int, ...] = (),
+    depths: tuple[int | tuple[int, ...], ...] = (),
     told: int = 0,
+    depths_up: tuple[int | tuple[int, ...], ...] = (),
+    middle: int = 3,
 ) -> Named:
     """The names in the U-Net.
 
     Args:
         attend: the levels, from 0, at which there is attention.
-        depths: the blocks of the transformers at each level, if there are not one each; the middle has as many as the
-            last level.
+        depths: the blocks of the transformers at each level, if there are not one each: of all there, or of one after
+            the other; the middle has as many as the last level.
         told: the width of what it is told beside the text, if it is told anything.
+        depths_up: the same for the way up, in its order; as on the way down unless told.
+        middle: the blocks there: with the attention between two residual blocks 3; one residual block 1; none 0.
     """
     time = 4 * width
     depths = depths or (1,) * len(multiples)
+    depths_up = (depths_up or depths[::-1])[::-1]
+
+    def depth(of_level: int | tuple[int, ...], place: int = 0) -> int:
+        return of_level if isinstance(of_level, int) else of_level[place]
+
     yield from layer("time_embed.0", time, width)
     yield from layer("time_embed.2", time, time)
     if told:
@@ -89,20 +98,22 @@ def unet(
     yield from conv("input_blocks.0.0", channels, width)
     skips, now, number = [width], width, 1
     for level, multiple in enumerate(multiples):
-        for _ in range(layers):
+        for place in range(layers):
             yield from residual(f"input_blocks.{number}.0", now, multiple * width, time)
             now = multiple * width
             if level in attend:
-                yield from transformer(f"input_blocks.{number}.1", now, context, linear, depths[level])
+                yield from transformer(f"input_blocks.{number}.1", now, context, linear, depth(depths[level], place))
             skips.append(now)
             number += 1
         if level < len(multiples) - 1:
             yield from conv(f"input_blocks.{number}.0.op", now, now)
             skips.append(now)
             number += 1
-    yield from residual("middle_block.0", now, now, time)
-    yield from transformer("middle_block.1", now, context, linear, depths[-1])
-    yield from residual("middle_block.2", now, now, time)
+    if middle:
+        yield from residual("middle_block.0", now, now, time)
+    if middle == 3:
+        yield from transformer("middle_block.1", now, context, linear, depth(depths[-1]))
+        yield from residual("middle_block.2", now, now, time)
     number = 0
     for level, multiple in reversed(list(enumerate(multiples))):
         for place in range(layers + 1):
@@ -110,7 +121,9 @@ def unet(
             now = multiple * width
             parts = 1
             if level in attend:
-                yield from transformer(f"output_blocks.{number}.1", now, context, linear, depths[level])
+                yield from transformer(
+                    f"output_blocks.{number}.1", now, context, linear, depth(depths_up[level], place)
+                )
                 parts = 2
             if level and place == layers:
                 yield from conv(f"output_blocks.{number}.{parts}.conv", now, now)
@@ -287,6 +300,13 @@ FULL_REFINER: dict[str, Any] = {
     "context": 1280,
     "told": 2560,
 }
+# Smaller ones, distilled from it.
+FULL_DISTILLED: dict[str, dict[str, Any]] = {
+    "SSD-1B": {**FULL_XL, "depths": (0, 2, 4), "depths_up": ((4, 4, 10), (2, 1, 1), 0), "middle": 1},
+    "Segmind-Vega": {**FULL_XL, "depths": (0, 1, 2), "middle": 1},
+    "KOALA 700M": {**FULL_XL, "layers": 1, "depths": (0, 2, 5), "middle": 0},
+    "KOALA 1B": {**FULL_XL, "layers": 1, "depths": (0, 2, 6)},
+}
 FULL_CLIP: dict[str, Any] = {"width": 768, "layers": 12, "words": 49408, "positions": 77}
 FULL_BIG_G: dict[str, Any] = {"width": 1280, "layers": 32, "words": 49408, "positions": 77}
 # 6 or 5 numbers of 8 channels each, and the summary of the second text.
@@ -299,6 +319,8 @@ TINY_XL: dict[str, Any] = {
     "context": 192,
     "told": 48 + 48,
 }
+TINY_SSD: dict[str, Any] = {**TINY_XL, "layers": 2, "depths_up": ((2, 1, 3), 0), "middle": 1}
+TINY_KOALA: dict[str, Any] = {**TINY_XL, "middle": 0}
 TINY_REFINER: dict[str, Any] = {
     "width": 32,
     "multiples": (1, 2, 2),

@@ -48,6 +48,28 @@ SDXL_REFINER = {
     "cross_attention_dim": 1280,
     "projection_class_embeddings_input_dim": 2560,
 }
+# Smaller models that were distilled from it: SegMind's, whose transformers differ within one resolution, and KOALA.
+DISTILLED: dict[str, dict[str, Any]] = {
+    "SSD-1B": {
+        **SDXL,
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+        "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+    },
+    "Segmind-Vega": {
+        **SDXL,
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": [1, [1, 1], [2, 2]],
+        "reverse_transformer_layers_per_block": [[2, 2, 2], [1, 1, 1], 1],
+    },
+    "KOALA 700M": {
+        **SDXL,
+        "mid_block_type": None,
+        "layers_per_block": 1,
+        "transformer_layers_per_block": [0, 2, 5],
+    },
+    "KOALA 1B": {**SDXL, "layers_per_block": 1, "transformer_layers_per_block": [0, 2, 6]},
+}
 
 
 def tiny_xl_encoder(projects: bool) -> Any:
@@ -75,8 +97,19 @@ def tiny_xl_encoder(projects: bool) -> Any:
     return encoder.eval()
 
 
-def tiny_xl_parts(folder: Path, kind: Kind = "base", *, force_upcast: bool = True, **scheduler: Any) -> dict[str, Any]:
-    """What diffusers' pipeline is made of; the tokenizers' files are written into the folder."""
+def tiny_xl_parts(
+    folder: Path,
+    kind: Kind = "base",
+    *,
+    force_upcast: bool = True,
+    of_unet: dict[str, Any] | None = None,
+    **scheduler: Any,
+) -> dict[str, Any]:
+    """What diffusers' pipeline is made of; the tokenizers' files are written into the folder.
+
+    Args:
+        of_unet: settings of the U-Net that replace the usual ones.
+    """
     import diffusers
     from transformers import CLIPTokenizer
 
@@ -84,23 +117,24 @@ def tiny_xl_parts(folder: Path, kind: Kind = "base", *, force_upcast: bool = Tru
     is_refiner = kind == "refiner"
     write_tokenizer(folder / "tokenizer")
     write_tokenizer(folder / "tokenizer_2", pad="!")
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=9 if kind == "inpaint" else 4,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=8,
-        cross_attention_dim=24 if is_refiner else 32 + 24,
-        attention_head_dim=(2, 4),
-        transformer_layers_per_block=2 if is_refiner else (1, 2),
-        use_linear_projection=True,
-        upcast_attention=None,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=FEATURES,
-        projection_class_embeddings_input_dim=POOLED + (5 if is_refiner else 6) * FEATURES,
-    )
+    settings: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": 9 if kind == "inpaint" else 4,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,
+        "cross_attention_dim": 24 if is_refiner else 32 + 24,
+        "attention_head_dim": (2, 4),
+        "transformer_layers_per_block": 2 if is_refiner else (1, 2),
+        "use_linear_projection": True,
+        "upcast_attention": None,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": FEATURES,
+        "projection_class_embeddings_input_dim": POOLED + (5 if is_refiner else 6) * FEATURES,
+    }
+    unet = diffusers.UNet2DConditionModel(**{**settings, **(of_unet or {})})
     with torch.no_grad():  # so that what is told beside the timestep matters
         for parameter in unet.add_embedding.parameters():
             parameter.mul_(5)
@@ -113,7 +147,7 @@ def tiny_xl_parts(folder: Path, kind: Kind = "base", *, force_upcast: bool = Tru
         scaling_factor=0.13025,
         force_upcast=force_upcast,
     )
-    settings = {**SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, **scheduler}
+    schedule = {**SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, **scheduler}
     return {
         "vae": vae.eval(),
         "text_encoder": None if is_refiner else tiny_xl_encoder(projects=False),
@@ -121,15 +155,15 @@ def tiny_xl_parts(folder: Path, kind: Kind = "base", *, force_upcast: bool = Tru
         "tokenizer": None if is_refiner else CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         "tokenizer_2": CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
         "unet": unet.eval(),
-        "scheduler": diffusers.DDIMScheduler(**settings),
+        "scheduler": diffusers.DDIMScheduler(**schedule),
     }
 
 
-def tiny_xl(folder: Path, kind: Kind = "base", *, force_upcast: bool = True, **scheduler: Any) -> Any:
+def tiny_xl(folder: Path, kind: Kind = "base", **settings: Any) -> Any:
     """diffusers' pipeline, saved into the folder as the published ones are."""
     import diffusers
 
-    parts = tiny_xl_parts(folder, kind, force_upcast=force_upcast, **scheduler)
+    parts = tiny_xl_parts(folder, kind, **settings)
     more = {"requires_aesthetics_score": True} if kind == "refiner" else {}
     pipe = getattr(diffusers, CLASSES[kind])(**parts, **more, add_watermarker=False)
     pipe.save_pretrained(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,5 @@ class CompiledRunner(Runner):
         super().__init__(network)
         self.compiled = torch.compile(network.core, fullgraph=True)
 
-    def run(self, *inputs: Tensor) -> Tensor:
-        result: Tensor = self.compiled(*inputs)
-        return result
+    def run(self, *inputs: Tensor) -> Any:
+        return self.compiled(*inputs)

@@ -48,7 +48,7 @@ class _Traced(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Any:
         return self.network.core(*inputs)
 
 

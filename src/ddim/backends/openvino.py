@@ -133,7 +133,7 @@ class OpenVINORunner(Runner):
         """The next power of two: of a picture size, a new one is met a few times at most, and each is compiled for."""
         return batch if self.has_failed else 1 << (batch - 1).bit_length()
 
-    def run(self, *inputs: Tensor) -> Tensor:
+    def run(self, *inputs: Tensor) -> Any:
         if any(x.device.type != "cpu" for x in inputs):
             raise ValueError(f"OpenVINO runs on the CPU only here, but the inputs are on {inputs[0].device}")
         parts = shared_out(inputs)
@@ -142,8 +142,9 @@ class OpenVINORunner(Runner):
             return self.network.core(*inputs)
         made, model = found
         dtype = next((x.dtype for x in inputs if x.is_floating_point()), None)
-        result = torch.cat(_infer(made.requests(model, len(parts)), parts))
-        return result.to(next(self.network.parameters()).dtype if dtype is None else dtype)
+        dtype = next(self.network.parameters()).dtype if dtype is None else dtype
+        results = [torch.cat(each).to(dtype) for each in _infer(made.requests(model, len(parts)), parts)]
+        return results[0] if len(results) == 1 else tuple(results)
 
     def __str__(self) -> str:
         return super().__str__() if self.has_failed else f"{self.name}, {self.precision}"
@@ -236,14 +237,18 @@ class OpenVINORunner(Runner):
     def _compare(self, model: Any, inputs: tuple[Tensor, ...]) -> None:
         """Raise a ValueError unless the model gives for these inputs what the network gives, to within `TOLERANCES`."""
         with torch.no_grad():
-            expected = self.network.core(*inputs).float()
-        (found,) = _infer([Request(model)], [inputs])
-        if found.shape != expected.shape:
-            raise ValueError(f"its result has shape {tuple(found.shape)}, but PyTorch's has {tuple(expected.shape)}")
-        error = float((found - expected).norm() / expected.norm().clamp_min(1e-20))
+            wanted = self.network.core(*inputs)
         kinds = (precision_of(model), HINTS.get(next(self.network.parameters()).dtype, "f32"))
-        if not error < max(TOLERANCES[kind] for kind in kinds):
-            raise ValueError(f"its result differs from PyTorch's by {error:.2g} of its norm")
+        tolerance = max(TOLERANCES[kind] for kind in kinds)
+        results = [each.float() for each in ([wanted] if isinstance(wanted, Tensor) else wanted)]
+        for expected, (found,) in zip(results, _infer([Request(model)], [inputs]), strict=True):
+            if found.shape != expected.shape:
+                raise ValueError(
+                    f"its result has shape {tuple(found.shape)}, but PyTorch's has {tuple(expected.shape)}"
+                )
+            error = float((found - expected).norm() / expected.norm().clamp_min(1e-20))
+            if not error < tolerance:
+                raise ValueError(f"its result differs from PyTorch's by {error:.2g} of its norm")
 
 
 def _any_batch(key: Key) -> Key:
@@ -306,22 +311,22 @@ class Request:
             self.given[index] = ready
         self.own.start_async()
 
-    def result(self) -> Tensor:
-        """The model's first output, in float32, copied out of OpenVINO's memory."""
-        return torch.from_numpy(self.own.get_output_tensor(0).data.copy())
+    def results(self) -> list[Tensor]:
+        """The model's outputs, in float32, copied out of OpenVINO's memory."""
+        return [torch.from_numpy(each.data.copy()) for each in self.own.output_tensors]
 
 
 def _is_same_memory(x: Tensor, y: Tensor) -> bool:
     return x.data_ptr() == y.data_ptr() and x.dtype is y.dtype and x.shape == y.shape and x.stride() == y.stride()
 
 
-def _infer(requests: list[Request], parts: list[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Run all parts at the same time, each by a request of its own."""
+def _infer(requests: list[Request], parts: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """Run all parts at the same time, each by a request of its own: for each output, that of every part."""
     with contextlib.ExitStack() as running:  # waits for every request that was started, even if another one fails
         for request, inputs in zip(requests, parts, strict=True):
             request.start(inputs)
             running.callback(request.own.wait)
-    return [request.result() for request in requests]
+    return list(zip(*(request.results() for request in requests), strict=True))
 
 
 # --- what is kept on disk --------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Runner:
     def begin(self) -> None:
         """Be told that a run begins, of which the calls that follow are the steps."""
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Any:
         if self.has_failed:
             return self.network.core(*inputs)
         try:
@@ -56,7 +56,7 @@ class Runner:
         """To how many samples a batch is best filled up, so that few sizes are met; the batch itself unless told."""
         return batch
 
-    def run(self, *inputs: Tensor) -> Tensor:
+    def run(self, *inputs: Tensor) -> Any:
         """What the core returns for these inputs, computed by the backend; a subclass says how.
 
         Whatever this raises makes PyTorch run the network, now and from now on.

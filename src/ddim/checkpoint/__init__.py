@@ -31,6 +31,7 @@ __all__ = [
     "Savable",
     "Saving",
     "atomic_write",
+    "bundled_controlnets",
     "bundled_models",
     "check_state",
     "choose_dtype",
@@ -57,6 +58,7 @@ _HOMES = {
     "Savable": "pretrained",
     "Saving": "saving",
     "atomic_write": "files",
+    "bundled_controlnets": "hub",
     "bundled_models": "hub",
     "check_state": "loading",
     "choose_dtype": "pretrained",
@@ -86,7 +88,7 @@ if TYPE_CHECKING:
         write_json,
         write_text,
     )
-    from ddim.checkpoint.hub import Repository, bundled_models, upload
+    from ddim.checkpoint.hub import Repository, bundled_controlnets, bundled_models, upload
     from ddim.checkpoint.loading import check_state
     from ddim.checkpoint.pretrained import (
         PretrainedMixin,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddim.checkpoint.lora_layout import LORA
 from ddim.checkpoint.original_layout import NOT_NEEDED, SD, Part, State, unet_name
-from ddim.checkpoint.original_structure import HEAD_WIDTH, SIZE_WIDTH, UNET_HEADS, Shapes, count, size
+from ddim.checkpoint.original_structure import HEAD_WIDTH, SIZE_WIDTH, UNET_HEADS, Shapes, count, depths_at, size
 from ddim.errors import ConfigError
 
 PREFIX = "control_model."  # of all names in the original layout; some files leave it out
@@ -147,20 +147,18 @@ def control_config(shapes: Shapes) -> dict[str, Any]:
     blocks = count(shapes, rf"{reading}\.blocks\.(\d{{1,4}})\.")
     first = size(shapes, f"{reading}.conv_in.weight", 0, 16)
 
-    def depth(start: str) -> int:
-        return max(1, count(shapes, rf"{re.escape(start)}\.attentions\.0\.transformer_blocks\.(\d{{1,4}})\."))
-
-    depths = [depth(start) for start in starts]
-    if not attends[-1]:
-        depths[-1] = depth("mid_block")  # as that is where the config says it
+    layers = max(1, count(shapes, r"down_blocks\.0\.resnets\.(\d{1,4})\."))
+    depths = depths_at(shapes, ([f"{start}.attentions.{number}" for number in range(layers)] for start in starts))
+    depths[-1] = depths[-1] or depths_at(shapes, [["mid_block.attentions.0"]])[0]  # as the config says it there
+    depths = [depth or 1 for depth in depths]
     return {
         "in_channels": size(shapes, "conv_in.weight", 1, 4),
         "conditioning_channels": size(shapes, f"{reading}.conv_in.weight", 1, 3),
         "block_out_channels": widths,
         "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
         "mid_block_type": "UNetMidBlock2DCrossAttn" if has_middle else "UNetMidBlock2D",
-        "layers_per_block": max(1, count(shapes, r"down_blocks\.0\.resnets\.(\d{1,4})\.")),
-        "transformer_layers_per_block": 1 if {*depths} == {1} else depths,
+        "layers_per_block": layers,
+        "transformer_layers_per_block": 1 if all(depth == 1 for depth in depths) else depths,
         "cross_attention_dim": next(texts, 2048 if told else 768),
         "attention_head_dim": [max(1, channels // HEAD_WIDTH) for channels in widths] if linear else UNET_HEADS,
         "use_linear_projection": linear,

@@ -25,7 +25,8 @@ BUNDLED = Path(__file__).parent.parent / "weights"
 # A folder that has this file adds to a bundled model that it names, which has the rest: see `checkpoint.difference`.
 BASE = "base.json"
 # If a folder is called as a bundled model is, the folder is meant if it has one of these files.
-_CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
+_PIPELINE, _NETWORK = "model_index.json", "config.json"
+_CONFIGS = (_PIPELINE, _NETWORK, "scheduler_config.json")
 
 PATIENCE = 2.0  # how many seconds to wait for the hub's first answer
 _REMEMBERED = 60.0  # for how many seconds it is taken for as it was
@@ -34,12 +35,17 @@ _reached: dict[str, tuple[float, bool]] = {}  # the hub's address -> when it was
 
 def bundled_models() -> list[str]:
     """The names of the models that are bundled with the package, sorted."""
-    return sorted(path.parent.name for path in BUNDLED.glob("*/model_index.json"))
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{_PIPELINE}"))
+
+
+def bundled_controlnets() -> list[str]:
+    """The names of the ControlNets that are bundled with the package, sorted. Each names its model in its base.json."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{_NETWORK}"))
 
 
 def _is_bundled(name: str) -> bool:
-    """Whether a model of this name is bundled. It is asked for every file of a model, and so looks at no other."""
-    return name in os.listdir(BUNDLED) and (BUNDLED / name / "model_index.json").is_file()
+    """Whether a model or network of this name is bundled. Asked for every file of it, it looks at no other."""
+    return name in os.listdir(BUNDLED) and any((BUNDLED / name / file).is_file() for file in (_PIPELINE, _NETWORK))
 
 
 def base_of(folder: Path) -> Path | None:
@@ -138,7 +144,7 @@ class Repository:
         folder = self.folder
         if folder is not None:
             found = _inside(folder, relative)
-            if found is None and (base := self.base) is not None:
+            if found is None and filename != _PIPELINE and (base := self.base) is not None:
                 return _inside(base, relative)
             return found
         self.check_name()

@@ -58,6 +58,21 @@ class Known:
 SINGLE_FILE = Known(draws_texts=True, class_count=None, timesteps=1000, prediction_type=None, factor=None)
 
 
+def find_index(repository: Repository) -> Path:
+    """The local path of a pipeline's index.
+
+    Raises:
+        CheckpointError: there is none, so this is no pipeline; the message says what it is a part of one, if it is.
+    """
+    path = repository.find(INDEX)
+    if path is not None:
+        return path
+    part = repository.find("config.json")
+    kind = None if part is None else read_json(part).get("_class_name")
+    what = f" but a part of one, a {kind:.100}" if isinstance(kind, str) else ""
+    raise CheckpointError(f"{repository.name} has no {INDEX}: it is no pipeline{what}")
+
+
 def known(model: str) -> Known | None:
     """What the configs of a folder or a bundled model say; None for a model of the hub, or one that is not understood.
 
@@ -65,9 +80,7 @@ def known(model: str) -> Known | None:
         CheckpointError: there is no such model, it is no pipeline, or the hub cannot be reached.
     """
     repository = Repository(model)
-    path = repository.find(INDEX)
-    if path is None:
-        raise CheckpointError(f"{model} has no {INDEX}: it is no pipeline")
+    path = find_index(repository)
     if repository.folder is None:
         return None
     pipeline = read_json(path).get("_class_name")

@@ -36,7 +36,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "latent_magnitude": _FACTOR,
     "latent_shift": (-1e6, 1e6),
     "max_position_embeddings": (2, 2**31 - 1),  # a text begins and ends with a token
-    **dict.fromkeys(("layers_per_block", "transformer_layers_per_block", "num_hidden_layers"), (1, 2**31 - 1)),
+    **dict.fromkeys(("layers_per_block", "num_hidden_layers"), (1, 2**31 - 1)),
+    **dict.fromkeys(("transformer_layers_per_block", "reverse_transformer_layers_per_block"), (0, 2**31 - 1)),
     "num_train_timesteps": (1, MAX_TIMESTEPS),
     "sample_size": (1, MAX_SIDE),
     "downsample_padding": (0, 1),  # with more, the way up finds no features of its size
@@ -87,14 +88,18 @@ def _blocks(config: Mapping[str, Any]) -> float:
     lists = [value for key, value in config.items() if isinstance(value, list) and not key.startswith(("trained", "_"))]
     levels = max(map(len, lists), default=1)
 
-    def at_each_level(key: str) -> list[float]:
-        values = _numbers(config.get(key)) or [1 if key == "layers_per_block" else 0]
+    def at_each_level(key: str, usual: float) -> list[float]:
+        value = config.get(key)
+        values = [max(_numbers(each), default=usual) for each in (value if isinstance(value, list) else [value])]
         return values if len(values) > 1 else values * levels
 
     ways = sum(
-        (2 * layers + 1) * (1 + depth)
-        for layers, depth in zip_longest(
-            at_each_level("layers_per_block"), at_each_level("transformer_layers_per_block"), fillvalue=1
+        (2 * layers + 1) * (1 + max(down, up))
+        for layers, down, up in zip_longest(
+            at_each_level("layers_per_block", 1),
+            at_each_level("transformer_layers_per_block", 0),
+            reversed(at_each_level("reverse_transformer_layers_per_block", 0)),
+            fillvalue=1,
         )
     )
     tiny = sum(_numbers(config.get("num_encoder_blocks")) + _numbers(config.get("num_decoder_blocks")))

@@ -7,7 +7,7 @@ values of the published models are taken; what the network predicts is for the c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -51,7 +51,9 @@ def unet_config(shapes: Shapes, numbers: int = 0, pooled: int | None = None) -> 
     width = size(shapes, "input_blocks.0.0.weight", 0, 320)
     widths = [size(shapes, f"{start}.0.out_layers.3.weight", 0, width) for start in starts]
     attends = [f"{start}.1.norm.weight" in shapes for start in starts]
-    linear = len(shapes.get("middle_block.1.proj_in.weight", ())) == 2
+    projections = [shape for name, shape in shapes.items() if name.endswith(".1.proj_in.weight")]
+    linear = any(len(shape) == 2 for shape in projections)
+    looks_at = (name for name in shapes if name.endswith(".attn2.to_k.weight"))
     return {
         "in_channels": size(shapes, "input_blocks.0.0.weight", 1, 4),
         "out_channels": size(shapes, "out.2.weight", 0, 4),
@@ -59,31 +61,70 @@ def unet_config(shapes: Shapes, numbers: int = 0, pooled: int | None = None) -> 
         "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
         "layers_per_block": layers,
-        "cross_attention_dim": size(shapes, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1, 768),
+        "cross_attention_dim": size(shapes, next(looks_at, ""), 1, 768),
         "attention_head_dim": [max(1, channels // HEAD_WIDTH) for channels in widths] if linear else UNET_HEADS,
         "use_linear_projection": linear,
-        **_depths(shapes, [f"{start}.1" if attend else "" for start, attend in zip(starts, attends, strict=True)]),
+        "mid_block_type": _middle(shapes),
+        **_depths(shapes, levels, layers),
         **(_told(shapes, numbers, pooled) if numbers else {}),
     }
 
 
-def _depths(shapes: Shapes, transformers: list[str]) -> dict[str, Any]:
-    """The setting of how many blocks transformers have: nothing, where each has one.
+def _middle(shapes: Shapes) -> str | None:
+    """The block between the two ways: with a transformer and residual blocks around it, one of these alone, or none."""
+    if any(name.startswith(("middle_block.1.", "middle_block.2.")) for name in shapes):
+        return "UNetMidBlock2DCrossAttn"
+    return "UNetMidBlock2D" if any(name.startswith("middle_block.0.") for name in shapes) else None
+
+
+def _depths(shapes: Shapes, levels: int, layers: int) -> dict[str, Any]:
+    """The settings of how many blocks transformers have: nothing, where each has one.
 
     Args:
-        transformers: how the names in the first transformer of each level begin; "" on a level that has none.
+        levels: how many resolutions there are.
+        layers: residual blocks at each of them on the way down.
     """
+    downwards, upwards = (
+        depths_at(
+            shapes,
+            (
+                [f"{way}_blocks.{first + level * (layers + 1) + number}.1" for number in range(layers + 1 - first)]
+                for level in range(levels)
+            ),
+        )
+        for way, first in (("input", 1), ("output", 0))
+    )
+    (middle,) = depths_at(shapes, [["middle_block.1"]])
+    if middle and not downwards[-1]:
+        downwards[-1] = middle  # as that is where the config says it
+    upwards = [own or other for own, other in zip(upwards, reversed(downwards), strict=True)]
+    if upwards != downwards[::-1] or any(isinstance(depth, list) for depth in downwards):
+        return {
+            "transformer_layers_per_block": [depth or 1 for depth in downwards],
+            "reverse_transformer_layers_per_block": [depth or 1 for depth in upwards],
+        }
+    found = {depth for depth in (middle, *downwards) if depth}
+    if len(found) <= 1:
+        return {} if found <= {1} else {"transformer_layers_per_block": found.pop()}
+    return {"transformer_layers_per_block": [depth or 1 for depth in downwards]}
 
-    def depth(name: str) -> int:
-        return max(1, count(shapes, rf"{re.escape(name)}\.transformer_blocks\.(\d{{1,4}})\."))
 
-    middle = depth("middle_block.1")
-    depths = [depth(name) if name else 1 for name in transformers]
-    if not transformers[-1]:
-        depths[-1] = middle  # as that is where the config says it
-    if {middle, *(depth(name) for name in transformers if name)} == {middle}:
-        return {} if middle == 1 else {"transformer_layers_per_block": middle}
-    return {"transformer_layers_per_block": depths}
+def depths_at(shapes: Shapes, levels: Iterable[list[str]]) -> list[int | list[int]]:
+    """How many blocks the transformers have at each level: one number, if all have as many; 0 where there are none.
+
+    Args:
+        levels: for each level, how the names in the transformers begin that may be there.
+    """
+    blocks: dict[str, set[str]] = {}
+    for name in shapes:
+        start, separator, rest = name.partition(".transformer_blocks.")
+        if separator:
+            blocks.setdefault(start, set()).add(rest.partition(".")[0])
+    found: list[int | list[int]] = []
+    for names in levels:
+        counts = [len(blocks.get(name, ())) for name in names]
+        found.append(counts[0] if len({*counts}) == 1 else counts)
+    return found
 
 
 def _told(shapes: Shapes, numbers: int, pooled: int | None) -> dict[str, Any]:

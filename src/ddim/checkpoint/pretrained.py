@@ -368,12 +368,22 @@ class PretrainedModel(Stored, nn.Module):
             raise CheckpointError(f"{path} describes a {stored!r:.100}, not a {cls.__name__}: load it with that class")
         with skeleton():
             model: Self = cls.construct(config, path, **overrides)
-        files = find_weights(repository, cls.weights_name, subfolder, variant, use_safetensors)
         apart = None if repository.base is None else repository.find(DIFFERENCE, subfolder)
-        load_weights(model, files, dtype if apart is None else None)
-        if apart is not None:
+        if apart is None:
+            load_weights(model, find_weights(repository, cls.weights_name, subfolder, variant, use_safetensors), dtype)
+        else:
+            model.load_base(repository, subfolder)
             add_difference(model, apart, dtype)
         return model.eval()
+
+    def load_base(self, repository: Repository, subfolder: str | None) -> None:
+        """Take the weights that a difference is added to, in the type that they are stored in.
+
+        Args:
+            repository: a folder with a `base.json`, which names the bundled model that has them.
+            subfolder: the folder in it that the network's files are in.
+        """
+        load_weights(self, find_weights(repository, self.weights_name, subfolder, None), None)
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the parameters hold.

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ddim.checkpoint.nearby import did_you_mean, nearby
+from ddim.checkpoint.hub import bundled_controlnets
+from ddim.checkpoint.nearby import alike, did_you_mean, nearby
 from ddim.cli.adapters import listed
 from ddim.cli.fitting import fit_shown
 from ddim.cli.pictures import size_of
@@ -24,7 +25,7 @@ class Asked(NamedTuple):
     """One ControlNet as it was asked for.
 
     Attributes:
-        place: a folder, a `.safetensors` file, or an id on the hub.
+        place: a folder, the name of a bundled one, a `.safetensors` file, or an id on the hub.
         scale: how strongly it acts; 1 is as it was trained.
     """
 
@@ -57,7 +58,7 @@ def controlnet(text: str) -> Asked:
 
 
 def check_controlnet(given: str | Sequence[str], option: str) -> None:
-    """The rule of --controlnet: a folder or file that is there, or what can be on the hub, which is not asked.
+    """The rule of --controlnet: a folder or file that is there, a bundled one, or what the hub may have, not asked.
 
     Raises:
         ConfigError: there is no such folder or file, or its scale is no number.
@@ -71,9 +72,10 @@ def check_controlnet(given: str | Sequence[str], option: str) -> None:
         if _is_file(place):
             return
         raise ConfigError(f"{option} {place} is no .safetensors file: give one, or the folder of a ControlNet")
-    if not os.path.isdir(place) and not _is_address(place) and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place):
+    is_there = os.path.isdir(place) or place in bundled_controlnets()
+    if not is_there and not _is_address(place) and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place):
         kind = "file" if _is_file(place) else "folder"
-        meant = nearby(place, Path.is_file if kind == "file" else Path.is_dir)
+        meant = nearby(place, Path.is_file if kind == "file" else Path.is_dir) or alike(place, bundled_controlnets())
         raise ConfigError(f"there is no {kind} {place[:300]!r}, given as {option}{did_you_mean(meant)}")
 
 
@@ -149,7 +151,7 @@ def controlled(settings: SampleSettings, pipe: DiffusionPipeline, size: tuple[in
     files = files_shown(settings)
     if not files:
         return {}
-    from ddim.images.conditions import condition_image
+    from ddim.images import condition_image
     from ddim.pipelines.fitting import start_size
 
     width, height = size or start_size(size_of(files[0]), pipe, settings.height, settings.width)

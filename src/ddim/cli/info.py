@@ -28,7 +28,7 @@ class InfoSettings:
 
 def run_info(settings: InfoSettings) -> str:
     pipe = open_pipeline(settings)
-    from ddim.checkpoint import bundled_models
+    from ddim.checkpoint import bundled_controlnets, bundled_models
     from ddim.pipelines.info import model_info
     from ddim.scheduler.recommended import recommendation, recommended_steps
 
@@ -39,4 +39,7 @@ def run_info(settings: InfoSettings) -> str:
     plan = pipe.scheduler.plan(steps.number, eta=settings.eta, order=steps.order)
     parts = [f"{settings.model}: {model_info(pipe)!r}", f"{steps}:\n{plan!r}"]
     parts[1:1] = [f"recommended: {said}"] * bool(said)
-    return "\n\n".join([*parts, f"bundled models: {', '.join(bundled_models())}"])
+    parts.append(
+        f"bundled models: {', '.join(bundled_models())}\nbundled ControlNets: {', '.join(bundled_controlnets())}"
+    )
+    return "\n\n".join(parts)

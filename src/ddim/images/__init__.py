@@ -5,8 +5,10 @@ containers   what a picture's file holds, of each format
 tiff         the same of TIFF, and EXIF
 spans        a file made of parts of another
 drawn        pictures from tensors, grids, animations
+conditions   what a ControlNet is shown, made of a picture
 """
 
+from ddim.images.conditions import condition_image
 from ddim.images.drawn import (
     OUTPUT_TYPES,
     SUFFIXES,
@@ -27,6 +29,7 @@ __all__ = [
     "SUFFIXES",
     "OutputType",
     "check_picture",
+    "condition_image",
     "enlarge",
     "image_grid",
     "loaded",

@@ -116,6 +116,10 @@ class Residuals(NamedTuple):
     middle: Tensor | None = None
     inside: Sequence[Tensor] = ()
 
+    def all(self) -> list[Tensor]:
+        """`down` and then `middle`, if they are there."""
+        return [] if self.down is None or self.middle is None else [*self.down, self.middle]
+
 
 class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
     """A U-Net (Ronneberger et al. 2015), with the timestep added in every residual block (Ho et al. 2020, appendix B).
@@ -132,6 +136,7 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
     conv_norm_out: nn.Module
     conv_act: nn.Module
     conv_out: nn.Conv2d
+    text_inputs = 0  # how many tensors `core` is given of a text
     has_adapters = False  # `ddim.lora` says it here, which this module knows nothing of
     down_blocks: nn.ModuleList
     mid_block: UNetMidBlock2D | None
@@ -265,11 +270,17 @@ class Backbone(HasAttention, HasCore, CanRecompute, PretrainedModel):
 
         Args:
             inputs: x (b c h w); the projected timesteps (b|1 K); then, of a U-Net that reads a text, the keys and the
-                values of one cross-attention after the other, (b|1 heads s d) each.
+                values of one cross-attention after the other, (b|1 heads s d) each; then, if another network adds
+                something, `Residuals.down` and `Residuals.middle`.
         """
-        x, times, *text = inputs
-        pairs = zip(text[::2], text[1::2], strict=True)
-        return self.body(x, self.projected(times), {"encoder_hidden_states": pairs} if text else {})
+        x, times, *rest = inputs
+        more = rest[self.text_inputs :]
+        added = Residuals(more[:-1], more[-1]) if more else None
+        return self.body(x, self.projected(times), self.pairs(rest[: self.text_inputs]), added)
+
+    def pairs(self, text: Sequence[Tensor]) -> dict[str, Any]:
+        """What the blocks are told of a text, by the keys and values of one cross-attention after the other."""
+        return {"encoder_hidden_states": zip(text[::2], text[1::2], strict=True)} if text else {}
 
     def projected(self, times: Tensor) -> Iterator[Projected]:
         """What `project` made (b|1 K), for one residual block after the other."""

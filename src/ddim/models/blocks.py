@@ -24,7 +24,7 @@ from ddim.models.settings import look_up
 from ddim.models.transformer import Transformer2DModel
 
 Size = tuple[int, int]  # height and width
-AttentionFactory = Callable[[int], nn.Module]  # channels -> an attention layer
+AttentionFactory = Callable[[int, int], nn.Module]  # (channels, its number in the block) -> an attention layer
 
 
 class Projected(NamedTuple):
@@ -190,7 +190,7 @@ class Block(Recomputing):
 
     def add_attentions(self, factory: AttentionFactory | None, channels: int, count: int) -> None:
         """Make the attention layers, if there are any."""
-        self.attentions = nn.ModuleList(factory(channels) for _ in range(count) if factory)
+        self.attentions = nn.ModuleList(factory(channels, i) for i in range(count) if factory)
         self.has_cross_attention = any(isinstance(layer, Transformer2DModel) for layer in self.attentions)
 
     def attend(self, i: int, x: Tensor, text: Mapping[str, Any]) -> Tensor:

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,9 +20,9 @@ from ddim.checkpoint.config import register_to_config
 from ddim.checkpoint.control_layout import UNSEEN, convert_control, refuse_others
 from ddim.checkpoint.files import outline, read_tensors
 from ddim.checkpoint.hub import Repository
-from ddim.checkpoint.loading import differences, fill, raise_for_problems, skeleton
+from ddim.checkpoint.loading import check_state, differences, fill, raise_for_problems, skeleton
 from ddim.checkpoint.located import locate
-from ddim.checkpoint.pretrained import choose_dtype
+from ddim.checkpoint.pretrained import choose_dtype, find_weights
 from ddim.errors import ConfigError
 from ddim.models.backbone import ChosenTimes, ClassTimeCache, TimeCache
 from ddim.models.blocks import DownBlock2D, Times
@@ -125,7 +126,7 @@ class ControlNetModel(TextBackbone):
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
         cross_attention_dim: int | tuple[int, ...] = 1280,
-        transformer_layers_per_block: int | tuple[int, ...] = 1,
+        transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = 1,
         encoder_hid_dim: None = None,
         encoder_hid_dim_type: None = None,
         attention_head_dim: int | tuple[int, ...] = 8,
@@ -267,6 +268,18 @@ class ControlNetModel(TextBackbone):
         fill(network, part.state, read, dtype, f"{file} does not fit {cls.__name__}")
         return network.eval()
 
+    def load_base(self, repository: Repository, subfolder: str | None) -> None:
+        """Take the weights of the base's U-Net, and 0 for what a U-Net has not, in the type that they are stored in."""
+        (file,) = find_weights(repository, self.weights_name, "unet", None)
+        stored = read_tensors(file)
+        kind = next(iter(stored.values())).dtype
+        own = self.state_dict()
+        state = {
+            name: stored[name] if name in stored else torch.zeros(one.shape, dtype=kind) for name, one in own.items()
+        }
+        check_state(own, state, f"{file} is no U-Net for this ControlNet")
+        self.load_state_dict(state, assign=True)
+
     def read(self, picture: Tensor) -> Tensor:
         """A picture's features, which are the same at all steps: (b c H W) in [0, 1] to (b w h w)."""
         if picture.ndim != 4 or picture.shape[1] != self.conditioning_channels:
@@ -315,9 +328,8 @@ class ControlNetModel(TextBackbone):
         """
         if sample.ndim != 4 or sample.shape[1] != self.in_channels:
             raise ValueError(f"sample must have shape (b, {self.in_channels}, h, w), not {tuple(sample.shape)}")
-        states: Any = self._text(encoder_hidden_states, sample.shape[0]) if text_cache is None else iter(text_cache)
-        text = {
-            "encoder_hidden_states": states,
+        text = self._text(encoder_hidden_states, sample.shape[0]) if text_cache is None else None
+        more = {
             "attention_mask": as_bias(attention_mask, sample),
             "cross_attention_kwargs": self._for_processors(cross_attention_kwargs),
         }
@@ -325,32 +337,55 @@ class ControlNetModel(TextBackbone):
             if controlnet_cond is None:
                 raise ValueError("the picture is missing: give controlnet_cond")
             features = self.read(controlnet_cond)
-        x = self.conv_in(sample)
-        if features.shape[2:] != x.shape[2:] or features.shape[0] not in (1, x.shape[0]):
-            sides = tuple(side * self.shrinks_by for side in x.shape[2:])
+        height, width = sample.shape[2:]
+        if features.shape[2:] != (height, width) or features.shape[0] not in (1, len(sample)):
             raise ValueError(
-                f"controlnet_cond must be {sides[0]}x{sides[1]} for a sample of {x.shape[2]}x{x.shape[3]}, one or as "
-                f"many as there are samples; its features are {tuple(features.shape)}"
+                f"controlnet_cond must be {height * self.shrinks_by}x{width * self.shrinks_by} for a sample of "
+                f"{height}x{width}, one or as many as there are samples; its features are {tuple(features.shape)}"
             )
-        if time_cache is None:
-            times = as_timesteps(timestep, sample.shape[0], sample.device)
-            temb: Times = self.embed(times, class_labels, timestep_cond, added_cond_kwargs)
+        runner = self.active_runner() if all(value is None for value in more.values()) else None
+        times = None if time_cache is None else time_cache.at(timestep)
+        temb: Times = None if times is None else self.projected(times)
+        if times is None:
+            emb = self.embed(
+                as_timesteps(timestep, sample.shape[0], sample.device), class_labels, timestep_cond, added_cond_kwargs
+            )
+            times, temb = None if runner is None else self.project(emb), emb
+        if runner is not None and times is not None:
+            pairs = text_cache if text is None else self._keys_and_values(text)
+            results: Sequence[Tensor] = self.run_by(runner, sample, times, features, *chain(*(pairs or ())))
         else:
-            temb = self.projected(time_cache.at(timestep))
-        outputs = self.way_down(x + features, temb, text)
-        assert self.mid_block is not None
-        middle = self.mid_block(outputs[-1], temb, **self._text_for(self.mid_block, text))
-        results = [
-            layer(output)
-            for layer, output in zip(
-                (*self.controlnet_down_blocks, self.controlnet_mid_block), (*outputs, middle), strict=True
-            )
-        ]
+            states = text if text_cache is None else iter(text_cache)
+            results = self.results(sample, temb, features, {"encoder_hidden_states": states, **more})
         pools = self.config.global_pool_conditions
         *down, middle = _scaled(results, conditioning_scale, rises=guess_mode and not pools)
         if pools:
             *down, middle = (each.mean(dim=(2, 3), keepdim=True) for each in (*down, middle))
         return ControlNetOutput(down, middle) if return_dict else (down, middle)
+
+    def core(self, *inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # a U-Net has one result
+        """`results` as a function of tensors alone.
+
+        Args:
+            inputs: the samples (b c h w); the projected timesteps (b|1 K); the picture's features (b|1 w h w); then the
+                keys and the values of one cross-attention after the other, (b|1 heads s d) each.
+        """
+        sample, times, features, *text = inputs
+        return self.results(sample, self.projected(times), features, self.pairs(text))
+
+    def results(self, sample: Tensor, temb: Times, features: Tensor, text: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """What is added to the outputs of the way down and, last, of the middle, before it is scaled: (b c h w) each.
+
+        Args:
+            sample: the samples, (b c h w).
+            temb, text: as for `body`.
+            features: of the picture, (b|1 w h w).
+        """
+        outputs = self.way_down(self.conv_in(sample) + features, temb, text)
+        assert self.mid_block is not None
+        middle = self.mid_block(outputs[-1], temb, **self._text_for(self.mid_block, text))
+        layers = (*self.controlnet_down_blocks, self.controlnet_mid_block)
+        return tuple(layer(output) for layer, output in zip(layers, (*outputs, middle), strict=True))
 
 
 class MultiControlNetModel(Savable, nn.Module):

@@ -17,7 +17,7 @@ from ddim.models.snapshot import Snapshot
 
 T = TypeVar("T")
 
-Runner = Callable[..., Tensor]
+Runner = Callable[..., Any]
 
 SHARE = 0.01  # of the time, at most, goes into looking for changes that nobody in this thread can have made
 
@@ -41,8 +41,11 @@ class HasCore(nn.Module):
     _known_parts: Sequence[nn.Module] = ()  # what that runner has seen
     _last_seen: _Weak | None = None  # the last snapshot, if anybody still has it
 
-    def core(self, *inputs: Tensor) -> Tensor:
-        """The network's work as a function of tensors alone, whose first dimension is the batch or 1."""
+    def core(self, *inputs: Tensor) -> Any:
+        """The network's work as a function of tensors alone, whose first dimension is the batch or 1.
+
+        A subclass says what it returns: a tensor, or a tuple of them.
+        """
         raise NotImplementedError
 
     def is_altered(self) -> bool:
@@ -71,11 +74,11 @@ class HasCore(nn.Module):
             held.note()
         return runner
 
-    def run_core(self, *inputs: Tensor) -> Tensor:
+    def run_core(self, *inputs: Tensor) -> Any:
         """What `core` returns, computed by the runner where there is one that may."""
         return self.run_by(self.active_runner(), *inputs)
 
-    def run_by(self, runner: Runner | None, *inputs: Tensor) -> Tensor:
+    def run_by(self, runner: Runner | None, *inputs: Tensor) -> Any:
         """What `core` returns, computed by `runner` unless that is None or an input wants a gradient."""
         if runner is None or any(x.requires_grad for x in inputs):
             return self.core(*inputs)

@@ -14,7 +14,7 @@ from ddim.models.backbone import Backbone, Level
 from ddim.models.blocks import AttentionFactory, Style, UNetMidBlock2D, UNetMidBlock2DCrossAttn
 from ddim.models.embeddings import TimestepEmbedding, Timesteps
 from ddim.models.settings import check_levels, look_up
-from ddim.models.transformer import Transformer2DModel
+from ddim.models.transformer import BasicTransformerBlock, Transformer2DModel
 
 # What a block's name in a config says: whether a transformer follows each residual block.
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
@@ -22,6 +22,7 @@ UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 MID_BLOCKS = {"UNetMidBlock2D": False, "UNetMidBlock2DCrossAttn": True}
 
 TextCache = tuple[KeyValue, ...]
+Depth = int | tuple[int, ...]  # the blocks of each transformer at one resolution: of all, or of one after the other
 
 
 class TextBackbone(Backbone):
@@ -45,11 +46,11 @@ class TextBackbone(Backbone):
         channels: Sequence[int] = settings["block_out_channels"]
         groups, act_fn, eps = settings["norm_num_groups"], settings["act_fn"], settings["norm_eps"]
         n = len(channels)
-        layers, depths, heads, text_dims, crosses = (
+        depths, depths_up = _depths(settings, n)
+        layers, heads, text_dims, crosses = (
             _for_each(settings[name], n)
             for name in (
                 "layers_per_block",
-                "transformer_layers_per_block",
                 "attention_head_dim",
                 "cross_attention_dim",
                 "only_cross_attention",
@@ -62,12 +63,11 @@ class TextBackbone(Backbone):
             **({"up_block_types": up_block_types} if up_block_types else {}),
             layers_per_block=layers,
             transformer_layers_per_block=depths,
+            **({"reverse_transformer_layers_per_block": depths_up} if up_block_types else {}),
             attention_head_dim=heads,
             cross_attention_dim=text_dims,
             only_cross_attention=crosses,
         )
-        if not all(isinstance(depth, int) for depth in depths):
-            raise ConfigError(f"transformer_layers_per_block must hold whole numbers, not {depths}")
         width, kernel = channels[0], settings.get("conv_in_kernel", 3)
         emb_dim = settings.get("time_embedding_dim") or 4 * width
         waves = (settings["flip_sin_to_cos"], settings["freq_shift"])
@@ -97,11 +97,17 @@ class TextBackbone(Backbone):
         shift = settings["resnet_time_scale_shift"]
         style = Style(time_dim, groups, eps, act_fn, shift, settings.get("dropout", 0.0))
 
-        def transformer(i: int, only_cross: bool) -> AttentionFactory:
-            return lambda channels: Transformer2DModel(
+        def transformer(i: int, depth: Depth, count: int, only_cross: bool) -> AttentionFactory:
+            if not isinstance(depth, int) and len(depth) < count:
+                raise ConfigError(
+                    f"{list(depth)!r:.100} in transformer_layers_per_block or reverse_transformer_layers_per_block is "
+                    f"for {len(depth)} transformers, but there are {count} at that place: give one number for all, or "
+                    "one for each (the way up has one more than the way down, so it needs the reverse_ setting)"
+                )
+            return lambda channels, number: Transformer2DModel(
                 channels,
                 heads[i],
-                layers=depths[i],
+                layers=depth if isinstance(depth, int) else depth[number],
                 context_dim=text_dims[i],
                 groups=groups,
                 use_linear_projection=settings["use_linear_projection"],
@@ -109,26 +115,30 @@ class TextBackbone(Backbone):
                 upcast_attention=bool(settings["upcast_attention"]),
             )
 
-        def level(i: int, has_attention: bool, extra: int, resampler: str | None) -> Level:
-            attention = transformer(i, crosses[i]) if has_attention else None
-            return Level(channels[i], layers[i] + extra, attention, "CrossAttn" if has_attention else "", resampler)
+        def level(i: int, place: int, has_attention: bool, extra: int, depth: Depth) -> Level:
+            count = layers[i] + extra
+            attention = transformer(i, depth, count, crosses[i]) if has_attention else None
+            resampler = "conv" if place < n - 1 else None
+            return Level(channels[i], count, attention, "CrossAttn" if has_attention else "", resampler)
 
         down = [
-            level(i, look_up("down block type", name, DOWN_BLOCKS), 0, "conv" if i < n - 1 else None)
+            level(i, i, look_up("down block type", name, DOWN_BLOCKS), 0, depths[i])
             for i, name in enumerate(settings["down_block_types"])
         ]
         up = [
-            level(n - 1 - i, look_up("up block type", name, UP_BLOCKS), 1, "conv" if i < n - 1 else None)
+            level(n - 1 - i, i, look_up("up block type", name, UP_BLOCKS), 1, depths_up[i])
             for i, name in enumerate(up_block_types)
         ]
         middle = None
         if settings["mid_block_type"] is not None:
             has_attention = look_up("mid_block_type", settings["mid_block_type"], MID_BLOCKS)
             scaled = style._replace(output_scale=settings["mid_block_scale_factor"])
-            attention = transformer(n - 1, only_cross=False) if has_attention else None
+            attention = transformer(n - 1, depths[-1], 1, only_cross=False) if has_attention else None
             kind = UNetMidBlock2DCrossAttn if has_attention else UNetMidBlock2D
             middle = kind(channels[-1], scaled, attention, layers=1 if has_attention else 0)
         self.build(style, down, middle, up, settings["downsample_padding"])
+        blocks = [module for module in self.modules() if isinstance(module, BasicTransformerBlock)]
+        self.text_inputs = 2 * sum(1 + block.only_cross_attention for block in blocks)  # keys and values
 
     def embed(
         self,
@@ -227,6 +237,25 @@ class TextBackbone(Backbone):
 def _for_each(value: Any, n: int) -> tuple[Any, ...]:
     """A setting's values for all n resolutions, whether it was one value or a list."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * n
+
+
+def _depths(settings: Mapping[str, Any], n: int) -> tuple[tuple[Depth, ...], tuple[Depth, ...]]:
+    """How many blocks the transformers have at all n resolutions: on the way down, and in its own order on the way up.
+
+    Raises:
+        ConfigError: they are no whole numbers and lists of such.
+    """
+    name, reverse = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
+    down = _for_each(settings[name], n)
+    up = tuple(reversed(down)) if settings.get(reverse) is None else _for_each(settings[reverse], n)
+    for setting, depths in ((name, down), (reverse, up)):
+        for each in depths:
+            if not all(type(depth) is int and depth >= 0 for depth in (each if isinstance(each, tuple) else (each,))):
+                raise ConfigError(
+                    f"{setting} must hold whole numbers, one for each resolution, or lists of them with one for each "
+                    f"transformer there, not {each!r:.100}"
+                )
+    return down, up
 
 
 def _added_dims(features: int | None, channels: int | None) -> tuple[int, int]:

@@ -6,7 +6,39 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class TakesParts(nn.Module):
+    """An autoencoder that can take its images one after another, and each of them in tiles."""
+
+    use_slicing = use_tiling = False
+
+    def enable_slicing(self) -> None:
+        """Save memory by taking one image of a batch after another. The result is the same."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Take all images of a batch at once again."""
+        self.use_slicing = False
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Save memory by taking images in tiles of `tile_sample_min_size`, which overlap and are blended.
+
+        The result differs a little: where tiles meet, and of an autoencoder with norms everywhere, as each tile is
+        normalised by itself. False is the same as `disable_tiling`.
+        """
+        self.use_tiling = use_tiling
+
+    def disable_tiling(self) -> None:
+        """Take each image as a whole again."""
+        self.use_tiling = False
+
+    def each(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`function(x)` for x (b c h w), one image after another where that was asked for."""
+        if not self.use_slicing or len(x) <= 1:
+            return function(x)
+        return torch.cat([function(image) for image in torch.split(x, 1)])
 
 
 class Tiles(NamedTuple):

@@ -20,6 +20,7 @@ from ddim.models.activations import activation
 from ddim.models.core import HasCore
 from ddim.models.recompute import CanRecompute, Recomputing
 from ddim.models.settings import look_up
+from ddim.models.tiling import TakesParts
 from ddim.models.vae import DecoderOutput
 from ddim.noise import Generators
 from ddim.step import Output
@@ -110,7 +111,7 @@ class DecoderTiny(TinyCoder):
         return super().forward(SOFT_LIMIT * torch.tanh(z / SOFT_LIMIT)) * 2 - 1
 
 
-class AutoencoderTiny(HasCore, CanRecompute, PretrainedModel):
+class AutoencoderTiny(HasCore, CanRecompute, TakesParts, PretrainedModel):
     """The autoencoder of madebyollin/taesd, taesdxl and their like; the constructor's arguments are diffusers'.
 
     Args:
@@ -171,30 +172,12 @@ class AutoencoderTiny(HasCore, CanRecompute, PretrainedModel):
         self.spatial_scale_factor = 2 ** (len(num_encoder_blocks) - 1)
         self.tile_sample_min_size, self.tile_overlap_factor = TILE, OVERLAP
         self.tile_latent_min_size = TILE // self.spatial_scale_factor
-        self.use_slicing = self.use_tiling = False
 
     @classmethod
     def make_config(cls, values: Mapping[str, Any]) -> Config:
         """With `block_out_channels`, by whose number pipelines know how many pixels a latent stands for."""
         widths = values["decoder_block_out_channels"]
         return super().make_config({**values, "block_out_channels": widths, "force_upcast": False})
-
-    def enable_slicing(self) -> None:
-        """Save memory by taking one image of a batch after another. The result is the same."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        self.use_slicing = False
-
-    def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Save memory by taking images in tiles of `tile_sample_min_size`, which overlap and are blended.
-
-        The result differs a little where tiles meet. False is the same as `disable_tiling`.
-        """
-        self.use_tiling = use_tiling
-
-    def disable_tiling(self) -> None:
-        self.use_tiling = False
 
     def scale_latents(self, x: Tensor) -> Tensor:
         """Latents as numbers in [0, 1], in the same shape, such as an image file can hold."""
@@ -257,11 +240,10 @@ class AutoencoderTiny(HasCore, CanRecompute, PretrainedModel):
             tile: the side of the tiles of x.
             times, part: the result has times/part of the height and width of x.
         """
-        images = torch.split(x, 1) if self.use_slicing and len(x) > 1 else (x,)
-        if self.use_tiling:
-            overlap = int(tile * self.tile_overlap_factor)
-            return torch.cat([_blended(function, image, tile, overlap, times, part) for image in images])
-        return torch.cat([function(image) for image in images])
+        if not self.use_tiling:
+            return self.each(function, x)
+        overlap = int(tile * self.tile_overlap_factor)
+        return self.each(lambda image: _blended(function, image, tile, overlap, times, part), x)
 
 
 def _width(coder: str, widths: Sequence[int], blocks: Sequence[int]) -> int:

@@ -128,10 +128,10 @@ class UNet2DModel(Backbone):
 
         style = Style(emb_dim, norm_num_groups, norm_eps, act_fn, resnet_time_scale_shift, dropout)
 
-        def attention(channels: int) -> nn.Module:
+        def attention(channels: int, _: int) -> nn.Module:
             return spatial_attention(channels, attention_head_dim, groups=norm_num_groups, eps=norm_eps)
 
-        def middle_attention(channels: int) -> nn.Module:
+        def middle_attention(channels: int, _: int) -> nn.Module:
             groups = attn_norm_num_groups
             if groups is None and resnet_time_scale_shift == "default":
                 groups = norm_num_groups

@@ -22,7 +22,6 @@ from ddim.models.text_backbone import TextBackbone, TextCache, as_bias
 
 # Settings of other families of models, with the only value that is implemented here.
 NOT_IMPLEMENTED: dict[str, object] = {
-    "reverse_transformer_layers_per_block": None,
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
     "num_attention_heads": None,  # diffusers refuses it too: the number of heads is called attention_head_dim
@@ -35,6 +34,7 @@ NOT_IMPLEMENTED: dict[str, object] = {
     "attention_type": "default",
     "cross_attention_norm": None,
 }
+OF_OTHERS = "it is of another family of models, which diffusers draws, if wanted with ddim's scheduler"
 
 
 class UNet2DConditionModel(TextBackbone):
@@ -58,7 +58,10 @@ class UNet2DConditionModel(TextBackbone):
         act_fn: the activation, a key of `ACTIVATIONS`.
         norm_num_groups, norm_eps: groups of the norms, and what is added to their variance.
         cross_attention_dim: the text's channels.
-        transformer_layers_per_block: how many blocks each transformer has.
+        transformer_layers_per_block: how many blocks each transformer has; at a resolution of a list, another list may
+            stand, with one number for each transformer there. The middle has as many as the last (first) of them says.
+        reverse_transformer_layers_per_block: the same for the way up, from the lowest resolution to the highest; as on
+            the way down unless told. Lists of lists need it, as the way up has one transformer more.
         attention_head_dim: the **number** of heads, whatever its name says: published configs mean the number.
         use_linear_projection: transformers begin and end with a linear layer instead of a 1x1 convolution.
         class_embed_type: None (a vector for each of `num_class_embeds` classes, or no classes if that is None),
@@ -123,8 +126,8 @@ class UNet2DConditionModel(TextBackbone):
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
         cross_attention_dim: int | tuple[int, ...] = 1280,
-        transformer_layers_per_block: int | tuple[int, ...] = 1,
-        reverse_transformer_layers_per_block: None = None,
+        transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = 1,
+        reverse_transformer_layers_per_block: tuple[int | tuple[int, ...], ...] | None = None,
         encoder_hid_dim: None = None,
         encoder_hid_dim_type: None = None,
         attention_head_dim: int | tuple[int, ...] = 8,
@@ -156,7 +159,10 @@ class UNet2DConditionModel(TextBackbone):
         super().__init__()
         for name, only in NOT_IMPLEMENTED.items():
             if self.config[name] != only:
-                raise ConfigError(f"{name}={self.config[name]!r:.100} is not implemented, only {only!r} is")
+                instead = (
+                    "say the number of heads by attention_head_dim" if name == "num_attention_heads" else OF_OTHERS
+                )
+                raise ConfigError(f"{name}={self.config[name]!r:.100} is not implemented, only {only!r} is: {instead}")
         self.center_input_sample = center_input_sample
         self.make(self.config, up_block_types)
         self.num_upsamplers = len(block_out_channels) - 1
@@ -252,8 +258,9 @@ class UNet2DConditionModel(TextBackbone):
         added = Residuals(
             down_block_additional_residuals, mid_block_additional_residual, down_intrablock_additional_residuals or ()
         )
-        is_plain = all(value is None for value in (*more.values(), added.down, added.middle)) and not added.inside
-        runner = self.active_runner() if is_plain else None
+        is_plain = all(value is None for value in more.values()) and not added.inside
+        is_whole = (added.down is None) == (added.middle is None)
+        runner = self.active_runner() if is_plain and is_whole else None
 
         times = None if time_cache is None else time_cache.at(timestep)
         temb: Times = None if times is None else self.projected(times)
@@ -264,7 +271,7 @@ class UNet2DConditionModel(TextBackbone):
             times, temb = None if runner is None else self.project(emb), emb
         if runner is not None and times is not None:
             pairs = text_cache if text is None else self._keys_and_values(text)
-            out = self.run_by(runner, sample, times, *chain(*(pairs or ())))
+            out: Tensor = self.run_by(runner, sample, times, *chain(*(pairs or ())), *added.all())
         else:
             states = text if text_cache is None else iter(text_cache)
             out = self.body(sample, temb, {"encoder_hidden_states": states, **more}, added)

@@ -18,7 +18,7 @@ from ddim.models.core import HasCore
 from ddim.models.processors import HasAttention
 from ddim.models.recompute import CanRecompute, Recomputing
 from ddim.models.settings import check_levels, look_up
-from ddim.models.tiling import Tiles, in_tiles
+from ddim.models.tiling import TakesParts, Tiles, in_tiles
 from ddim.noise import Generators
 from ddim.step import Output, described
 
@@ -182,7 +182,7 @@ class Coder(nn.Module):
     ) -> None:
         super().__init__()
 
-        def attention(channels: int) -> nn.Module:
+        def attention(channels: int, _: int) -> nn.Module:
             return spatial_attention(channels, None, groups=style.groups, eps=style.eps)
 
         self.conv_in = nn.Conv2d(ends[0], widths[0], 3, padding=1)
@@ -255,7 +255,7 @@ class Decoder(Coder):
         return self.finish(x)
 
 
-class AutoencoderKL(HasAttention, HasCore, CanRecompute, PretrainedModel):
+class AutoencoderKL(HasAttention, HasCore, CanRecompute, TakesParts, PretrainedModel):
     """Stable Diffusion's autoencoder; the constructor's arguments are diffusers'.
 
     Args:
@@ -319,28 +319,10 @@ class AutoencoderKL(HasAttention, HasCore, CanRecompute, PretrainedModel):
         self.tile_sample_min_size = size
         self.tile_latent_min_size = size // 2 ** (len(block_out_channels) - 1)
         self.tile_overlap_factor = 0.25
-        self.use_slicing = self.use_tiling = False
 
     @classmethod
     def convert_key(cls, key: str) -> str:
         return convert_attention_key(key)
-
-    def enable_slicing(self) -> None:
-        """Save memory by taking one image of a batch after another. The result is the same."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        self.use_slicing = False
-
-    def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Save memory by taking images larger than `tile_sample_min_size` in tiles, which overlap and are blended.
-
-        The result differs a little, as each tile is normalised by itself. False is the same as `disable_tiling`.
-        """
-        self.use_tiling = use_tiling
-
-    def disable_tiling(self) -> None:
-        self.use_tiling = False
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | Any:
         """The distribution of images' latents, `.latent_dist`.
@@ -354,8 +336,7 @@ class AutoencoderKL(HasAttention, HasCore, CanRecompute, PretrainedModel):
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"images must have shape (b, {self.in_channels}, h, w), not {tuple(x.shape)}")
-        parts = torch.split(x, 1) if self.use_slicing else (x,)
-        posterior = DiagonalGaussianDistribution(torch.cat([self._encode(part) for part in parts]))
+        posterior = DiagonalGaussianDistribution(self.each(self._encode, x))
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: Generators = None) -> DecoderOutput | Any:
@@ -371,8 +352,7 @@ class AutoencoderKL(HasAttention, HasCore, CanRecompute, PretrainedModel):
         """
         if z.ndim != 4 or z.shape[1] != self.latent_channels:
             raise ValueError(f"latents must have shape (b, {self.latent_channels}, h, w), not {tuple(z.shape)}")
-        parts = torch.split(z, 1) if self.use_slicing else (z,)
-        images = torch.cat([self._decode(part) for part in parts])
+        images = self.each(self._decode, z)
         return DecoderOutput(images) if return_dict else (images,)
 
     def core(self, *inputs: Tensor) -> Tensor:
@@ -415,4 +395,5 @@ class AutoencoderKL(HasAttention, HasCore, CanRecompute, PretrainedModel):
         size = self.tile_latent_min_size
         if self.use_tiling and max(z.shape[2:]) > size:
             return in_tiles(self.run_core, z, Tiles(size, self.tile_sample_min_size, self.tile_overlap_factor))
-        return self.run_core(z)
+        out: Tensor = self.run_core(z)
+        return out

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ddim.backends import BackendName, accelerate, describe
 from ddim.checkpoint import Repository, Savable, Saving, choose_dtype, read_json, write_json
 from ddim.checkpoint.config import DIFFUSERS_VERSION
+from ddim.checkpoint.known import INDEX, find_index
 from ddim.checkpoint.pretrained import DeviceMap, PretrainedModel, chosen_device
 from ddim.errors import CheckpointError, ConfigError
 from ddim.images import OutputType
@@ -29,7 +30,6 @@ from ddim.pipelines.outputs import Array, Drawn, ImagePipelineOutput, PlainOutpu
 from ddim.sampling import Denoiser, Pipeline
 from ddim.scheduler import DDIMInverseScheduler, DDIMScheduler
 
-INDEX = "model_index.json"
 Type = torch.dtype | str  # the parameters' type; "auto" is the one that they are stored in
 
 # The classes that a model_index.json may name, each with the module that has it, and with ":" and the name of our class
@@ -248,9 +248,7 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         device = chosen_device(device_map)
         options = _options(options)
         repository = Repository.open(pretrained_model_name_or_path, options)
-        path = repository.find(INDEX)
-        if path is None:
-            raise CheckpointError(f"{repository.name} has no {INDEX}: it is no pipeline")
+        path = find_index(repository)
         index = read_json(path)
         pipeline = cls._choose(index, path)
         unknown = sorted(set(options) - {*pipeline.parts, *pipeline.left_out, *pipeline.settings, *pipeline.extra})

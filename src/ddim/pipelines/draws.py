@@ -100,6 +100,10 @@ class Draws(Runs, TakesAdapters, StartsFromPictures):
                 self.components.pop(name, None)
         super().__setattr__(name, value)
 
+    @property
+    def _networks(self) -> list[nn.Module]:
+        return [network for part in super()._networks for network in networks_of(part)]
+
     def _class_name(self) -> str:
         own = super()._class_name()
         return CONTROLLED.get(own, own) if self.controlnet is not None else own

@@ -30,7 +30,7 @@ _FOREIGN = """
 algorithm_type disable_corrector euler_at_final final_sigmas_type flow_shift interpolation_type lambda_min_clipped
 lower_order_final predict_x0 rho shift_terminal sigma_data sigma_max sigma_min sigma_schedule skip_prk_steps
 solver_order solver_p solver_type time_shift_type timestep_type use_beta_sigmas use_dynamic_shifting
-use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas variance_type noise_sampler_seed
+use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas variance_type noise_sampler_seed snr_shift_scale
 """.split()
 # The classes of diffusers whose configs a DDIMScheduler accepts.
 _COMPATIBLE = """
@@ -500,19 +500,32 @@ def _check_shapes(samples: Tensor, noise: Tensor, count: int) -> None:
 
 
 def _check_betas(config: Mapping[str, Any], own_name: str) -> None:
-    """Raise a ConfigError if a config is of a scheduler whose noise is not that of betas, or of a flow.
+    """Raise a ConfigError if a config is of a scheduler whose noise is not that of its betas, or of a flow.
 
     Such a config (of EDM, Stable Audio, UnCLIP, flow matching) would otherwise be filled up with default betas, on
-    which its network was not trained.
+    which its network was not trained. CogVideoX has betas, but changes what is made of them.
     """
     named = config.get("_class_name", own_name)
     if "_class_name" not in config and any(config.get(key) is not None for key in _OF_OTHER_NOISE):
         named = "scheduler of another kind"  # diffusers' objects do not say it in their configs
     if config.get("prediction_type") == "flow_prediction" or config.get("use_flow_sigmas") or "FlowMatch" in str(named):
-        raise ConfigError(f"the config is of a {named!s:.100} for flow matching, which DDIM does not sample")
+        raise ConfigError(
+            f"the config is of a {named!s:.100} for flow matching, which DDIM does not sample: draw it in diffusers, "
+            "with its own scheduler"
+        )
+    shift = config.get("snr_shift_scale", 3.0 if str(named).startswith("CogVideoX") else 1)  # as its classes have it
+    if shift is not None and shift != 1:
+        raise ConfigError(
+            f"the config (of a {named!s:.100}) has snr_shift_scale={shift!r:.50}, which shifts the noise away from "
+            "that of its betas and is not implemented: draw it in diffusers, with its own scheduler, or leave the "
+            "setting out and assign the shifted levels: scheduler.alphas_cumprod = its.alphas_cumprod"
+        )
     has_betas = {"beta_start", "beta_schedule"} & set(config) or config.get("trained_betas") is not None
     if not has_betas and named not in ("DDIMScheduler", "DDIMInverseScheduler", own_name):
-        raise ConfigError(f"the config is of a {named!s:.100}, which has no betas that DDIM could use")
+        raise ConfigError(
+            f"the config is of a {named!s:.100}, which has no betas that DDIM could use (as in EDM, its levels of "
+            "noise are no table of timesteps): draw it in diffusers, with its own scheduler"
+        )
 
 
 class DDIMScheduler(_Scheduler):
