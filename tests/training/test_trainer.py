@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ from tiny_training import (
 from torch.utils.data import DataLoader
 
 import ddim
-from ddim.checkpoint import read_tensors
+from ddim.checkpoint import locks, read_tensors
 from ddim.cli import main
 from ddim.data.preparation import Choice
 from ddim.errors import CheckpointError, ConfigError, DDIMError, NonFiniteError
@@ -679,3 +680,34 @@ def test_two_processes_train_together_and_one_encodes(kind: str, tmp_path: Path,
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3", "checkpoint-6"]
     encoded = {path.name: path.read_text() for path in notes.iterdir()}
     assert encoded == ({"joined-by-0": "xx", "joined-by-1": "xx"} | ({} if kind == "vae" else {"encoded-by-0": "x"}))
+
+
+# --- one at a time ---------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_do_not_train_into_one_folder(
+    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.3)
+    chosen = text_settings(tmp_path / "run", place, max_train_steps=1)
+    (tmp_path / "run").mkdir()
+    other = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from ddim.checkpoint.locks import alone_in
+        with alone_in(Path(sys.argv[1])) as is_free:
+            print(is_free, flush=True)
+            time.sleep(100)
+        """
+    )
+    command = [sys.executable, "-c", other, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        with pytest.raises(ConfigError, match="is being trained into by another process: wait until it ends, or give"):
+            train(chosen)
+        assert not list((tmp_path / "run").iterdir())
+        process.kill()
+    train(chosen)
+    assert checkpoints(tmp_path / "run")

@@ -4,6 +4,7 @@ config            a class's constructor arguments as a config, which is written 
 pickles           what a `.bin` would make in memory, found out before it is read
 files             reads and writes one file: JSON or tensors
 hub               finds a checkpoint's files: in a folder, among the bundled models, on the Hugging Face hub
+locks             two processes do not write into one folder
 nearby            what may have been meant by a name that is not there
 limits            refuses configs that ask for too much
 loading           puts tensors into a network by their names

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
+from ddim.checkpoint.locks import lock
 from ddim.errors import CheckpointError, ConfigError
 
 __all__ = ["locked"]
@@ -33,23 +33,8 @@ def locked(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, alone in wanted:
-                if not _lock(stack.enter_context((folder / name).open("a")), alone):
+                if not lock(stack.enter_context((folder / name).open("a")), alone):
                     raise ConfigError(f"--out {out} is being drawn into by another `ddim generate`: wait until it ends")
         except OSError as error:
             raise CheckpointError(f"{folder} was not written: {error.strerror or error}") from error
         yield
-
-
-def _lock(file: IO[str], alone: bool) -> bool:
-    """Whether a lock was free, or there are none here."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True

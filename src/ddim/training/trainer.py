@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ddim import __version__
 from ddim.checkpoint import Savable, atomic_write, write_json
+from ddim.checkpoint.locks import alone_in
 from ddim.data.buckets import BucketBatches
 from ddim.data.progress import progress, say
 from ddim.errors import CheckpointError, ConfigError, NonFiniteError
@@ -232,16 +233,23 @@ class Trainer:
 
         Raises:
             Interrupted: by Ctrl-C or a signal; what was learnt is in a checkpoint.
+            ConfigError: another process trains into the same folder.
         """
         self.resume()
-        if self.accelerator.is_main_process:
-            self._make_folder()
-        with self.interruption:
-            try:
-                self._train()
-                self._finish()
-            except Interrupted:
-                self._leave()
+        with contextlib.ExitStack() as held:
+            if self.accelerator.is_main_process:
+                self._make_folder()
+                if not held.enter_context(alone_in(self.output_dir)):
+                    raise ConfigError(
+                        f"output_dir={self.output_dir} is being trained into by another process: wait until it ends, "
+                        "or give another output_dir"
+                    )
+            with self.interruption:
+                try:
+                    self._train()
+                    self._finish()
+                except Interrupted:
+                    self._leave()
         return self.output_dir
 
     def _train(self) -> None:
