@@ -2,8 +2,10 @@
 FROM python:3.11-slim-bookworm
 COPY constraints.txt /tmp/
 RUN pip install --no-cache-dir -c /tmp/constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
+# What else it may name: studio, for --studio, and scale, for --replicas.
+ARG EXTRAS=fast,serve
 COPY . /src
-RUN pip install --no-cache-dir -c /tmp/constraints.txt "/src[fast,serve]" \
+RUN pip install --no-cache-dir -c /tmp/constraints.txt "/src[${EXTRAS}]" \
     && rm -rf /src /tmp/constraints.txt \
     && useradd --create-home --uid 1000 ddim
 USER 1000

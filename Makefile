@@ -69,7 +69,7 @@ sample: .venv/.core  ## draw a picture: make sample PROMPT="a grinning face" OUT
 test: .venv/.all  ## run the fast tests, in minutes, by two processes: WORKERS=8 on a larger machine
 	@$(PYTEST) $(call why,$(failed))
 
-test-all: .venv/.all  ## run the slow tests too, in tens of minutes, and all that the README shows
+test-all: .venv/.all .venv/.release  ## run the slow tests too, in tens of minutes, and all that the README shows
 	@$(PYTEST) -m "slow or not slow" $(call why,$(failed))
 	@$(BIN)/python scripts/newcomer $(call why,something that the README shows does not run: it is shown above)
 
@@ -82,8 +82,8 @@ docs: .venv/.docs  ## make the site of docs/ in build/docs, strictly: a minute o
 		$(call why,the site has faults: each is a warning above)
 	@echo 'The site is in build/docs: open build/docs/index.html'
 
-dist: .venv/.release  ## build the wheel and the source distribution into dist, and check them: half a minute
-	@$(BIN)/python scripts/dist $(call why,what was built is not to be published: each fault is above)
+dist: .venv/.release  ## build the wheel and the source distribution into dist, and check them: RELEASE=1 to publish them
+	@$(BIN)/python scripts/dist $(if $(RELEASE),--release) $(call why,what was built is not to be published: each fault is above)
 
 sbom: .venv/.all .venv/.release  ## list all that ddim installs with versions and licences in build/sbom.json (CycloneDX)
 	@$(BIN)/python scripts/sbom $(call why,the list could not be made: the message is above)

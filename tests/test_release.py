@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import re
+import shutil
 import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import trove_classifiers
 from packaging.licenses import canonicalize_license_expression
 from packaging.requirements import Requirement
 from program import script
 
 import ddim
+from ddim.cli import main
+from ddim.cli.serve import ServeSettings
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+CONTAINERS = ["Dockerfile", "Dockerfile.cuda"]
 # What a licence's text is called, where it is not the project's own.
 TEXTS = {"MIT": "Fluent-Emoji", "CC-BY-4.0": "Twemoji", "Unicode-3.0": "Unicode-3.0", "Apache-2.0": "Apache-2.0"}
 
@@ -38,6 +44,35 @@ def test_the_version_is_said_once_and_the_newest_of_the_changelog() -> None:
     assert numbers == sorted(numbers, reverse=True)
     assert ".".join(map(str, numbers[0])) == ddim.__version__
     assert re.findall(r"^version: (.+)$", read("CITATION.cff"), flags=re.MULTILINE) == [ddim.__version__]
+
+
+# --- what the package index shows -------------------------------------------------------------------------------------
+
+
+def test_the_classifiers_are_of_the_index_and_say_which_pythons() -> None:
+    classifiers = PROJECT["classifiers"]
+    assert len(classifiers) > 8
+    for each in classifiers:
+        assert each in trove_classifiers.classifiers, f"the package index knows no classifier {each}"
+        assert each not in trove_classifiers.deprecated_classifiers, each
+        assert not each.startswith("License ::"), "`license` says it, and the index refuses both together"
+    assert classifiers == sorted(classifiers)
+    said = [each.rpartition(" ")[2] for each in classifiers if re.search(r":: 3\.\d+$", each)]
+    assert said == list(script("resolves").PYTHONS)
+    assert PROJECT["requires-python"] == f">={said[0]}"
+    assert f"Python {said[0]} or later" in read("README.md")
+    assert f"version_info < ({said[0].replace('.', ', ')})" in read("Makefile")
+
+
+def test_the_links_of_the_project_have_names_that_the_index_knows() -> None:
+    """By the specification of well-known labels. Before the first release there is but the paper."""
+    known = {"homepage", "source", "documentation", "changelog", "issues", "security", "paper"}
+    home = script("home").links("https://example.org/x")
+    for urls in (PROJECT["urls"], tomllib.loads(home)["project"]["urls"]):
+        assert {name.lower() for name in urls} <= known
+        assert urls["Paper"] == "https://arxiv.org/abs/2010.02502"
+        for page in urls.values():
+            assert re.fullmatch(r"https://[\w.-]+/[\w./-]+", page), page
 
 
 # --- extras ----------------------------------------------------------------------------------------------------------
@@ -142,15 +177,68 @@ def test_links_to_the_repository_lead_to_files_that_are_there() -> None:
         assert found is None or (ROOT / found[1]).exists(), page
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+@functools.cache
+def instructions(name: str) -> list[tuple[str, str]]:
+    """(instruction, what it is given) of each line of a Dockerfile."""
+    text = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", read(name), flags=re.MULTILINE))
+    return [(word, rest) for line in text.splitlines() if line for word, _, rest in [line.partition(" ")]]
+
+
+def given(name: str, instruction: str) -> str:
+    """What the last such instruction of a Dockerfile is given, which is the one that holds."""
+    return [rest for word, rest in instructions(name) if word == instruction][-1]
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_a_container_gets_what_its_build_needs(name: str) -> None:
     let_in = {line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")}
     needed = {"pyproject.toml", "src", PROJECT["readme"], *PROJECT["license-files"]}
-    needed |= set(re.findall(r"^COPY (\S+) /", read(name), flags=re.MULTILINE)) - {"."}
+    needed |= {rest.split()[0] for word, rest in instructions(name) if word == "COPY"} - {"."}
     for path in needed:
         assert any(path == each or path.startswith(f"{each}/") for each in let_in), path
-    extras = set(re.findall(r"/src\[([\w,]+)\]", read(name))[0].split(","))
+    default = re.fullmatch(r"EXTRAS=([\w,]+)", given(name, "ARG"))
+    assert default
+    extras = set(default[1].split(","))
     assert "serve" in extras <= set(EXTRAS)
+    assert any('"/src[${EXTRAS}]"' in rest and "-c /tmp/constraints.txt" in rest for _, rest in instructions(name))
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
+    """What `ddim serve` was told, which does not run."""
+    told: list[ServeSettings] = []
+    monkeypatch.setattr("ddim.cli.serve.run_serve", told.append)
+    return told
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_starts_by_a_command_that_serves(name: str, served: list[ServeSettings]) -> None:
+    program, *words = json.loads(given(name, "ENTRYPOINT"))
+    assert program == "ddim"
+    assert main([*words, *json.loads(given(name, "CMD"))]) == 0
+    assert main(words) == 1  # who leaves out CMD has to say who may draw
+    (told,) = served
+    assert told.host == "0.0.0.0"
+    assert str(told.port) == given(name, "EXPOSE")
+    assert f"http://127.0.0.1:{told.port}/ready" in given(name, "HEALTHCHECK")
+    assert given(name, "USER") == "1000"
+
+
+def test_what_the_page_runs_in_containers_is_what_serves(
+    served: list[ServeSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = re.findall(r"^docker run .+? (ddim(?:-cuda)?) (--.+)$", read("docs/serving.md"), flags=re.MULTILINE)
+    assert {image for image, _ in runs} == {"ddim", "ddim-cuda"}
+    (tmp_path / "keys").write_text("a-key\n", encoding="utf-8")
+    shutil.copytree(ROOT / "src/ddim/weights/digits", tmp_path / "models/sd15")
+    for image, options in runs:
+        words = json.loads(given("Dockerfile" if image == "ddim" else "Dockerfile.cuda", "ENTRYPOINT"))[1:]
+        inside = [re.sub(r"(^|=)/(?=keys|models)", rf"\1{tmp_path}/", word) for word in options.split()]
+        assert main([*words, *inside]) == 0
+    assert [told.api_key_file for told in served] == [f"{tmp_path}/keys"] * len(runs)
+    pages = read("docs/serving.md")
+    for extras in re.findall(r"--build-arg EXTRAS=(\S+)", pages):
+        assert set(extras.split(",")) <= set(EXTRAS)
 
 
 def test_the_list_for_language_models_is_that_of_the_pages() -> None:
