@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -54,3 +56,32 @@ def test_what_ddim_needs_is_kept_and_tools_are_left_out(sbom: ModuleType) -> Non
     )
     assert [each["name"] for each in made["components"]] == ["Torch"]
     assert made["dependencies"] == [{"ref": "root", "dependsOn": ["t"]}, {"ref": "t", "dependsOn": []}]
+
+
+def test_every_bundled_file_is_in_the_list_once(sbom: ModuleType) -> None:
+    rows = sbom.bundled((ROOT / "LICENSES.md").read_text(encoding="utf-8"))
+    listed = Counter(each["name"] for row in rows for each in sbom.component(row, rows)["components"])
+    for folder in ("src/ddim/weights", "data"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".safetensors", ".parquet", ".json", ".npz"):
+                assert listed.pop(path.relative_to(ROOT).as_posix()) == 1, path
+    assert not [name for name in listed if name.endswith(".safetensors")]
+
+
+@pytest.mark.slow  # ten seconds: the schema, and the packages of the environment; `make sbom` does the same
+def test_the_whole_list_follows_cyclonedx(sbom: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cyclonedx", reason="this needs the extra `release`")
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    assert sbom.main(tmp_path / "sbom.json") == 0
+    text = (tmp_path / "sbom.json").read_text(encoding="utf-8")
+    validator = JsonStrictValidator(SchemaVersion.V1_6)
+    assert validator.validate_str(text) is None
+    made = json.loads(text)
+    names = {each["name"] for each in made["components"]}
+    assert {"torch", "src/ddim/weights/emoji", "src/ddim/weights/emoji/words.json", "data/emoji.parquet"} <= names
+    licences = {each["name"]: each.get("licenses") for each in made["components"]}
+    assert [name for name, licence in licences.items() if name.startswith(("src/", "data/")) and not licence] == []
+    del made["components"][-1]["licenses"][0]["expression"]
+    assert validator.validate_str(json.dumps(made)) is not None  # the schema can say no
