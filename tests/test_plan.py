@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import Gaussian, Long, Settings, alpha_bars, distance, level_at, sigma, step, x0_and_eps
+from packaging.version import Version
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
@@ -951,6 +952,13 @@ def test_eight_threads_share_one_plan() -> None:
 # --- the compiler ----------------------------------------------------------------------------------------------------
 
 
+# Tried with 2.6, 2.8 and 2.9, whose compilers know less of Python: docs/robots.md says what does not work there.
+NEWER_COMPILER = pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.13"), reason="older versions of PyTorch cannot compile this as one graph"
+)
+
+
+@NEWER_COMPILER
 def test_a_compiled_run_of_a_new_plan_is_one_graph() -> None:
     """Its timesteps are numbers, which the compiler takes for constants."""
     torch._dynamo.reset()
@@ -967,6 +975,7 @@ def test_a_compiled_run_of_a_new_plan_is_one_graph() -> None:
     assert counter.frame_count == 1
 
 
+@NEWER_COMPILER
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.thin(every=3)
