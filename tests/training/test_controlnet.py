@@ -19,7 +19,7 @@ from ddim.cli import main
 from ddim.data import Choice
 from ddim.errors import ConfigError, DataError
 from ddim.images.conditions import condition_of
-from ddim.models import ControlNetModel
+from ddim.models import ControlNetModel, UNet2DConditionModel
 from ddim.pipelines import (
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
@@ -69,7 +69,10 @@ def settings(output_dir: Path, place: Place, model: Path, **changes: Any) -> Con
     given |= {"condition": "layout", "condition_cells": 4, "conditioning_embedding_out_channels": (4, 8)}
     if "conditioning_image_column" in changes or "conditioning_data_dir" in changes:
         given["condition"] = None
-    return ControlNetSettings(output_dir=str(output_dir), **{**given, **changes})
+    given |= changes
+    if given["condition"] != "layout" and "condition_cells" not in changes:
+        del given["condition_cells"]
+    return ControlNetSettings(output_dir=str(output_dir), **given)
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -398,6 +401,9 @@ def test_one_may_be_trained_further(place: Place, model: Path, tmp_path: Path) -
         ({"conditioning_embedding_out_channels": (4, 0)}, "conditioning_embedding_out_channels must be positive"),
         ({"rank": 0}, "rank must be 1 or more"),
         ({"condition_cells": 0}, "condition_cells must be 1 or more"),
+        ({"condition_cells": 4, "condition": "edges"}, "condition_cells is for condition=layout"),
+        ({"validation_images": ("a.png",), "validation_prompts": ("a",)}, "a.png cannot be read: No such file"),
+        ({"controlnet_model_name_or_path": "OTHER"}, "OTHER: the ControlNet is for another model: it has block_out"),
         ({"validation_images": ("a.png",)}, "validation_images needs validation_prompts"),
         (
             {"validation_images": ("a.png",) * 2, "validation_prompts": ("a",) * 3},
@@ -408,7 +414,12 @@ def test_one_may_be_trained_further(place: Place, model: Path, tmp_path: Path) -
 def test_settings_that_cannot_work(
     change: dict[str, Any], error: str, place: Place, model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=error):
+    if "controlnet_model_name_or_path" in change:
+        change = {"controlnet_model_name_or_path": str(tmp_path / "OTHER")}
+        blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+        unet = UNet2DConditionModel(block_out_channels=(8, 8), norm_num_groups=4, **blocks)
+        ControlNetModel.from_unet(unet).save_pretrained(tmp_path / "OTHER")
+    with pytest.raises((ConfigError, DataError), match=error):
         make_trainer(settings(tmp_path, place, model, **change))
 
 

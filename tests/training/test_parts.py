@@ -38,6 +38,8 @@ def test_inpainting_models_tiny_autoencoders_and_models_without_a_text_encoder_a
     index.write_text(json.dumps(listed))
     with pytest.raises(ConfigError, match="no text encoder: there is nothing to train by"):
         train(lora_settings(tmp_path / "run", place, tmp_path / "mute"))
+    with pytest.raises(ConfigError, match="digits has no text encoder: there is nothing to train by"):
+        train(lora_settings(tmp_path / "run", place, Path("digits")))
     tiny = ddim.AutoencoderTiny(
         encoder_block_out_channels=(8, 8),
         decoder_block_out_channels=(8, 8),

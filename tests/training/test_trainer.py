@@ -364,6 +364,16 @@ def test_the_precision_of_accelerate_launch_is_followed(
         make_trainer(text_settings(tmp_path, place))
 
 
+def test_half_precision_that_a_processor_lacks_is_refused(
+    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ConfigError, match="mixed_precision=fp16 is for GPUs, and this run is on the processor"):
+        train(text_settings(tmp_path / "run", place, mixed_precision="fp16"))
+    assert not (tmp_path / "run").exists()
+    train(text_settings(tmp_path / "run", place, mixed_precision="no", max_train_steps=1))
+
+
 def test_the_average_rises_as_that_of_diffusers(tmp_path: Path, place: Place) -> None:
     training_utils = pytest.importorskip("diffusers.training_utils")
     chosen = {"ema_power": 0.75, "ema_inv_gamma": 2.0, "ema_decay": 0.7, "max_train_steps": 5}

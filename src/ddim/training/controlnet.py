@@ -15,11 +15,13 @@ from ddim.checkpoint import Savable, Saving, atomic_write
 from ddim.checkpoint.lora_layout import parse
 from ddim.data import Choice, Source
 from ddim.data.buckets import nearest
-from ddim.data.preparation import Size
+from ddim.data.preparation import BACKGROUNDS, Size
 from ddim.data.stream import Draw
 from ddim.errors import ConfigError, require
 from ddim.images import image_grid, read_picture, to_images
 from ddim.images.conditions import condition_of
+from ddim.images.flat import flatten
+from ddim.images.reading import upright
 from ddim.lora import State, add_lora, change, lora_state
 from ddim.models import UNet2DConditionModel
 from ddim.models.controlnet import WIDTHS, ControlNetModel
@@ -114,6 +116,11 @@ class Control(TextToImage):
         super().__init__(settings, source, parts, trains_text=False)
         self.frozen["unet"] = parts.unet
         self.frozen.requires_grad_(False)
+        # They are read now: one that cannot be is an error before the run, and what becomes of the files is no matter.
+        self.given = [
+            flatten(upright(read_picture(path, path)), "RGB", BACKGROUNDS["white"])
+            for path in settings.validation_images
+        ]
         controlnet = self._controlnet(parts.unet)
         if settings.gradient_checkpointing:
             controlnet.enable_gradient_checkpointing()
@@ -221,10 +228,9 @@ class Control(TextToImage):
     def shown_conditions(self, most: int | None = None) -> list[Image.Image]:
         """The conditions of a preview, one for each of its texts: those of the settings, or of pictures of the data."""
         count = len(self.prompts()[:most])
-        if self.settings.validation_images:
-            given = [read_picture(path, path).convert("RGB") for path in self.settings.validation_images]
-            times = self.settings.num_validation_images if len(given) > 1 else len(self.prompts())
-            return [self._fitted(each) for each in given for _ in range(times)][:count]
+        if self.given:
+            times = self.settings.num_validation_images if len(self.given) > 1 else len(self.prompts())
+            return [self._fitted(each) for each in self.given for _ in range(times)][:count]
         conditioned, stride = self.dataset(), max(1, self.count // SHOWN)
         conditions = [conditioned.of(index, Choice()) for index in range(0, self.count, stride)[:count]]
         made: list[Image.Image] = [to_images(each[None] * 2 - 1, "pil")[0] for each in conditions]

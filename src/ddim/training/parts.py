@@ -97,7 +97,7 @@ def pretrained_parts(
         options["dtype"] = types_beside(settings)
     pipe: Any = DiffusionPipeline.from_pretrained(name, **options)
     kind: type[Any] = StableDiffusionXLPipeline if "text_encoder_2" in pipe.parts else StableDiffusionPipeline
-    vae: Any = pipe.vae
+    vae: Any = pipe.components.get("vae")
     readers: dict[str, Callable[[], nn.Module]] = {}
     if settings.pretrained_vae_model_name_or_path is not None:
         of_vae = settings.pretrained_vae_model_name_or_path
@@ -125,7 +125,7 @@ def pretrained_parts(
 
 
 def _check(name: str, pipe: Any, kind: type[Any], vae: Any) -> None:
-    """Raise a ConfigError if a pipeline, loaded from a name, cannot be trained with this autoencoder."""
+    """Raise a ConfigError if a pipeline, loaded from a name, cannot be trained, or not with this autoencoder."""
     encoders = [part for part in kind.parts if part.startswith("text_encoder")]
     if any(pipe.components.get(part) is None for part in (*encoders, "tokenizer", "vae")):
         missing = "has no text encoder: there is nothing to train by"

@@ -111,7 +111,9 @@ def translate(kind: type[TrainSettings], arguments: Sequence[str]) -> list[str]:
             others = [command for command, other in COMMANDS.items() if RENAMED.get(name, name) in _names(other)]
             if others:
                 own = next(command for command, other in COMMANDS.items() if other is kind)
-                raise ConfigError(f"{flag} is an option of `ddim train {others[-1]}`, not of `ddim train {own}`")
+                first = ", ".join(f"`ddim train {command}`" for command in others[:-1])
+                listed = f"{first} and `ddim train {others[-1]}`" if first else f"`ddim train {others[-1]}`"
+                raise ConfigError(f"{flag} is an option of {listed}, not of `ddim train {own}`")
             translated.append(argument)
     # The script's average begins with a small decay, and its options say how it rises.
     names = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}

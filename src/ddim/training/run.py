@@ -75,7 +75,7 @@ def make_accelerator(settings: Kind) -> tuple[Kind, Any]:
 
     Raises:
         MissingExtraError: a library that the settings need is not installed.
-        ConfigError: there is no such precision.
+        ConfigError: there is no such precision, or not on this device.
     """
     settings.check_installed()
     accelerate = require("accelerate", "train")
@@ -94,6 +94,8 @@ def make_accelerator(settings: Kind) -> tuple[Kind, Any]:
         log_with=list(settings.trackers) or None,
         project_dir=settings.output_dir,
     )
+    if precision == "fp16" and accelerator.device.type == "cpu":  # which accelerate lets pass, and does not do
+        raise ConfigError("mixed_precision=fp16 is for GPUs, and this run is on the processor: give bf16 or no")
     lost = [name for name in settings.trackers if name not in map(str, accelerator.log_with)]
     if lost:
         raise MissingExtraError(

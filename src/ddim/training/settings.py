@@ -771,6 +771,8 @@ class ControlNetSettings(LatentSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_options(self, "condition_cells rank", "must be 1 or more", lambda value: value >= 1)
+        if self.condition != "layout" and self.condition_cells != type(self).condition_cells:
+            raise ConfigError("condition_cells is for condition=layout: give that, or leave out condition_cells")
         told = (self.condition, self.conditioning_image_column, self.conditioning_data_dir)
         if sum(value is not None for value in told) != 1:
             raise ConfigError(
