@@ -235,6 +235,7 @@ def test_images_are_those_of_diffusers(layout: str, folder: Path, tmp_path: Path
         agree(picture(their), picture(our))
 
 
+@pytest.mark.slow
 def test_several_at_once_weighted_fused_and_taken_away(folder: Path) -> None:
     plain = ours(folder)
     sources = [present(known(plain, seed=0)), present(known(plain, rank=5, unet=MORE, seed=1))]

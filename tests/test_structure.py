@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
 import os
 import re
@@ -41,8 +42,13 @@ def module_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(file: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imports(file: Path) -> list[tuple[int, str]]:
     """(line, full name) of whatever a file imports, also inside functions and by name."""
+    return list(_imports(file))
+
+
+def _imports(file: Path) -> Iterator[tuple[int, str]]:
     package = ["ddim", *file.relative_to(PACKAGE).parent.parts]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -331,6 +337,7 @@ def test_the_choices_of_options_are_what_there_is() -> None:
 ALONE = ("errors", "process", "noise", "schedule", "step", "plan", "sampling")
 
 
+@pytest.mark.slow
 def test_the_sampler_can_be_copied_out_alone(tmp_path: Path) -> None:
     """By these files and nothing else of the package a Gaussian, whose prediction is known, is sampled."""
     (tmp_path / "ddim").mkdir()

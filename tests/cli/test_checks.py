@@ -145,6 +145,7 @@ SAMPLE = [
 @pytest.mark.parametrize(
     ("options", "said"), SAMPLE, ids=lambda value: " ".join(value) if value[0][:1] == "-" else None
 )
+@pytest.mark.thin(every=2)
 def test_sample(options: list[str], said: str, files: None, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(Path().iterdir())
     assert said in refusal(capsys, "sample", *options)
@@ -220,6 +221,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("words", "options", "said"), OTHERS, ids=lambda value: None if isinstance(value, str) else "")
+@pytest.mark.thin(every=2)
 def test_all_other_commands(
     words: str, options: list[str], said: str, files: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -674,6 +674,7 @@ def test_a_file_that_goes_away_is_an_error_that_names_it(folder: Path) -> None:
         other.load(0)
 
 
+@pytest.mark.slow
 def test_a_slow_check_shows_how_far_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -730,6 +731,7 @@ def write_rows(root: Path, kinds: list[str]) -> str:
 @pytest.mark.parametrize("layout", ["jsonl", "csv", "parquet", "txt", "table"])
 @settings(max_examples=25)
 @given(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=12))
+@pytest.mark.thin(every=2)
 def test_a_caption_stays_with_its_picture_whatever_is_bad_around_it(
     tmp_path: Path, layout: str, kinds: list[str]
 ) -> None:

@@ -176,6 +176,7 @@ def test_a_run_that_was_killed_between_its_last_batch_and_its_figures(
     assert figures(tmp_path / "run") == figures(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_wider_grid_keeps_what_is_there(model: str, undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
     before = (tmp_path / "run" / "cells" / "eta-0_steps-3_seed-0.json").read_bytes()

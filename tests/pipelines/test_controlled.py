@@ -145,7 +145,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("task", "setting"), CASES)
-@pytest.mark.thin(together=2)
+@pytest.mark.thin(every=2)
 def test_pictures_are_those_of_diffusers(task: str, setting: str, first: Pair) -> None:
     given = asked(task, **GRID[setting])
     if setting == "batch":

@@ -252,6 +252,7 @@ def test_words_may_be_loaded_while_others_draw(pipe: Any) -> None:
         assert torch.equal(row, vectors(2, number)[1])
 
 
+@pytest.mark.slow
 def test_a_converted_text_encoder_sees_new_words(pipe: Any) -> None:
     pytest.importorskip("openvino")
     pipe.accelerate("openvino", torch.float32)

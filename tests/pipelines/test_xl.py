@@ -345,7 +345,7 @@ OF_PICTURES: dict[str, dict[str, Any]] = {
 @pytest.mark.filterwarnings("ignore:You have passed .* text prompts:FutureWarning")
 @pytest.mark.parametrize("name", OF_PICTURES)
 @pytest.mark.parametrize("which", ["base", "refiner"])
-@pytest.mark.thin(together=2)
+@pytest.mark.thin(every=3)
 def test_pictures_are_those_of_diffusers(which: str, name: str, base: Pair, refiner: Pair) -> None:
     pair = {"base": base, "refiner": refiner}[which]
     options = {"image": picture(), "strength": 0.8, "num_inference_steps": 5, **OF_PICTURES[name]}

@@ -108,6 +108,7 @@ GRID: dict[str, dict[str, Any]] = {
         for setting in GRID
     ],
 )
+@pytest.mark.thin(every=2)
 def test_pictures_are_those_of_diffusers(task: str, setting: str, pair: Pair) -> None:
     assert_same(pair.pipes(task), asked(task, **GRID[setting]))
 

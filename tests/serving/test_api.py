@@ -115,6 +115,7 @@ def test_classes_come_in_turn_or_as_asked(served: Served, models: dict[str, Call
 
 
 @pytest.mark.parametrize(("kind", "compression"), [("png", None), ("webp", 100), ("webp", 50), ("jpeg", 80)])
+@pytest.mark.thin(every=2)
 def test_formats(served: Served, heart: Image.Image, kind: Any, compression: int | None) -> None:
     answer = served.client().images.generate(
         prompt="a red heart",
@@ -457,6 +458,7 @@ def test_a_deadline(models: dict[str, Callable[[], Any]]) -> None:
             list(stream)
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_told_and_tried_again(models: dict[str, Callable[[], Any]]) -> None:
     with serving(models, max_batch=1, max_queue=1) as served:
         client = served.client()
@@ -507,6 +509,7 @@ def _post(path: str, body: bytes, kind: str = "application/json", **headers: str
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+@pytest.mark.slow
 def test_what_takes_longer_than_the_grace_is_given_up(models: dict[str, Callable[[], Any]]) -> None:
     with serving(models, grace=1) as served:
         served.client().images.generate(prompt="x", extra_body={"steps": 1})

@@ -46,7 +46,16 @@ def shows(visitor: Visitor, plan: SamplingPlan, step: int) -> None:
         assert value == number(getattr(row, name)), name
 
 
-def test_a_step_is_picked_by_the_slider_the_pointer_a_click_and_keys(visitor: Visitor) -> None:
+def test_a_step_is_picked_by_the_slider_and_a_click(visitor: Visitor) -> None:
+    plan = at_learn(visitor)
+    visitor.fill("Step", 4)
+    shows(visitor, plan, 4)
+    visitor.page.locator("#learn-rows tr[data-step]").nth(2).click()
+    shows(visitor, plan, 3)
+
+
+@pytest.mark.slow
+def test_a_step_is_picked_by_the_pointer_and_keys_too(visitor: Visitor) -> None:
     plan = at_learn(visitor)
     visitor.fill("Step", 4)
     shows(visitor, plan, 4)

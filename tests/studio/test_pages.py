@@ -99,6 +99,7 @@ def unfold_all(visitor: Visitor) -> None:
         closed.first.click()
 
 
+@pytest.mark.slow
 def test_opening_loads_no_model_and_draws_good_pictures_at_once(studio: Studio, visit: Callable[..., Visitor]) -> None:
     loaded = studio.log.count("model loaded")
     visitor = visit()

@@ -85,6 +85,7 @@ def test_a_digit_comes_back_by_all_methods_with_the_library_s_errors() -> None:
     assert shares[-1] < 1
 
 
+@pytest.mark.slow
 def test_what_the_autoencoder_loses_is_said_apart(texts: str) -> None:
     picture, told = Image.linear_gradient("L").resize((40, 30)), list[Any]()
     with pytest.warns(UserWarning, match="fixed-point"):  # the tiny network knows nothing

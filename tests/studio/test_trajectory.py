@@ -187,6 +187,22 @@ def test_from_opening_through_the_steps_to_the_library_s_picture(visitor: Visito
     assert place(visitor) == ("0", "Step 1 of 4, at timestep 999")
     _, x0, *_ = seen(visitor)
     assert close(x0, pipe.decode(steps[0])[0], 1)  # it was decoded beside others
+
+
+@pytest.mark.slow
+def test_the_slider_and_the_player_show_each_step_and_a_new_run_takes_its_place(visitor: Visitor) -> None:
+    visitor.fill("Prompt", "a red heart")
+    visitor.tab("Trajectory")
+    recording(visitor)
+    pipe = MODELS["emoji-fast"]()
+    steps: list[Any] = []
+    pipe(
+        "a red heart",
+        seed=7,
+        callback_on_step_end=lambda _, index, t, state: steps.append(state["pred_original_sample"]),
+        callback_on_step_end_tensor_inputs=["pred_original_sample"],
+    )
+    visitor.page.keyboard.press("Home")
     slider = visitor.page.get_by_label("Step of the run")
     slider.focus()
     slider.press("ArrowRight")

@@ -190,6 +190,7 @@ def test_other_shapes_under_the_same_names_are_refused_when_the_run_goes_on(tmp_
         train(chosen)
 
 
+@pytest.mark.slow
 def test_adapters_learn_from_buckets_too(tmp_path: Path, shapes: Place) -> None:
     tiny_reference(tmp_path / "model", 1)
     changes: dict[str, Any] = {"aspect_ratio_buckets": (), "resolution": SIZE, "train_text_encoder": True}

@@ -346,6 +346,7 @@ def test_conditions_that_are_given_go_with_their_pictures(way: str, place: Place
         assert torch.allclose(item["condition"].mean((1, 2)) * 255, torch.tensor(COLORS[color]).float(), atol=1.0)
 
 
+@pytest.mark.slow
 def test_previews_show_each_condition_beside_its_picture(place: Place, model: Path, tmp_path: Path) -> None:
     train(settings(tmp_path, place, model, max_train_steps=2, validation_steps=2, validation_inference_steps=2))
     assert (tmp_path / "samples" / "step-0000002.png").is_file()

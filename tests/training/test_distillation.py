@@ -184,6 +184,7 @@ def test_progressive_halves_the_steps_stage_by_stage(classes: str, tmp_path: Pat
     assert (folder / "steps-4" / UNET).stat().st_mtime_ns == made
 
 
+@pytest.mark.slow
 def test_one_student_of_all_guidance_scales(texts: str, prompts: str, tmp_path: Path) -> None:
     folder = distill(settings(tmp_path / "fast", texts, prompts_file=prompts, guidance_range=(1.0, 6.0)))
     pipe = DiffusionPipeline.from_pretrained(folder)

@@ -254,6 +254,7 @@ def test_a_run_in_two_parts_ends_with_the_same_weights(changes: dict[str, Any], 
 
 
 @pytest.mark.parametrize("pretrained", [AGAIN_1, SD_2], indirect=True)  # on SD 1, adapters are trained in two parts
+@pytest.mark.slow
 def test_fine_tuning_in_two_parts_ends_with_the_same_weights(pretrained: Path, tmp_path: Path, place: Place) -> None:
     changes = {"pretrained_model_name_or_path": str(pretrained), "random_flip": True}
     train(text_settings(tmp_path / "whole", place, **changes))

@@ -173,6 +173,7 @@ def test_the_command(model: Path, tmp_path: Path, place: Place, capsys: pytest.C
     assert "an option of `ddim train lora`" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_both_text_encoders_of_stable_diffusion_xl(tmp_path: Path, place: Place) -> None:
     diffusers = pytest.importorskip("diffusers")
     model = tmp_path / "xl"

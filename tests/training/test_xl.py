@@ -108,7 +108,7 @@ def test_a_fine_tuned_model_draws_the_same_in_diffusers(
 
 
 @pytest.mark.parametrize("text", [False, True])
-@pytest.mark.thin(fast=["True"])
+@pytest.mark.slow
 def test_adapters_draw_the_same_in_diffusers(text: bool, model: Path, tmp_path: Path, place: Place) -> None:
     changes: dict[str, Any] = {"learning_rate": 0.05, "train_text_encoder": text, "rank": 3, "validation_steps": 6}
     folder = train(lora_settings(tmp_path, place, model, **changes))

@@ -118,6 +118,7 @@ def held_out(count: int) -> list[Image.Image]:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_autoencoder_keeps_colours(pipe: Any) -> None:
     prepare = Preparation(64)
     for color in ("white", "black", "purple"):

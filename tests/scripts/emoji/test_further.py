@@ -152,6 +152,7 @@ def test_settings_are_by_the_device(further: ModuleType, tmp_path: Path, monkeyp
     assert (larger.train_batch_size, larger.learning_rate) == (1024, 1e-3)
 
 
+@pytest.mark.slow
 def test_the_newest_average_is_shipped(further: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = importlib.import_module("words")
     monkeypatch.setattr(words, "word_list", lambda: SimpleNamespace(write=lambda folder: None))

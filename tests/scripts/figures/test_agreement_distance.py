@@ -9,6 +9,7 @@ import pytest
 from program import script
 
 
+@pytest.mark.slow
 def test_diffusers_loop_gives_the_same_distance(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     found = script("figures/agreement_distance").compare(tmp_path, samples=60, steps=[4], seeds=[0, 1, 2], batch=60)

@@ -14,6 +14,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 def test_a_small_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     reconstruction = script("figures/reconstruction")
     monkeypatch.setattr(reconstruction, "cases", lambda model, quick: CASES[model])
