@@ -42,6 +42,7 @@ print(scheduler.compatibles == [ddim.DDIMScheduler], type(scheduler.__class__())
     assert python(code).split() == ["False", "True", "True", "True", "True"]
 
 
+# The fast test beside it is test_in_diffusers.
 @pytest.mark.slow
 def test_a_scheduler_that_was_there_before_diffusers() -> None:
     code = """

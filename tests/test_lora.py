@@ -292,6 +292,7 @@ def test_a_copy_has_adapters_of_its_own(pipe: StableDiffusionPipeline) -> None:
     assert same(weights(other), before)
 
 
+# The fast test beside it is test_compiled_graphs_read_the_weights_anew of backends/test_changes.py.
 @pytest.mark.slow
 def test_a_compiled_network_takes_adapters(pipe: StableDiffusionPipeline) -> None:
     adapter = present(known(pipe, text=()))
@@ -672,6 +673,7 @@ def test_older_layouts_are_read_as_diffusers_reads_them(layout: str, first: Path
 
 
 @pytest.mark.parametrize("folder", on_both({"two": ()}, ""), indirect=True)
+# The fast test beside it is test_two_adapters_add_up.
 @pytest.mark.slow
 def test_several_at_once(folder: Path) -> None:
     plain = ours(folder)

@@ -235,6 +235,7 @@ def test_images_are_those_of_diffusers(layout: str, folder: Path, tmp_path: Path
         agree(picture(their), picture(our))
 
 
+# The fast test beside it is test_two_adapters_add_up of test_lora.py.
 @pytest.mark.slow
 def test_several_at_once_weighted_fused_and_taken_away(folder: Path) -> None:
     plain = ours(folder)

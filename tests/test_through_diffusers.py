@@ -508,6 +508,7 @@ def kind_of(name: str, kinds: dict[str, type]) -> type:
     return kinds[name.partition(" ")[0]]
 
 
+# The fast test beside it is test_a_pipeline_gives_the_same.
 @pytest.mark.slow
 def test_every_pipeline_is_in_a_table(kinds: dict[str, type]) -> None:
     known = [name for name in COMPARED if " " not in name] + [*FAILS, *APART]

@@ -143,6 +143,7 @@ def test_each_network_gives_what_pytorch_gives(make: Callable[[], HasCore]) -> N
     assert describe(network) == "OpenVINO, f32"
 
 
+# The fast test beside it is test_half_precision_weights.
 @pytest.mark.slow
 def test_its_own_precision_is_near() -> None:
     network = latents()
@@ -384,6 +385,7 @@ def test_a_class_of_somebody_elses_is_not_kept(cache: Path) -> None:
     assert not cache.exists()
 
 
+# The fast test beside it is test_other_weights_are_another_file.
 @pytest.mark.slow
 def test_weights_that_live_for_one_run_are_not_kept(cache: Path) -> None:
     pipe = pipeline()

@@ -182,6 +182,7 @@ def tried(seed: int, rounds: int) -> None:
         assert close(found, in_pytorch(start, text, callback_on_step_end=callback)), done
 
 
+# The fast test beside it is test_inputs_are_read_anew_wherever_they_lie.
 @pytest.mark.slow
 def test_random_changes() -> None:
     tried(seed=1, rounds=6)
@@ -213,6 +214,7 @@ def test_two_threads_draw_while_weights_change_between() -> None:
 
 
 @torch.no_grad()
+# The fast test beside it is test_two_threads_draw_while_weights_change_between.
 @pytest.mark.slow
 def test_a_change_by_another_thread_is_in_the_pictures_that_begin_after_it() -> None:
     pipe = pipeline()
@@ -383,6 +385,7 @@ def test_a_run_goes_on_with_the_backend_that_it_began_with(by_thread: bool, monk
 
 
 @torch.no_grad()
+# The fast test beside it is test_two_threads_draw_while_weights_change_between.
 @pytest.mark.slow
 def test_openvino_is_switched_off_and_on_while_two_threads_draw() -> None:
     pipe = pipeline()
@@ -429,6 +432,7 @@ class Counted:
         monkeypatch.setattr(backend.Made, "__init__", made)
 
 
+# The fast test beside it is test_adapters_that_come_and_go_are_never_one_anothers.
 @pytest.mark.slow
 def test_weights_that_are_gone_take_their_models_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     counted, pipe = Counted(monkeypatch), pipeline()
@@ -468,6 +472,7 @@ def test_other_weights_are_put_into_the_model_and_not_traced_again(monkeypatch: 
     assert len(converted) == 1
 
 
+# The fast test beside it is test_other_weights_are_put_into_the_model_and_not_traced_again.
 @pytest.mark.slow
 def test_a_model_that_computed_with_weights_is_converted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     converted: list[int] = []

@@ -560,6 +560,7 @@ def test_a_canary_would_be_seen(tmp_path: Path) -> None:
     assert (tmp_path / "canary").exists()
 
 
+# The fast test beside it is test_is_one_clear_error.
 @pytest.mark.slow
 def test_none_costs_much_memory(good: Path, tmp_path: Path) -> None:
     """In a process of its own, since a process's peak only rises."""

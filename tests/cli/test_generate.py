@@ -320,6 +320,7 @@ def test_a_process_that_is_killed_has_lost_nothing(kind: str, classes: str, tmp_
     assert written(out) == written(tmp_path / "plain")
 
 
+# The fast test beside it is test_an_interruption_finishes_what_is_in_hand.
 @pytest.mark.slow
 def test_a_termination_is_an_interruption(long: str, classes: str, tmp_path: Path) -> None:
     command = ["generate", long, "--out", str(tmp_path / "out"), "--model", classes, "--batch-size", "1"]

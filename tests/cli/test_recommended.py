@@ -96,6 +96,7 @@ def test_a_spacing_is_not_for_the_steps_that_are_recommended_at_another(
     assert ": 50 steps of first order at leading timesteps, guidance 2" in told[-1]
 
 
+# The fast test beside it is test_sample.
 @pytest.mark.slow
 def test_a_model_that_recommends_nothing(classes: str, texts: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = run(capsys, "sample", "--class-labels", "1", "--model", classes, "--out", "a.png")

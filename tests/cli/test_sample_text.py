@@ -39,6 +39,7 @@ def test_a_text_is_drawn_and_made_again(model: str, tmp_path: Path) -> None:
     assert pixels(tmp_path / "again.png") == pixels(out)
 
 
+# The fast test beside it is test_a_text_is_drawn_and_made_again.
 @pytest.mark.slow
 def test_guidance_in_an_interval(model: str, tmp_path: Path) -> None:
     command = ["sample", "a red cat", "--model", model, *FAST, "--guidance-scale", "3"]

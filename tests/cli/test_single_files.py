@@ -178,6 +178,7 @@ def test_a_variant_that_is_not_there(halves: Path, tmp_path: Path, capsys: pytes
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the command is read as a POSIX shell does")
 @pytest.mark.parametrize("name", ["old model.ckpt"])
+# The fast test beside it is test_that_command_runs_nothing.
 @pytest.mark.slow
 def test_the_command_that_is_shown_converts_a_pickle(
     name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -121,6 +121,7 @@ def test_what_cannot_work_is_one_line(
     assert not (tmp_path / "a.png").exists()
 
 
+# The fast test beside it is test_a_picture_is_that_of_the_call_and_is_made_again.
 @pytest.mark.slow
 def test_the_other_commands_take_it(models: dict[str, Path], tmp_path: Path) -> None:
     base, image = models["base"], tmp_path / "start.png"

@@ -674,6 +674,7 @@ def test_a_file_that_goes_away_is_an_error_that_names_it(folder: Path) -> None:
         other.load(0)
 
 
+# The fast test beside it is test_a_bad_picture_is_left_out_with_its_caption.
 @pytest.mark.slow
 def test_a_slow_check_shows_how_far_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

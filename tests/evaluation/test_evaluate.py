@@ -176,6 +176,7 @@ def test_a_run_that_was_killed_between_its_last_batch_and_its_figures(
     assert figures(tmp_path / "run") == figures(undisturbed)
 
 
+# The fast test beside it is test_parts_that_others_do_in_any_order_give_the_same_figures.
 @pytest.mark.slow
 def test_a_wider_grid_keeps_what_is_there(model: str, undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
@@ -322,6 +323,7 @@ def test_several_seeds_give_a_mean_and_a_deviation(model: str, tmp_path: Path) -
     assert summarize([results["cells"][0]])[0]["frechet_error"] == results["cells"][0]["frechet_error"]
 
 
+# The fast test beside it is test_an_interrupted_run_goes_on_to_the_same_figures.
 @pytest.mark.slow
 def test_a_gap_in_the_batches_is_drawn_again(model: str, tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "run"

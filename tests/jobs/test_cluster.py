@@ -97,6 +97,7 @@ def test_actors_write_the_bytes_of_one_process(
     assert written(tmp_path / "out") == written(tmp_path / "plain")
 
 
+# The fast test beside it is test_actors_write_the_bytes_of_one_process.
 @pytest.mark.slow
 def test_two_workers_write_the_bytes_of_one_process(
     prompts: str, classes: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

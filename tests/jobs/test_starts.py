@@ -205,6 +205,7 @@ def test_a_strength_without_pictures_is_refused(folder: Path, texts: str, capsys
     assert "--strength is for pictures to start from, and " in capsys.readouterr().err
 
 
+# The fast test beside it is test_it_is_the_picture_of_sample_and_says_what_it_was_started_from.
 @pytest.mark.slow
 def test_the_folder_of_the_table_may_move(folder: Path, texts: str) -> None:
     """What a job is depends on the table's contents, and paths are meant from where it lies."""

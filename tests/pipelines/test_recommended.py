@@ -104,6 +104,7 @@ def test_a_student_starts_from_a_picture_at_timesteps_that_it_knows(folder: str)
     assert pipe.num_timesteps == 2
 
 
+# The fast test beside it is test_texts.
 @pytest.mark.slow
 def test_a_folder_that_says_nothing_is_sampled_as_before(folder: str) -> None:
     """50 steps of first order, and guidance of 7.5 for texts: as diffusers does it."""

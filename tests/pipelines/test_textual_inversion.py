@@ -252,6 +252,7 @@ def test_words_may_be_loaded_while_others_draw(pipe: Any) -> None:
         assert torch.equal(row, vectors(2, number)[1])
 
 
+# The fast test beside it is test_changed_weights_are_seen of backends/test_backends.py.
 @pytest.mark.slow
 def test_a_converted_text_encoder_sees_new_words(pipe: Any) -> None:
     pytest.importorskip("openvino")

@@ -95,6 +95,7 @@ def test_a_student_takes_steps_of_first_order_where_its_scheduler_says(quality: 
     assert {plan.order for plan in seen} == {1}
 
 
+# The fast test beside it is test_a_student_stands_beside_the_goal.
 @pytest.mark.slow
 def test_a_student_is_not_guided(quality: ModuleType) -> None:
     model = quality.MODELS["emoji"]

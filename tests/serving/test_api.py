@@ -458,6 +458,7 @@ def test_a_deadline(models: dict[str, Callable[[], Any]]) -> None:
             list(stream)
 
 
+# The fast test beside it is test_a_full_queue_is_answered_with_429_and_when_to_come_again of test_front.py.
 @pytest.mark.slow
 def test_a_full_queue_is_told_and_tried_again(models: dict[str, Callable[[], Any]]) -> None:
     with serving(models, max_batch=1, max_queue=1) as served:
@@ -509,6 +510,7 @@ def _post(path: str, body: bytes, kind: str = "application/json", **headers: str
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+# The fast test beside it is test_a_deadline.
 @pytest.mark.slow
 def test_what_takes_longer_than_the_grace_is_given_up(models: dict[str, Callable[[], Any]]) -> None:
     with serving(models, grace=1) as served:

@@ -173,6 +173,7 @@ def test_openvino() -> None:
     assert_exact(pipe, requests, 4, 0)
 
 
+# The fast test beside it is test_all_else_is_computed_alone_and_by_one_thread.
 @pytest.mark.slow
 def test_two_threads_give_the_same_bits(pipes: Make) -> None:
     pipe = pipes("emoji")

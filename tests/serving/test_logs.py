@@ -61,6 +61,7 @@ def test_prompts_are_logged_when_told_alone(logs_prompts: bool, models: dict[str
     assert ("a blyu dog" in stream.getvalue()) == logs_prompts
 
 
+# The fast test beside it is test_prompts_are_logged_when_told_alone.
 @pytest.mark.slow
 def test_the_rate_is_told_while_something_is_drawn(
     models: dict[str, Callable[[], Any]], monkeypatch: pytest.MonkeyPatch

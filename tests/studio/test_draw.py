@@ -66,6 +66,7 @@ def test_from_opening_to_the_library_s_picture_and_its_file(visitor: Visitor) ->
     }
 
 
+# The fast test beside it is test_the_picture_is_that_of_the_pipelines_call of test_recording.py.
 @pytest.mark.slow
 def test_every_setting_of_the_fields_is_followed(visitor: Visitor) -> None:
     choose_model(visitor, "emoji", 9)
@@ -117,6 +118,7 @@ def test_a_class_of_a_model_that_draws_no_texts(visitor: Visitor) -> None:
     assert same(shown, pipe("digits-fast")(batch_size=1, class_labels=[7], seed=7).images[0])
 
 
+# The fast test beside it is test_a_picture_of_the_command of test_recipes.py.
 @pytest.mark.slow
 def test_a_dropped_picture_gives_its_settings_back(visitor: Visitor) -> None:
     visitor.unfold("Settings from a picture")
@@ -167,6 +169,7 @@ def test_pictures_that_say_nothing_good(visitor: Visitor) -> None:
     assert len(visitor.draws()) == 1
 
 
+# The fast test beside it is test_from_opening_to_the_library_s_picture_and_its_file.
 @pytest.mark.slow
 def test_a_picture_to_start_from_and_where_to_paint(visitor: Visitor) -> None:
     (start,) = pipe("emoji")("a red heart", seed=3).images
@@ -206,6 +209,7 @@ def test_a_picture_to_start_from_and_where_to_paint(visitor: Visitor) -> None:
     assert same(painted, pipe("emoji")("a blue heart", image=start, mask_image=mask, strength=0.8, seed=5).images[0])
 
 
+# The fast test beside it is test_cancelling_ends_it_within_a_step of test_trajectory.py.
 @pytest.mark.slow
 def test_it_is_cancelled_within_a_step_and_goes_on_drawing(visitor: Visitor, studio: Studio) -> None:
     choose_model(visitor, "emoji", 9)

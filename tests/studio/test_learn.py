@@ -54,6 +54,7 @@ def test_a_step_is_picked_by_the_slider_and_a_click(visitor: Visitor) -> None:
     shows(visitor, plan, 3)
 
 
+# The fast test beside it is test_a_step_is_picked_by_the_slider_and_a_click.
 @pytest.mark.slow
 def test_a_step_is_picked_by_the_pointer_and_keys_too(visitor: Visitor) -> None:
     plan = at_learn(visitor)
@@ -137,6 +138,7 @@ def test_another_model_is_followed_at_once(visitor: Visitor) -> None:
 
 
 @pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True])
+# The fast test beside it is test_every_tab_on_a_phone_in_the_dark of test_pages.py.
 @pytest.mark.slow
 def test_it_fits_a_phone_in_light_and_dark(visit: Callable[..., Visitor], dark: bool) -> None:
     visitor = visit(size=PHONE, dark=dark)

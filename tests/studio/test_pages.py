@@ -99,6 +99,7 @@ def unfold_all(visitor: Visitor) -> None:
         closed.first.click()
 
 
+# The fast test beside it is test_every_tab_on_a_phone_in_the_dark.
 @pytest.mark.slow
 def test_opening_loads_no_model_and_draws_good_pictures_at_once(studio: Studio, visit: Callable[..., Visitor]) -> None:
     loaded = studio.log.count("model loaded")
@@ -148,6 +149,7 @@ def test_every_tab_on_a_phone_in_the_dark(visit: Callable[..., Visitor]) -> None
         assert visitor.page.evaluate(FAINT) == [], name
 
 
+# The fast test beside it is test_every_tab_on_a_phone_in_the_dark.
 @pytest.mark.slow
 def test_every_tab_can_be_read_in_the_light(visitor: Visitor) -> None:
     assert not visitor.page.evaluate("document.body.classList.contains('dark')")

@@ -85,6 +85,7 @@ def test_a_digit_comes_back_by_all_methods_with_the_library_s_errors() -> None:
     assert shares[-1] < 1
 
 
+# The fast test beside it is test_a_digit_comes_back_by_all_methods_with_the_library_s_errors.
 @pytest.mark.slow
 def test_what_the_autoencoder_loses_is_said_apart(texts: str) -> None:
     picture, told = Image.linear_gradient("L").resize((40, 30)), list[Any]()
@@ -277,6 +278,7 @@ def settle(visitor: Visitor, button: str, stage: str) -> list[Image.Image]:
     return visitor.pictures(stage)
 
 
+# The fast test beside it is test_a_digit_comes_back_by_all_methods_with_the_library_s_errors.
 @pytest.mark.slow
 def test_from_opening_to_a_picture_that_came_back_by_three_methods(visitor: Visitor) -> None:
     visitor.tab("Real pictures")
@@ -297,6 +299,7 @@ def test_from_opening_to_a_picture_that_came_back_by_three_methods(visitor: Visi
     assert "Against the file" in columns.nth(1).inner_text()
 
 
+# The fast test beside it is test_edits_are_the_library_s.
 @pytest.mark.slow
 def test_a_dropped_picture_is_edited_in_both_ways(visitor: Visitor) -> None:
     visitor.choose("Model", "digits")
@@ -326,6 +329,7 @@ def test_a_dropped_picture_is_edited_in_both_ways(visitor: Visitor) -> None:
         assert '"strength": 0.8' in picture.text["ddim"]  # type: ignore[attr-defined]
 
 
+# The fast test beside it is test_a_picture_of_the_model_s_own.
 @pytest.mark.slow
 def test_a_model_s_own_picture_at_a_press(visitor: Visitor) -> None:
     visitor.choose("Model", "digits-fast")

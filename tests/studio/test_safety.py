@@ -362,6 +362,7 @@ def test_wrong_passwords_let_nobody_in_and_can_be_tried_ten_times_a_minute(locke
         assert ada.get("/config").status_code == 200
 
 
+# The fast test beside it is test_who_has_logged_in_may_draw_until_the_logout.
 @pytest.mark.slow
 def test_who_logs_in_by_the_page_sees_it(locked: Studio, visit: Callable[..., Visitor]) -> None:
     visitor = visit(url=locked.url, opens=False)

@@ -189,6 +189,7 @@ def test_from_opening_through_the_steps_to_the_library_s_picture(visitor: Visito
     assert close(x0, pipe.decode(steps[0])[0], 1)  # it was decoded beside others
 
 
+# The fast test beside it is test_from_opening_through_the_steps_to_the_library_s_picture.
 @pytest.mark.slow
 def test_the_slider_and_the_player_show_each_step_and_a_new_run_takes_its_place(visitor: Visitor) -> None:
     visitor.fill("Prompt", "a red heart")

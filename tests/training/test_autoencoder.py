@@ -54,6 +54,7 @@ def latents_of(vae: AutoencoderKL, stream: Stream, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kl_weight", [pytest.param(1e-4, marks=pytest.mark.slow), 3.0])
+# The fast test beside it is test_what_was_trained_serves_text_to_image.
 @pytest.mark.slow
 def test_the_loss_falls_and_the_latents_have_a_deviation_of_one(kl_weight: float, tmp_path: Path, place: Place) -> None:
     chosen = vae_settings(
@@ -110,6 +111,7 @@ def test_other_data_is_noticed(tmp_path: Path, place: Place) -> None:
         trainer.run()
 
 
+# The fast test beside it is test_workers_do_not_change_the_result of test_pixels.py.
 @pytest.mark.slow
 def test_workers_do_not_change_the_result(tmp_path: Path, place: Place) -> None:
     train(vae_settings(tmp_path / "0", place, max_train_steps=3, **EVERYTHING))

@@ -190,6 +190,7 @@ def test_other_shapes_under_the_same_names_are_refused_when_the_run_goes_on(tmp_
         train(chosen)
 
 
+# The fast test beside it is test_a_run_in_two_parts_ends_with_the_same_weights.
 @pytest.mark.slow
 def test_adapters_learn_from_buckets_too(tmp_path: Path, shapes: Place) -> None:
     tiny_reference(tmp_path / "model", 1)

@@ -91,6 +91,7 @@ def test_a_teacher_divides_the_steps_of_its_student(classes: str, tmp_path: Path
     assert divide((999, 749, 499, 249), 5) == teacher.scheduler.plan(20, spacing="trailing").timesteps
 
 
+# The fast test beside it is test_a_student_of_texts_is_a_folder_that_diffusers_loads.
 @pytest.mark.slow
 def test_it_comes_near_its_teacher(classes: str, tmp_path: Path) -> None:
     """After some training its pictures of two steps are nearer to its teacher's of four than those were before."""
@@ -184,6 +185,7 @@ def test_progressive_halves_the_steps_stage_by_stage(classes: str, tmp_path: Pat
     assert (folder / "steps-4" / UNET).stat().st_mtime_ns == made
 
 
+# The fast test beside it is test_a_student_of_classes.
 @pytest.mark.slow
 def test_one_student_of_all_guidance_scales(texts: str, prompts: str, tmp_path: Path) -> None:
     folder = distill(settings(tmp_path / "fast", texts, prompts_file=prompts, guidance_range=(1.0, 6.0)))

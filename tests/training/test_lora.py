@@ -116,6 +116,7 @@ def test_only_adapters_change_and_all_of_them(text: bool, first: Path, tmp_path:
     assert not list(first.rglob("*lora*"))
 
 
+# The fast test beside it is test_the_loss_falls of test_pixels.py.
 @pytest.mark.slow
 def test_the_loss_falls(first: Path, tmp_path: Path, place: Place) -> None:
     changes = {"max_train_steps": 60, "learning_rate": 0.02, "rank": 8, "checkpointing_steps": 1000}

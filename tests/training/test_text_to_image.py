@@ -142,6 +142,7 @@ def test_the_saved_type_is_that_of_all_parts(dtype: str, tmp_path: Path, place: 
     both_sample(folder, "a red square", 2)
 
 
+# The fast test beside it is test_the_loss_falls of test_pixels.py.
 @pytest.mark.slow
 def test_the_loss_falls(tmp_path: Path, place: Place) -> None:
     chosen = text_settings(tmp_path, place, max_train_steps=120, learning_rate=1e-2, checkpointing_steps=1000)
@@ -194,6 +195,7 @@ def test_the_text_encoder_is_trained_when_asked_and_only_then(
     assert_same(read_tensors(pretrained / vae), read_tensors(folder / vae))
 
 
+# The fast test beside it is test_the_saved_type_is_that_of_all_parts.
 @pytest.mark.slow
 def test_a_pipeline_in_float16_is_trained_in_float32(tmp_path: Path, place: Place) -> None:
     reference = tiny_reference(tmp_path / "model", 1)
@@ -254,6 +256,7 @@ def test_a_run_in_two_parts_ends_with_the_same_weights(changes: dict[str, Any], 
 
 
 @pytest.mark.parametrize("pretrained", [AGAIN_1, SD_2], indirect=True)  # on SD 1, adapters are trained in two parts
+# The fast test beside it is test_a_run_in_two_parts_ends_with_the_same_weights.
 @pytest.mark.slow
 def test_fine_tuning_in_two_parts_ends_with_the_same_weights(pretrained: Path, tmp_path: Path, place: Place) -> None:
     changes = {"pretrained_model_name_or_path": str(pretrained), "random_flip": True}

@@ -83,6 +83,7 @@ def test_only_the_vectors_change(model: Path, tmp_path: Path, place: Place) -> N
     assert optimizer < 3 * 2 * 32 * 4
 
 
+# The fast test beside it is test_what_is_saved_gives_the_same_picture_in_diffusers.
 @pytest.mark.slow
 def test_the_word_begins_as_another_and_the_loss_falls(model: Path, tmp_path: Path, place: Place) -> None:
     changes = {"max_train_steps": 40, "learning_rate": 0.1, "checkpointing_steps": 1000, "num_vectors": 2}
@@ -173,6 +174,7 @@ def test_the_command(model: Path, tmp_path: Path, place: Place, capsys: pytest.C
     assert "an option of `ddim train lora`" in capsys.readouterr().err
 
 
+# The fast test beside it is test_what_is_saved_gives_the_same_picture_in_diffusers.
 @pytest.mark.slow
 def test_both_text_encoders_of_stable_diffusion_xl(tmp_path: Path, place: Place) -> None:
     diffusers = pytest.importorskip("diffusers")

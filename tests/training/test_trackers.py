@@ -98,6 +98,7 @@ def init(project): note("init", project); return Run()
 """
 
 
+# The fast test beside it is test_a_run_that_goes_on_shows_no_point_twice.
 @pytest.mark.slow
 def test_a_service_is_shown_losses_and_samples(tmp_path: Path, place: Place) -> None:
     (tmp_path / "wandb.py").write_text(FAKE)

@@ -534,6 +534,7 @@ def previews(tmp_path: Path, place: Place, **changes: Any) -> TextToImageSetting
     return text_settings(tmp_path, place, **{**chosen, "max_train_steps": 2, **changes})
 
 
+# The fast test beside it is test_the_first_checkpoint_and_preview_come_by_the_time of test_forecast.py.
 @pytest.mark.slow
 def test_the_first_preview_comes_before_the_first_checkpoint(tmp_path: Path, place: Place) -> None:
     (tmp_path / "elsewhere").mkdir()

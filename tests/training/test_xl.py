@@ -108,6 +108,7 @@ def test_a_fine_tuned_model_draws_the_same_in_diffusers(
 
 
 @pytest.mark.parametrize("text", [False, True])
+# The fast test beside it is test_what_was_trained_is_the_same_everywhere of test_lora_xl.py.
 @pytest.mark.slow
 def test_adapters_draw_the_same_in_diffusers(text: bool, model: Path, tmp_path: Path, place: Place) -> None:
     changes: dict[str, Any] = {"learning_rate": 0.05, "train_text_encoder": text, "rank": 3, "validation_steps": 6}
@@ -313,6 +314,7 @@ def test_an_autoencoder_that_overflows_computes_in_float32(
     assert len(seen) > 0
 
 
+# The fast test beside it is test_a_run_in_two_parts_ends_with_the_same_weights.
 @pytest.mark.slow
 def test_weights_beside_adapters_are_kept_in_half_precision_and_adapters_are_not(
     model: Path, tmp_path: Path, place: Place

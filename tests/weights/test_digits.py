@@ -46,6 +46,7 @@ def test_each_class_looks_like_its_own_mean(pipe: DDIMPipeline) -> None:
     assert nearest_distances(drawn, images).min() > 0.5
 
 
+# The fast test beside it is test_what_it_recommends_looks_like_many_steps.
 @pytest.mark.slow
 def test_more_steps_come_nearer_to_the_limit(pipe: DDIMPipeline) -> None:
     """The paper's consistency: one x_T, much the same picture whatever the number of steps."""

@@ -77,6 +77,7 @@ def test_its_scheduler_is_that_of_the_four_fixes(pipe: Any) -> None:
     assert pipe.scheduler.plan(10).timesteps[0] == 999
 
 
+# The fast test beside it is test_a_red_heart_is_red.
 @pytest.mark.slow
 def test_what_it_recommends_looks_like_many_steps(
     pipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -98,6 +99,7 @@ def test_what_it_recommends_looks_like_many_steps(
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' and transformers'
+# The fast test beside it is test_what_it_saves_is_drawn_by_diffusers of test_students.py.
 @pytest.mark.slow
 def test_diffusers_draws_the_same_by_its_defaults(pipe: Any) -> None:
     diffusers = pytest.importorskip("diffusers")
@@ -118,6 +120,7 @@ def held_out(count: int) -> list[Image.Image]:
 
 
 @torch.no_grad()
+# The fast test beside it is test_black_is_black_and_white_is_white.
 @pytest.mark.slow
 def test_the_autoencoder_keeps_colours(pipe: Any) -> None:
     prepare = Preparation(64)

@@ -131,6 +131,7 @@ def test_the_command_says_what_it_used(tmp_path: Path, capsys: pytest.CaptureFix
 # --- what they draw --------------------------------------------------------------------------------------------------
 
 
+# The fast test beside it is test_a_call_that_says_nothing_takes_their_steps.
 @pytest.mark.slow
 def test_the_emoji_are_those_of_the_teacher(emoji: Any) -> None:
     teacher = quiet(DiffusionPipeline.from_pretrained("emoji"))

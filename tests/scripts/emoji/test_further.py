@@ -36,6 +36,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("further"))
 
 
+# The fast test beside it is test_an_interrupted_go_leaves_its_average_and_goes_on.
 @pytest.mark.slow
 def test_the_same_options_go_on_and_others_begin_the_next_go(further: ModuleType, model: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
@@ -121,6 +122,7 @@ def test_an_interrupted_go_leaves_its_average_and_goes_on(
     assert checkpoints(folder)[-1].name == "checkpoint-6"
 
 
+# The fast test beside it is test_a_go_ends_by_the_time_and_leaves_a_model.
 @pytest.mark.slow
 def test_a_go_begins_from_where_it_is_told(further: ModuleType, model: Path, tmp_path: Path) -> None:
     further.further(options(steps=1))
@@ -152,6 +154,7 @@ def test_settings_are_by_the_device(further: ModuleType, tmp_path: Path, monkeyp
     assert (larger.train_batch_size, larger.learning_rate) == (1024, 1e-3)
 
 
+# The fast test beside it is test_an_interrupted_go_leaves_its_average_and_goes_on.
 @pytest.mark.slow
 def test_the_newest_average_is_shipped(further: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = importlib.import_module("words")
