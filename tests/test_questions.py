@@ -61,7 +61,7 @@ class Question(NamedTuple):
 
 def questions() -> list[Question]:
     rows = re.findall(
-        r"^\| (.+) \(\[.*?\]\((https://.+?)\)\) \| .+ \| (.+) \|$", read("questions.md"), flags=re.MULTILINE
+        r"^\| (.+) \(\[.*?\]\((https://.+?)\)\) \| .+ More: (.+) \|$", read("questions.md"), flags=re.MULTILINE
     )
     return [Question(text, thread, LINK.findall(links)) for text, thread, links in rows]
 
