@@ -2,6 +2,7 @@
 
     python benchmarks/training_memory.py                 # measured
     python benchmarks/training_memory.py arithmetic      # of Stable Diffusion 1.5 and XL, without running them
+    python benchmarks/training_memory.py arithmetic --write     # and the table in docs/training.md
 
 For each kind of training a random model is written by diffusers, and trained for some steps by `ddim train` and by the
 loop of diffusers' script for it (train_text_to_image.py, _lora.py, _sdxl.py, _lora_sdxl.py), at the same settings: a
@@ -21,7 +22,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import SDXL
+from pages import put_between
 
+PAGE = Path(__file__).parent.parent / "docs" / "training.md"
+MARKS = ("<!-- memory: by benchmarks/training_memory.py -->", "<!-- end of memory -->")
 STEPS, SIZE = 4, 256
 KINDS = ("sd-full", "sd-lora", "xl-full", "xl-lora")
 WIDTHS = (128, 256, 512, 512)
@@ -249,12 +253,12 @@ def kept(unet: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
-def arithmetic() -> None:
-    """What Stable Diffusion 1.5 at 512x512 and XL at 1024x1024 take, a picture at a time, from their sizes."""
+def arithmetic() -> str:
+    """A table of what Stable Diffusion 1.5 at 512x512 and XL at 1024x1024 take for one picture, from their sizes."""
     from ddim.lora import UNET_TARGETS
     from ddim.models import UNet2DConditionModel
 
-    print("| | | weights | gradients | Adam | activations | checkpointed |\n|---|---|---|---|---|---|---|")
+    lines = ["| | | weights | gradients | Adam | activations | checkpointed |", "|---|---|---|---|---|---|---|"]
     for name, config in (("SD 1.5", {"sample_size": 64, "cross_attention_dim": 768}), ("SDXL", SDXL)):
         with torch.device("meta"):
             unet, size = UNet2DConditionModel(**config).train(), config["sample_size"]
@@ -275,12 +279,16 @@ def arithmetic() -> None:
             for dtype, told in ((torch.float32, "float32"), (torch.bfloat16, "bf16")):
                 weights = count * (dtype.itemsize if trained != count else 4) + adapters * 4 * (trained != count)
                 row = (weights, 4 * trained, 8 * trained, held[dtype, False], held[dtype, True])
-                print(f"| {name}, {kind} | {told} | {' | '.join(f'{value / 2**30:.2f}' for value in row)} |")
+                lines.append(f"| {name}, {kind} | {told} | {' | '.join(f'{value / 2**30:.2f}' for value in row)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    if sys.argv[1:] == ["arithmetic"]:
-        arithmetic()
+    if sys.argv[1:2] == ["arithmetic"]:
+        text = arithmetic()
+        print(text)
+        if "--write" in sys.argv:
+            put_between(MARKS, text, PAGE)
         return
     if len(sys.argv) > 3:
         side, kind, precision, *paths = sys.argv[1:]

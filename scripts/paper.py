@@ -30,7 +30,8 @@ def parts(quick: Path | None) -> dict[str, list[str]]:
     def python(script: str, *options: str) -> list[str]:
         return [sys.executable, f"scripts/{script}.py", *options]
 
-    few = ["--steps", "10"] if quick else []
+    few = ["--steps", "10" if quick else "50"]
+    tradeoff = str(kept / "emoji-tradeoff")
     return {
         "table1": python("figures/table1", *(["--quick", "--out", str(kept / "table1")] if quick else [])),
         "agreement": python(
@@ -39,12 +40,24 @@ def parts(quick: Path | None) -> dict[str, list[str]]:
             "--out",
             str(kept / "agreement"),
         ),
+        "tradeoff": [
+            *DDIM, "evaluate", "emoji", "--against", "data/emoji.parquet", "--eta", "0", "1", "sigma_hat",
+            "--batch", "50", "--backend", "openvino", "--out", tradeoff,
+            *("--steps", *(("4",) if quick else ("10", "25"))), "--samples", "50" if quick else "500",
+        ],
+        "tradeoff-plot": [
+            *DDIM, "plot", "tradeoff", tradeoff, "--overwrite", "--out", str(out / "emoji-tradeoff.png"),
+        ],
         "consistency": [
             *DDIM, "evaluate", "digits", "--consistency", "--clip-sample", "never", "--out", str(out),
             "--samples", "20" if quick else "200",
             "--steps", *(("10", "50") if quick else ("10", "20", "50", "100", "1000")),
         ],
         "reconstruction": python("figures/reconstruction", *(["--quick"] if quick else [])),
+        "digits": [
+            *DDIM, "sample", "--model", "digits", "--class-labels", *"0 1 2 3 4 5 6 7 8 9".split(), "--batch", "60",
+            *few, "--order", "1", "--overwrite", "--out", str(out / "digits.png"),
+        ],
         "interpolation-digits": [
             *DDIM, "interpolate", "--seeds", *"0 1 2 3 4".split(), "--frames", "11", "--rows", *few,
             "--overwrite", "--out", str(out / "interpolation-digits.png"),

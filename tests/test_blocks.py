@@ -1,7 +1,8 @@
-"""Every block of code in docs/ runs, is parsed as its reader would be, or says why not; README.md's in test_readme.py.
+"""Every block of code in docs/ runs, or says why not and what runs the like; README.md's are in test_readme.py.
 
 Python blocks run in an empty folder, in one namespace a page; where a page speaks of a model or a file of the reader's
-own, a stand-in of that name lies there. Commands are parsed. tests/scripts/test_notebooks.py runs the three notebooks.
+own, a stand-in of that name lies there. So do commands that draw, look and measure, with small numbers in place of
+theirs; those that train, serve and install are parsed. tests/scripts/test_notebooks.py runs the three notebooks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from PIL import Image
 from ddim import DiffusionPipeline
 from ddim.checkpoint import save_tensors
 from ddim.checkpoint.hub import BUNDLED
-from ddim.cli import COMMANDS, load
+from ddim.cli import COMMANDS, load, main
 from ddim.lora import add_lora, lora_state, save_lora
 
 ROOT = Path(__file__).parent.parent
@@ -159,11 +160,17 @@ def for_tasks() -> dict[str, Any]:
     config.write_text(
         json.dumps({**json.loads(config.read_text(encoding="utf-8")), "recommended_steps": 4}), encoding="utf-8"
     )
-    pictures = Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64))
-    pictures[1].paste(255, (16, 16, 48, 48))
-    for picture, name in zip(pictures, ("photo", "mask"), strict=True):
-        picture.save(f"{name}.png")
+    pictures("photo", "mask")
     return {}
+
+
+def pictures(*names: str) -> None:
+    """A red square of each name, and a mask of its middle if that is the name."""
+    for name in names:
+        picture = Image.new("L" if name == "mask" else "RGB", (64, 64), "black" if name == "mask" else "red")
+        if name == "mask":
+            picture.paste(255, (16, 16, 48, 48))
+        picture.save(f"{name}.png")
 
 
 SCENES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -230,7 +237,10 @@ def lines(block: Block) -> list[str]:
 
 def is_shown_output(block: Block) -> bool:
     """Whether it is what a program prints, a list of files or JSON, and nothing that somebody types."""
-    return all(re.match(r"(ddim: |training: |\{)|\S+( \S+)* {2,}\S|so\b| ", line) for line in block.text.splitlines())
+    typed = tuple(f"{program} " for program in (*PROGRAMS, "$", "ddim", "python", "make", "pip", "source"))
+    return not any(line.startswith((*typed, "scripts/")) for line in block.text.splitlines()) and all(
+        re.match(r"(ddim: |training: |\{)|\S+( \S+)* {2,}\S|so\b| ", line) for line in block.text.splitlines()
+    )
 
 
 def check(line: str) -> None:
@@ -245,7 +255,8 @@ def check(line: str) -> None:
         if "…" in given:  # the other options, as in the line above it
             given = [*(word for word in given if word != "…"), "--output-dir", "out", "--train-data-dir", "pictures"]
         name = next(name for name in (" ".join(given[:2]), given[0]) if name in COMMANDS)
-        tyro.cli(load(COMMANDS[name].settings), args=given[len(name.split()) :])
+        if name.split() != given:  # else a list of commands names it alone
+            tyro.cli(load(COMMANDS[name].settings), args=given[len(name.split()) :])
     elif words[:2] == ["python", "-c"]:
         compile(words[2], line, "exec")
     elif words[:3] == ["python", "-m", "venv"]:
@@ -269,6 +280,118 @@ def test_a_command_can_be_parsed(block: Block) -> None:
         for line in lines(block):
             for command in line.split(" && "):
                 check(command.removeprefix("/tmp/fresh/bin/"))
+
+
+# What is run, with these numbers where it has others. The rest trains, searches, serves or installs: for minutes, or
+# until it is stopped. What it shows is run by scripts/newcomer or by the tests of that command.
+QUICK = {"sample", "interpolate", "invert", "edit", "info", "evaluate", "generate"} | {
+    f"plot {what}" for what in ("schedule", "trajectory", "tradeoff")
+}
+MANY = {"interpolate", "invert", "edit", "generate"}  # that make many steps unless told
+SMALL = {"--steps": "4", "--frames": "2", "--samples": "8", "--batch": "2"}
+# A word of a command that is not run -> what it needs, a test that runs the like, and a word of that.
+NOT_HERE = {
+    "FOLDER": ("Stable Diffusion and ControlNets", "tests/cli/test_controlling.py", "--controlnet"),
+    "stabilityai/": ("Stable Diffusion XL", "tests/cli/test_xl.py", "--refiner"),
+    "v2-1_768": ("a checkpoint of gigabytes", "tests/cli/test_single_files.py", "--tokenizer"),
+    "noobaiXL": ("a checkpoint of gigabytes", "tests/cli/test_single_files.py", "--model"),
+    "./sdxl": ("Stable Diffusion XL and the hub", "tests/pipelines/test_autoencoders.py", "vae"),
+    "inception": ("Inception's weights", "tests/evaluation/test_features.py", "inception"),
+    "/shared/": ("several machines", "tests/jobs/test_output.py", "shard"),
+    "--workers": ("Ray, which takes seconds to start", "tests/jobs/test_cluster.py", "workers"),
+    "ink.pt": ("a file of PyTorch's", "tests/cli/test_new_words.py", "--textual-inversion"),
+    "runs/lora": ("adapters", "tests/cli/test_adapters.py", "--lora"),
+}
+
+
+class Typed(NamedTuple):
+    """A command of a page."""
+
+    page: str
+    line: int
+    words: list[str]
+
+    @property
+    def name(self) -> str:
+        return next((name for name in (" ".join(self.words[1:3]), *self.words[1:2]) if name in COMMANDS), "")
+
+    def why_not(self) -> str | None:
+        """What it needs, as `NOT_HERE` has it; None if it can be run."""
+        return next((word for word in NOT_HERE if any(word in given for given in self.words)), None)
+
+
+def typed() -> Iterator[Typed]:
+    for block in SHELL:
+        if not is_shown_output(block):
+            for line in lines(block):
+                words = shlex.split(line, comments=True)
+                if words[0] in ("ddim", "printf") and "…" not in words:
+                    yield Typed(block.page, block.line, words)
+
+
+TYPED = [command for command in typed() if command.page != "tasks/commands"]  # which scripts/newcomer runs as it stands
+RUN = [c for c in TYPED if c.why_not() is None and (c.name in QUICK or "printf" in c.words)]
+SLOW_COMMANDS = {"interpolation", "scale", "tasks/evaluation", "tasks/editing"}  # more than a second or two each
+
+
+def small(words: list[str]) -> list[str]:
+    """A command with small numbers.
+
+    >>> small("sample --steps 10 50 --out x".split())
+    ['sample', '--steps', '4', '--out', 'x']
+    """
+    found: list[str] = []
+    for word in words:
+        number = bool(found) and word.isdecimal()
+        option = next((earlier for earlier in reversed(found) if earlier.startswith("--")), None)
+        if number and option in SMALL:
+            if found[-1] == option:
+                found.append(SMALL[option])
+        else:
+            found.append(word)
+    if found[0] in MANY and "--steps" not in found:
+        found += ["--steps", SMALL["--steps"]]
+    return found
+
+
+def stand_ins() -> None:
+    """What the commands of the pages read of the reader's own."""
+    for name, bundled in {
+        "my-sd-folder": "emoji", "my-model": "emoji", "runs/fast": "emoji-fast", "runs/mine": "emoji",
+        "runs/emoji-fast": "emoji-fast", "runs/digits": "digits-fast", "runs/cats": "digits-fast",
+    }.items():  # fmt: skip
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).symlink_to(BUNDLED / bundled, target_is_directory=True)
+    pictures("photo", "mask", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in SLOW_COMMANDS else [])
+        for page in sorted({command.page for command in RUN})
+    ],
+)
+def test_the_commands_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    stand_ins()
+    Path("docs").mkdir()
+    for command in RUN:
+        if command.page == page:
+            if command.words[0] == "printf":
+                text, _, path = command.words[1:]
+                Path(path).write_text(text.replace("\\n", "\n"), encoding="utf-8")
+                continue
+            status = main(small(command.words[1:]))
+            assert status == 0, f"docs/{page}.md:{command.line}: {shlex.join(command.words)}"
+
+
+def test_what_commands_need_that_do_not_run_is_said() -> None:
+    for word, (need, test, tested) in NOT_HERE.items():
+        assert any(command.why_not() == word for command in TYPED), f"no command has {word} any more"
+        assert need
+        assert tested in (ROOT / test).read_text(encoding="utf-8"), f"{test} has nothing of {tested}"
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "json"], ids=lambda block: block.page)

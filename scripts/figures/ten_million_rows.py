@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """Ten million rows on a hundred GPUs, on paper: how long the last worker is waited for, and what deaths cost.
 
-Prints the table of docs/scale.md. A worker draws as many rows a second as told, each a little more or fewer than the
+    python scripts/figures/ten_million_rows.py            # prints the table of docs/scale.md
+    python scripts/figures/ten_million_rows.py --write    # and writes it there
+
+A worker draws as many rows a second as told, each a little more or fewer than the
 others; one of them at half the speed. Workers die at random; one that died is back after a while, and what it had in
 hand is drawn again.
 """
@@ -11,6 +14,13 @@ from __future__ import annotations
 import argparse
 import heapq
 import random
+import re
+from pathlib import Path
+
+from ddim.checkpoint.files import write_text
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "scale.md"
+BEGIN, END = "<!-- pieces: by scripts/figures/ten_million_rows.py -->\n", "\n<!-- end of pieces -->"
 
 
 def simulate(options: argparse.Namespace, piece: int) -> tuple[float, float, int]:
@@ -38,7 +48,20 @@ def simulate(options: argparse.Namespace, piece: int) -> tuple[float, float, int
     return last / 3600, 1 - drawing / (last * options.workers), twice
 
 
-def main() -> None:
+def table(options: argparse.Namespace) -> str:
+    lines = ["| rows of a piece | pieces | hours | time without work | rows drawn twice |", "|---|---|---|---|---|"]
+    for piece in (50, 250, 1000, 10_000, options.rows // options.workers):
+        hours, idle, twice = simulate(options, piece)
+        lines.append(f"| {piece:,} | {options.rows // piece:,} | {hours:.2f} | {idle:.2%} | {twice:,} |")
+    return "\n".join(lines)
+
+
+def with_table(page: str, text: str) -> str:
+    """The page's text with its table made anew."""
+    return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: BEGIN + text + END, page, flags=re.DOTALL)
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--workers", type=int, default=100)
@@ -47,12 +70,16 @@ def main() -> None:
     parser.add_argument("--restart", type=float, default=120.0, help="seconds until a worker that died draws again")
     parser.add_argument("--in-hand", type=int, default=64, help="rows that a worker that dies has drawn in part")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    print("| rows of a piece | pieces | hours | time without work | rows drawn twice |")
-    print("|---|---|---|---|---|")
-    for piece in (50, 250, 1000, 10_000, options.rows // options.workers):
-        hours, idle, twice = simulate(options, piece)
-        print(f"| {piece:,} | {options.rows // piece:,} | {hours:.2f} | {idle:.2%} | {twice:,} |")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/scale.md")
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
+    text = table(options)
+    print(text)
+    if options.write:
+        write_text(PAGE, with_table(PAGE.read_text(encoding="utf-8"), text))
 
 
 if __name__ == "__main__":

@@ -146,9 +146,7 @@ def second_order(alpha_bar_before: float, alpha_bar: float, alpha_bar_prev: floa
 
     It is finite at both ends, ᾱ = 0 and ᾱ = 1, where multistep methods over log SNR (Lu et al. 2022, DPM-Solver++)
     have to fall back to first order. In a large step x0 does not go on as it went, so this is divided by
-    1 + 4·(φ - φ'): the order stays two, and few steps come nearer. Measured on the bundled emoji model (8 texts,
-    guidance 3, latents against those of 200 steps, root mean square): at first order, in full, and damped 0.121,
-    0.145, 0.085 at 6 steps; 0.070, 0.067, 0.047 at 10; 0.035, 0.023, 0.020 at 25.
+    1 + 4·(φ - φ'): the order stays two, and few steps come nearer.
     """
     before, here, there = (math.atan2((1 - ab) ** 0.5, ab**0.5) for ab in (alpha_bar_before, alpha_bar, alpha_bar_prev))
     if before == here or here == 0:

@@ -252,7 +252,7 @@ def _from_single_file(settings: Any, dtype: torch.dtype | None) -> DiffusionPipe
 def _no_garbage() -> Iterator[None]:
     """Stop Python's garbage collector while PyTorch is imported.
 
-    To look for garbage among all that the import makes would take 0.1 s then, and 0.3 s when the program ends.
+    To look for garbage among all that the import makes would take time then, and more when the program ends.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield

@@ -27,7 +27,7 @@ def parts(*networks: nn.Module) -> list[nn.Module] | None:
     Found are forward hooks, also those for all modules; a `forward` that was set on an object; an attention processor
     other than `AttnProcessor`; and modules whose class is neither this package's nor PyTorch's.
 
-    This runs at every step, so it is written to be fast: a network of 345 modules takes it 0.06 ms.
+    This runs at every step, so it is written to be fast.
     """
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return None

@@ -6,7 +6,7 @@ glibc can then neither use again as a whole nor give back. In time the process h
 pieces kept, and what was freed given back now and then, it does not grow.
 
 What does not help: fewer arenas (MALLOC_ARENA_MAX) change nothing of it, and to map each buffer of its own
-(M_MMAP_THRESHOLD) makes large batches take up to 1.7 times as long, as the system clears all pages anew.
+(M_MMAP_THRESHOLD) makes large batches slower, as the system clears all pages anew.
 """
 
 from __future__ import annotations

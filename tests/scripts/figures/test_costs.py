@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import ModuleType
 
 import pytest
@@ -30,6 +31,20 @@ def test_the_sums_of_the_page_are_its_formula(costs: ModuleType) -> None:
     sums = costs.tflop(small, "512", 20), costs.tflop(large, "1024", 20), costs.tflop(small, "512", 4, 1)
     assert [round(number) for number in sums] == [30, 249, 5]
     assert round(100 * small["sides"]["512"]["unet"]["flop"] / 1e12) == 68
+
+
+def test_the_times_of_the_page_are_its_work_by_its_speed(costs: ModuleType) -> None:
+    """The table by speeds: 0.1 TFLOP/s makes 30 TFLOP in 300 s, which are 5 minutes."""
+    page = costs.PAGE.read_text(encoding="utf-8")
+    header, *rows = re.findall(r"^\| (?:speed that|[\d.]+ TFLOP/s).*$", page, flags=re.MULTILINE)
+    works = [float(work) for work in re.findall(r"\((\d+) TFLOP\)", header)]
+    assert len(works) == 3
+    assert len(rows) == 4
+    for row in rows:
+        speed, *times = re.findall(r"([\d.]+) (?:TFLOP/s|seconds|minutes)", row)
+        units = [60 if unit == "minutes" else 1 for unit in re.findall(r"[\d.]+ (seconds|minutes)", row)]
+        for work, time, unit in zip(works, times, units, strict=True):
+            assert float(time) * unit == pytest.approx(work / float(speed), rel=0.1), row
 
 
 def test_a_count_is_that_of_paper_and_pencil(costs: ModuleType) -> None:
