@@ -264,7 +264,7 @@ def test_screenshots(visit: Callable[..., Visitor]) -> None:
     visitor.page.get_by_label("Keep the seed").check()
     visitor.press("Seed, size and number ▼")
     visitor.draws()
-    visitor.fill("Prompt", "a fox")
+    visitor.fill("Prompt", "a butterfly")
     visitor.draws()
     visitor.page.locator("#gallery button:has(img)").first.click()
     visitor.wait("#about-picture", "trailing")
