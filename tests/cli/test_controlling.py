@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,9 @@ from tiny_control import tiny_control
 from tiny_sd import tiny_reference
 
 from ddim.cli import main
-from ddim.errors import ConfigError
 from ddim.images import condition_image
 from ddim.models import ControlNetModel
 from ddim.pipelines import StableDiffusionPipeline
-from ddim.serving.engine import Engine
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -136,12 +135,102 @@ def test_what_cannot_work_is_one_sentence(
     assert not (tmp_path / "a.png").exists()
 
 
-def test_a_pipeline_with_a_controlnet_is_not_served(here: Path) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(
-        here / "model", controlnet=ControlNetModel.from_pretrained(here / "a")
+def test_how_it_acts_is_said_and_is_in_the_recipe(here: Path, tmp_path: Path) -> None:
+    words = [
+        "--controlnet",
+        f"{here / 'a'}=2",
+        str(here / "b"),
+        "--control-image",
+        str(here / "0.png"),
+        str(here / "1.png"),
+    ]
+    how = ["--guess-mode", "--control-guidance-start", "0.5", "--control-guidance-end", "0.75", "1"]
+    assert sample(here, tmp_path / "one.png", *words, *how, "--steps", "4") == 0
+    pipe = StableDiffusionPipeline.from_pretrained(here / "model")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.controlnet = [ControlNetModel.from_pretrained(here / name) for name in "ab"]
+    shown = [Image.open(here / f"{k}.png") for k in range(2)]
+    expected = pipe(
+        "a cat", num_inference_steps=4, seed=0, control_image=shown, controlnet_conditioning_scale=[2.0, 1.0],
+        guess_mode=True, control_guidance_start=[0.5, 0.5], control_guidance_end=[0.75, 1.0],
+    ).images[0]  # fmt: skip
+    difference = drawn(tmp_path / "one.png").astype(int) - np.asarray(expected, dtype=int)
+    assert np.abs(difference).max() <= 1
+    again = ["sample", "--from", str(tmp_path / "one.png"), "--trust", *words, "--out", str(tmp_path / "two.png")]
+    assert main(again) == 0
+    assert np.array_equal(drawn(tmp_path / "one.png"), drawn(tmp_path / "two.png"))
+
+
+def test_a_table_says_what_is_shown_and_how_strongly(here: Path, tmp_path: Path) -> None:
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).write_bytes((here / name).read_bytes())
+    table = tmp_path / "rows.csv"
+    table.write_text(
+        "id,prompt,seed,control_image,control_scale,guess_mode,control_guidance_end\n"
+        "a,a cat,0,0.png,,,\n"
+        "b,a cat,0,0.png,0.7,,\n"
+        "c,a cat,0,,,,\n"
+        "d,a cat,0,1.png,2,true,0.5\n"
+        "e,a cat,0,gone.png,,,\n"
     )
-    with pytest.raises(ConfigError, match="pipelines with a ControlNet are not served"):
-        Engine(pipe)
+    same = ["--model", str(here / "model"), "--steps", "2", "--spacing", "leading"]
+    first = ["--controlnet", f"{here / 'a'}=0.4"]
+    assert main(["generate", str(table), "--out", str(tmp_path / "out"), *same, *first]) == 1
+    options = {
+        "a": [*first, "--control-image", str(here / "0.png")],
+        "b": ["--controlnet", f"{here / 'a'}=0.7", "--control-image", str(here / "0.png")],
+        "c": [],
+        "d": [
+            "--controlnet", f"{here / 'a'}=2", "--control-image", str(here / "1.png"), "--guess-mode",
+            "--control-guidance-end", "0.5",
+        ],
+    }  # fmt: skip
+    for name, words in options.items():
+        assert sample(here, tmp_path / f"{name}.png", *words) == 0
+        picture = tmp_path / "out" / "00000" / f"{name}.png"
+        difference = drawn(picture).astype(int) - drawn(tmp_path / f"{name}.png").astype(int)
+        assert np.abs(difference).max() <= 1, name
+        again = ["sample", "--from", str(picture), "--trust", *words, "--out", str(tmp_path / f"{name}-again.png")]
+        assert main(again) == 0
+        assert np.abs(drawn(tmp_path / f"{name}-again.png").astype(int) - drawn(picture).astype(int)).max() <= 1
+    (error,) = (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
+    assert "gone.png" in error
+
+
+def test_a_row_may_show_several_and_bytes_do_not_depend_on_companions(here: Path, tmp_path: Path) -> None:
+    pictures = [str(here / "0.png"), str(here / "1.png")]
+    rows = [{"id": str(n), "prompt": "a cat", "control_image": pictures[:: (-1) ** n]} for n in range(3)]
+    rows.append({"id": "3", "prompt": "a dog"})
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    networks = ["--controlnet", str(here / "a"), str(here / "b"), "--control-guidance-start", "0", "0.5"]
+    same = ["--model", str(here / "model"), "--steps", "2", *networks]
+    for out, more in (("one", ["--batch-size", "1"]), ("four", ["--batch-size", "4"])):
+        assert main(["generate", str(table), "--out", str(tmp_path / out), *same, *more]) == 0
+    for n in range(4):
+        one, four = ((tmp_path / out / "00000" / f"{n}.png").read_bytes() for out in ("one", "four"))
+        assert one == four
+    assert "files" in (tmp_path / "one" / "manifest.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ("control_image", [], "and MODEL has no ControlNet: give --controlnet"),
+        ("image", ["--guess-mode"], "--guess-mode is for --controlnet"),
+        ("control_from", [], "make the pictures that ControlNets are shown beforehand"),
+        ("control_image", ["--controlnet", "A", "--control-guidance-end", "1", "1"], "has 2 numbers for 1 ControlNets"),
+    ],
+)
+def test_a_job_that_cannot_work(
+    columns: str, options: list[str], message: str, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "rows.csv"
+    table.write_text(f"prompt,{columns}\na cat,{here / '0.png'}\n")
+    words = [str(here / "a") if word == "A" else word for word in options]
+    model = str(here / "model")
+    assert main(["generate", str(table), "--out", str(tmp_path / "out"), "--model", model, *words]) == 1
+    assert message.replace("MODEL", model) in capsys.readouterr().err
 
 
 def test_a_model_without_texts_takes_none(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,57 @@ def test_a_picture_is_that_of_the_call_and_is_made_again(models: dict[str, Path]
     assert not np.array_equal(drawn(other), drawn(out))
 
 
+def test_all_else_that_it_is_told(models: dict[str, Path], tmp_path: Path) -> None:
+    image, out, again = tmp_path / "start.png", tmp_path / "a.png", tmp_path / "b.png"
+    Image.effect_noise((16, 16), 60).convert("RGB").save(image)
+    beside = ["--image", image]
+    sizes = ["--negative-original-size", 9, 7, "--negative-crop", 1, 2, "--negative-target-size", 8, 9]
+    shares = ["--denoising-start", 0.25, "--denoising-end", 0.75]
+    asked = ["a red cat", "--model", models["base"], "--steps", 8, "--seed", 5, "--scale", 1, *sizes, *shares]
+    assert run("sample", *asked, *beside, "--out", out) == 0
+    told: dict[str, Any] = {"negative_original_size": (9, 7), "negative_crops_coords_top_left": (1, 2)}
+    told |= {"negative_target_size": (8, 9), "denoising_start": 0.25, "denoising_end": 0.75, "num_inference_steps": 8}
+    expected = pipeline(models["base"])("a red cat", image=Image.open(image), seed=5, **told).images[0]
+    assert np.abs(drawn(out) - np.asarray(expected, dtype=int)).max() <= 1
+    assert run("sample", "--from", out, "--trust", *beside, "--out", again) == 0
+    assert np.array_equal(drawn(again), drawn(out))
+    asked = ["a", "--model", models["refiner"], "--steps", 4, *beside, "--aesthetic-score", 9, "--out", out]
+    assert run("sample", *asked, "--negative-aesthetic-score", 1, "--overwrite", "--scale", 1) == 0
+    scores = {"aesthetic_score": 9.0, "negative_aesthetic_score": 1.0}
+    expected = pipeline(models["refiner"])(
+        "a", image=Image.open(image), strength=0.8, num_inference_steps=4, seed=0, **scores
+    ).images[0]
+    assert np.abs(drawn(out) - np.asarray(expected, dtype=int)).max() <= 1
+
+
+def test_a_table_says_what_sample_says(models: dict[str, Path], tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a red cat", "prompt_2": "a dog", "negative_prompt_2": "bad", "crop": [3, 4], "seed": 1},
+        {"prompt": "a red cat", "original_size": [99, 77], "negative_crops_coords_top_left": [1, 2], "seed": 2},
+        {"prompt": "a red cat", "denoising_end": 0.5, "seed": 3},
+    ]
+    options = [
+        ["--prompt-2", "a dog", "--negative-prompt-2", "bad", "--crop", 3, 4, "--seed", 1],
+        ["--original-size", 99, 77, "--negative-crop", 1, 2, "--seed", 2],
+        ["--denoising-end", 0.5, "--seed", 3],
+    ]
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps({"id": str(n), **row}) + "\n" for n, row in enumerate(rows)))
+    same = ["--model", models["base"], "--steps", 4, "--target-size", 48, 32]
+    assert run("generate", table, *same, "--out", tmp_path / "out") == 0
+    for number, more in enumerate(options):
+        one = tmp_path / f"{number}.png"
+        assert run("sample", "a red cat", *same, *more, "--scale", 1, "--out", one) == 0
+        picture = tmp_path / "out" / "00000" / f"{number}.png"
+        assert np.abs(drawn(picture) - drawn(one)).max() <= 1
+        assert run("sample", "--from", picture, "--trust", "--out", tmp_path / f"{number}-again.png") == 0
+        assert np.abs(drawn(tmp_path / f"{number}-again.png") - drawn(one)).max() <= 1
+    table = tmp_path / "bad.csv"
+    table.write_text("prompt,aesthetic_score\na,5\n")
+    assert run("generate", table, *same, "--out", tmp_path / "bad") == 1
+    assert "aesthetic_score changes nothing" in (tmp_path / "bad" / "errors.jsonl").read_text()
+
+
 @pytest.mark.parametrize("start", [False, True])
 @pytest.mark.thin(fast=["True"])
 def test_the_refiner_makes_the_last_steps(start: bool, models: dict[str, Path], tmp_path: Path) -> None:
@@ -106,6 +158,11 @@ def test_a_recipe_names_no_refiner(models: dict[str, Path], tmp_path: Path, caps
         (["--model", "BASE", "--refiner-start", "0.5"], "--refiner-start says where --refiner takes over"),
         (["--model", "BASE", "--refiner", "BASE", "--refiner-start", "2"], "--refiner-start"),
         (["--model", "BASE", "--crop", "-1", "0"], "--crop"),
+        (["--model", "BASE", "--denoising-start", "0.5"], "--denoising-start needs what another model left there"),
+        (["--model", "BASE", "--denoising-end", "0"], "--denoising-end must be above 0"),
+        (["--model", "BASE", "--refiner", "BASE", "--denoising-end", "0.5"], "leave --denoising-end out"),
+        (["--model", "BASE", "--negative-crop", "1", "2", "--guidance-scale", "1"], "--negative-crop changes nothing"),
+        (["--model", "emoji", "--aesthetic-score", "5"], "--aesthetic-score is for Stable Diffusion XL"),
         (["--model", "BASE", "--original-size", "5"], "--original-size"),
         (["--model", "BASE", "--refiner", "/nowhere/at/all"], "/nowhere/at/all"),
     ],

@@ -182,11 +182,12 @@ def test_each_setting_of_sample_is_a_column_or_refused_with_the_reason() -> None
     from ddim.cli.sample import SampleSettings
 
     settings = {field.name for field in dataclasses.fields(SampleSettings)} - {"class_labels"}  # of a row: class_label
-    assert set(COLUMNS) - {"id", "class_label"} | set(NOT_OF_ROWS) == settings
+    own = {"id", "class_label", "control_scale"}  # the last is said beside --controlnet, as in PATH=SCALE
+    assert set(COLUMNS) - own | set(NOT_OF_ROWS) == settings
     assert not set(COLUMNS) & set(NOT_OF_ROWS)
     of_jobs = {field.name for field in dataclasses.fields(GenerateSettings)}
     assert {name for name, reason in NOT_OF_ROWS.items() if "for all rows" in reason} <= of_jobs
-    assert set(COLUMNS) - {"id", "prompt", "image", "mask_image"} <= of_jobs
+    assert set(COLUMNS) - {"id", "prompt", "image", "mask_image", "control_image", "control_scale"} <= of_jobs
 
 
 def test_pictures_in_a_table_are_to_be_in_files(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from serving import Served, eventually, exchange, file_of, opened, serving
+from serving import Served, eventually, exchange, file_of, opened, quiet, serving
 from tiny import tiny_pipeline
+from tiny_xl import tiny_xl
 
 from ddim import DiffusionPipeline
 from ddim.cli import main
@@ -143,6 +144,25 @@ def test_a_png_says_how_ddim_sample_makes_it_again(served: Served, tmp_path: Pat
         assert main(["sample", "--from", str(path), "--out", str(out)]) == 0
         assert np.abs(array(read(out)) - array(picture)).max() < 1 / 250
         assert picture.size == (64, 48)
+
+
+def test_what_xl_is_told_and_how_it_is_made_again(tmp_path: Path) -> None:
+    tiny_xl(tmp_path / "xl")
+    told = {"prompt_2": "a dog", "original_size": [99, 77], "crops_coords_top_left": [3, 4], "negative_crop": [5, 6]}
+    with serving({"xl": quiet(str(tmp_path / "xl"))}) as xl:
+        answer = xl.client().images.generate(prompt="a cat", extra_body={**told, "seed": 4, "steps": 4})
+        assert answer.ddim["crops_coords_top_left"] == [3, 4]
+        (image,) = answer.data
+        with pytest.raises(openai.BadRequestError, match="aesthetic_score changes nothing"):
+            xl.client().images.generate(prompt="a cat", extra_body={"aesthetic_score": 5})
+    (tmp_path / "a.png").write_bytes(_bytes(image))
+    pipe = quiet(str(tmp_path / "xl"))()
+    told["negative_crops_coords_top_left"] = told.pop("negative_crop")
+    expected = pipe("a cat", **told, seed=4, num_inference_steps=4).images[0]
+    assert np.abs(array(opened(image)) - array(expected)).max() < 1 / 250
+    again = ["sample", "--from", str(tmp_path / "a.png"), "--model", str(tmp_path / "xl")]
+    assert main([*again, "--out", str(tmp_path / "b.png")]) == 0
+    assert np.abs(array(read(tmp_path / "b.png")) - array(expected)).max() < 1 / 250
 
 
 def test_a_digit_says_how_it_is_made_again(served: Served, tmp_path: Path) -> None:

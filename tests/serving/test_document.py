@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     import schemathesis
     from schemathesis.core.control import SkipTest
 
-from ddim.serving.parameters import Edit, Generation, Variation
+from ddim.serving.parameters import HOW_CONTROLLED, OF_XL, Edit, Generation, Variation
 
 SMALL = file_of(Image.new("L", (8, 8), 128))
 ROUTES = {
@@ -39,11 +39,13 @@ def test_it_has_every_route_and_parameter(document: Any) -> None:
     looking = {"/v1/images/files/{name}", "/v1/models", "/v1/models/{name}", "/health", "/ready", "/metrics"}
     assert set(document["paths"]) == {*ROUTES, *looking}
     for route, kind in ROUTES.items():
-        (content,) = document["paths"][route]["post"]["requestBody"]["content"].values()
-        schema = content["schema"]
-        assert set(schema["properties"]) - {"image", "mask"} == set(kind.model_fields)
-        assert all(schema["properties"][name].get("description") for name in kind.model_fields)
-        assert schema["additionalProperties"] is False
+        contents = document["paths"][route]["post"]["requestBody"]["content"]
+        assert set(contents) == {"multipart/form-data", *["application/json"] * (kind is Generation)}
+        for content in contents.values():
+            schema = content["schema"]
+            assert set(schema["properties"]) - {"image", "mask"} == set(kind.model_fields)
+            assert all(schema["properties"][name].get("description") for name in kind.model_fields)
+            assert schema["additionalProperties"] is False
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -64,6 +66,8 @@ def test_no_request_is_a_fault(served: Served, document: Any, mode: str) -> None
         def check(case: Any) -> None:
             if mode == "positive" and isinstance(case.body, dict):  # a model that is there, and no thousand steps
                 case.body |= {"model": "digits", "steps": 3, "prompt": ""}
+                for name in (*OF_XL, *HOW_CONTROLLED, "control_image"):  # which it is not told
+                    case.body.pop(name, None)
                 if "image" in case.body:
                     case.body["image"] = SMALL
             answer = case.call(base_url=served.url, timeout=20)

@@ -43,6 +43,11 @@ ASKED: list[dict[str, Any]] = [
     {"prompt": "a castle", "seed": 4, "width": 24, "height": 32, "guidance_rescale": 0.7},
     {"prompt": "a castle", "seed": 4, "original_size": (99, 77), "crops_coords_top_left": (3, 4)},
     {"prompt": "a castle", "seed": 4, "target_size": (512, 256), "negative_prompt": ""},
+    {"prompt": "a castle", "seed": 4, "negative_original_size": (9, 7), "negative_target_size": (8, 9)},
+    {"prompt": "a castle", "seed": 4, "negative_prompt": "", "negative_crops_coords_top_left": (5, 6)},
+    {"prompt": "a castle", "seed": 4, "denoising_end": 0.5, "eta": 0.5},
+    {"prompt": "a castle", "seed": 4, "image": PICTURE, "denoising_start": 0.4, "denoising_end": 0.8, "strength": 0.2},
+    {"prompt": "a castle", "seed": 4, "image": PICTURE, "mask": MASK, "denoising_start": 0.4},
     {"prompt": "a castle", "seed": 5, "image": PICTURE, "strength": 0.7},
     {"prompt": "a castle", "seed": 6, "image": PICTURE, "mask": MASK, "strength": 1.0},
 ]
@@ -87,9 +92,13 @@ def test_a_refiner_makes_pictures_of_pictures(tmp_path: Path) -> None:
     tiny_xl(tmp_path, "refiner")
     pipe = loaded(tmp_path)
     asked = {"prompt": "a castle", "seed": 5, "image": PICTURE, "strength": 0.7}
+    scored = {**asked, "aesthetic_score": 9.5, "negative_aesthetic_score": 0.5}
+    pictures = []
     with Engine(pipe) as engine:
-        picture = engine.submit(Request(steps=4, output_type="pt", **asked)).result()
-    torch.testing.assert_close(picture.image, called(pipe, asked), rtol=0, atol=1e-4)
+        for each in (asked, scored):
+            pictures.append(engine.submit(Request(steps=4, output_type="pt", **each)).result().image)
+            torch.testing.assert_close(pictures[-1], called(pipe, each), rtol=0, atol=1e-4)
+    assert not torch.equal(*pictures)
 
 
 def test_other_weights_of_the_second_encoder_are_noticed(tmp_path: Path) -> None:
@@ -110,6 +119,11 @@ def test_other_weights_of_the_second_encoder_are_noticed(tmp_path: Path) -> None
         ({"prompt_2": 5}, "prompt_2 must be a text, not 5"),
         ({"original_size": 5}, "original_size must be two numbers"),
         ({"class_label": 1}, "class_label is not for this model"),
+        ({"aesthetic_score": "good"}, "aesthetic_score must be a number"),
+        ({"denoising_end": 0.0}, "denoising_end must be a number in"),
+        ({"denoising_end": "x"}, "denoising_end must be a number"),
+        ({"denoising_start": 0.5}, "denoising_start needs the image"),
+        ({"image": PICTURE, "denoising_start": 0.5, "denoising_end": 0.5}, "must be below denoising_end"),
     ],
 )
 def test_what_cannot_be_drawn(asked: dict[str, Any], message: str, pipe: StableDiffusionXLPipeline) -> None:
@@ -120,6 +134,6 @@ def test_what_cannot_be_drawn(asked: dict[str, Any], message: str, pipe: StableD
 def test_others_are_not_told_what_only_xl_is_told() -> None:
     with (
         Engine(DiffusionPipeline.from_pretrained("emoji")) as engine,
-        pytest.raises(ConfigError, match="prompt_2 is not"),
+        pytest.raises(ConfigError, match="denoising_end is not for this model"),
     ):
-        engine.submit(Request(prompt="a", prompt_2="b"))
+        engine.submit(Request(prompt="a", denoising_end=0.5))

@@ -39,6 +39,22 @@ VALUES: dict[str, Any] = {
     "guidance_rescale": 0.5,
     "guidance_interval": [0, 500],
     "negative_prompt": "",
+    "prompt_2": "a cat",
+    "negative_prompt_2": "",
+    "original_size": [96, 64],
+    "crop": [0, 5],
+    "target_size": [64, 64],
+    "negative_original_size": [32, 32],
+    "negative_crop": [1, 2],
+    "negative_target_size": [8, 9],
+    "aesthetic_score": 6.5,
+    "negative_aesthetic_score": 2.0,
+    "denoising_end": 0.75,
+    "control_image": ["aGVhcnQ=", "Y2F0"],
+    "control_scale": [0.5, 1.5],
+    "guess_mode": True,
+    "control_guidance_start": 0.25,
+    "control_guidance_end": [0.5, 1.0],
     "strength": 0.25,
     "prompt": "a dog, 3 \u00b5m",
     "output_format": "webp",
@@ -46,12 +62,16 @@ VALUES: dict[str, Any] = {
 }
 
 
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list) else str(value)
+
+
 def test_a_form_is_read_as_json_is() -> None:
     plain = from_json(Edit, VALUES)
     for interval in (["0", "500"], ["[0, 500]"], ["0,500"]):
-        fields = {name: [str(value)] for name, value in VALUES.items()} | {"guidance_interval": interval}
+        fields = {name: [_text(value)] for name, value in VALUES.items()} | {"guidance_interval": interval}
         assert from_form(Edit, fields) == plain
-    brackets = {name: [str(value)] for name, value in VALUES.items() if name != "guidance_interval"}
+    brackets = {name: [_text(value)] for name, value in VALUES.items() if name != "guidance_interval"}
     assert from_form(Edit, {**brackets, "guidance_interval[]": ["0", "500"]}) == plain
     assert from_form(Edit, {"eta": ["sigma_hat"], "steps": [""], "stream": ["true"]}).eta == "sigma_hat"
     with pytest.raises(Refusal, match="given 2 times"):
@@ -64,6 +84,7 @@ def test_every_parameter_can_be_said_in_a_form(kind: Any) -> None:
     usual = {
         "model": "emoji", "user": "me", "order": 2, "eta": 0, "class_label": 3, "stream": True, "partial_images": 2,
         "safety_identifier": "you", "background": "opaque", "quality": "auto", "method": "inversion",
+        "denoising_start": 0.5,
     }  # fmt: skip
     for name in kind.model_fields:
         value = {**VALUES, **usual}[name]
@@ -75,6 +96,59 @@ def test_every_parameter_can_be_said_in_a_form(kind: Any) -> None:
         with pytest.raises(Refusal) as raised:
             from_form(kind, {"order": [wrong]})
         assert raised.value.param == "order"
+
+
+def test_a_name_of_diffusers_is_taken_as_well_and_stays_in_what_is_said() -> None:
+    assert from_json(Generation, {"crops_coords_top_left": [1, 2]}).crop == [1, 2]
+    for name in ("negative_crops_coords_top_left", "negative_crop[]"):
+        assert from_form(Edit, {name: ["1", "2"]}).negative_crop == [1, 2]
+    for values in ({"crops_coords_top_left": [1]}, {"crops_coords_top_left": [1, -2]}):
+        with pytest.raises(Refusal, match=r"^crops_coords_top_left: .*; it is a list of two numbers, top") as raised:
+            from_json(Generation, values)
+        assert raised.value.param == "crops_coords_top_left"
+    with pytest.raises(Refusal, match="crop is there by two names"):
+        from_json(Generation, {"crop": [1, 2], "crops_coords_top_left": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("values", "param"),
+    [
+        ({"strength": 0.5, "denoising_start": 0.5}, "strength"),
+        ({"denoising_start": 0.5, "denoising_end": 0.5}, "denoising_start"),
+        ({"denoising_start": 1.0}, "denoising_start"),
+        ({"denoising_end": 0.0}, "denoising_end"),
+        ({"original_size": [8]}, "original_size"),
+        ({"target_size": "8"}, "target_size"),
+        ({"aesthetic_score": 1e9}, "aesthetic_score"),
+    ],
+)
+def test_what_xl_is_not_told(values: dict[str, Any], param: str) -> None:
+    with pytest.raises(Refusal) as raised:
+        from_json(Edit, values)
+    assert raised.value.param == param
+    with pytest.raises(Refusal, match="the image of an edit"):
+        from_json(Generation, {"denoising_start": 0.5})
+
+
+def test_what_is_one_for_all_controlnets_or_one_for_each() -> None:
+    assert from_form(Edit, {"control_scale": ["0.5"], "control_image": ["Y2F0"]}).control_scale == 0.5
+    for fields in (
+        {"control_scale[]": ["0.5"]},
+        {"control_scale": ["[0.5]"]},
+        {"controlnet_conditioning_scale[]": ["0.5"]},
+    ):
+        assert from_form(Edit, fields).control_scale == [0.5]
+    assert from_json(Generation, {"control_guidance_end": 1}).control_guidance_end == 1
+    assert from_form(Edit, {"control_image[]": ["YQ==", ""]}).control_image == ["YQ=="]
+    for values in (
+        {"control_scale": "x"},
+        {"control_guidance_start": [0.5, 2]},
+        {"control_image": []},
+        {"guess_mode": 1},
+    ):
+        with pytest.raises(Refusal) as raised:
+            from_json(Generation, values)
+        assert raised.value.param in values
 
 
 def test_null_stands_for_what_is_left_out() -> None:

@@ -31,6 +31,13 @@ def alone(pipe: Any, request: Request) -> Tensor:
         given |= {} if request.strength is None else {"strength": request.strength}
     else:
         given |= {"class_labels": request.class_label, "batch_size": images}
+    if request.control_image is not None:
+        given["control_image"], given["guess_mode"] = request.control_image, request.guess_mode
+        for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
+            given |= {} if getattr(request, name) is None else {name: getattr(request, name)}
+    elif pipe.components.get("controlnet") is not None:
+        pipe = pipe.from_pipe(pipe, controlnet=None)
+        pipe.set_progress_bar_config(disable=True)
     scheduler = pipe.scheduler
     if request.spacing is not None:
         pipe = pipe.from_pipe(pipe, scheduler=scheduler.from_config(scheduler.config, timestep_spacing=request.spacing))

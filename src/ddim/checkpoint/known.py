@@ -39,6 +39,7 @@ class Known:
         takes_scale: whether its network takes the guidance scale as an input.
         side: of the square pictures that it was trained on, in pixels.
         is_xl: whether it is Stable Diffusion XL; None where that is not known.
+        has_controlnet: whether its folder has a ControlNet.
         teacher: the model that it was distilled from, as whoever distilled it named it.
     """
 
@@ -51,6 +52,7 @@ class Known:
     takes_scale: bool = False
     side: int | None = None
     is_xl: bool | None = None
+    has_controlnet: bool = False
     teacher: str | None = None
 
 
@@ -83,7 +85,8 @@ def known(model: str) -> Known | None:
     path = find_index(repository)
     if repository.folder is None:
         return None
-    pipeline = read_json(path).get("_class_name")
+    index = read_json(path)
+    pipeline = index.get("_class_name")
     if pipeline not in (*PIXELS, *TEXTS):
         return None
     unet, scheduler, vae = (_config(repository, part) for part in ("unet", "scheduler", "vae"))
@@ -101,6 +104,7 @@ def known(model: str) -> Known | None:
         factor=factor,
         side=None if latents is None or pixels is None else latents * pixels,
         is_xl=pipeline.startswith("StableDiffusionXL"),
+        has_controlnet=bool(index.get("controlnet")),
         teacher=_teacher(repository),
         **guidance_of(unet, scheduler),
     )

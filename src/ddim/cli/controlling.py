@@ -91,6 +91,7 @@ def _is_address(place: str) -> bool:
 def check_together(settings: SampleSettings) -> None:
     """Raise a ConfigError unless there is something to show to each ControlNet, and a ControlNet for each picture."""
     networks, shown = len(listed(settings.controlnet)), len(listed(settings.control_image))
+    check_how(settings, networks)
     if settings.control_from is not None and settings.condition is None:
         raise ConfigError("--control-from needs --condition, which says what is made of the picture")
     if settings.control_from is None and settings.condition is not None:
@@ -104,6 +105,56 @@ def check_together(settings: SampleSettings) -> None:
     raise ConfigError(f"--controlnet: there are {counted}: give a --control-image for each, or --control-from")
 
 
+def check_how(settings: Any, networks: int) -> None:
+    """Raise a ConfigError unless what is said of how ControlNets act is for as many as there are.
+
+    Args:
+        settings: with `guess_mode`, `control_guidance_start` and `control_guidance_end`.
+    """
+    starts, ends = settings.control_guidance_start, settings.control_guidance_end
+    given = {"guess-mode": settings.guess_mode, "control-guidance-start": starts, "control-guidance-end": ends}
+    for option, value in given.items():
+        if value and not networks:
+            raise ConfigError(f"--{option} is for --controlnet: give one, or leave it out")
+        if isinstance(value, tuple) and len(value) not in (0, 1, networks):
+            raise ConfigError(
+                f"--{option} has {len(value)} numbers for {networks} ControlNets: give one, or one for each"
+            )
+    for start, end in zip(spread(starts or (0.0,), networks), spread(ends or (1.0,), networks), strict=True):
+        if start >= end:
+            raise ConfigError(f"--control-guidance-start {start:g} must be below --control-guidance-end {end:g}")
+
+
+def spread(numbers: Sequence[float], count: int) -> list[float]:
+    """A number for each of so many ControlNets: the ones that were given, or one for all.
+
+    >>> spread((0.5,), 2), spread((0.5, 1.0), 2)
+    ([0.5, 0.5], [0.5, 1.0])
+    """
+    return [*numbers] * (count if len(numbers) == 1 else 1)
+
+
+def how(settings: Any) -> dict[str, Any]:
+    """What is said of how ControlNets act, as arguments of a call: their strengths, and what else was given."""
+    said: dict[str, Any] = {"controlnet_conditioning_scale": [one.scale for one in asked(settings.controlnet)]}
+    said |= {"guess_mode": True} if settings.guess_mode else {}
+    for name in ("control_guidance_start", "control_guidance_end"):
+        if getattr(settings, name):
+            said[name] = spread(getattr(settings, name), len(asked(settings.controlnet)))
+    return said
+
+
+def absolute(text: str) -> str:
+    """PATH[=SCALE] with the whole path, for processes that may be elsewhere."""
+    place, scale = controlnet(text)
+    return f"{os.path.abspath(place) if os.path.exists(place) else place}={scale!r}"
+
+
+def asked(given: Any) -> list[Asked]:
+    """The ControlNets that are asked for."""
+    return [controlnet(text) for text in listed(given)]
+
+
 def add_controls(pipe: DiffusionPipeline, model: str, given: Sequence[str | Sequence[str]] | None) -> None:
     """Load ControlNets into a pipeline.
 
@@ -111,8 +162,8 @@ def add_controls(pipe: DiffusionPipeline, model: str, given: Sequence[str | Sequ
         ConfigError: the pipeline takes none, or one is for another model.
         CheckpointError, WeightsError: one is not there or is broken; the message names it.
     """
-    asked = [controlnet(text) for text in listed(given)]
-    if not asked:
+    wanted = asked(given)
+    if not wanted:
         return
     from ddim.models import ControlNetModel
     from ddim.pipelines.control import check_fits
@@ -121,7 +172,7 @@ def add_controls(pipe: DiffusionPipeline, model: str, given: Sequence[str | Sequ
     if not isinstance(pipe, Draws):
         raise ConfigError(f"{model} takes no ControlNet: leave out --controlnet, or use a text-to-image model")
     networks = []
-    for each in asked:
+    for each in wanted:
         try:
             if _is_file(each.place) or _is_address(each.place):
                 network = ControlNetModel.from_single_file(each.place, dtype=pipe.dtype, like=pipe.unet.config)
@@ -161,10 +212,9 @@ def controlled(settings: SampleSettings, pipe: DiffusionPipeline, size: tuple[in
     pictures = [fit_shown(path, option, (width, height)) for path, option in zip(files, options, strict=True)]
     if settings.control_from is not None and settings.condition is not None:
         pictures[-1] = condition_image(pictures[-1], settings.condition, settings.condition_cells)
-    scales = [controlnet(text).scale for text in listed(settings.controlnet)]
     return {
         "control_image": pictures if len(pictures) > 1 else pictures[0],
-        "controlnet_conditioning_scale": scales,
+        **how(settings),
         "height": height,
         "width": width,
     }

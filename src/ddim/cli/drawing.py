@@ -60,8 +60,10 @@ class Drawing:
         self.numbers = range(count) if only is None else range(only, only + 1)
         if len(self.numbers) > 1:
             pipe.set_progress_bar_config(disable=True)  # progress is by pictures then, not by the steps of each batch
-        share = 1.0 if settings.image is None else settings.strength
-        self._steps = len(plan_of_call(pipe.scheduler, settings.steps, settings.eta, None, settings.order, share))
+        starts_whole = settings.image is None or settings.denoising_start is not None
+        share = 1.0 if starts_whole else settings.strength
+        plan = plan_of_call(pipe.scheduler, settings.steps, settings.eta, None, settings.order, share)
+        self._steps = len(plan.part(settings.denoising_start, settings.denoising_end))
         self._request: dict[str, Any] = {
             "num_inference_steps": settings.steps,
             "eta": settings.eta,
@@ -140,7 +142,8 @@ class Drawing:
         """What the model begins and the refiner finishes; the noise of both is drawn by the same generators."""
         start = self.settings.refiner_start
         begun = self.pipe(**request, denoising_end=start, output_type="latent").images
-        without = {"image", "strength", "control_image", "controlnet_conditioning_scale"}  # the refiner is not steered
+        without = {"image", "strength"}
+        without |= {name for name in request if name == "guess_mode" or name.startswith("control")}  # it is not steered
         without |= set() if self.settings.mask_image else {"height", "width"}
         rest = {name: value for name, value in request.items() if name not in without}
         images: list[Image.Image] = self.refiner(**rest, image=begun, denoising_start=start).images

@@ -16,14 +16,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ddim.checkpoint.known import SINGLE_FILE, known
+from ddim.cli.adapters import listed
 from ddim.cli.checks import check_order, is_single_file
+from ddim.cli.controlling import check_how, how
 from ddim.cli.opening import check_kind, check_model, open_pipeline
 from ddim.cli.options import (
     Autoencoder,
     Backend,
+    ControlEnd,
+    ControlStart,
     Device,
     DType,
     Eta,
+    GuessMode,
     GuidanceRescale,
     GuidanceScale,
     Loras,
@@ -39,6 +44,23 @@ from ddim.cli.options import (
     Variant,
     ZeroSNR,
 )
+from ddim.cli.xl import (
+    TOLD,
+    AestheticScore,
+    Crop,
+    DenoisingEnd,
+    DenoisingStart,
+    NegativeAestheticScore,
+    NegativeCrop,
+    NegativeOriginalSize,
+    NegativeTargetSize,
+    OriginalSize,
+    SecondNegativePrompt,
+    SecondPrompt,
+    TargetSize,
+    check_xl,
+)
+from ddim.cli.xl import given as given_of_xl
 from ddim.errors import CheckpointError, ConfigError, DataError, check_installed
 
 if TYPE_CHECKING:
@@ -53,14 +75,16 @@ class GenerateSettings:
 
     PROMPTS is a .txt (a prompt a line), .csv, .jsonl or .parquet file. Its columns are id, prompt, negative_prompt,
     class_label, seed, steps, eta, order, spacing, guidance_scale, guidance_rescale, guidance_interval, width, height,
-    image, strength and mask_image, all of which may be left out; options say what rows leave out. Rows of different
-    settings are drawn together. The paths of pictures to start from are meant from the table's folder.
+    image, strength, mask_image, control_image and control_scale, and further ones that docs/scale.md lists. All may be
+    left out; options say what rows leave out. Rows of different settings are drawn together. The paths of pictures are
+    meant from the table's folder.
 
     The same command goes on where it was stopped, however it was stopped, and the pictures are the same, byte for byte,
     for any number of workers. Rows that cannot be drawn are listed in errors.jsonl, and then the exit status is 1.
 
         ddim generate prompts.txt --out hearts --model emoji
         ddim generate prompts.csv --out hearts --format webdataset --workers 4
+        ddim generate steered.csv --out cats --controlnet emoji-layout
         ddim generate prompts.parquet --out /shared/hearts --ray-address auto
         ddim generate prompts.jsonl --out /shared/hearts --shard 0/8
     """
@@ -82,6 +106,18 @@ class GenerateSettings:
     tokenizer: TokenizerPlace = None
     prediction_type: Predicts = None
     negative_prompt: NegativePrompt = None
+    prompt_2: SecondPrompt = None
+    negative_prompt_2: SecondNegativePrompt = None
+    original_size: OriginalSize = None
+    crop: Crop = None
+    target_size: TargetSize = None
+    negative_original_size: NegativeOriginalSize = None
+    negative_crop: NegativeCrop = None
+    negative_target_size: NegativeTargetSize = None
+    aesthetic_score: AestheticScore = None
+    negative_aesthetic_score: NegativeAestheticScore = None
+    denoising_start: DenoisingStart = None
+    denoising_end: DenoisingEnd = None
     class_label: Annotated[
         int | None,
         tyro.conf.arg(
@@ -118,6 +154,19 @@ class GenerateSettings:
             "0.8."
         ),
     ] = None
+    controlnet: Annotated[
+        tuple[tuple[str, ...], ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(
+            metavar="PATH[=SCALE] ...",
+            help="ControlNets that steer the rows that have a control_image, one or several: folders, .safetensors "
+            "files or ids on the hub. A number after the sign = says how strongly one acts. If not given, 1: as it was "
+            "trained; rows that say control_scale decide for themselves.",
+        ),
+    ] = ()
+    guess_mode: GuessMode = False
+    control_guidance_start: ControlStart = ()
+    control_guidance_end: ControlEnd = ()
     dtype: DType = None
     backend: Backend = "eager"
     device: Device = None
@@ -171,6 +220,11 @@ class GenerateSettings:
 
     def check_together(self, given: Collection[str]) -> None:
         check_order(self.order, self.eta)
+        check_how(self, len(listed(self.controlnet)))
+        if self.denoising_start is not None and self.strength is not None:
+            raise ConfigError(
+                "--strength says how much noise to add, and with --denoising-start none is: leave one of them out"
+            )
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             first, second = self.guidance_interval
             raise ConfigError(f"--guidance-interval {first} {second} is the wrong way round: give {second} {first}")
@@ -204,10 +258,11 @@ class GenerateSettings:
 # What a row may say, and what the model is loaded by: both are part of what a job is.
 _OF_ROWS = (
     "negative_prompt", "class_label", "guidance_scale", "guidance_rescale", "guidance_interval", "steps", "eta",
-    "order", "spacing", "seed", "width", "height", "strength",
+    "order", "spacing", "seed", "width", "height", "strength", *TOLD,
 )  # fmt: skip
 _OF_LOADING = (
     "lora", "textual_inversion", "vae", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype", "backend",
+    "controlnet",
 )  # fmt: skip
 
 
@@ -225,6 +280,7 @@ class _Opening:
     zero_snr: bool | None
     dtype: Any
     backend: str
+    controlnet: Any
     device: str | None
 
 
@@ -257,7 +313,8 @@ def run_generate(settings: GenerateSettings) -> None:
     asked = {
         "model": settings.model,
         "format": settings.format,
-        "settings": {name: value for name in _OF_ROWS if (value := getattr(settings, name)) != usual[name]},
+        "settings": {name: value for name in _OF_ROWS if (value := getattr(settings, name)) != usual[name]}
+        | (how(settings) if settings.controlnet else {}),
         "loading": {name: value for name in _OF_LOADING if (value := getattr(settings, name)) != usual[name]},
     }
     stop = Stop()
@@ -333,9 +390,12 @@ def _check_kind(kind: Kind, settings: GenerateSettings) -> None:
             "--height": settings.height,
             "--width": settings.width,
             "--strength": settings.strength,
+            "--controlnet": settings.controlnet or None,
+            **given_of_xl(settings),
         },
         for_classes={"--class-label": settings.class_label},
     )
+    check_xl(kind.is_xl, settings.model, given_of_xl(settings))
 
 
 def _check_columns(columns: Collection[str], settings: GenerateSettings) -> None:
@@ -344,15 +404,29 @@ def _check_columns(columns: Collection[str], settings: GenerateSettings) -> None
     Raises:
         ConfigError: says which.
     """
-    for name, given in (("strength", settings.strength is not None), ("mask_image", "mask_image" in columns)):
+    for what, given in (
+        ("--strength", settings.strength is not None),
+        ("--denoising-start", settings.denoising_start is not None),
+        ("the column mask_image", "mask_image" in columns),
+    ):
         if given and "image" not in columns:
-            what = "--strength" if name == "strength" else "the column mask_image"
             raise ConfigError(f"{what} is for pictures to start from, and {settings.prompts} has no column image")
     found = SINGLE_FILE if is_single_file(settings.model) else known(settings.model)
     if found is None:
         return
     if found.draws_texts and "prompt" not in columns:
         raise ConfigError(f"{settings.prompts} has no column prompt, and {settings.model} draws what a text says")
+    if "control_image" in columns and not settings.controlnet and not found.has_controlnet:
+        raise ConfigError(
+            f"{settings.prompts} has the column control_image, and {settings.model} has no ControlNet: give "
+            "--controlnet"
+        )
+    for name in columns if found.is_xl is False else ():
+        if name in TOLD:
+            raise ConfigError(
+                f"{settings.prompts} has the column {name}, which is for Stable Diffusion XL, and {settings.model} is "
+                "none: leave it out, or give another --model"
+            )
     for name, what in (("prompt", "prompts"), ("image", "pictures to start from")):
         if not found.draws_texts and name in columns:
             raise ConfigError(

@@ -10,17 +10,26 @@ OTHER = "Other"
 
 _GUIDANCE = "guidance_scale guidance_rescale guidance_interval source_guidance_scale"
 
+_XL = (
+    "original_size crop target_size negative_original_size negative_crop negative_target_size aesthetic_score "
+    "negative_aesthetic_score denoising_start denoising_end refiner refiner_start"
+)
+_STEERING = (
+    "controlnet control_image control_from condition condition_cells guess_mode control_guidance_start "
+    "control_guidance_end"
+)
+
 OF_DRAWING = {
     "Which shell": "shell",
     "What to draw": "prompt prompts images model lora textual_inversion source target negative_prompt weights "
     "prompt_2 negative_prompt_2 class_label class_labels batch height width seeds results",
-    "What Stable Diffusion XL is told": "original_size crop target_size refiner refiner_start",
+    "What Stable Diffusion XL is told": _XL,
     "Which of the model's files": "vae variant tokenizer prediction_type",
     "How to go between them": "frames grid rows between_texts",
     "How to sample": "steps eta order spacing zero_snr seed method moments check",
     "Guidance": _GUIDANCE,
     "To start from a picture": "image strength mask_image from_image trust",
-    "To steer by a picture": "controlnet control_image control_from condition condition_cells",
+    "To steer by a picture": _STEERING,
     "Where and how it runs": "dtype backend device batch_size",
     "What is written": "before loop fps scale labels out overwrite",
 }
@@ -38,7 +47,7 @@ OF_MEASURING = {
 }
 
 OF_SERVING = {
-    "What is served": "model max_models studio",
+    "What is served": "model controlnet max_models studio",
     "Where, and to whom": "host port browser api_key_file auth_file add_user allow_anonymous cors_origin public_url",
     "How much at a time": "max_batch max_queue max_n max_side deadline grace",
     "Pictures that are fetched by an address": "store_megabytes store_seconds",
@@ -47,11 +56,14 @@ OF_SERVING = {
 }
 
 OF_GENERATING = {
-    "What to draw": "prompts model lora textual_inversion negative_prompt class_label seed height width",
+    "What to draw": "prompts model lora textual_inversion negative_prompt prompt_2 negative_prompt_2 class_label seed "
+    "height width",
+    "What Stable Diffusion XL is told": _XL,
     "Which of the model's files": "vae variant tokenizer prediction_type",
     "How to sample": "steps eta order spacing zero_snr",
     "Guidance": "guidance_scale guidance_rescale guidance_interval",
     "To start from a picture": "strength",
+    "To steer by a picture": _STEERING,
     "What is written": "out format retry_errors",
     "Who draws": "workers threads ray_address shard any_hardware",
     "Where and how it runs": "batch_size dtype backend device",

@@ -324,6 +324,16 @@ def check_guidance(kind: Kind, settings: Any, guidance: float | None = None, tak
         is_guided = scale is not None and (scale > 1 if kind.draws_texts else scale != 1)
     about = {
         "--negative-prompt": _option(settings, "negative_prompt") is not None,
+        **{
+            f"--{name.replace('_', '-')}": _option(settings, name) is not None
+            for name in (
+                "negative_prompt_2",
+                "negative_original_size",
+                "negative_crop",
+                "negative_target_size",
+                "negative_aesthetic_score",
+            )
+        },
         "--guidance-rescale": bool(_option(settings, "guidance_rescale")),
         "--guidance-interval": _option(settings, "guidance_interval") is not None,
     }

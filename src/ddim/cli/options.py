@@ -69,6 +69,29 @@ ControlImages = Annotated[  # as Loras
         "resized as --image is. Give this or --control-from.",
     ),
 ]
+GuessMode = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="Have each --controlnet guess what its picture shows: it acts on the half with the text alone, and less "
+        "in detail. For use without a text."
+    ),
+]
+ControlStart = Annotated[
+    tuple[float, ...],
+    tyro.conf.arg(
+        metavar="SHARE ...",
+        help="The share of the steps, from 0 to 1, from which each --controlnet acts; one for all, or one for each. If "
+        "not given, 0.",
+    ),
+]
+ControlEnd = Annotated[
+    tuple[float, ...],
+    tyro.conf.arg(
+        metavar="SHARE ...",
+        help="The share of the steps, from 0 to 1, to which each --controlnet acts; one for all, or one for each. If "
+        "not given, 1.",
+    ),
+]
 PromptWeights = Annotated[
     Literal["a1111", "compel"] | None,
     tyro.conf.arg(

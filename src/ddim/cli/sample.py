@@ -20,11 +20,14 @@ from ddim.cli.opening import check_kind, check_model, open_pipeline, suitable_gu
 from ddim.cli.options import (
     Autoencoder,
     Backend,
+    ControlEnd,
     ControlImages,
     ControlNets,
+    ControlStart,
     Device,
     DType,
     Eta,
+    GuessMode,
     GuidanceRescale,
     GuidanceScale,
     Labels,
@@ -50,12 +53,20 @@ from ddim.cli.pictures import check_images, check_look
 from ddim.cli.places import announce, is_folder
 from ddim.cli.recipe import check_drawn, read_picture_recipe
 from ddim.cli.xl import (
+    AestheticScore,
     Crop,
+    DenoisingEnd,
+    DenoisingStart,
+    NegativeAestheticScore,
+    NegativeCrop,
+    NegativeOriginalSize,
+    NegativeTargetSize,
     OriginalSize,
     Refiner,
     SecondNegativePrompt,
     SecondPrompt,
     TargetSize,
+    check_parts,
     check_xl,
     open_refiner,
 )
@@ -97,6 +108,13 @@ class SampleSettings:
     original_size: OriginalSize = None
     crop: Crop = None
     target_size: TargetSize = None
+    negative_original_size: NegativeOriginalSize = None
+    negative_crop: NegativeCrop = None
+    negative_target_size: NegativeTargetSize = None
+    aesthetic_score: AestheticScore = None
+    negative_aesthetic_score: NegativeAestheticScore = None
+    denoising_start: DenoisingStart = None
+    denoising_end: DenoisingEnd = None
     refiner: Refiner = None
     refiner_start: float = 0.8
     """The share of the way at which --refiner takes over, from 0 to 1."""
@@ -153,6 +171,9 @@ class SampleSettings:
     ] = None
     condition_cells: int = 8
     """How many cells the shorter side has, for --condition layout."""
+    guess_mode: GuessMode = False
+    control_guidance_start: ControlStart = ()
+    control_guidance_end: ControlEnd = ()
     mask_image: Annotated[
         str | None,
         tyro.conf.arg(
@@ -190,6 +211,7 @@ class SampleSettings:
             raise ConfigError("--mask-image says where --image is to be painted anew: give one, or leave it out")
         if self.refiner is None and "refiner_start" in given:
             raise ConfigError("--refiner-start says where --refiner takes over: give one, or leave it out")
+        check_parts(self, given)
         check_controls(self)
         check_order(self.order, self.eta)
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -43,6 +44,7 @@ class ServeSettings:
 
         ddim serve --model emoji --model digits
         ddim serve --model mine=/models/sd15 --host 0.0.0.0 --api-key-file keys.txt
+        ddim serve --model emoji --controlnet emoji-layout
     """
 
     model: Annotated[
@@ -52,6 +54,16 @@ class ServeSettings:
             metavar="[NAME=]MODEL",
             help="A model to serve, as for `ddim sample`, and what clients call it; give it again for further ones. "
             "The first one draws where a client names none. If not given, the bundled emoji model.",
+        ),
+    ] = ()
+    controlnet: Annotated[
+        tuple[tuple[str, ...], ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(
+            metavar="PATH[=SCALE] ...",
+            help="ControlNets that steer the first --model where a request sends control_image, a picture for each of "
+            "them: folders, .safetensors files or ids on the hub. The number after the sign = says how strongly one "
+            "acts where a request does not say control_scale. If not given, no request is steered.",
         ),
     ] = ()
     host: str = "127.0.0.1"
@@ -126,7 +138,14 @@ class ServeSettings:
     ] = None
 
     def check_together(self, given: Collection[str]) -> None:
-        check_models(named(self.model or ("emoji",)))
+        from ddim.serving.keys import is_loopback
+
+        places = named(self.model or ("emoji",))
+        check_models(places)
+        if self.controlnet:
+            check_steered(places[0][1])
+            if self.studio:
+                raise ConfigError("the studio draws without ControlNets: leave --controlnet out, or --studio")
         if self.api_key_file is None and not self.allow_anonymous and not is_loopback(self.host):
             raise ConfigError(
                 f"--host {self.host} can be reached from other machines: give --api-key-file, or --allow-anonymous if "
@@ -164,6 +183,22 @@ def check_models(models: Sequence[tuple[str, str]]) -> None:
             known(place)
 
 
+def check_steered(place: str) -> None:
+    """Refuse ControlNets for a model that is known to take none, before anything is loaded.
+
+    Raises:
+        ConfigError: says so.
+    """
+    from ddim.checkpoint.known import known
+
+    found = None if is_single_file(place) else known(place)
+    if found is not None and not found.draws_texts:
+        raise ConfigError(
+            f"{place} takes no ControlNet, and --controlnet is for the first --model: leave it out, or let a "
+            "text-to-image model be the first"
+        )
+
+
 def check_visitors(host: str, auth_file: str | None, allow_anonymous: bool) -> None:
     """Refuse a studio that anybody could reach, unless that is wanted.
 
@@ -171,22 +206,14 @@ def check_visitors(host: str, auth_file: str | None, allow_anonymous: bool) -> N
         ConfigError: says what to give.
         MissingExtraError: what the studio needs is not installed.
     """
+    from ddim.serving.keys import is_loopback
+
     if auth_file is None and not allow_anonymous and not is_loopback(host):
         raise ConfigError(
             f"--host {host} can be reached from other machines: give --auth-file with the users who may come in, or "
             "--allow-anonymous if everybody may draw"
         )
     check_installed("gradio", "studio")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is that of this machine alone."""
-    import ipaddress
-
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def named(models: Sequence[str]) -> list[tuple[str, str]]:
@@ -213,6 +240,7 @@ class _Opening:
     dtype: Any
     device: str | None
     backend: str
+    controlnet: Any = ()
 
 
 def visitors(auth_file: str) -> Callable[[str, str], bool]:
@@ -230,19 +258,33 @@ def open_pool(settings: Any, places: Mapping[str, str]) -> Pool:
     """The models of a server, none of which is loaded yet.
 
     Args:
-        settings: with `dtype`, `device`, `backend`, `max_models`, `max_batch` and `max_queue`.
+        settings: with `dtype`, `device`, `backend`, `max_models`, `max_batch` and `max_queue`; and `controlnet`, where
+            requests can be steered.
         places: of all models, by their names.
     """
+    from ddim.cli.controlling import asked
     from ddim.cli.opening import open_pipeline
     from ddim.serving.memory import keep_little
+    from ddim.serving.models import uncontrolled
     from ddim.serving.pool import Pool
 
     keep_little()
+    first, steers = next(iter(places)), hasattr(settings, "controlnet") and not settings.studio
+    given = settings.controlnet if steers else ()
 
     def open_model(name: str) -> DiffusionPipeline:
-        return open_pipeline(_Opening(places[name], settings.dtype, settings.device, settings.backend))
+        controlnet = given if name == first else ()
+        pipe = open_pipeline(_Opening(places[name], settings.dtype, settings.device, settings.backend, controlnet))
+        return pipe if steers else uncontrolled(pipe)
 
-    return Pool(places, open_model, settings.max_models, max_batch=settings.max_batch, max_queue=settings.max_queue)
+    return Pool(
+        places,
+        open_model,
+        settings.max_models,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        control_scales={first: [one.scale for one in asked(given)]},
+    )
 
 
 def run_serve(settings: ServeSettings) -> None:
@@ -287,6 +329,8 @@ def _serve_replicas(settings: ServeSettings, places: Mapping[str, str], options:
     Raises:
         ConfigError: they cannot be started.
     """
+    from ddim.cli.adapters import listed
+    from ddim.cli.controlling import absolute
     from ddim.serving.cluster import check_nodes, joined, threads_each, threads_told
     from ddim.serving.front import create_front, of_replica
     from ddim.serving.replicas import replicated
@@ -295,6 +339,7 @@ def _serve_replicas(settings: ServeSettings, places: Mapping[str, str], options:
     count = settings.replicas or 1
     own = len(os.sched_getaffinity(0))
     places = {name: os.path.abspath(place) if os.path.exists(place) else place for name, place in places.items()}
+    settings = dataclasses.replace(settings, controlnet=(tuple(map(absolute, listed(settings.controlnet))),))
     make_app = functools.partial(_app_of_replica, settings, places, of_replica(options, count))
     with joined(settings.ray_address, max(count, own)) as ray:
         check_nodes(ray, serves=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -48,6 +48,53 @@ TargetSize = Annotated[
         "drawn.",
     ),
 ]
+NegativeOriginalSize = Annotated[
+    tuple[int, int] | None,
+    tyro.conf.arg(
+        metavar="HEIGHT WIDTH",
+        help="What is told of the --original-size with the negative prompt. If not given, --original-size.",
+    ),
+]
+NegativeCrop = Annotated[
+    tuple[int, int] | None,
+    tyro.conf.arg(
+        metavar="TOP LEFT",
+        help="What is told of the --crop with the negative prompt. If not given, or 0 0, --crop.",
+    ),
+]
+NegativeTargetSize = Annotated[
+    tuple[int, int] | None,
+    tyro.conf.arg(
+        metavar="HEIGHT WIDTH",
+        help="What is told of the --target-size with the negative prompt. If not given, --target-size.",
+    ),
+]
+AestheticScore = Annotated[
+    float | None,
+    tyro.conf.arg(
+        help="How good the picture is to look, told to a model that knows scores, as Stable Diffusion XL's refiner "
+        "does. If not given, 6."
+    ),
+]
+NegativeAestheticScore = Annotated[
+    float | None,
+    tyro.conf.arg(help="What is told of the --aesthetic-score with the negative prompt. If not given, 2.5."),
+]
+DenoisingStart = Annotated[
+    float | None,
+    tyro.conf.arg(
+        help="The share of the way, from 0 to 1, that another model has gone: --image is what it left, with the noise "
+        "of there. For Stable Diffusion XL. If not given, the way is gone from its beginning."
+    ),
+]
+DenoisingEnd = Annotated[
+    float | None,
+    tyro.conf.arg(
+        help="The share of the way, from 0 to 1, at which to stop, with the noise of there. For Stable Diffusion XL; "
+        "for its refiner give --refiner, which hands over without a file between. If not given, the way is gone to "
+        "its end."
+    ),
+]
 Refiner = Annotated[
     str | None,
     tyro.conf.arg(
@@ -64,6 +111,13 @@ TOLD = {
     "original_size": "original_size",
     "crop": "crops_coords_top_left",
     "target_size": "target_size",
+    "negative_original_size": "negative_original_size",
+    "negative_crop": "negative_crops_coords_top_left",
+    "negative_target_size": "negative_target_size",
+    "aesthetic_score": "aesthetic_score",
+    "negative_aesthetic_score": "negative_aesthetic_score",
+    "denoising_start": "denoising_start",
+    "denoising_end": "denoising_end",
 }
 
 
@@ -74,8 +128,32 @@ def told(settings: Any) -> dict[str, Any]:
 
 def given(settings: Any) -> dict[str, Any]:
     """What is given of the options of Stable Diffusion XL, as the user types them."""
-    values = {f"--{name.replace('_', '-')}": getattr(settings, name) for name in (*TOLD, "refiner")}
+    values = {f"--{name.replace('_', '-')}": getattr(settings, name, None) for name in (*TOLD, "refiner")}
     return {option: value for option, value in values.items() if value is not None}
+
+
+def check_parts(settings: Any, given: Collection[str]) -> None:
+    """Refuse shares of the way that do not go together, or not with what the run starts from.
+
+    Args:
+        settings: with `denoising_start`, `denoising_end`, `refiner` and `image`.
+        given: the names of the settings that were typed.
+
+    Raises:
+        ConfigError: says which option to leave out, or what to give.
+    """
+    start, end = settings.denoising_start, settings.denoising_end
+    for option, share in (("--denoising-start", start), ("--denoising-end", end)):
+        if share is not None and settings.refiner is not None:
+            raise ConfigError(f"--refiner takes over at --refiner-start: leave {option} out")
+    if start is not None and settings.image is None:
+        raise ConfigError("--denoising-start needs what another model left there: give it as --image")
+    if start is not None and "strength" in given:
+        raise ConfigError("--strength says how much noise to add, and with --denoising-start none is: leave it out")
+    if start is not None and start == 1:
+        raise ConfigError("--denoising-start 1 leaves no step: give less")
+    if start is not None and end is not None and start >= end:
+        raise ConfigError(f"--denoising-start {start:g} must be below --denoising-end {end:g}")
 
 
 def check_xl(is_xl: bool | None, model: str, options: Mapping[str, Any]) -> None:

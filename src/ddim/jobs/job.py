@@ -63,7 +63,7 @@ class Job:
         asked: what job.json says.
         are_texts: whether all values of rows are texts.
         beside: the folder of the table, from which the paths in it are meant.
-        has_pictures: whether rows may start from pictures, which are in files.
+        has_pictures: whether rows may start from pictures, or show some to ControlNets, which are in files.
     """
 
     out: Path
@@ -425,7 +425,7 @@ def open_job(
             raise ConfigError(f"--out {out} has files that are of no job, such as {strangers[0]}: give another folder")
         count, columns = write_spool(prompts, out / ".job" / "rows.jsonl")
         check_columns(columns)
-        write_json(path, now | {"rows": count, "has_pictures": "image" in columns})
+        write_json(path, now | {"rows": count, "has_pictures": bool(columns & {"image", "control_image"})})
     first = read_json(path)
     differs = list(_differences(now, {name: first.get(name) for name in now}))
     if differs:

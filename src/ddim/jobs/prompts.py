@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ddim.errors import DataError, require
+from ddim.serving.parameters import OTHER_NAMES
 
 __all__ = ["COLUMNS", "ENDINGS", "NOT_OF_ROWS", "Found", "file_digest", "read_prompts"]
 
@@ -23,9 +24,13 @@ ENDINGS = (".txt", ".csv", ".jsonl", ".parquet")
 
 COLUMNS = (
     "id", "prompt", "negative_prompt", "class_label", "seed", "steps", "eta", "order", "spacing", "guidance_scale",
-    "guidance_rescale", "guidance_interval", "width", "height", "image", "mask_image", "strength",
+    "guidance_rescale", "guidance_interval", "width", "height", "image", "mask_image", "strength", "prompt_2",
+    "negative_prompt_2", "original_size", "crop", "target_size", "negative_original_size", "negative_crop",
+    "negative_target_size", "aesthetic_score", "negative_aesthetic_score", "denoising_start", "denoising_end",
+    "control_image", "control_scale", "guess_mode", "control_guidance_start", "control_guidance_end",
 )  # fmt: skip
 
+_SAID = COLUMNS.index("strength") + 1  # how many of them an error lists
 LONGEST = 2**20  # bytes of a line, many times what the longest prompt needs; a longer one is not kept in memory
 AT_A_TIME = 100  # rows of a Parquet file
 
@@ -34,6 +39,7 @@ _MEANT = {
     "text": "prompt", "caption": "prompt", "captions": "prompt", "name": "id", "key": "id", "class": "class_label",
     "label": "class_label", "num_inference_steps": "steps", "cfg": "guidance_scale", "cfg_scale": "guidance_scale",
     "timestep_spacing": "spacing", "negative": "negative_prompt", "class_labels": "class_label",
+    "conditioning_image": "control_image",
     "init_image": "image", "image_path": "image", "file_name": "image", "mask": "mask_image", "denoise": "strength",
 }  # fmt: skip
 
@@ -44,18 +50,18 @@ NOT_OF_ROWS = {
         name: _OF_ALL.format(option=name.replace("_", "-"))
         for name in (
             "model", "lora", "textual_inversion", "vae", "variant", "tokenizer", "prediction_type", "zero_snr", "dtype",
-            "backend", "device",
+            "backend", "device", "controlnet",
         )
     },
     **dict.fromkeys(
-        ("prompt_2", "negative_prompt_2", "original_size", "crop", "target_size", "refiner", "refiner_start"),
+        ("refiner", "refiner_start"),
         "is not for jobs yet: draw such pictures by ddim sample",
     ),
     "weights": "is not for jobs, which draw many prompts together, and those with weights may be of other lengths: "
     "draw them by ddim sample",
     **dict.fromkeys(
-        ("controlnet", "control_image", "control_from", "condition", "condition_cells"),
-        "is not for jobs, which draw without ControlNets: draw such pictures by ddim sample",
+        ("control_from", "condition", "condition_cells"),
+        "is not for jobs: make the pictures that ControlNets are shown beforehand, and name them in control_image",
     ),
     "batch": "is not needed: a row is one picture, so give a row for each, whose seeds are others if they say none",
     "scale": "is for looking at pictures, and those of a job are data: they stay as the model draws them",
@@ -256,7 +262,9 @@ def _parquet(path: Path) -> Iterator[Found]:
         with parquet.ParquetFile(path) as file:
             check_columns(file.schema_arrow.names, str(path))
             for column in file.schema_arrow:
-                if column.name in ("image", "mask_image") and pyarrow.types.is_nested(column.type):
+                is_listed = column.name == "control_image" and pyarrow.types.is_list(column.type)
+                whole = column.type.value_type if is_listed else column.type
+                if column.name in ("image", "mask_image", "control_image") and pyarrow.types.is_nested(whole):
                     raise DataError(
                         f"{path} has pictures themselves in the column {column.name}: write them into files, and give "
                         "their paths, from the table's folder"
@@ -295,7 +303,7 @@ def check_columns(names: Sequence[str] | Mapping[str, Any], whose: str) -> None:
         if name in seen:
             raise DataError(f"{whose} has the column {name!r:.60} twice")
         seen.add(name)
-        if name in COLUMNS:
+        if name in COLUMNS or name in OTHER_NAMES:
             continue
         plain = name.strip().lower().replace("-", "_").replace(" ", "_")
         if (reason := NOT_OF_ROWS.get("from_image" if plain == "from" else plain)) is not None:
@@ -303,5 +311,5 @@ def check_columns(names: Sequence[str] | Mapping[str, Any], whose: str) -> None:
         near = _MEANT.get(plain) or (difflib.get_close_matches(plain, COLUMNS, n=1, cutoff=0.0) or ["prompt"])[0]
         raise DataError(
             f"{whose} has the column {name!r:.60}, which is no setting: did you mean {near}? There are "
-            f"{', '.join(COLUMNS)}"
+            f"{', '.join(COLUMNS[:_SAID])} and others, which docs/scale.md lists"
         )

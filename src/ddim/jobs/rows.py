@@ -14,7 +14,15 @@ from pydantic import Field
 from ddim.jobs.starts import Begun, Named, begun_from, told_of
 from ddim.pipelines import DiffusionPipeline
 from ddim.serving.limits import Limits
-from ddim.serving.parameters import Generation, from_form, from_json
+from ddim.serving.parameters import (
+    HOW_CONTROLLED,
+    Generation,
+    Start,
+    check_parts,
+    from_form,
+    from_json,
+    under_our_names,
+)
 from ddim.serving.refusal import Refusal
 from ddim.serving.requests import Request
 from ddim.serving.wishes import asked_as, wish
@@ -34,6 +42,10 @@ class Row(Generation):
     image: Annotated[str | None, Field(max_length=4096, description="The file of a picture to start from.")] = None
     mask_image: Annotated[str | None, Field(max_length=4096, description="White where image is painted anew.")] = None
     strength: Annotated[float | None, Field(ge=0, le=1, description="How much of image is lost.")] = None
+    denoising_start: Start = None
+    control_image: Annotated[
+        str | list[str] | None, Field(description="The file of what the ControlNet is shown, or of several a list.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,8 @@ class Asked:
 
     Attributes:
         request: of the engine.
-        start: what the picture says of what it was started from: `image`, `mask_image` and `strength`.
+        start: what the picture says of what it was started from and steered by: `image`, `mask_image` and
+            `control_image`.
         files: a hash of each file that it was started from.
     """
 
@@ -97,11 +110,20 @@ def asked_of(
     Raises:
         Refusal: it cannot be followed; names the setting.
     """
-    said = {name: value for name, value in values.items() if name != "id"}
+    said = under_our_names({name: value for name, value in values.items() if name != "id"})
     _check_texts(said)
     row = from_form(Row, {name: [str(value)] for name, value in said.items()}) if are_texts else from_json(Row, said)
-    changes = {name: value for name, value in defaults.items() if name != "seed" and name not in said}
+    changes = {name: value for name, value in under_our_names(defaults).items() if name != "seed" and name not in said}
+    if row.denoising_start is not None:
+        changes.pop("strength", None)
+    if row.strength is not None:
+        changes.pop("denoising_start", None)
+    if row.control_image is None:
+        changes = {name: value for name, value in changes.items() if name not in HOW_CONTROLLED}
     if row.image is None:
+        if row.denoising_start is not None:
+            raise Refusal("denoising_start needs what another model left there: give it as image", "denoising_start")
+        changes.pop("denoising_start", None)
         if row.strength is not None:
             raise Refusal("strength says how much of image is lost: give one, or leave it out", "strength")
         changes.pop("strength", None)
@@ -112,17 +134,20 @@ def asked_of(
     row = row.model_copy(update=changes)
     if row.order == 2 and row.eta != 0:
         raise Refusal(f"order 2 needs an eta of 0, not {row.eta}", "order")
-    named = Named(row.image, row.mask_image, row.height, row.width)
+    check_parts(row)
+    controls = [row.control_image] if isinstance(row.control_image, str) else row.control_image or []
+    named = Named(row.image, row.mask_image, tuple(controls), row.height, row.width)
     begun = begun_from(named, folder, model, pipe)
     row = row.model_copy(update={"size": _size(row, begun, pipe)})
-    (request,) = wish(model, pipe, row, _LIMITS, begun.image, begun.mask).requests(pipe.draws_texts, None)
+    wanted = wish(model, pipe, row, _LIMITS, begun.image, begun.mask, begun.controls)
+    (request,) = wanted.requests(pipe.draws_texts, None)
     return Asked(request, told_of(named, begun), begun.files)
 
 
 def _size(row: Row, begun: Begun, pipe: DiffusionPipeline) -> str:
     """As a `Wish` is told the size: that of the picture to start from, or what the row says, or the usual one."""
-    if begun.image is not None:
-        return asked_as(begun.image.size)
+    if begun.size is not None:
+        return asked_as(begun.size)
     if row.width is None and row.height is None:
         return "auto"
     _, height, width = pipe.picture_shape()
@@ -132,8 +157,10 @@ def _size(row: Row, begun: Begun, pipe: DiffusionPipeline) -> str:
 def _check_texts(said: Mapping[str, Any]) -> None:
     """Raise a `Refusal` for what looks like a text and is none."""
     for name, value in said.items():
-        if isinstance(value, str):
-            if "\0" in value:
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str):
+                continue
+            if "\0" in text:
                 raise Refusal(f"{name} has a zero byte", name)
-            if any("\ud800" <= letter <= "\udfff" for letter in value):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
                 raise Refusal(f"{name} has half a character: a surrogate without its other half", name)

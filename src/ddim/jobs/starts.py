@@ -1,8 +1,10 @@
-"""The pictures that rows start from: files beside the table, which may be anyone's, fitted as in `ddim sample`."""
+"""The pictures that rows start from or show to ControlNets: files beside the table, which may be anyone's, fitted as in
+`ddim sample`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,13 @@ class Named:
 
     Attributes:
         image, mask_image: as the table has them; a path that is not absolute is meant from the table's folder.
+        controls: what each ControlNet is shown, likewise.
         height, width: in pixels, where they are said.
     """
 
     image: str | None = None
     mask_image: str | None = None
+    controls: tuple[str, ...] = ()
     height: int | None = None
     width: int | None = None
 
@@ -43,12 +47,20 @@ class Begun:
     Attributes:
         image: in the size that is drawn.
         mask: of its size, white where it is painted anew.
+        controls: what each ControlNet is shown, of this size as well.
         files: a hash of the bytes of each file that was read.
     """
 
     image: Image.Image | None = None
     mask: Image.Image | None = None
+    controls: tuple[Image.Image, ...] = ()
     files: tuple[str, ...] = field(default=())
+
+    @property
+    def size(self) -> Size | None:
+        """That is drawn; None where there is no picture that it follows from."""
+        first = self.image or next(iter(self.controls), None)
+        return None if first is None else first.size
 
 
 def begun_from(named: Named, folder: Path, model: str, pipe: DiffusionPipeline) -> Begun:
@@ -61,6 +73,18 @@ def begun_from(named: Named, folder: Path, model: str, pipe: DiffusionPipeline) 
     Raises:
         Refusal: they cannot be used; names the setting.
     """
+    begun = _begun(named, folder, model, pipe)
+    size, shown = begun.size, []
+    for given in named.controls:
+        path, own = _looked_at(folder, given, "control_image")
+        size = size or start_size(own, pipe, named.height, named.width)
+        shown.append(_fitted(path, "control_image", own, size, 3))
+    hashes = (file_digest(folder / given)[:_HASH] for given in named.controls)
+    return replace(begun, controls=tuple(shown), files=(*begun.files, *hashes))
+
+
+def _begun(named: Named, folder: Path, model: str, pipe: DiffusionPipeline) -> Begun:
+    """The same without what is shown to ControlNets."""
     if named.image is None:
         if named.mask_image is not None:
             raise Refusal("mask_image says where image is to be painted anew: give one, or leave it out", "mask_image")
@@ -72,7 +96,7 @@ def begun_from(named: Named, folder: Path, model: str, pipe: DiffusionPipeline) 
     path, own = _looked_at(folder, named.image, "image")
     size = start_size(own, pipe, named.height, named.width)
     if named.mask_image is None:
-        return Begun(_fitted(path, "image", own, size, 3), None, (file_digest(path)[:_HASH],))
+        return Begun(_fitted(path, "image", own, size, 3), files=(file_digest(path)[:_HASH],))
     over, its_own = _looked_at(folder, named.mask_image, "mask_image")
     if not are_alike(its_own, own):
         raise Refusal(
@@ -81,12 +105,12 @@ def begun_from(named: Named, folder: Path, model: str, pipe: DiffusionPipeline) 
             "mask_image",
         )
     pictures = _fitted(path, "image", own, size, 3), _fitted(over, "mask_image", its_own, size, 1)
-    return Begun(*pictures, tuple(file_digest(each)[:_HASH] for each in (path, over)))
+    return Begun(*pictures, files=tuple(file_digest(each)[:_HASH] for each in (path, over)))
 
 
 def told_of(named: Named, begun: Begun) -> dict[str, Any]:
     """What a picture says of the files that it was started from, by the names of the options of `ddim sample`."""
-    given = {"image": named.image, "mask_image": named.mask_image}
+    given = {"image": named.image, "mask_image": named.mask_image, "control_image": list(named.controls) or None}
     return {name: path for name, path in given.items() if path is not None} if begun.files else {}
 
 

@@ -83,10 +83,12 @@ class Worker:
             number=0,
             classes=() if label is None else (label,),
             size=size,
-            start={**asked.start, "strength": settings["strength"]} if asked.start else None,
+            start={**asked.start, "strength": settings.get("strength")},
         )
         told |= {"files": list(asked.files)} if asked.files else {}
         loading = {name: value for name, value in self.job.asked.get("loading", {}).items() if value is not None}
+        if "control_image" not in asked.start:
+            loading.pop("controlnet", None)  # nothing steered it
         told["settings"] = {**told["settings"], **loading}
         return encoded(picture.image, "png", recipe={**told, "id": row.id})
 

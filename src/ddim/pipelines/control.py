@@ -100,16 +100,20 @@ def together(controls: Sequence[Callable[[Tensor, Tensor], Residuals | None]]) -
     """What several ControlNets add in sum, as arguments of the U-Net; none where none of them acts."""
 
     def add(x: Tensor, timestep: Tensor) -> Added:
-        acting = [residuals for control in controls if (residuals := control(x, timestep)) is not None]
-        if not acting:
-            return {}
-        downs, middles = zip(*acting, strict=True)
-        return {
-            "down_block_additional_residuals": [sum(each[1:], each[0]) for each in zip(*downs, strict=True)],
-            "mid_block_additional_residual": sum(middles[1:], middles[0]),
-        }
+        return summed([residuals for control in controls if (residuals := control(x, timestep)) is not None])
 
     return add
+
+
+def summed(acting: Sequence[Residuals]) -> Added:
+    """The sum of what several ControlNets add, as arguments of the U-Net; none where none of them acts."""
+    if not acting:
+        return {}
+    downs, middles = zip(*acting, strict=True)
+    return {
+        "down_block_additional_residuals": [sum(each[1:], each[0]) for each in zip(*downs, strict=True)],
+        "mid_block_additional_residual": sum(middles[1:], middles[0]),
+    }
 
 
 # --- what a call asks for ---------------------------------------------------------------------------------------------

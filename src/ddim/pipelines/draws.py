@@ -123,7 +123,7 @@ class Draws(Runs, TakesAdapters, StartsFromPictures):
             given, wanted = _old_callback(call.callback, call.callback_steps), ("latents",)
         call.origin.check(call.output_type)
         networks = self._networks_in_control(call.control)
-        origin = self._sized(call.origin, call.control, len(networks))
+        origin = self.sized(call.origin, call.control, len(networks))
         request = call.prompts()
         scale, rescale = choose_guidance(
             self.scheduler.config, call.guidance_scale, call.guidance_rescale, usual=self.usual_guidance
@@ -186,7 +186,7 @@ class Draws(Runs, TakesAdapters, StartsFromPictures):
             )
         raise ConfigError("control_image is for a ControlNet, and this pipeline has none: assign pipe.controlnet")
 
-    def _sized(self, origin: Origin, control: ControlRequest | None, networks: int) -> Origin:
+    def sized(self, origin: Origin, control: ControlRequest | None, networks: int) -> Origin:
         """An origin that says its size: where nothing else does, that of the picture for the ControlNet."""
         if control is None or origin.image is not None or origin.latents is not None or None not in origin.size:
             return origin

@@ -4,7 +4,7 @@ requests     what can be asked for, and what is given back
 futures      what is heard of a request on its way
 samples      a request that is being drawn: its plan, its place in it, its numbers
 models       what the engine asks of a pipeline, of each kind
-network      the U-Net, with what is computed once
+network      the U-Net, with what is computed once; steering, the same with ControlNets
 batches      one step of samples of one shape, each at its own timestep
 exact        the same, where bits are not to depend on who else is drawn; probe, what that takes on a machine
 engine       the queue, the thread that drives the network, and its life
@@ -30,11 +30,15 @@ replica      what draws in each process; replicas, these on Ray Serve; cluster, 
         future = engine.submit(Request(prompt="a red heart", seed=7))
         for event in future.events(): ...
         picture = future.result()
+
+The names below are loaded when they are first used: what `keys` says of an address can be asked without PyTorch, which
+the commands do before they begin.
 """
 
-from ddim.serving.engine import Engine, Stats
-from ddim.serving.futures import Cancelled, Event, Failed, Finished, Future, Queued, Started, Step
-from ddim.serving.requests import Picture, Request
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "Cancelled",
@@ -50,3 +54,31 @@ __all__ = [
     "Stats",
     "Step",
 ]
+
+_HOMES = {
+    "Cancelled": "futures",
+    "Engine": "engine",
+    "Event": "futures",
+    "Failed": "futures",
+    "Finished": "futures",
+    "Future": "futures",
+    "Picture": "requests",
+    "Queued": "futures",
+    "Request": "requests",
+    "Started": "futures",
+    "Stats": "engine",
+    "Step": "futures",
+}
+
+if TYPE_CHECKING:
+    from ddim.serving.engine import Engine, Stats
+    from ddim.serving.futures import Cancelled, Event, Failed, Finished, Future, Queued, Started, Step
+    from ddim.serving.requests import Picture, Request
+else:  # a type checker that saw this function would take every name for one of ours, misspelt ones too
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value

@@ -18,7 +18,7 @@ from ddim.serving.parameters import Drawing
 from ddim.serving.pictures import MEDIA_TYPES, OutputFormat, encoded
 from ddim.serving.recipes import recipe
 from ddim.serving.store import Store
-from ddim.serving.wishes import Wish, asked_as
+from ddim.serving.wishes import Wish, asked_as, tokenizer_of
 
 __all__ = ["Answer", "event"]
 
@@ -41,18 +41,25 @@ class Answer:
 
     def file(self, image: Image.Image, number: int, settings: Mapping[str, Any]) -> bytes:
         """A picture's file, of which a PNG says how it was made."""
-        asked, start = self.wish.asked, None
+        asked, start = self.wish.asked, dict[str, Any]()
         is_inversion = getattr(asked, "method", "noise") == "inversion"
         if self.wish.start is not None:
-            start = {"image": "the image that was sent", "strength": getattr(asked, "strength", None)}
+            start = {"image": "the image that was sent", "strength": settings.get("strength")}
             if self.wish.start.mask is not None:
                 start["mask_image"] = "the mask that was sent"
+        if self.wish.controls:
+            scales = settings["controlnet_conditioning_scale"]
+            each = scales if isinstance(scales, Sequence) else [scales] * len(self.wish.controls)
+            start["controlnet"] = [f"a ControlNet of the server={scale:g}" for scale in each]
+            start["control_image"] = ["a control image that was sent"] * len(each)
         made = recipe(
             _own_name(self.name, self.pipe),
             settings,
             count=asked.n,
             number=number,
-            command="sample" if start is None or (self.pipe.draws_texts and not is_inversion) else "variation",
+            command="sample"
+            if self.wish.start is None or (self.pipe.draws_texts and not is_inversion)
+            else "variation",
             classes=self.wish.classes if asked.class_label is None else self.wish.classes[:1],
             size=self.wish.size if self.pipe.draws_texts else None,
             start=start,
@@ -122,11 +129,12 @@ class Answer:
         """What was read and drawn: tokens of texts, and of pictures one for each latent."""
         width, height = self.wish.size
         each = (width // structure(self.pipe)[0]) * (height // structure(self.pipe)[0])
-        prompt, tokenizer = getattr(self.wish.asked, "prompt", None), self.pipe.components.get("tokenizer")
+        prompt, tokenizer = getattr(self.wish.asked, "prompt", None), tokenizer_of(self.pipe)
         text = 0
         if prompt and tokenizer is not None:
             text = len(tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids)
-        read, drawn = each if self.wish.start is not None else 0, each * self.wish.asked.n
+        read = each * ((self.wish.start is not None) + len(self.wish.controls))
+        drawn = each * self.wish.asked.n
         return {
             "input_tokens": text + read,
             "output_tokens": drawn,

@@ -7,14 +7,13 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from PIL import Image
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -22,16 +21,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ddim._version import __version__
 from ddim.serving.answers import Answer, identifier_of
-from ddim.serving.bodies import Form, Room, read_form, read_json
+from ddim.serving.bodies import Form, Room, media_type, read_form, read_json
 from ddim.serving.connections import PatientSend
-from ddim.serving.document import ERRORS, PICTURE, form_body, json_body
+from ddim.serving.document import ERRORS, PICTURE, form_body, json_or_form_body
 from ddim.serving.keys import Keys, check_origin
 from ddim.serving.limits import MIB, Limits
 from ddim.serving.logs import tell
 from ddim.serving.memory import give_back
 from ddim.serving.metrics import METRICS_TYPE, Metrics, OfEngines
-from ddim.serving.parameters import Drawing, Edit, Generation, Variation, from_form, from_json
-from ddim.serving.pictures import read_image, read_mask
+from ddim.serving.parameters import MOST_CONTROLS, Drawing, Edit, Generation, Variation, from_form, from_json
+from ddim.serving.pictures import Sent, from_base64, read_controls, read_image, read_mask
 from ddim.serving.pool import Pool
 from ddim.serving.refusal import Refusal
 from ddim.serving.runs import Run, Stream, vary_aside
@@ -159,14 +158,13 @@ class Server:
         request: Request,
         asked: Drawing,
         prefix: str,
-        image: Image.Image | None = None,
-        mask: Image.Image | None = None,
+        sent: Sent | None = None,
     ) -> Response:
         """The answer to a request for pictures.
 
         Args:
             prefix: of the types of events.
-            image, mask: that the client sent; see `wish`.
+            sent: the pictures that came with it.
 
         Raises:
             Refusal: it cannot be followed.
@@ -181,7 +179,9 @@ class Server:
         async def taken() -> Run:
             model = await self.pool.take(name)
             try:
-                wanted = await asyncio.to_thread(wish, name, model.pipe, asked, self.limits, image, mask)
+                wanted = await asyncio.to_thread(
+                    wish, name, model.pipe, asked, self.limits, *(sent or Sent()), model.control_scales
+                )
                 answer = Answer(name, model.pipe, wanted, prefix)
                 about.update(seed=wanted.seed, size=f"{wanted.size[0]}x{wanted.size[1]}")
                 return Run(model, answer, lambda: self.pool.leave(name))
@@ -215,25 +215,60 @@ class Server:
         except ValueError as error:
             raise Refusal(f"{error}: ask for response_format b64_json", "response_format") from error
 
-    async def read_form(self, request: Request, kind: type[Asked]) -> tuple[Asked, Image.Image, Image.Image | None]:
-        """What a form asks for, and its picture and mask, decoded; the memory of the body is free again.
+    async def read_form(self, request: Request, kind: type[Asked]) -> tuple[Asked, Sent]:
+        """What a form asks for, and its pictures, decoded; the memory of the body is free again.
 
         Raises:
             Refusal: it cannot be followed.
         """
         async with read_form(request, self.limits, self.room) as form:
             asked = from_form(kind, form.fields)
-            files = _files(form, ("image", "mask") if issubclass(kind, Edit) else ("image",))
+            one = {Edit: ("image", "mask"), Variation: ("image",)}.get(kind, ())
+            files, shown = _files(form, one)
             if isinstance(asked, Variation):
-                check_inversion(asked)
+                check_inversion(asked, bool(shown or asked.control_image))
             self.pool.name_of(asked.model)
+            return asked, await self.decoded(asked, files, shown)
 
-            def decode() -> tuple[Image.Image, Image.Image | None]:
-                picture = read_image(files["image"], self.limits)
-                mask = files.get("mask")
-                return picture, None if mask is None else read_mask(mask, picture.size, self.limits)
+    async def read_json(self, request: Request, kind: type[Asked]) -> tuple[Asked, Sent]:
+        """The same of a body in JSON, in which pictures are base64.
 
-            return asked, *await asyncio.get_running_loop().run_in_executor(self.decoder, decode)
+        Raises:
+            Refusal: it cannot be followed.
+        """
+        async with read_json(request, self.limits, self.room) as body:
+            asked = from_json(kind, body)
+            self.pool.name_of(asked.model)
+            return asked, await self.decoded(asked)
+
+    async def decoded(
+        self, asked: Drawing, files: Mapping[str, bytes] | None = None, shown: Sequence[bytes] = ()
+    ) -> Sent:
+        """The pictures of a request.
+
+        Args:
+            files: of the image and the mask.
+            shown: the files for ControlNets.
+
+        Raises:
+            Refusal: one is none.
+        """
+        texts = [asked.control_image] if isinstance(asked.control_image, str) else asked.control_image or []
+        if texts and shown:
+            raise Refusal("control_image is there as files and as base64: give one of them", "control_image")
+
+        def decode() -> Sent:
+            image = mask = None
+            if files:
+                image = read_image(files["image"], self.limits)
+                mask = read_mask(files["mask"], image.size, self.limits) if "mask" in files else None
+            controls = shown or [from_base64(text, "control_image") for text in texts]
+            return Sent(image, mask, tuple(read_controls(controls, self.limits)))
+
+        asked.control_image = None  # which would keep the texts
+        if not (files or shown or texts):
+            return Sent()
+        return await asyncio.get_running_loop().run_in_executor(self.decoder, decode)
 
     def _seen(self, model: str, started: float, about: dict[str, Any]) -> Callable[[str], None]:
         """What a stream tells of its way: "partial" for its first picture, and "completed" at the end."""
@@ -522,27 +557,30 @@ def _route(request: Request, name: str) -> None:
 
 
 def _add_drawing(app: FastAPI, server: Server) -> None:
-    @app.post("/v1/images/generations", openapi_extra=json_body(Generation), tags=["images"])
+    @app.post("/v1/images/generations", openapi_extra=json_or_form_body(Generation), tags=["images"])
     async def generate(request: Request) -> Response:
-        """Draw pictures of a text, of a class, or of nothing in particular."""
+        """Draw pictures of a text, of a class, or of nothing in particular.
+
+        The body is JSON, or a form, in which what a ControlNet is shown may be files.
+        """
         _route(request, "generations")
-        async with read_json(request, server.limits, server.room) as body:
-            asked = from_json(Generation, body)
-        return await server.draw(request, asked, "image_generation")
+        read = server.read_form if media_type(request) == "multipart/form-data" else server.read_json
+        asked, sent = await read(request, Generation)
+        return await server.draw(request, asked, "image_generation", sent)
 
     @app.post("/v1/images/edits", openapi_extra=form_body(Edit, "image", "mask"), tags=["images"])
     async def edit(request: Request) -> Response:
         """Paint a picture anew, as a whole or where the mask's alpha is 0."""
         _route(request, "edits")
-        asked, image, mask = await server.read_form(request, Edit)
-        return await server.draw(request, asked, "image_edit", image, mask)
+        asked, sent = await server.read_form(request, Edit)
+        return await server.draw(request, asked, "image_edit", sent)
 
     @app.post("/v1/images/variations", openapi_extra=form_body(Variation, "image"), tags=["images"])
     async def vary(request: Request) -> Response:
         """Draw pictures like another one: through a part of noise, or near its own noise."""
         _route(request, "variations")
-        asked, image, _ = await server.read_form(request, Variation)
-        return await server.draw(request, asked, "image_variation", image)
+        asked, sent = await server.read_form(request, Variation)
+        return await server.draw(request, asked, "image_variation", sent)
 
     @app.get(FILES + "{name}", tags=["images"], response_class=Response, responses=PICTURE)
     async def fetch(request: Request, name: str) -> Response:
@@ -555,27 +593,34 @@ def _add_drawing(app: FastAPI, server: Server) -> None:
         return Response(kept.data, media_type=kept.media_type, headers={"Cache-Control": f"private, max-age={seconds}"})
 
 
-def _files(form: Form, names: tuple[str, ...]) -> dict[str, bytes]:
-    """The files of a form, one of each name, of which the first has to be there.
+def _files(form: Form, names: tuple[str, ...]) -> tuple[dict[str, bytes], list[bytes]]:
+    """The files of a form: one of each name, of which the first has to be there, and those for ControlNets.
 
     Raises:
         Refusal: one is missing, or there are others.
     """
     found: dict[str, bytes] = {}
+    shown: list[bytes] = []
     for given, files in form.files.items():
         name = given.removesuffix("[]")
         if name in _OTHER_FILES:
             raise Refusal(
                 f"{name} cannot be followed: say with a mask where to paint", name, code="unsupported_parameter"
             )
+        if name == "control_image":
+            shown += files
+            continue
         if name not in names:
-            raise Refusal(f"there is no file {name[:100]} here: there is {' and '.join(names)}", name[:100])
+            there = " and ".join((*names, "control_image"))
+            raise Refusal(f"there is no file {name[:100]} here: there is {there}", name[:100])
         if len(files) > 1 or name in found:
             raise Refusal(f"{name}: one picture is taken, not several", name)
         found[name] = files[0]
-    if names[0] not in found:
+    if names and names[0] not in found:
         raise Refusal(f"{names[0]} is missing: send the file of a picture", names[0])
-    return found
+    if len(shown) > MOST_CONTROLS:
+        raise Refusal(f"control_image is there {len(shown)} times, and {MOST_CONTROLS} are the most", "control_image")
+    return found, shown
 
 
 _OTHER_FILES = ("markup",)

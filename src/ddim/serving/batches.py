@@ -17,8 +17,8 @@ from ddim.guidance import weigh
 from ddim.noise import gaussian_noise
 from ddim.plan import SamplingPlan
 from ddim.sampling import not_finite
-from ddim.serving.network import Joined, Moment, Network, moved
-from ddim.serving.samples import Sample, Text
+from ddim.serving.network import Joined, Network, moved
+from ddim.serving.samples import Controlled, Moment, Sample, Text
 from ddim.step import Row, carry_on, check_step, combine, take_step
 
 
@@ -31,6 +31,7 @@ class Asked(NamedTuple):
         texts: of each of them; none for a network that reads no text.
         guided: the g samples of the b that are guided at this step.
         chosen: their places among the b; None if that is all of them, or none.
+        controls: how ControlNets act on each of them; nothing where none steers any.
     """
 
     x: Tensor
@@ -38,6 +39,7 @@ class Asked(NamedTuple):
     texts: Sequence[Text]
     guided: Sequence[Sample]
     chosen: Tensor | None
+    controls: Sequence[Controlled | None] = ()
 
 
 class Reached(NamedTuple):
@@ -84,7 +86,8 @@ class Batch:
         x = self._together(samples)
         rows = [sample.plan[sample.position] for sample in samples]
         asked = self.asked(samples, rows, x, self._channels)
-        out = self.weighed(asked, self.network(asked.x, asked.moments, asked.texts, self._joined), samples, x)
+        out = self.network(asked.x, asked.moments, asked.texts, self._joined, asked.controls)
+        out = self.weighed(asked, out, samples, x)
         left = broken(out) if out.is_cpu else []
         if left:
             going_on = [place for place in range(len(samples)) if place not in left]
@@ -125,7 +128,11 @@ class Batch:
         chosen = None if all_of_them or not guided else moved(torch.tensor(guided), x.device)
         if guided:
             given = torch.cat([given if chosen is None else given.index_select(0, chosen), given])
-        return Asked(given, moments, texts, first, chosen)
+        controls: list[Controlled | None] = []
+        if any(sample.controls for sample in samples):
+            controls = [sample.controlled(is_negative=True) for sample in first]
+            controls += [sample.controlled(is_negative=False) for sample in samples]
+        return Asked(given, moments, texts, first, chosen, controls)
 
     def weighed(self, asked: Asked, out: Tensor, samples: Sequence[Sample], x: Tensor) -> Tensor:
         """Of what the network gave, each sample's prediction, under guidance where it is guided: (b c h w)."""

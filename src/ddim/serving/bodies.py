@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from ddim.serving.limits import MIB, Limits
 from ddim.serving.refusal import Refusal
 
-__all__ = ["Form", "Room", "read_body", "read_form", "read_json"]
+__all__ = ["Form", "Room", "media_type", "read_body", "read_form", "read_json"]
 
 _FIELDS, _FILES = 100, 20  # of a form, at most
 _DRAINED = 4  # of a body that is too large, how many times the most is read to its end before it is refused
@@ -69,9 +69,10 @@ async def read_json(request: Request, limits: Limits, room: Room) -> AsyncIterat
     Raises:
         Refusal: it is none, too large, or takes too long to come.
     """
-    if _media_type(request) != "application/json":
+    if media_type(request) != "application/json":
         raise Refusal("the body must be JSON, with the header Content-Type: application/json", status=415)
-    async with read_body(request, limits.json_bytes, limits, room) as body:
+    larger = "; a form takes more: pictures are sent as files there"
+    async with read_body(request, limits.json_bytes, limits, room, larger) as body:
         try:
             value = pydantic_core.from_json(body, allow_inf_nan=False)
         except ValueError as error:
@@ -88,23 +89,25 @@ async def read_form(request: Request, limits: Limits, room: Room) -> AsyncIterat
     Raises:
         Refusal: it is none, too large, or takes too long to come.
     """
-    if _media_type(request) != "multipart/form-data":
+    if media_type(request) != "multipart/form-data":
         raise Refusal("the body must be a form, with the header Content-Type: multipart/form-data", status=415)
     most = limits.image_bytes + limits.mask_bytes + limits.json_bytes
     async with read_body(request, most, limits, room) as body:
         yield await _parsed(request, body, limits)
 
 
-def _media_type(request: Request) -> str:
+def media_type(request: Request) -> str:
+    """What a body is, as its header says, such as application/json."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 @contextlib.asynccontextmanager
-async def read_body(request: Request, most: int, limits: Limits, room: Room) -> AsyncIterator[bytes]:
+async def read_body(request: Request, most: int, limits: Limits, room: Room, instead: str = "") -> AsyncIterator[bytes]:
     """The bytes of a body; its memory is counted until the end.
 
     Args:
         most: bytes.
+        instead: the end of the sentence that says that there are more.
 
     Raises:
         Refusal: it is too large, or takes too long to come.
@@ -112,11 +115,11 @@ async def read_body(request: Request, most: int, limits: Limits, room: Room) -> 
     told = request.headers.get("content-length", "")
     size = int(told) if told.isascii() and told.isdigit() and len(told) < 20 else None
     if size is not None and size > _DRAINED * most:
-        raise _too_large(most)
+        raise _too_large(most, instead)
     with room.taken(most if size is None else min(size, most)):
         try:
             async with asyncio.timeout(limits.body_seconds):
-                body = await _received(request, most)
+                body = await _received(request, most, instead)
         except TimeoutError as error:
             raise Refusal(
                 f"the body was not here within {limits.body_seconds:g} seconds", status=408, code="body_timeout"
@@ -126,7 +129,7 @@ async def read_body(request: Request, most: int, limits: Limits, room: Room) -> 
         yield body
 
 
-async def _received(request: Request, most: int) -> bytes:
+async def _received(request: Request, most: int, instead: str) -> bytes:
     body, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -137,12 +140,12 @@ async def _received(request: Request, most: int) -> bytes:
             if size > _DRAINED * most:
                 break
     if size > most:
-        raise _too_large(most)
+        raise _too_large(most, instead)
     return bytes(body)
 
 
-def _too_large(most: int) -> Refusal:
-    return Refusal(f"the body has more than {most} bytes, which is the most that is taken", status=413)
+def _too_large(most: int, instead: str) -> Refusal:
+    return Refusal(f"the body has more than {most} bytes, which is the most that is taken{instead}", status=413)
 
 
 class _InMemory(MultiPartParser):

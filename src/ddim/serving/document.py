@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from ddim.serving.pictures import MEDIA_TYPES
 
-__all__ = ["ERRORS", "PICTURE", "form_body", "json_body"]
+__all__ = ["ERRORS", "PICTURE", "form_body", "json_or_form_body"]
 
 _ERROR = {
     "type": "object",
@@ -41,14 +41,27 @@ PICTURE: dict[int | str, dict[str, Any]] = {
 }
 
 
-def json_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """What the document says of a route whose body is JSON."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
+def json_or_form_body(kind: type[BaseModel]) -> dict[str, Any]:
+    """What the document says of a route whose body is JSON, or a form, in which pictures for ControlNets are files."""
+    content = {"application/json": {"schema": kind.model_json_schema()}, _FORM: {"schema": _form(kind)}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def form_body(kind: type[BaseModel], *files: str) -> dict[str, Any]:
     """What the document says of a route whose body is a form with files, of which the first is needed."""
-    schema = kind.model_json_schema()
-    schema["properties"] = {name: {"type": "string", "format": "binary"} for name in files} | schema["properties"]
+    schema = _form(kind)
+    schema["properties"] = dict.fromkeys(files, _FILE) | schema["properties"]
     schema["required"] = [*schema.get("required", []), files[0]]
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": {_FORM: {"schema": schema}}}}
+
+
+_FORM = "multipart/form-data"
+_FILE = {"type": "string", "format": "binary"}
+
+
+def _form(kind: type[BaseModel]) -> dict[str, Any]:
+    """The parameters in a form: pictures for ControlNets are one file or several."""
+    schema = kind.model_json_schema()
+    said = schema["properties"]["control_image"]["description"]
+    schema["properties"]["control_image"] = {"type": "array", "items": _FILE, "description": said}
+    return schema

@@ -24,9 +24,9 @@ from ddim.serving.batches import Batch, check
 from ddim.serving.exact import ExactBatch
 from ddim.serving.futures import Cancelled, Event, Failed, Finished, Future, Queued, Started, Step
 from ddim.serving.models import Model, PixelModel, model_of
-from ddim.serving.network import Moment, Network, using_threads
+from ddim.serving.network import using_threads
 from ddim.serving.requests import Picture, Request
-from ddim.serving.samples import Sample, Text
+from ddim.serving.samples import Sample
 
 __all__ = ["Engine", "Stats", "usual_batch"]
 
@@ -217,7 +217,7 @@ class Driver:
     def __init__(self, model: Model, max_batch: int, max_queue: int, slots: int | None, decoded: int) -> None:
         self.model, self.max_batch, self.max_queue, self.decoded = model, max_batch, max_queue, decoded
         self.slots, model.is_exact = slots, slots is not None
-        self.network = Network(model.pipe.components["unet"], slots, None if slots is None else torch.get_num_threads())
+        self.network = model.network(slots, None if slots is None else torch.get_num_threads())
         self._changed = threading.Condition()  # holds for the queue and for whether it is closing
         self._queue: deque[Sample] = deque()
         self._running: list[Sample] = []
@@ -394,13 +394,7 @@ class Driver:
         def begin(some: Sequence[Sample]) -> None:
             self.model.begin(some)
             self.network.look()
-            asked: dict[tuple[Moment, Text | None], None] = {}
-            for sample in some:
-                own, negative = sample.texts or (None, None)
-                asked |= dict.fromkeys(((t, sample.condition), own) for t in sample.plan.timesteps)
-                if sample.is_guided:
-                    asked |= dict.fromkeys(((t, sample.negative), negative) for t in sample.plan.timesteps)
-            self.network.prepare([moment for moment, _ in asked], [text for _, text in asked if text is not None])
+            self.network.prepare(some)
             for sample in some:
                 sample.future.tell(Started(len(sample.plan)))
 

@@ -58,6 +58,7 @@ class ExactBatch(Batch):
             [moment for asked in each for moment in asked.moments],
             [text for asked in each for text in asked.texts],
             self._joined,
+            [control for asked in each for control in asked.controls],
         )
         left, going_on, reached = [], [], []
         parts = torch.split(out, [len(asked.x) for asked in each])

@@ -19,9 +19,11 @@ from torch import Tensor
 from ddim.errors import ConfigError, DataError
 from ddim.guidance import check_guidance
 from ddim.images import to_images
+from ddim.models.controlnet import WIDTHS
 from ddim.models.core import HasCore
 from ddim.noise import gaussian_noise
 from ddim.pipelines import DDIMPipeline, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from ddim.pipelines.control import ControlRequest, check_fits, networks_of
 from ddim.pipelines.draws import Draws
 from ddim.pipelines.recommended import plan_of_call, steps_of_call, warn_if_not_trained
 from ddim.pipelines.starts import Origin
@@ -30,14 +32,22 @@ from ddim.pipelines.xl_sizes import Sizes
 from ddim.plan import SamplingPlan
 from ddim.scheduler.recommended import choose_guidance
 from ddim.serving.futures import Future
+from ddim.serving.network import Network
 from ddim.serving.requests import Request
-from ddim.serving.samples import Sample, Text, Words, shown_steps
+from ddim.serving.samples import Sample, Shown, Text, Words, shown_steps
+from ddim.serving.steering import SteeredNetwork
 
 KEPT_TEXTS = 16  # how many texts are kept that nobody draws any more, such as the usual negative one
 
 # The settings of a request that only Stable Diffusion XL is told: of them those of `xl_sizes.Sizes`, and all.
-SIZES = ("original_size", "crops_coords_top_left", "target_size")
-OF_XL = ("prompt_2", "negative_prompt_2", *SIZES)
+SIZES = tuple(each.name for each in fields(Sizes))
+OF_XL = ("prompt_2", "negative_prompt_2", *SIZES, "denoising_start", "denoising_end")
+
+# The settings of a request that are about ControlNets.
+HOW_CONTROLLED = (
+    "controlnet_conditioning_scale", "guess_mode", "control_guidance_start", "control_guidance_end"
+)  # fmt: skip
+OF_CONTROL = ("control_image", *HOW_CONTROLLED)
 
 # What the pipelines call an argument, and how a request calls it.
 _WORDS = {"num_inference_steps": "steps", "mask_image": "mask", "class_labels": "class_label"}
@@ -74,6 +84,10 @@ class Model:
 
     def _checked(self, request: Request, future: Future) -> Sample:
         raise NotImplementedError
+
+    def network(self, slots: int | None, threads: int | None) -> Network:
+        """What draws; see `Network` for the arguments."""
+        return Network(self.pipe.components["unet"], slots, threads)
 
     def begin(self, samples: Sequence[Sample]) -> None:
         """Give samples what they start from."""
@@ -113,9 +127,19 @@ class TextModel(Model):
     refused: ClassVar[tuple[str, ...]] = ("class_label", *OF_XL)
     because = "which draws texts: give prompt"
     needed: ClassVar[tuple[str, ...]] = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+    unsaid: ClassVar[str | None] = ""  # the negative prompt of a request that says none
 
     def __init__(self, pipe: Draws) -> None:
         self.pipe: Draws = pipe
+        self.controlnets = [] if pipe.controlnet is None else networks_of(pipe.controlnet)
+        for network in self.controlnets:
+            check_fits(network.config, pipe.unet.config)
+            shrinks_by = 2 ** (len(network.config.get("conditioning_embedding_out_channels") or WIDTHS) - 1)
+            if shrinks_by != pipe.vae_scale_factor:
+                raise ConfigError(
+                    f"the ControlNet is for another model: it reads pictures {shrinks_by} times as large as latents, "
+                    f"and the pipeline's are {pipe.vae_scale_factor} times as large"
+                )
         self._known: WeakValueDictionary[Words, Text] = WeakValueDictionary()
         self._recent: deque[Text] = deque(maxlen=KEPT_TEXTS)
         self._encoder: tuple[Any, ...] = ()
@@ -134,6 +158,10 @@ class TextModel(Model):
             value = getattr(request, name)
             if value is not None and not isinstance(value, str):
                 raise ConfigError(f"{name} must be a text, not {value!r:.100}")
+        for name in ("denoising_start", "denoising_end"):
+            share = getattr(request, name)
+            if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float))):
+                raise ConfigError(f"{name} must be a number, not {share!r:.100}")
         if request.image is None and (request.strength is not None or request.mask is not None):
             what = "strength" if request.mask is None else "mask"
             raise ConfigError(f"{what} is for a picture to start from: give image, or leave it out")
@@ -144,28 +172,38 @@ class TextModel(Model):
         check_guidance(scale, rescale, interval)
         strength = request.strength
         if strength is None:
-            strength = 1.0 if request.image is None else _usual_strength(pipe)
-        plan = self._plan(request, 1.0 if request.image is None else strength)
+            strength = 1.0 if request.image is None else _usual(pipe, "strength")
+        is_noised = request.denoising_start is not None
+        plan = self._plan(request, 1.0 if request.image is None or is_noised else strength)
+        if is_noised or request.denoising_end is not None:
+            plan = plan.part(request.denoising_start, request.denoising_end)
         takes_scale = pipe.unet.config.get("time_cond_proj_dim") is not None
         warn_if_not_trained(pipe.scheduler, plan, scale, takes_scale=takes_scale)
-        origin = Origin((request.height, request.width), None, request.image, strength, request.mask, None, None)
+        size_asked = request.height, request.width
+        origin = Origin(size_asked, None, request.image, strength, request.mask, None, None, is_noised)
         origin.check("pil")
+        control = self._control(request)
+        origin = pipe.sized(origin, control, len(self.controlnets))
         task = pipe.task(origin, plan, 1, None, None, request.seed)
         for name, given in (("image", task.canvas.picture), ("mask", task.canvas.mask)):
             if given is not None and len(given) != 1:
                 raise ConfigError(f"{name} must be one picture, not {len(given)}")
         assert request.seed is not None
         is_guided = pipe.is_guided(scale)
-        negative = request.negative_prompt or ""
+        negative = self.unsaid if request.negative_prompt is None else request.negative_prompt
         factor = pipe.vae_scale_factor
         settings: dict[str, Any] = {"prompt": request.prompt}
         settings |= {"negative_prompt": negative} if is_guided else {}
         size = task.shape[2] * factor, task.shape[3] * factor
         words = self._words(request, size, is_guided)
+        controls = [] if control is None else control.controls(self.controlnets, size, _one_each, task.canvas.crop)
         settings |= {name: value for name in OF_XL if (value := getattr(request, name)) is not None}
         settings |= self._settings(request, plan, size)
         settings |= {"guidance_scale": scale, "guidance_rescale": rescale, "guidance_interval": interval}
-        settings |= {} if request.image is None else {"strength": strength}
+        settings |= {} if request.image is None or is_noised else {"strength": strength}
+        if control is not None:
+            how = control.scale, control.guess_mode, control.start, control.end
+            settings |= dict(zip(HOW_CONTROLLED, how, strict=True))
         condition = scale if takes_scale else None
         return Sample(
             request,
@@ -184,6 +222,38 @@ class TextModel(Model):
             task=task,
             settings=settings,
             shown=shown_steps(request, len(plan)),
+            controls=[Shown(each) for each in controls],
+            is_apart=bool(controls) and self.is_exact,  # the bits of who is not steered must not depend on who is
+        )
+
+    def _control(self, request: Request) -> ControlRequest | None:
+        """What a request asks of the ControlNets; None for nothing.
+
+        Raises:
+            ConfigError: there are none, or it says how they are to act and not what they are shown.
+        """
+        given = {name: getattr(request, name) for name in HOW_CONTROLLED}
+        if not isinstance(request.guess_mode, bool):
+            raise ConfigError(f"guess_mode must be True or False, not {request.guess_mode!r:.100}")
+        if request.control_image is None:
+            for name, value in given.items():
+                if value is not None and value is not False:
+                    raise ConfigError(f"{name} is for a ControlNet: give control_image, or leave it out")
+            return None
+        if not self.controlnets:
+            raise ConfigError(
+                "control_image is for a ControlNet, and this pipeline has none: assign pipe.controlnet, and make the "
+                "engine of that"
+            )
+        scale, guesses, start, end = (_usual(self.pipe, n) if v is None else v for n, v in given.items())
+        return ControlRequest(request.control_image, scale, guesses, start, end)
+
+    def network(self, slots: int | None, threads: int | None) -> Network:
+        unet = self.pipe.components["unet"]
+        return (
+            SteeredNetwork(unet, self.controlnets, slots, threads)
+            if self.controlnets
+            else super().network(slots, threads)
         )
 
     def begin(self, samples: Sequence[Sample]) -> None:
@@ -249,6 +319,7 @@ class TextModelXL(TextModel):
 
     refused = ("class_label",)
     needed = ("unet", "vae", "scheduler", "text_encoder_2", "tokenizer_2")
+    unsaid = None  # which is another thing than the empty text
 
     def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
         super().__init__(pipe)
@@ -286,6 +357,11 @@ class TextModelXL(TextModel):
         return found
 
 
+def _one_each(shown: Tensor, name: str) -> Tensor:
+    """Raise a ValueError, as there are several pictures for one ControlNet."""
+    raise ValueError(f"control_image must be one picture for each ControlNet, not {len(shown)} {name}")
+
+
 def _only(texts: list[str] | None) -> str:
     """The text of a list that has one."""
     assert texts is not None
@@ -296,7 +372,7 @@ def _only(texts: list[str] | None) -> str:
 class PixelModel(Model):
     """A pipeline on pixels, with classes or without."""
 
-    refused = ("prompt", "negative_prompt", "image", "mask", "strength", *OF_XL)
+    refused = ("prompt", "negative_prompt", "image", "mask", "strength", *OF_XL, *OF_CONTROL)
     because = "which draws no texts and starts from noise alone"
 
     def __init__(self, pipe: DDIMPipeline) -> None:
@@ -361,6 +437,13 @@ def _missing(network: Any, count: int) -> int:
     return runner.rounded(count) - count if hasattr(runner, "rounded") else 0
 
 
+def uncontrolled(pipe: Any) -> Any:
+    """A pipeline without its ControlNets, for what is drawn with none; the same one, if it has none."""
+    if pipe.components.get("controlnet") is None:
+        return pipe
+    return type(pipe).from_pipe(pipe, controlnet=None)
+
+
 def model_of(pipe: Any) -> Model:
     """What the engine needs of a pipeline.
 
@@ -369,11 +452,6 @@ def model_of(pipe: Any) -> Model:
     """
     if getattr(pipe, "_offload", None) is not None:
         raise ConfigError("an engine keeps its networks where they run: call pipe.to(device) instead of offloading")
-    if getattr(pipe, "components", {}).get("controlnet") is not None:
-        raise ConfigError(
-            "pipelines with a ControlNet are not served, as a request cannot say what it is shown: set pipe.controlnet="
-            "None, or call the pipeline itself"
-        )
     if isinstance(pipe, StableDiffusionXLPipeline):
         return TextModelXL(pipe)
     if isinstance(pipe, StableDiffusionPipeline):
@@ -414,10 +492,13 @@ def _interval(request: Request) -> tuple[int, int] | None:
     return given[0], given[1]
 
 
-def _usual_strength(pipe: Draws) -> float:
-    """The strength of a call that does not say it."""
-    usual: float = inspect.signature(type(pipe).__call__).parameters["strength"].default
-    return usual
+def _usual(pipe: Draws, name: str) -> Any:
+    """An argument of a call that does not say it."""
+    for kind in type(pipe).__mro__:  # one that draws of texts alone has no strength, and is another one's kind
+        parameters = inspect.signature(kind.__call__).parameters if "__call__" in vars(kind) else {}
+        if name in parameters:
+            return parameters[name].default
+    raise AttributeError(name)
 
 
 def _reworded(message: str) -> str:

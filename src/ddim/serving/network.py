@@ -1,12 +1,12 @@
 """The U-Net as the engine runs it: each sample at its own timestep, under its own text, class or scale.
 
-What does not change is computed once: what the network makes of a timestep is kept for all who come by it, and a text's
-keys and values for as long as somebody draws it.
+So it runs a ControlNet too, see `steering`. What does not change is computed once: what the network makes of a timestep
+is kept for all who come by it, and a text's keys and values for as long as somebody draws it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,48 +20,50 @@ from ddim.models.embeddings import guidance_condition
 from ddim.models.replaced import is_replaced
 from ddim.models.snapshot import Snapshot
 from ddim.models.text_backbone import TextCache
-from ddim.serving.samples import Text
+from ddim.serving.samples import Controlled, Moment, Sample, Text
 
 T = TypeVar("T")
 
 # How many numbers are kept of timesteps; 64 MiB in float32.
 LARGEST_TABLE = 2**24
 
-# A timestep, and what the network is told beside it: a class, a guidance scale or nothing.
-Moment = tuple[int, float | None]
-# The same with the number of the text, if the network is told of it beside the timestep, and else -1.
+# A moment with the number of the text, if the network is told of it beside the timestep, and else -1.
 Told = tuple[int, float | None, int]
 
 
 @dataclass
-class Joined:
-    """The texts of the samples of one forward pass, side by side as the network is given them.
+class Beside:
+    """What the samples of one forward pass have, texts or pictures, side by side as a network is given it.
 
     Attributes:
-        texts: whose these are, in order.
-        version: of the network that they were made by.
-        arguments: of the U-Net.
+        whose: the texts or pictures, in order.
+        version: of the network that made it of them.
+        arguments: of the network.
     """
 
-    texts: tuple[Text, ...] = ()
+    whose: tuple[Any, ...] = ()
     version: int = -1
     arguments: dict[str, Any] | None = None
+
+
+# What is side by side in a forward pass, by the network, and for a ControlNet's pictures by that and a word.
+Joined = dict[Any, Beside]
 
 
 class Network:
     """The U-Net of a pipeline, which one thread runs.
 
     Args:
-        unet: a `UNet2DConditionModel` or a `UNet2DModel`; or one of another library that is called as the first is.
+        net: a `UNet2DConditionModel` or a `UNet2DModel`; or one of another library that is called as the first is.
         slots: of how many samples every forward pass is: filled up where there are fewer, and in several passes where
             there are more. What is computed once is then computed for each timestep and each text alone. None takes
             all that come at once.
         threads: how many PyTorch uses in forward passes, whatever it uses elsewhere; None changes nothing.
     """
 
-    def __init__(self, unet: Any, slots: int | None = None, threads: int | None = None) -> None:
-        self.unet, self.slots, self.threads = unet, slots, threads
-        self._is_distilled = unet.config.get("time_cond_proj_dim") is not None
+    def __init__(self, net: Any, slots: int | None = None, threads: int | None = None) -> None:
+        self.net, self.slots, self.threads = net, slots, threads
+        self._is_distilled = net.config.get("time_cond_proj_dim") is not None
         self._held: Held | None = None
         self._made_for: tuple[Snapshot | None, bool] = (None, False)
         self._places: dict[Told, int] = {}  # the rows of the table
@@ -82,10 +84,10 @@ class Network:
     def look(self) -> None:
         """Look at the weights, at each tick; what was made of others is made anew."""
         if self._held is None or self._held.runner is not getattr(self._held.network, "runner", None):
-            self._held = hold(self.unet)
+            self._held = hold(self.net)
             self._held.is_alone = True
         weights = self._held.look()
-        is_whole = hasattr(self.unet, "project_time") and not is_replaced(self.unet)
+        is_whole = hasattr(self.net, "project_time") and not is_replaced(self.net)
         self._held.is_whole = is_whole
         if (weights, is_whole) != self._made_for:
             self._made_for = weights, is_whole
@@ -96,18 +98,25 @@ class Network:
     def _is_whole(self) -> bool:
         return self._made_for[1]
 
-    def prepare(self, moments: Sequence[Moment], texts: Sequence[Text]) -> None:
-        """Compute what runs will need of their timesteps and their texts, after `look`.
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Compute what samples that begin will need of their timesteps and their texts, after `look`."""
+        asked = dict.fromkeys(moment for sample in samples for moment in sample.moments())
+        self._prepare([moment for moment, _ in asked], [text for _, text in asked if text is not None])
 
-        Args:
-            moments: all of them.
-            texts: of each of the moments; none for a network that reads no text.
-        """
+    def _prepare(self, moments: Sequence[Moment], texts: Sequence[Text]) -> None:
+        """The same of moments, and the text of each; no texts for a network that reads none."""
         if self._is_whole:
             self._project_times(moments, texts)
             self._project_texts(texts)
 
-    def __call__(self, x: Tensor, moments: Sequence[Moment], texts: Sequence[Text], joined: list[Joined]) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        moments: Sequence[Moment],
+        texts: Sequence[Text],
+        joined: list[Joined],
+        controls: Sequence[Controlled | None] = (),
+    ) -> Tensor:
         """What the network predicts, (n …), after `look`.
 
         Args:
@@ -115,6 +124,7 @@ class Network:
             moments: of each of the n.
             texts: of each of the n; none for a network that reads no text.
             joined: what an earlier call for the same samples has left there, for each forward pass, is used again.
+            controls: how ControlNets steer each of the n; none for a network that knows none.
         """
         size = self.slots or len(x)
         outs = []
@@ -122,14 +132,21 @@ class Network:
             if number:
                 self.look()
             if number == len(joined):
-                joined.append(Joined())
+                joined.append({})
             part = slice(first, first + size)
             # A copy, so that each pass has its numbers at the beginning of a piece of memory, as the first one has.
             given = x[part].clone() if number else x[part]
-            outs.append(self._pass(given, moments[part], texts[part], joined[number]))
+            outs.append(self._pass(given, moments[part], texts[part], joined[number], controls[part]))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
-    def _pass(self, x: Tensor, moments: Sequence[Moment], texts: Sequence[Text], joined: Joined) -> Tensor:
+    def _pass(
+        self,
+        x: Tensor,
+        moments: Sequence[Moment],
+        texts: Sequence[Text],
+        joined: Joined,
+        controls: Sequence[Controlled | None],
+    ) -> Tensor:
         """One forward pass."""
         count = len(x)
         missing = self.rounded(count) - count
@@ -137,13 +154,38 @@ class Network:
             x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
             moments = [*moments, *(moments[-1] for _ in range(missing))]
             texts = [*texts, *(texts[-1] for _ in range(missing if texts else 0))]
-        timesteps = moved(torch.tensor([float(timestep) for timestep, _ in moments]), x.device)
-        arguments = {**self._told(moments, texts, x), **self._read(texts, joined)}
+            controls = [*controls, *(controls[-1] for _ in range(missing if controls else 0))]
+        added = self._added(x, moments, texts, joined, controls)
+        timesteps, arguments = self._arguments(x, moments, texts, joined)
+        with self._running():
+            out: Tensor = self.net(x, timesteps, **arguments, **added).sample
+        return out[:count]
+
+    def _added(
+        self,
+        x: Tensor,
+        moments: Sequence[Moment],
+        texts: Sequence[Text],
+        joined: Joined,
+        controls: Sequence[Controlled | None],
+    ) -> Mapping[str, Any]:
+        """The arguments that say what other networks add to this one's outputs; nothing, but in `steering`."""
+        return {}
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """A context in which the network is called, after `look`."""
         held = self._held
         assert held is not None
         with held, using_threads(self.threads):
-            out: Tensor = self.unet(x, timesteps, **arguments).sample
-        return out[:count]
+            yield
+
+    def _arguments(
+        self, x: Tensor, moments: Sequence[Moment], texts: Sequence[Text], joined: Joined
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The timesteps, and the arguments that say what is told beside them, and the texts."""
+        timesteps = moved(torch.tensor([float(timestep) for timestep, _ in moments]), x.device)
+        return timesteps, {**self._told(moments, texts, x), **self._read(texts, joined)}
 
     # --- timesteps and conditions ------------------------------------------------------------------------------------
 
@@ -162,7 +204,7 @@ class Network:
             return {}
         if self._is_distilled:
             scales = torch.tensor(given, dtype=torch.float64)
-            width = self.unet.config.time_cond_proj_dim
+            width = self.net.config.time_cond_proj_dim
             return {"timestep_cond": moved(guidance_condition(scales, width).to(dtype), device)}
         return {"class_labels": moved(torch.tensor(given, dtype=torch.int64), device)}
 
@@ -176,7 +218,7 @@ class Network:
         new = [key for key in wanted if key not in self._places]
         if not new:
             return keys
-        unet = self.unet
+        unet = self.net
         most = max(LARGEST_TABLE // sum(unet.time_widths), 1)
         if len(self._places) + len(new) > most:
             self._places, self._table = {}, None
@@ -198,30 +240,37 @@ class Network:
         """The arguments that say the texts."""
         if not texts:
             return {}
-        if joined.arguments is None or joined.version != self._version or joined.texts != tuple(texts):
-            joined.texts, joined.version = tuple(texts), self._version
-            joined.arguments = self._side_by_side(texts)
-        return joined.arguments
+        return self._beside(joined, self, texts, self._side_by_side)
+
+    def _beside(
+        self, joined: Joined, key: Any, whose: Sequence[T], make: Callable[[Sequence[T]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What is made of texts or pictures; it is made anew only where they, or the network, are others."""
+        beside = joined.setdefault(key, Beside())
+        if beside.arguments is None or beside.version != self._version or beside.whose != tuple(whose):
+            beside.whose, beside.version = tuple(whose), self._version
+            beside.arguments = make(whose)
+        return beside.arguments
 
     def _side_by_side(self, texts: Sequence[Text]) -> dict[str, Any]:
         if not self._is_whole:
             return {"encoder_hidden_states": torch.cat([text.embeds for text in texts])}
         self._project_texts(texts)
-        pairs = [text.pairs for text in texts if text.pairs is not None]
+        pairs = [text.pairs[self][1] for text in texts]
         return {
             "text_cache": tuple(tuple(map(torch.cat, zip(*layer, strict=True))) for layer in zip(*pairs, strict=True))
         }
 
     def _project_texts(self, texts: Sequence[Text]) -> None:
         """Have the keys and values of each of these."""
-        new = [text for text in dict.fromkeys(texts) if text.pairs is None or text.version != self._version]
+        known = self._version
+        new = [text for text in dict.fromkeys(texts) if self not in text.pairs or text.pairs[self][0] != known]
         if not new:
             return
         for some in self._at_once(new):
-            layers: TextCache = self.unet.project_text(torch.cat([text.embeds for text in some]))
+            layers: TextCache = self.net.project_text(torch.cat([text.embeds for text in some]))
             for place, text in enumerate(some):
-                text.version = self._version
-                text.pairs = tuple((_alone(key, place), _alone(value, place)) for key, value in layers)
+                text.pairs[self] = known, tuple((_alone(key, place), _alone(value, place)) for key, value in layers)
 
     def _at_once(self, given: Sequence[T]) -> Sequence[Sequence[T]]:
         """What is computed together: all, or with `slots` each alone."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -16,10 +18,24 @@ from ddim.images.flat import flatten, is_grey
 from ddim.serving.limits import Limits
 from ddim.serving.refusal import Refusal
 
-__all__ = ["MEDIA_TYPES", "OutputFormat", "encoded", "read_image", "read_mask"]
+__all__ = ["MEDIA_TYPES", "OutputFormat", "Sent", "encoded", "from_base64", "read_controls", "read_image", "read_mask"]
 
 OutputFormat = Literal["png", "webp", "jpeg"]
 MEDIA_TYPES: Mapping[OutputFormat, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+
+
+class Sent(NamedTuple):
+    """The pictures that came with a request, decoded.
+
+    Attributes:
+        image: to start from.
+        mask: of it, white where to paint.
+        controls: for ControlNets.
+    """
+
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    controls: Sequence[Image.Image] = ()
 
 
 def encoded(
@@ -55,6 +71,40 @@ def read_image(data: bytes, limits: Limits) -> Image.Image:
     """
     image = _decoded(data, "image", limits.image_bytes, limits)
     return flatten(image, "L" if is_grey(image) else "RGB")
+
+
+def read_controls(files: Sequence[bytes], limits: Limits) -> list[Image.Image]:
+    """Pictures for ControlNets that a client sent, as `read_image` reads them; the bounds are of all together.
+
+    Raises:
+        Refusal: as `read_image`.
+    """
+    found, bytes_left, pixels_left = list[Image.Image](), limits.image_bytes, limits.image_pixels
+    for data in files:
+        image = _decoded(data, "control_image", bytes_left, replace(limits, image_pixels=pixels_left))
+        found.append(flatten(image, "L" if is_grey(image) else "RGB"))
+        bytes_left -= len(data)
+        pixels_left -= image.width * image.height
+    return found
+
+
+def from_base64(text: str, name: str) -> bytes:
+    """The bytes of a picture that stands in a text, by itself or as a data: address.
+
+    Raises:
+        Refusal: it is no base64; `name` says what of.
+    """
+    head, comma, rest = text.partition(",")
+    is_address = bool(comma) and head.startswith("data:") and head.endswith(";base64")
+    try:
+        return base64.b64decode("".join((rest if is_address else text).split()), validate=True)
+    except ValueError as error:
+        raise Refusal(
+            f"the {name} is no base64 of a picture's file: no path and no address is opened here, so send the picture "
+            "itself",
+            name,
+            code="invalid_image",
+        ) from error
 
 
 def read_mask(data: bytes, size: tuple[int, int], limits: Limits) -> Image.Image:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ddim.pipelines import DiffusionPipeline
@@ -32,6 +32,7 @@ class Loaded:
         last: when it was asked for last, as a number that grows.
         aside: for what is drawn beside the engine, one at a time.
         waiting: how many are drawn beside it, or wait for that.
+        control_scales: how strongly each of its ControlNets acts where a request does not say; nothing for as usual.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Loaded:
     last: int = 0
     aside: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
+    control_scales: Sequence[float] = ()
 
     def retry_after(self) -> int:
         """In how many seconds a place may be free: about as long as what waits will take, from 1 to 60."""
@@ -56,6 +58,7 @@ class Pool:
         open_model: loads the model of a name, which takes a while and is done in a thread of its own.
         most: how many may be loaded at a time; all of them unless told.
         max_batch, max_queue: of each engine.
+        control_scales: of models, by their names, how strongly each of their ControlNets acts unless a request says.
 
     Attributes:
         names: of all models.
@@ -71,7 +74,9 @@ class Pool:
         *,
         max_batch: int | None = None,
         max_queue: int = 256,
+        control_scales: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
+        self._control_scales = control_scales or {}
         self.names = tuple(names)
         self.created = int(time.time())
         self._open, self._most = open_model, most or len(self.names)
@@ -218,7 +223,8 @@ class Pool:
 
     def _opened(self, name: str) -> Loaded:
         pipe = self._open(name)
-        return Loaded(name, pipe, Engine(pipe, max_batch=self._max_batch, max_queue=self._max_queue))
+        engine = Engine(pipe, max_batch=self._max_batch, max_queue=self._max_queue)
+        return Loaded(name, pipe, engine, control_scales=self._control_scales.get(name, ()))
 
     async def _one_leaves(self) -> None:
         """Let go of the model that nobody asked for the longest, once there is one that nobody uses."""

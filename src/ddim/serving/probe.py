@@ -23,10 +23,11 @@ from ddim.errors import ConfigError
 from ddim.models.vae import most_likely_latents
 from ddim.noise import gaussian_noise, seeded_generators
 from ddim.pipelines import DiffusionPipeline
+from ddim.pipelines.control import Control
 from ddim.serving.engine import LARGEST_BATCH, POSITIONS, usual_shape
-from ddim.serving.models import model_of
-from ddim.serving.network import Moment, Network, using_threads
-from ddim.serving.samples import Text
+from ddim.serving.models import Model, TextModel, model_of
+from ddim.serving.network import using_threads
+from ddim.serving.samples import Controlled, Moment, Shown, Text
 
 __all__ = ["Exact", "probe", "usual_slots"]
 
@@ -108,13 +109,17 @@ def _evaluated(pipe: Any, slots: int, threads: int) -> list[bytes] | None:
     with using_threads(1):
         told = [pipe.conditions([words]) for words in TEXTS] if pipe.draws_texts else []
         texts = [Text(each.embeds, each.added) for each in told]
-    network = Network(unet, slots, threads)
+    model = model_of(pipe)
+    model.is_exact = True
+    network = model.network(slots, threads)
+    controls = _controls(model, count)
 
     @using_threads(1)
     def predicted(places: Sequence[int]) -> dict[int, bytes]:
         beside = [texts[place % len(texts)] for place in places if texts]
         network.look()
-        out = network(x[list(places)], [moments[place] for place in places], beside, [])
+        steered = [controls[place] for place in places if controls]
+        out = network(x[list(places)], [moments[place] for place in places], beside, [], steered)
         return {place: _raw(row) for place, row in zip(places, out, strict=True)}
 
     expected: dict[int, bytes] = {}
@@ -157,6 +162,23 @@ def _around(pipe: Any) -> list[bytes]:
     encoded = vae.encode((2 * picture - 1).to(vae.device, vae.dtype))
     told = pipe.conditions([TEXTS[-1]]).tensors()
     return [_raw(given) for given in (*told, picture, most_likely_latents(encoded))]
+
+
+def _controls(model: Model, count: int) -> list[Controlled]:
+    """How ControlNets act on each of so many evaluations, if there are any: all show some of the same few pictures."""
+    if not isinstance(model, TextModel) or not model.controlnets:
+        return []
+    _, height, width = model.pipe.picture_shape()
+    shown = []
+    for number in range(len(TEXTS)):
+        each = []
+        for net in model.controlnets:
+            parameter = next(net.parameters())
+            shape = (1, int(net.config.get("conditioning_channels") or 3), height, width)
+            picture = gaussian_noise(shape, seeded_generators(number, 1), parameter.device, parameter.dtype)
+            each.append(Shown(Control(net, picture)))
+        shown.append(Controlled(each, [1.0 / (1 + number)] * len(each)))
+    return [shown[place % len(shown)] for place in range(count)]
 
 
 def _noise(pipe: Any, count: int, channels: int) -> Tensor:

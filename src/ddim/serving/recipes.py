@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddim._version import __version__
+from ddim.serving.parameters import HOW_CONTROLLED, OF_XL, OTHER_NAMES
 
 __all__ = ["recipe"]
 
-# The settings of `ddim sample` that have the names that the engine uses.
+# The settings of `ddim sample`, by the names that the engine uses.
 _SAME = (
     "prompt", "negative_prompt", "guidance_scale", "guidance_rescale", "guidance_interval", "steps", "eta", "order",
     "spacing", "seed",
 )  # fmt: skip
+_NAMES = {**{name: name for name in (*_SAME, *OF_XL, *HOW_CONTROLLED)}, **OTHER_NAMES}
 
 
 def recipe(
@@ -36,10 +38,15 @@ def recipe(
         command: "sample" where `ddim sample` can make it again.
         classes: that were asked for.
         size: (width, height), if it was asked for.
-        start: what it was started from: `strength`, and `image` and `mask_image`, which name no files.
+        start: what it was started from and steered by: `strength`, and `image`, `mask_image`, `controlnet` and
+            `control_image`, which name no files.
     """
-    said = {name: settings[name] for name in _SAME if settings.get(name) is not None}
-    said |= {"model": model, "batch": count, "class_labels": list(classes), "scale": 1, **(start or {})}
+    said = {ours: settings[name] for name, ours in _NAMES.items() if settings.get(name) is not None}
+    for name in ("control_guidance_start", "control_guidance_end"):
+        if name in said and not isinstance(said[name], (list, tuple)):
+            said[name] = [said[name]]
+    said |= {"model": model, "batch": count, "class_labels": list(classes), "scale": 1}
+    said |= {name: value for name, value in (start or {}).items() if value is not None}
     if size is not None:
         said |= {"width": size[0], "height": size[1]}
     return {"version": __version__, "command": command, "settings": said, "image": number}

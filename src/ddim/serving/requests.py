@@ -24,7 +24,11 @@ class Request:
         negative_prompt: what to keep away from, under guidance; the empty text unless told.
         prompt_2, negative_prompt_2: the same for the second text encoder of Stable Diffusion XL; the first's unless
             told.
-        original_size, crops_coords_top_left, target_size: what Stable Diffusion XL is told, as in its pipeline's call.
+        original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
+            negative_target_size, aesthetic_score, negative_aesthetic_score: what Stable Diffusion XL is told, as in its
+            pipeline's call.
+        denoising_start, denoising_end: the shares of the way from which and to which Stable Diffusion XL goes, as in
+            its pipeline's call: with a start, `image` has the noise of there, and `strength` is without effect.
         class_label: the class, for a model that knows classes; no class in particular unless told.
         seed: an int of 0 or more; chosen at random unless told. `Picture.seed` says which it was.
         number: which picture of the seed it is: number k is picture k of a call that draws several.
@@ -42,6 +46,11 @@ class Request:
         strength: in [0, 1], the share of the steps that are made from `image`, and so how much of it is lost; as the
             pipeline's call has it unless told.
         mask: one picture, white where `image` is to be painted anew.
+        control_image: what the pipeline's ControlNets are shown: one picture, or of several ControlNets a list with one
+            for each; None draws without them.
+        controlnet_conditioning_scale, control_guidance_start, control_guidance_end: as in the pipeline's call: one
+            number, or a list with one for each ControlNet; unless told as the call has them.
+        guess_mode: as in the pipeline's call.
         previews: of how many steps, at most, the predicted x0 is shown on the way, evenly spread over the run.
         preview_every: show the predicted x0 of every so manieth step, instead.
         deadline: in how many seconds from now the request has to be finished; else it fails with a
@@ -56,6 +65,13 @@ class Request:
     original_size: Sequence[int] | None = None
     crops_coords_top_left: Sequence[int] | None = None
     target_size: Sequence[int] | None = None
+    negative_original_size: Sequence[int] | None = None
+    negative_crops_coords_top_left: Sequence[int] | None = None
+    negative_target_size: Sequence[int] | None = None
+    aesthetic_score: float | None = None
+    negative_aesthetic_score: float | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
     class_label: int | None = None
     seed: int | None = None
     number: int = 0
@@ -72,6 +88,11 @@ class Request:
     image: Pictures | None = None
     strength: float | None = None
     mask: Pictures | None = None
+    control_image: Pictures | None = None
+    controlnet_conditioning_scale: float | Sequence[float] | None = None
+    guess_mode: bool = False
+    control_guidance_start: float | Sequence[float] | None = None
+    control_guidance_end: float | Sequence[float] | None = None
     previews: int = 0
     preview_every: int | None = None
     deadline: float | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
@@ -12,12 +12,16 @@ from torch import Tensor
 
 from ddim.models.text_backbone import TextCache
 from ddim.noise import seeded_generators
+from ddim.pipelines.control import Control
 from ddim.pipelines.starts import Kept, Task
 from ddim.plan import SamplingPlan
 from ddim.serving.futures import Future
 from ddim.serving.requests import Request
 
 _NUMBERS = count()
+
+# A timestep, and what the network is told beside it: a class, a guidance scale or nothing.
+Moment = tuple[int, float | None]
 
 
 @dataclass(eq=False)
@@ -28,14 +32,13 @@ class Text:
         embeds: what it looks at, (1 s d).
         added: what it is told beside the timestep, (1 n) each; see `pipelines.conditions.Condition`.
         number: one of its own, by which what is computed of it is found.
-        pairs: the keys and values that the U-Net makes of it, (1 heads s d) each; None until they are made.
-        version: of the network that they were made by.
+        pairs: of each network that reads it, the version of its weights, and the keys and values that it made of the
+            text, (1 heads s d) each.
     """
 
     embeds: Tensor
     added: Mapping[str, Tensor] = field(default_factory=dict)
-    pairs: TextCache | None = None
-    version: int = -1
+    pairs: dict[Any, tuple[int, TextCache]] = field(default_factory=dict)
     number: int = field(default_factory=_NUMBERS.__next__)
 
 
@@ -51,6 +54,33 @@ class Words(NamedTuple):
     prompt: str | None
     second: str | None = None
     numbers: tuple[float, ...] = ()
+
+
+@dataclass(eq=False)
+class Shown:
+    """What a ControlNet is shown for one picture, and how it acts on it.
+
+    Attributes:
+        control: both of them.
+        features: what the network made of what it is shown, (1 w h w); None until it is made.
+        version: of the network's weights by which that was made.
+    """
+
+    control: Control
+    features: Tensor | None = None
+    version: int = -1
+
+
+class Controlled(NamedTuple):
+    """How the ControlNets act on one evaluation of the U-Net.
+
+    Attributes:
+        shown: to each of them.
+        strengths: what each one's outputs are multiplied by; 0 where one does not act.
+    """
+
+    shown: Sequence[Shown]
+    strengths: Sequence[float]
 
 
 @dataclass(eq=False)
@@ -72,6 +102,8 @@ class Sample:
         task: what a model on latents starts from; None for a model on pixels.
         settings: what the picture will say that it was drawn by.
         shown: after which steps, counted from 1, the predicted x0 is shown.
+        controls: what each ControlNet is shown; nothing where none steers it.
+        is_apart: whether it makes its steps with such samples alone that ControlNets steer as well.
 
         generator: of all its noise; None before the start.
         position: how many steps were made.
@@ -103,6 +135,8 @@ class Sample:
     task: Task | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     shown: frozenset[int] = frozenset()
+    controls: Sequence[Shown] = ()
+    is_apart: bool = False
 
     generator: torch.Generator | None = None
     position: int = 0
@@ -137,7 +171,32 @@ class Sample:
     def kind(self) -> tuple[Any, ...]:
         """What samples must have in common to make a step together."""
         plan, has_channels = self.plan, self.channels is not None
-        return self.shape, has_channels, type(plan), plan.clip_range, plan.thresholding, plan.prediction_type
+        how = plan.clip_range, plan.thresholding, plan.prediction_type
+        return self.shape, has_channels, self.is_apart, type(plan), *how
+
+    def moments(self) -> Iterator[tuple[Moment, Text | None]]:
+        """All that the network will be asked of it, with the text of each."""
+        own, negative = self.texts or (None, None)
+        yield from (((timestep, self.condition), own) for timestep in self.plan.timesteps)
+        if self.is_guided:
+            yield from (((timestep, self.negative), negative) for timestep in self.plan.timesteps)
+
+    def controlled(self, is_negative: bool) -> Controlled | None:
+        """How ControlNets act on its next step; None where it has none.
+
+        Args:
+            is_negative: of the two evaluations under guidance, on the one without the prompt, which a ControlNet that
+                guesses leaves alone.
+        """
+        if not self.controls:
+            return None
+        each = [shown.control for shown in self.controls]
+        acting = [control.acts(self.position, len(self.plan)) for control in each]
+        strengths = [
+            0.0 if not acts or (is_negative and control.is_guessing) else control.scale
+            for control, acts in zip(each, acting, strict=True)
+        ]
+        return Controlled(self.controls, strengths)
 
     def is_guided_at(self, timestep: int) -> bool:
         """Whether its step at this timestep is guided."""

@@ -20,12 +20,14 @@ from ddim.inversion import METHODS, keeping, widened
 from ddim.noise import gaussian_noise, seeded_generators
 from ddim.pipelines import DiffusionPipeline
 from ddim.pipelines.recommended import plan_of_call
+from ddim.pipelines.xl_sizes import Sizes
 from ddim.plan import SamplingPlan
 from ddim.sampling import sample
 from ddim.scheduler.recommended import choose_guidance, choose_steps
+from ddim.serving.models import SIZES, uncontrolled
 from ddim.serving.parameters import Variation
 from ddim.serving.refusal import Refusal
-from ddim.serving.wishes import Wish, is_unsaid
+from ddim.serving.wishes import Wish, is_unsaid, told
 
 __all__ = ["check_inversion", "vary"]
 
@@ -33,10 +35,16 @@ _AT_A_TIME = 4  # pictures
 _STEPS = 50  # of an inversion, unless told
 
 
-def check_inversion(asked: Variation) -> None:
-    """Raise a `Refusal` for what an inversion cannot follow: its steps have no noise, and are of first order."""
+def check_inversion(asked: Variation, is_steered: bool = False) -> None:
+    """Raise a `Refusal` for what an inversion cannot follow: its steps have no noise, and are of first order.
+
+    Args:
+        is_steered: whether there are pictures for ControlNets.
+    """
     if asked.method != "inversion":
         return
+    if is_steered:
+        raise Refusal("the method inversion goes steps without ControlNets backwards: leave it out", "control_image")
     if asked.eta != 0:
         raise Refusal("the method inversion goes steps without noise backwards: leave eta out", "eta")
     if asked.order == 2:
@@ -64,6 +72,7 @@ def vary(
     asked = wish.asked
     assert isinstance(asked, Variation)
     assert wish.start is not None
+    pipe = uncontrolled(pipe)
     scheduler = pipe.scheduler
     if asked.spacing is not None:
         scheduler = scheduler.from_config(scheduler.config, timestep_spacing=asked.spacing)
@@ -71,6 +80,7 @@ def vary(
     settings: dict[str, Any] = {
         "prompt": (asked.prompt or "") if pipe.draws_texts else None,
         "negative_prompt": asked.negative_prompt,
+        **told(asked),
         "eta": asked.eta,
         "guidance_scale": scale,
         "guidance_rescale": rescale,
@@ -139,7 +149,10 @@ def _conditions(pipe: DiffusionPipeline, wish: Wish, numbers: range, scale: floa
         given["guidance_interval"] = tuple(asked.guidance_interval)
     if pipe.draws_texts:
         prompt = getattr(asked, "prompt", None) or ""
-        return {**given, "prompt": prompt, "negative_prompt": asked.negative_prompt}
+        xl = told(asked)
+        sizes = {name: xl.pop(name) for name in SIZES if name in xl}
+        more = {"sizes": Sizes(**sizes), "size": wish.size[::-1]} if sizes else {}
+        return {**given, "prompt": prompt, "negative_prompt": asked.negative_prompt, **xl, **more}
     if asked.class_label is not None:
         given["class_labels"] = [asked.class_label] * len(numbers)
     return given
