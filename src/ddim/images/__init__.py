@@ -8,7 +8,8 @@ drawn        pictures from tensors, grids, animations
 conditions   what a ControlNet is shown, made of a picture
 """
 
-from ddim.images.conditions import condition_image
+from typing import TYPE_CHECKING, Any
+
 from ddim.images.drawn import (
     OUTPUT_TYPES,
     SUFFIXES,
@@ -21,6 +22,9 @@ from ddim.images.drawn import (
     write_animation,
 )
 from ddim.images.reading import MAX_PIXELS, MAX_SIDE, check_picture, loaded, png_text, read_picture, upright
+
+if TYPE_CHECKING:
+    from ddim.images.conditions import condition_image
 
 __all__ = [
     "MAX_PIXELS",
@@ -41,3 +45,12 @@ __all__ = [
     "upright",
     "write_animation",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`condition_image`, which needs PyTorch: whoever only reads pictures does not wait for it."""
+    if name == "condition_image":
+        from ddim.images.conditions import condition_image
+
+        return condition_image
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
