@@ -54,6 +54,10 @@ def parts(quick: Path | None) -> dict[str, list[str]]:
             "--steps", *(("10", "50") if quick else ("10", "20", "50", "100", "1000")),
         ],
         "reconstruction": python("figures/reconstruction", *(["--quick"] if quick else [])),
+        "digits": [
+            *DDIM, "sample", "--model", "digits", "--class-labels", *"0 1 2 3 4 5 6 7 8 9".split(), "--batch", "60",
+            *few, "--order", "1", "--scale", "8", "--overwrite", "--out", str(out / "digits.png"),
+        ],
         "interpolation-digits": [
             *DDIM, "interpolate", "--seeds", *"0 1 2 3 4".split(), "--frames", "11", "--rows", *few,
             "--overwrite", "--out", str(out / "interpolation-digits.png"),
