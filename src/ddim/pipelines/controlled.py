@@ -6,16 +6,16 @@ for diffusers' classes, and for checkpoints that name them.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from ddim.models import AutoencoderKL, AutoencoderTiny, CLIPTextModel, UNet2DConditionModel
 from ddim.models.tokenizer import CLIPTokenizer
 from ddim.pipelines.familiar import FamiliarImageToImage, FamiliarInpaint
+from ddim.pipelines.image_to_image import in_order
 from ddim.pipelines.inputs import Pictures, picture_size
-from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionPipelineOutput
-from ddim.pipelines.signatures import named, signature_of
+from ddim.pipelines.signatures import named
 from ddim.pipelines.text_to_image import StableDiffusionPipeline
 
 # Arguments in the order of diffusers' calls: the last ones of all, and the first ones of each.
@@ -30,7 +30,6 @@ _FROM_PICTURE = "prompt image control_image height width strength num_inference_
 _INPAINT = """
 prompt image mask_image control_image height width padding_mask_crop strength num_inference_steps
 """.split()
-_RETURNS = StableDiffusionPipelineOutput[Any] | PlainOutput
 _OF_STARTS = "strength mask_image masked_image_latents padding_mask_crop".split()
 
 
@@ -102,27 +101,11 @@ class StableDiffusionControlNetPipeline(_Controlled):
     several ControlNets, `image` is a list with a picture for each; or for several prompts a list of such lists.
     """
 
-    @overload
-    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["np"], **options: Any
-    ) -> StableDiffusionPipelineOutput[Array]: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
-    ) -> StableDiffusionPipelineOutput[Tensor]: ...
-    @overload
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
+    @in_order([*_FROM_TEXT, *_ENDING], without=["control_image", *_OF_STARTS])
+    def __call__(self, *args: Any, **options: Any) -> Any:
         given = named(self, args, options, "image")
         image = by_network(given.pop("image", None))
-        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given, control_image=image)
-        return drawn
-
-    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
-        StableDiffusionPipeline, [*_FROM_TEXT, *_ENDING], _RETURNS, without=["control_image", *_OF_STARTS]
-    )
+        return super().__call__(**given, control_image=image)
 
 
 class StableDiffusionControlNetImg2ImgPipeline(FamiliarImageToImage, _Controlled):
@@ -132,26 +115,10 @@ class StableDiffusionControlNetImg2ImgPipeline(FamiliarImageToImage, _Controlled
     `controlnet_conditioning_scale` is 0.8 unless told.
     """
 
-    @overload
-    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["np"], **options: Any
-    ) -> StableDiffusionPipelineOutput[Array]: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
-    ) -> StableDiffusionPipelineOutput[Tensor]: ...
-    @overload
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
+    @in_order([*_FROM_PICTURE, *_ENDING], controlnet_conditioning_scale=0.8)
+    def __call__(self, *args: Any, **options: Any) -> Any:
         given = {"controlnet_conditioning_scale": 0.8, **named(self, args, options, "image", "control_image")}
-        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given)
-        return drawn
-
-    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
-        StableDiffusionPipeline, [*_FROM_PICTURE, *_ENDING], _RETURNS, controlnet_conditioning_scale=0.8
-    )
+        return super().__call__(**given)
 
 
 class StableDiffusionControlNetInpaintPipeline(FamiliarInpaint, _Controlled):
@@ -161,25 +128,9 @@ class StableDiffusionControlNetInpaintPipeline(FamiliarInpaint, _Controlled):
     …; `strength` is 1 and `controlnet_conditioning_scale` 0.5 unless told, and pictures have the size of `image`.
     """
 
-    @overload
-    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["np"], **options: Any
-    ) -> StableDiffusionPipelineOutput[Array]: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
-    ) -> StableDiffusionPipelineOutput[Tensor]: ...
-    @overload
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
+    @in_order([*_INPAINT, *_ENDING], strength=1.0, controlnet_conditioning_scale=0.5)
+    def __call__(self, *args: Any, **options: Any) -> Any:
         given = named(self, args, options, "image", "mask_image", "control_image")
         given = {"strength": 1.0, "controlnet_conditioning_scale": 0.5, **given}
         given |= own_size(given, self.vae_scale_factor)
-        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given)
-        return drawn
-
-    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
-        StableDiffusionPipeline, [*_INPAINT, *_ENDING], _RETURNS, strength=1.0, controlnet_conditioning_scale=0.5
-    )
+        return super().__call__(**given)

@@ -6,13 +6,14 @@ checkpoints that name them.
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from ddim.pipelines.familiar import FamiliarImageToImage, FamiliarInpaint
 from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionPipelineOutput
-from ddim.pipelines.signatures import named, signature_of
+from ddim.pipelines.signatures import Call, named, signature_of, signed
 from ddim.pipelines.text_to_image import StableDiffusionPipeline
 
 # Arguments in the order of diffusers' calls: the last ones of both, and the first ones of each.
@@ -31,6 +32,19 @@ sigmas guidance_scale negative_prompt num_images_per_prompt eta generator latent
 
 
 _RETURNS = StableDiffusionPipelineOutput[Any] | PlainOutput
+CallOfFamily: TypeAlias = Call[
+    StableDiffusionPipelineOutput[Array], StableDiffusionPipelineOutput[Tensor], StableDiffusionPipelineOutput[Drawn]
+]
+
+
+def in_order(
+    order: Sequence[str], without: Sequence[str] = (), **defaults: Any
+) -> Callable[[Callable[..., Any]], CallOfFamily]:
+    """Decorate a call that is `StableDiffusionPipeline`'s with its arguments in another order; see `signature_of`."""
+    decorate: Callable[[Callable[..., Any]], CallOfFamily] = signed(
+        signature_of(StableDiffusionPipeline, order, _RETURNS, without, **defaults)
+    )
+    return decorate
 
 
 class StableDiffusionImg2ImgPipeline(FamiliarImageToImage, StableDiffusionPipeline):
@@ -39,26 +53,10 @@ class StableDiffusionImg2ImgPipeline(FamiliarImageToImage, StableDiffusionPipeli
     The arguments of a call are those of `StableDiffusionPipeline`; in order: prompt, image, strength, …
     """
 
-    @overload
-    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["np"], **options: Any
-    ) -> StableDiffusionPipelineOutput[Array]: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
-    ) -> StableDiffusionPipelineOutput[Tensor]: ...
-    @overload
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
+    @in_order([*_FROM_PICTURE, *_ENDING])
+    def __call__(self, *args: Any, **options: Any) -> Any:
         given = named(self, args, options, "image")
-        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given)
-        return drawn
-
-    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
-        StableDiffusionPipeline, [*_FROM_PICTURE, *_ENDING], _RETURNS
-    )
+        return super().__call__(**given)
 
 
 class StableDiffusionInpaintPipeline(FamiliarInpaint, StableDiffusionPipeline):
@@ -68,23 +66,7 @@ class StableDiffusionInpaintPipeline(FamiliarInpaint, StableDiffusionPipeline):
     is 1 unless told.
     """
 
-    @overload
-    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["np"], **options: Any
-    ) -> StableDiffusionPipelineOutput[Array]: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
-    ) -> StableDiffusionPipelineOutput[Tensor]: ...
-    @overload
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Drawn]: ...
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionPipelineOutput[Any] | PlainOutput:
+    @in_order([*_INPAINT, *_ENDING], strength=1.0)
+    def __call__(self, *args: Any, **options: Any) -> Any:
         given = {"strength": 1.0, **named(self, args, options, "image", "mask_image")}
-        drawn: StableDiffusionPipelineOutput[Any] | PlainOutput = super().__call__(**given)
-        return drawn
-
-    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
-        StableDiffusionPipeline, [*_INPAINT, *_ENDING], _RETURNS, strength=1.0
-    )
+        return super().__call__(**given)

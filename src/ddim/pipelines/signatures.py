@@ -5,8 +5,37 @@ what they were given.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, TypeVar, overload
+
+from ddim.pipelines.outputs import PlainOutput
+
+Arrays_co = TypeVar("Arrays_co", covariant=True)
+Tensors_co = TypeVar("Tensors_co", covariant=True)
+Images_co = TypeVar("Images_co", covariant=True)
+
+
+class Call(Protocol[Arrays_co, Tensors_co, Images_co]):
+    """Such a pipeline's call, to type checkers: what comes out goes by `output_type` and `return_dict`."""
+
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
+    @overload
+    def __call__(self, *args: Any, output_type: Literal["np"], **options: Any) -> Arrays_co: ...
+    @overload
+    def __call__(self, *args: Any, output_type: Literal["pt", "latent"], **options: Any) -> Tensors_co: ...
+    @overload
+    def __call__(self, *args: Any, **options: Any) -> Images_co: ...
+
+
+def signed(signature: inspect.Signature) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a function, so that it says of itself that it has this signature."""
+
+    def decorate(call: Callable[..., Any]) -> Any:
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return call
+
+    return decorate
 
 
 def signature_of(

@@ -6,15 +6,13 @@ for diffusers' classes, and for checkpoints that name them.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, overload
-
-from torch import Tensor
+from typing import Any, ClassVar
 
 from ddim.pipelines.controlled import by_network, own_size
 from ddim.pipelines.familiar_xl import FamiliarImageToImageXL, FamiliarInpaintXL
-from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionXLPipelineOutput
-from ddim.pipelines.signatures import named, signature_of
+from ddim.pipelines.signatures import named
 from ddim.pipelines.xl import StableDiffusionXLPipeline
+from ddim.pipelines.xl_image_to_image import in_order
 
 # Arguments in the order of diffusers' calls: the first ones of each, and those that all go on with.
 _FROM_TEXT = "prompt prompt_2 image height width num_inference_steps timesteps sigmas denoising_end".split()
@@ -38,7 +36,6 @@ negative_target_size
 _SCORES = "aesthetic_score negative_aesthetic_score".split()
 _CALLBACKS = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs".split()
 _OF_STARTS = "strength mask_image masked_image_latents padding_mask_crop denoising_start".split()
-_RETURNS = StableDiffusionXLPipelineOutput[Any] | PlainOutput
 _PARTS = (
     "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "controlnet", "scheduler"
 )  # fmt: skip
@@ -92,30 +89,14 @@ class StableDiffusionXLControlNetPipeline(StableDiffusionXLPipeline):
         )
         self.controlnet = controlnet
 
-    @overload
-    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["np"], **options: Any
-    ) -> StableDiffusionXLPipelineOutput[Array]: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
-    ) -> StableDiffusionXLPipelineOutput[Tensor]: ...
-    @overload
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Drawn]: ...
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Any] | PlainOutput:
-        given = named(self, args, options, "image")
-        image = by_network(given.pop("image"))
-        drawn: StableDiffusionXLPipelineOutput[Any] | PlainOutput = super().__call__(**given, control_image=image)
-        return drawn
-
-    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
-        StableDiffusionXLPipeline,
+    @in_order(
         [*_FROM_TEXT, *_GUIDED, *_EMBEDS, *_POOLED, *_ADAPTER, *_CONTROL, *_SIZES, *_CALLBACKS],
-        _RETURNS,
         without=["control_image", *_OF_STARTS],
     )
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        given = named(self, args, options, "image")
+        image = by_network(given.pop("image"))
+        return super().__call__(**given, control_image=image)
 
 
 class _FromPicture(StableDiffusionXLPipeline):
@@ -165,31 +146,15 @@ class StableDiffusionXLControlNetImg2ImgPipeline(FamiliarImageToImageXL, _FromPi
     …; `strength` and `controlnet_conditioning_scale` are 0.8 unless told.
     """
 
-    @overload
-    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["np"], **options: Any
-    ) -> StableDiffusionXLPipelineOutput[Array]: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
-    ) -> StableDiffusionXLPipelineOutput[Tensor]: ...
-    @overload
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Drawn]: ...
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Any] | PlainOutput:
-        given = named(self, args, options, "image", "control_image")
-        given = {"strength": 0.8, "controlnet_conditioning_scale": 0.8, **given}
-        drawn: StableDiffusionXLPipelineOutput[Any] | PlainOutput = super().__call__(**given)
-        return drawn
-
-    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
-        StableDiffusionXLPipeline,
+    @in_order(
         [*_FROM_PICTURE, *_GUIDED, *_EMBEDS, *_POOLED, *_ADAPTER, *_CONTROL, *_SIZES, *_SCORES, *_CALLBACKS],
-        _RETURNS,
         strength=0.8,
         controlnet_conditioning_scale=0.8,
     )
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        given = named(self, args, options, "image", "control_image")
+        given = {"strength": 0.8, "controlnet_conditioning_scale": 0.8, **given}
+        return super().__call__(**given)
 
 
 class StableDiffusionXLControlNetInpaintPipeline(FamiliarInpaintXL, _FromPicture):  # type: ignore[misc]
@@ -199,30 +164,14 @@ class StableDiffusionXLControlNetInpaintPipeline(FamiliarInpaintXL, _FromPicture
     control_image, …; `strength` is 0.9999 unless told, and pictures have the size of `image`.
     """
 
-    @overload
-    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["np"], **options: Any
-    ) -> StableDiffusionXLPipelineOutput[Array]: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
-    ) -> StableDiffusionXLPipelineOutput[Tensor]: ...
-    @overload
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Drawn]: ...
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Any] | PlainOutput:
-        given = {"strength": 0.9999, **named(self, args, options, "image", "mask_image", "control_image")}
-        given |= own_size(given, self.vae_scale_factor)
-        drawn: StableDiffusionXLPipelineOutput[Any] | PlainOutput = super().__call__(**given)
-        return drawn
-
-    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
-        StableDiffusionXLPipeline,
+    @in_order(
         [
             *(*_INPAINT, *_GUIDED, *_EMBEDS, *_ADAPTER, *_POOLED, *_CONTROL, "guidance_rescale"),
             *("original_size", "crops_coords_top_left", "target_size", *_SCORES, *_CALLBACKS),
         ],
-        _RETURNS,
         strength=0.9999,
     )
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        given = {"strength": 0.9999, **named(self, args, options, "image", "mask_image", "control_image")}
+        given |= own_size(given, self.vae_scale_factor)
+        return super().__call__(**given)

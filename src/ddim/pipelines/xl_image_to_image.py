@@ -6,13 +6,14 @@ checkpoints that name them, as the refiner does.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, overload
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor
 
 from ddim.pipelines.familiar_xl import FamiliarImageToImageXL, FamiliarInpaintXL
 from ddim.pipelines.outputs import Array, Drawn, PlainOutput, StableDiffusionXLPipelineOutput
-from ddim.pipelines.signatures import named, signature_of
+from ddim.pipelines.signatures import Call, named, signature_of, signed
 from ddim.pipelines.xl import StableDiffusionXLPipeline
 
 # Arguments in the order of diffusers' calls: the first ones of each, and those that both go on with.
@@ -29,6 +30,21 @@ negative_target_size aesthetic_score negative_aesthetic_score clip_skip callback
 callback_on_step_end_tensor_inputs
 """.split()
 _RETURNS = StableDiffusionXLPipelineOutput[Any] | PlainOutput
+CallOfFamily: TypeAlias = Call[
+    StableDiffusionXLPipelineOutput[Array],
+    StableDiffusionXLPipelineOutput[Tensor],
+    StableDiffusionXLPipelineOutput[Drawn],
+]
+
+
+def in_order(
+    order: Sequence[str], without: Sequence[str] = (), **defaults: Any
+) -> Callable[[Callable[..., Any]], CallOfFamily]:
+    """Decorate a call that is `StableDiffusionXLPipeline`'s with its arguments in another order; see `signature_of`."""
+    decorate: Callable[[Callable[..., Any]], CallOfFamily] = signed(
+        signature_of(StableDiffusionXLPipeline, order, _RETURNS, without, **defaults)
+    )
+    return decorate
 
 
 class _FromPicture(StableDiffusionXLPipeline):
@@ -73,26 +89,10 @@ class StableDiffusionXLImg2ImgPipeline(FamiliarImageToImageXL, _FromPicture):
     The arguments of a call are those of `StableDiffusionXLPipeline`; in order: prompt, prompt_2, image, strength, …
     """
 
-    @overload
-    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["np"], **options: Any
-    ) -> StableDiffusionXLPipelineOutput[Array]: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
-    ) -> StableDiffusionXLPipelineOutput[Tensor]: ...
-    @overload
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Drawn]: ...
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Any] | PlainOutput:
+    @in_order([*_FROM_PICTURE, *_ENDING])
+    def __call__(self, *args: Any, **options: Any) -> Any:
         given = named(self, args, options, "image")
-        drawn: StableDiffusionXLPipelineOutput[Any] | PlainOutput = super().__call__(**given)
-        return drawn
-
-    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
-        StableDiffusionXLPipeline, [*_FROM_PICTURE, *_ENDING], _RETURNS
-    )
+        return super().__call__(**given)
 
 
 class StableDiffusionXLInpaintPipeline(FamiliarInpaintXL, _FromPicture):  # type: ignore[misc]  # two check_inputs
@@ -104,23 +104,7 @@ class StableDiffusionXLInpaintPipeline(FamiliarInpaintXL, _FromPicture):  # type
 
     usual_guidance: ClassVar[float] = 7.5
 
-    @overload
-    def __call__(self, *args: Any, return_dict: Literal[False], **options: Any) -> PlainOutput: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["np"], **options: Any
-    ) -> StableDiffusionXLPipelineOutput[Array]: ...
-    @overload
-    def __call__(
-        self, *args: Any, output_type: Literal["pt", "latent"], **options: Any
-    ) -> StableDiffusionXLPipelineOutput[Tensor]: ...
-    @overload
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Drawn]: ...
-    def __call__(self, *args: Any, **options: Any) -> StableDiffusionXLPipelineOutput[Any] | PlainOutput:
+    @in_order([*_INPAINT, *_ENDING], strength=0.9999)
+    def __call__(self, *args: Any, **options: Any) -> Any:
         given = {"strength": 0.9999, **named(self, args, options, "image", "mask_image")}
-        drawn: StableDiffusionXLPipelineOutput[Any] | PlainOutput = super().__call__(**given)
-        return drawn
-
-    __call__.__signature__ = signature_of(  # type: ignore[attr-defined]
-        StableDiffusionXLPipeline, [*_INPAINT, *_ENDING], _RETURNS, strength=0.9999
-    )
+        return super().__call__(**given)
