@@ -134,6 +134,8 @@ def test_the_config_keeps_them_and_is_as_before_without(tmp_path: Path) -> None:
     assert "optimized_timesteps" not in json.loads(DDIMScheduler().to_json_string())
 
 
+# The fast test beside it is test_the_command_says_what_it_needs.
+@pytest.mark.slow
 def test_the_command_puts_them_into_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "model"
     bundled = DiffusionPipeline.from_pretrained("digits")

@@ -167,6 +167,8 @@ def test_half_precision_weights() -> None:
     assert (found.float() - expected).norm() / expected.norm() < 0.05
 
 
+# The fast test beside it is test_parts_give_what_the_whole_gives.
+@pytest.mark.slow
 def test_any_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "BATCH_SIZES", 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -192,7 +194,7 @@ def test_a_batch_is_shared_out_evenly(batch: int, threads: int, parts: int, monk
 
 
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow), 3])
-@pytest.mark.thin(every=2)
+@pytest.mark.thin(fast=["3"])
 def test_parts_give_what_the_whole_gives(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     network = latents()
     expected = predict(network, 6)

@@ -63,10 +63,15 @@ def picture(side: int = 16) -> Tensor:
     return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(9))
 
 
+@pytest.mark.parametrize(
+    "shapes", [[(2, 8)], pytest.param([(2, 8), (3, 8), (1, 12)], marks=pytest.mark.slow)], ids=["one", "changing"]
+)
 @torch.no_grad()
-def test_each_of_both_gives_what_pytorch_gives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_of_both_gives_what_pytorch_gives(
+    shapes: list[tuple[int, int]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unet, control = networks(folder)
-    for batch, side in ((2, 8), (3, 8), (1, 12)):
+    for batch, side in shapes:
         given = inputs(batch, side)
         accelerate([unet, control], "eager")
         expected: ControlNetOutput = control(**given, controlnet_cond=picture(2 * side), conditioning_scale=0.7)
@@ -122,6 +127,7 @@ HOW: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", HOW)
+@pytest.mark.thin(fast=["one", "two"])
 def test_pictures_are_those_of_pytorch(name: str, folder: Path) -> None:
     options = {**HOW[name]}
     count = options.pop("count", 1)

@@ -176,7 +176,7 @@ def test_a_run_that_was_killed_between_its_last_batch_and_its_figures(
     assert figures(tmp_path / "run") == figures(undisturbed)
 
 
-# The fast test beside it is test_parts_that_others_do_in_any_order_give_the_same_figures.
+# The fast test beside it is test_an_interrupted_run_goes_on_to_the_same_figures.
 @pytest.mark.slow
 def test_a_wider_grid_keeps_what_is_there(model: str, undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
@@ -310,6 +310,8 @@ def test_a_folder_of_pictures_and_an_unconditional_model(tmp_path: Path) -> None
     assert len(figures(out)) == 1
 
 
+# The fast test beside it is test_results_as_json_csv_and_plots.
+@pytest.mark.slow
 def test_several_seeds_give_a_mean_and_a_deviation(model: str, tmp_path: Path) -> None:
     options = ["--steps", "2", "--samples", "8", "--batch", "8", "--seeds", "0", "1", "2", "--out", str(tmp_path)]
     assert main(["evaluate", model, "--against", "digits:held-out", *options]) == 0
@@ -422,6 +424,8 @@ def settings_of(model: str, out: Path, **more: Any) -> EvaluateSettings:
     return EvaluateSettings(**{"model": model, "out": str(out), **usual, **more})
 
 
+# The fast test beside it is test_an_interrupted_run_goes_on_to_the_same_figures.
+@pytest.mark.slow
 def test_parts_that_others_do_in_any_order_give_the_same_figures(model: str, tmp_path: Path, undisturbed: Path) -> None:
     """What each process of `--workers` does, here one after the other."""
     settings = settings_of(model, tmp_path / "run")

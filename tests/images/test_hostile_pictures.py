@@ -183,6 +183,8 @@ def pipe(texts: str) -> DiffusionPipeline:
     return pipe
 
 
+# The fast test beside it is test_a_broken_picture_is_one_error_that_names_it.
+@pytest.mark.slow
 def test_a_pipeline_is_given_pictures_that_are_not_decoded_yet(
     evil: Path, pipe: DiffusionPipeline, within_limits: None
 ) -> None:

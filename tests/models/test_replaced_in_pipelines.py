@@ -153,6 +153,8 @@ def test_a_runner_is_left_out_as_long_as_a_part_is_replaced(pipe: StableDiffusio
     assert len(decoded) == 2
 
 
+# The fast test beside it is test_a_runner_does_not_run_what_was_replaced of test_processors.py.
+@pytest.mark.slow
 def test_openvino_does_not_run_what_was_replaced(pipe: StableDiffusionPipeline) -> None:
     pytest.importorskip("openvino")
     own = draw(pipe)

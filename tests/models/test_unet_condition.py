@@ -393,7 +393,7 @@ def test_compiles_without_a_graph_break(name: str) -> None:
         torch.testing.assert_close(cached, expected, atol=2e-5, rtol=0)
 
 
-# The fast test beside it is test_any_batch_size of backends/test_backends.py.
+# The fast test beside it is test_parts_give_what_the_whole_gives of backends/test_backends.py.
 @pytest.mark.slow
 def test_exports_for_any_batch_and_text_length() -> None:
     torch.manual_seed(0)

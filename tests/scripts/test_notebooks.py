@@ -40,14 +40,9 @@ Done.
 """
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "evening",
-        pytest.param("few-steps", marks=pytest.mark.slow),  # these two take some ten seconds each
-        pytest.param("inversion", marks=pytest.mark.slow),
-    ],
-)
+# Some ten seconds each; `make docs` executes them all, too.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["evening", "few-steps", "inversion"])
 def test_a_page_prints_and_draws_what_it_says(name: str) -> None:
     pytest.importorskip("matplotlib")
     assert not NOTEBOOKS.run(name, write=False), f"python scripts/notebooks.py {name} writes it anew"

@@ -165,6 +165,8 @@ def test_without_slots_the_bits_do_depend_on_companions(pipes: Make) -> None:
     assert not all(map(torch.equal, alone, drawn(pipe, requests, range(8))))
 
 
+# The fast test beside it is test_a_pipeline_draws_the_same_pictures of backends/test_backends.py.
+@pytest.mark.slow
 def test_openvino() -> None:
     pytest.importorskip("openvino")
     pipe = DiffusionPipeline.from_pretrained("digits").accelerate("openvino", dtype=torch.float32)

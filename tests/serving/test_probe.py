@@ -154,6 +154,8 @@ def test_the_digest_sees_every_network(texts: str) -> None:
     assert len(set(digests)) == 4
 
 
+# The fast test beside it is test_every_kind_of_model.
+@pytest.mark.slow
 def test_openvino() -> None:
     pytest.importorskip("openvino")
     eager: Any = DiffusionPipeline.from_pretrained("digits")

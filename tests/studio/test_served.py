@@ -35,6 +35,8 @@ def asked(served: Studio, path: str, method: str = "GET", key: str = "") -> tupl
         return error.code, error.read()
 
 
+# The fast test beside it is test_without_a_login_nothing_of_the_studio_answers of test_safety.py.
+@pytest.mark.slow
 def test_the_page_and_the_api_are_both_there(served: Studio) -> None:
     status, body = asked(served, "/")
     assert status == 200
@@ -59,6 +61,8 @@ def test_the_page_and_the_api_are_both_there(served: Studio) -> None:
         ("/v1/models/other", "GET", KEY, 404),
     ],
 )
+# The fast test beside it is test_without_a_login_nothing_of_the_studio_answers of test_safety.py.
+@pytest.mark.slow
 def test_the_api_s_errors_are_its_own(path: str, method: str, key: str, status: int, served: Studio) -> None:
     given, body = asked(served, path, method, key)
     assert given == status

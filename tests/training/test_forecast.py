@@ -112,6 +112,8 @@ def test_quick_steps_are_told_after_five_and_slow_ones_at_once() -> None:
     assert not slow.step(21.0)
 
 
+# The fast test beside it is test_a_run_is_summed_up.
+@pytest.mark.slow
 def test_a_run_says_what_it_comes_to_and_how_long_it_takes(
     tmp_path: Path, place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:

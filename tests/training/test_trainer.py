@@ -215,6 +215,8 @@ def test_a_run_ends_by_the_time_with_a_checkpoint_and_a_model(
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-12"]
 
 
+# The fast test beside it is test_a_run_ends_by_the_time_with_a_checkpoint_and_a_model.
+@pytest.mark.slow
 def test_steps_that_are_made_before_the_time_end_a_run_as_ever(tmp_path: Path, place: Place) -> None:
     whole, timeless = (tmp_path / name for name in ("whole", "timeless"))
     for folder, changes in ((whole, {"max_train_seconds": 1000.0}), (timeless, {})):  # of a constant learning rate

@@ -85,6 +85,8 @@ def images(folder: Path, model: Path | None = None) -> list[np.ndarray[Any, Any]
 
 @pytest.mark.parametrize("changes", [{}, {**ZERO_SNR, "snr_gamma": 5.0, "train_text_encoder": True}])
 @pytest.mark.thin(fast=["changes1"])
+# The fast test beside it is test_a_run_in_two_parts_ends_with_the_same_weights.
+@pytest.mark.slow
 def test_a_fine_tuned_model_draws_the_same_in_diffusers(
     changes: dict[str, Any], model: Path, tmp_path: Path, place: Place
 ) -> None:

@@ -58,6 +58,7 @@ def test_time_is_fitted_and_steps_for_a_distance_are_found() -> None:
     assert "at no S measured" in larger
 
 
+@pytest.mark.slow
 def test_a_small_run_of_table_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = table1.settings_for(True, tmp_path / "run", (0,), 20)
     monkeypatch.setattr(
