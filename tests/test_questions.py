@@ -1,7 +1,8 @@
-"""The thirty questions of docs/questions.md: each is answered within two clicks from the first page."""
+"""The thirty questions of docs/questions.md are answered within two clicks from the first page; links and terms lead on."""
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -138,6 +139,16 @@ def test_every_page_is_two_clicks_from_the_first() -> None:
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     reached = clicks()
     assert {page: reached.get(page) for page in pages if reached.get(page, 3) > 2} == {}
+
+
+@pytest.mark.parametrize("page", sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")))
+def test_links_to_headings_lead_there(page: str) -> None:
+    """`make docs` holds it too, minutes later."""
+    for link in LINK.findall(read(page)):
+        path, _, name = link.partition("#")
+        target = (DOCS / page).parent / path if path else DOCS / page
+        if name and target.suffix == ".md" and "{include}" not in target.read_text(encoding="utf-8"):
+            assert section(f"{os.path.relpath(target, DOCS)}#{name}")
 
 
 def test_a_section_that_is_not_there_is_found() -> None:
