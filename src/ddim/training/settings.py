@@ -710,7 +710,7 @@ class TextualInversionSettings(LatentSettings):
 
 @dataclass(frozen=True)
 class ControlNetSettings(LatentSettings):
-    """Train a ControlNet for a text-to-image pipeline, and save it in diffusers' layout.
+    """Train a ControlNet for a pipeline of Stable Diffusion 1, 2 or XL, and save it in diffusers' layout.
 
     Give pictures to condition on, a column of the data, or the name of a condition that is made of the pictures.
 
