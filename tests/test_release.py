@@ -206,6 +206,7 @@ def test_a_container_gets_what_its_build_needs(name: str) -> None:
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
     """What `ddim serve` was told, which does not run."""
+    pytest.importorskip("fastapi", reason="this needs the extra `serve`")
     told: list[ServeSettings] = []
     monkeypatch.setattr("ddim.cli.serve.run_serve", told.append)
     return told

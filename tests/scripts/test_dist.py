@@ -172,7 +172,7 @@ def test_what_is_built_is_the_repository_and_the_package(dist: ModuleType, built
 
 
 # The rooms of the core, and what only holds if the whole repository is there.
-ROOMS = ["tests/scheduler", "tests/weights", "tests/scripts", "tests/cli/test_help.py", "tests/cli/test_sample.py"]
+ROOMS = ["tests/scheduler", "tests/weights", "tests/scripts", "tests/cli/test_help.py", "tests/cli/test_opening.py"]
 ROOMS += [f"tests/test_{name}.py" for name in ("docs", "plan", "readme", "release", "sampling", "step", "structure")]
 
 
