@@ -171,7 +171,7 @@ def test_the_command(model: Path, tmp_path: Path, place: Place, capsys: pytest.C
     assert "--repeats is not needed" in capsys.readouterr().err
     assert (tmp_path / "run" / "learned_embeds.safetensors").is_file()
     assert main(["train", "textual-inversion", *typed, "--train_text_encoder"]) == 1
-    assert "an option of `ddim train lora`" in capsys.readouterr().err
+    assert "an option of `ddim train text-to-image` and `ddim train lora`, not of" in capsys.readouterr().err
 
 
 # The fast test beside it is test_what_is_saved_gives_the_same_picture_in_diffusers.

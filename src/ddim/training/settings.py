@@ -760,9 +760,13 @@ class ControlNetSettings(LatentSettings):
     ] = None
     rank: int | None = None
     """Train the copy of the U-Net by matrices of this rank (LoRA), which takes less memory. If not given, all of it."""
-    validation_images: tuple[str, ...] = ()
-    """Files of conditions for --validation-prompts: one for each or for all, or several for one prompt. If not given,
-    some of the data."""
+    validation_images: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="Files of conditions for --validation-prompts: one for each or for all, or several for one prompt. "
+            "If not given, some of the data."
+        ),
+    ] = ()
     learning_rate: LearningRate = 1e-4
     lr_scheduler: Schedule = "constant_with_warmup"
     """How the learning rate goes on after the warm-up. All but the constant ones fall to zero at --lr-decay-steps."""
