@@ -362,7 +362,7 @@ def stand_ins() -> None:
     }.items():  # fmt: skip
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).symlink_to(BUNDLED / bundled, target_is_directory=True)
-    pictures("photo", "mask", "cat", "dog")
+    pictures("photo", "mask", "cat", "dog", "colours")
 
 
 @pytest.mark.parametrize(
