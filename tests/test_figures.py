@@ -19,7 +19,7 @@ MACHINES: dict[str, str] = RECORD.pop("machines")
 WRITTEN: dict[str, str] = RECORD.pop("written")
 IMAGES: dict[str, str] = RECORD.pop("images")
 Record = Mapping[str, str | list[str]]
-PROGRAMS = ("make ", "ddim ", "pip ", "uv ", "python ")
+PROGRAMS = ("make ", "ddim ", "pip ", "uv ", "python ", "scripts/")
 
 
 def pages() -> list[str]:
