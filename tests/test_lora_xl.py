@@ -330,6 +330,8 @@ def test_the_refiner_has_one_text_encoder(tmp_path: Path) -> None:
     assert np.array_equal(picture(pipe, image=start), before)
 
 
+# The fast test beside it is test_every_layout of cli/test_adapters.py.
+@pytest.mark.slow
 def test_the_command_line_takes_them(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = known(ours(folder), text=TEXT)
     path = tmp_path / "ink.safetensors"

@@ -237,6 +237,8 @@ def test_what_must_be_instant_imports_no_torch(module: str) -> None:
     assert not heavy & set(loaded)
 
 
+# The fast test beside it is test_the_help_of_every_command_is_instant.
+@pytest.mark.slow
 def test_a_scheduler_costs_little_more_than_torch() -> None:
     code = (
         "import time, sys, torch\n"

@@ -516,7 +516,7 @@ def test_weights_that_change_during_the_conversion_are_not_used_or_kept(monkeypa
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["as it is", "bfloat16", "strided", "expanded", "half of one"])
-@pytest.mark.thin(fast=["as it is", "strided"])
+@pytest.mark.thin(fast=["strided"])
 def test_inputs_are_read_anew_wherever_they_lie(kind: str) -> None:
     """Written to in place, or at the address of one that is gone: as it is, or where a copy of it was handed over."""
     pipe = pipeline()

@@ -70,6 +70,8 @@ def test_pictures_of_every_mode(texts: str, tmp_path: Path, mode: str) -> None:
     )
 
 
+# The fast test beside it is test_a_picture_of_another_size_is_resized.
+@pytest.mark.slow
 def test_a_mask_goes_the_same_way(texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is kept of the picture lies where the mask, in its own size, is black: the left half."""
     image, mask, out = save(tmp_path / "photo.png", (1200, 600)), tmp_path / "mask.png", tmp_path / "x.png"
@@ -118,6 +120,8 @@ def test_proportions_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "wide.png is 300x100: cropped to 100x100" in capsys.readouterr().err
 
 
+# The fast test beside it is test_a_picture_of_another_size_is_resized.
+@pytest.mark.slow
 def test_a_size_far_from_the_trained_one_warns(texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = save(tmp_path / "photo.png", (16, 16))
     for options, far in (

@@ -177,6 +177,8 @@ def test_between_real_pictures_through_their_noise(tmp_path: Path, method: str, 
     assert np.mean(((middle - given.mean(0)) / 255) ** 2) > 0.01
 
 
+# The fast test beside it is test_between_texts.
+@pytest.mark.slow
 def test_between_pictures_by_a_text_to_image_model(texts: str, tmp_path: Path) -> None:
     """Under one text, one for each, or none; the guidance is off."""
     names = _pictures(tmp_path)

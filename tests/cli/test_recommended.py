@@ -129,6 +129,8 @@ def test_a_picture_is_made_again_whatever_is_recommended_by_then(
     assert Path("a.png").read_bytes() == Path("c.png").read_bytes()
 
 
+# The fast test beside it is test_a_picture_is_made_again_whatever_is_recommended_by_then.
+@pytest.mark.slow
 def test_what_is_typed_beside_a_picture_takes_what_does_not_fit_with_it(
     classes: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +156,8 @@ def test_what_is_typed_beside_a_picture_takes_what_does_not_fit_with_it(
 # --- the other commands ----------------------------------------------------------------------------------------------
 
 
+# The fast test beside it is test_sample.
+@pytest.mark.slow
 def test_interpolate(classes: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = saying(classes, "model", **SAID)
     path = ["interpolate", "--class-labels", "0", "1", "--frames", "3", "--model", model]

@@ -58,6 +58,7 @@ def test_a_single_file_draws(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["info", "invert"])
+@pytest.mark.thin(fast=["info"])
 def test_the_other_commands(words: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     model = str(folder / "tiny.safetensors")

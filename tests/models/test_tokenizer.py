@@ -303,6 +303,7 @@ def test_filling_up_afterwards(both: tuple[Any, Any]) -> None:
         ours.pad({"ids": [1]})
 
 
+@pytest.mark.thin(fast=["SD 1"])
 def test_words_and_ids(both: tuple[Any, Any]) -> None:
     ours, reference = both
     for text in TEXTS[::4]:
@@ -472,6 +473,8 @@ def test_a_text_with_no_words_in_its_first_quarter_of_a_million_letters_is_an_er
         tokenizer.ids("a cat " * 10**5 + "\ud800")
 
 
+# The fast test beside it is test_a_call_gives_what_transformers_gives.
+@pytest.mark.slow
 def test_many_texts(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path)

@@ -295,6 +295,7 @@ def test_a_type_is_for_all_networks(dtype: torch.dtype, first: Pair, tmp_path: P
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.thin(every=2)
 def test_the_example_of_diffusers_runs_with_only_the_import_changed(
     dtype: torch.dtype, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

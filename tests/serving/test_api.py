@@ -130,6 +130,8 @@ def test_formats(served: Served, heart: Image.Image, kind: Any, compression: int
     assert worst == 0 if kind == "png" or compression == 100 else 0 < worst < 0.1
 
 
+# The fast test beside it is test_a_digit_says_how_it_is_made_again.
+@pytest.mark.slow
 def test_a_png_says_how_ddim_sample_makes_it_again(served: Served, tmp_path: Path) -> None:
     answer = served.client().images.generate(
         prompt="a red heart", n=2, size="64x48", extra_body={"steps": 4, "guidance_scale": 2, "seed": 3}
@@ -501,6 +503,7 @@ def test_a_full_queue_is_told_and_tried_again(models: dict[str, Callable[[], Any
 
 
 @pytest.mark.parametrize("kind", ["plain", "stream", "aside"])
+@pytest.mark.thin(fast=["plain", "stream"])
 def test_a_client_that_goes_away_frees_its_place(
     models: dict[str, Callable[[], Any]], heart: Image.Image, kind: str
 ) -> None:

@@ -165,6 +165,8 @@ def test_openvino() -> None:
     assert found.digest == again.digest != probe(eager).digest
 
 
+# The fast test beside it is test_every_kind_of_model.
+@pytest.mark.slow
 def test_the_emoji_model_may_have_a_full_batch() -> None:
     found = probe(DiffusionPipeline.from_pretrained("emoji"), threads=1)
     assert found == Exact(16, 1, found.digest, 4)

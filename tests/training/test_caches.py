@@ -146,7 +146,8 @@ def test_a_background_shows_where_anything_is_not_opaque() -> None:
 
 
 @pytest.mark.parametrize("cache", [True, False])
-@pytest.mark.thin(fast=["True"])
+# The fast test beside it is test_workers_do_not_change_the_result of test_pixels.py.
+@pytest.mark.slow
 def test_workers_do_not_change_the_result(cache: bool, tmp_path: Path, place: Place) -> None:
     changes = {"max_train_steps": 3, "random_background": True, "random_flip": True, "cache_latents": cache}
     train(text_settings(tmp_path / "0", place, **changes))

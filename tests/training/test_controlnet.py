@@ -99,6 +99,7 @@ def test_what_is_saved_is_a_controlnet_for_diffusers_too(
 
 @pytest.mark.parametrize(("rank", "precision"), [(None, "no"), (2, "no"), (2, "bf16")])
 @pytest.mark.thin(fast=["None-no", "2-bf16"])
+@pytest.mark.thin(every=2)
 def test_one_for_xl_steers_the_pipeline_here_and_in_diffusers(
     rank: int | None, precision: Any, shapes: Path, xl: Path, tmp_path: Path
 ) -> None:

@@ -199,6 +199,8 @@ def test_one_student_of_all_guidance_scales(texts: str, prompts: str, tmp_path: 
     assert (weak - strong).abs().max() > 0
 
 
+# The fast test beside it is test_a_run_in_two_parts_ends_with_the_same_weights.
+@pytest.mark.slow
 def test_adapters_alone(texts: str, prompts: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     folder = distill(settings(tmp_path / "fast", texts, prompts_file=prompts, rank=2))

@@ -58,7 +58,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", MADE)
-@pytest.mark.thin(fast=["classes", "prompts", "lora"])
+@pytest.mark.thin(fast=["classes", "prompts"])
 def test_the_command_that_is_printed_works(
     kind: str, tmp_path: Path, place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:

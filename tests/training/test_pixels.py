@@ -222,6 +222,8 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+# The fast test beside it is test_a_run_in_two_parts_ends_with_the_same_weights.
+@pytest.mark.slow
 def test_training_goes_on_from_a_pretrained_model(tmp_path: Path) -> None:
     first = train(settings(tmp_path / "a"))
     again = settings(tmp_path / "b", pretrained_model_name_or_path=str(first), max_train_steps=1, learning_rate=1e-9)

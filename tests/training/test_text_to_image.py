@@ -267,6 +267,8 @@ def test_fine_tuning_in_two_parts_ends_with_the_same_weights(pretrained: Path, t
     assert_same_runs(tmp_path / "whole", tmp_path / "parts")
 
 
+# The fast test beside it is test_a_checkpoint_is_found_by_its_name_and_one_of_another_kind_is_refused.
+@pytest.mark.slow
 def test_a_checkpoint_of_before_a_setting_was_there_goes_on(tmp_path: Path, place: Place) -> None:
     chosen = text_settings(tmp_path, place)
     interrupt(chosen)

@@ -122,6 +122,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert (whole / name).read_bytes() == (tmp_path / "interrupted" / name).read_bytes()
 
 
+# The fast test beside it is test_what_is_saved_gives_the_same_picture_in_diffusers.
+@pytest.mark.slow
 def test_a_style_templates_of_ones_own_and_previews(model: Path, tmp_path: Path, place: Place) -> None:
     styled: Any = make_trainer(settings(tmp_path / "a", place, model, learnable_property="style")).objective
     assert "a drawing in the style of <toy>" in styled.source.captions[0]

@@ -342,6 +342,8 @@ def test_gradient_checkpointing_gives_the_same_result(cache: bool, tmp_path: Pat
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
 
 
+# The fast test beside it is test_nan_stops_the_run_and_leaves_the_last_checkpoint.
+@pytest.mark.slow
 def test_one_process_may_train_in_two_precisions(tmp_path: Path, place: Place) -> None:
     for number, precision in enumerate(("bf16", "no", "bf16")):
         chosen = text_settings(tmp_path / str(number), place, mixed_precision=precision, max_train_steps=1)

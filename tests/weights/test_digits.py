@@ -34,6 +34,8 @@ def test_it_is_bundled_in_float16_under_2_megabytes() -> None:
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
 
 
+# The fast test beside it is test_what_it_recommends_looks_like_many_steps.
+@pytest.mark.slow
 def test_each_class_looks_like_its_own_mean(pipe: DDIMPipeline) -> None:
     source = digits("all")
     images = torch.stack([source.load(i) for i in range(source.count)])  # type: ignore[arg-type]

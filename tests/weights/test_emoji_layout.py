@@ -64,6 +64,7 @@ def test_it_is_a_small_difference_to_the_emoji_unet() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", "a grinning face", "a house, twemoji style"])
+@pytest.mark.thin(every=3)
 def test_pictures_have_the_colours_that_it_is_shown(prompt: str, pipe: Any, layouts: list[Image.Image]) -> None:
     asked = {"prompt": [prompt] * COUNT, "seed": [*range(COUNT)], "control_image": layouts}
     steered = far(pipe(**asked).images, layouts)
