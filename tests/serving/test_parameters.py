@@ -151,6 +151,13 @@ def test_what_is_one_for_all_controlnets_or_one_for_each() -> None:
         assert raised.value.param in values
 
 
+def test_a_refiner_is_refused_by_name() -> None:
+    for name, value in (("refiner", "other"), ("refiner_start", 0.8)):
+        with pytest.raises(Refusal, match="ddim sample --refiner has two go the way in turn") as raised:
+            from_json(Generation, {name: value})
+        assert raised.value.param == name
+
+
 def test_null_stands_for_what_is_left_out() -> None:
     assert from_json(Generation, dict.fromkeys(Generation.model_fields)) == Generation()
     assert from_json(Generation, {"style": None, "svg": None}) == Generation()

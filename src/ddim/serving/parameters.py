@@ -26,6 +26,10 @@ Spacing = Literal["leading", "trailing", "linspace", "quadratic", "optimized"]
 # Parameters that nothing here could follow, OpenAI's and of ours that are for pipelines alone, and why.
 _REFUSED = {
     "weights": "prompts are read without weights here, where those of many are drawn together: see docs/prompts.md",
+    **dict.fromkeys(
+        ("refiner", "refiner_start"),
+        "one model draws a picture here: ddim sample --refiner has two go the way in turn",
+    ),
     "style": "there are no styles: say it in the prompt",
     "complexity": "it is for drawings as svg, and pictures are drawn in pixels here",
     "svg": "pictures are drawn in pixels here: ask for the output_format png, webp or jpeg",
