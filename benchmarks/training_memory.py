@@ -5,9 +5,10 @@
     python benchmarks/training_memory.py arithmetic --write     # and the table in docs/training.md
 
 For each kind of training a random model is written by diffusers, and trained for some steps by `ddim train` and by the
-loop of diffusers' script for it (train_text_to_image.py, _lora.py, _sdxl.py, _lora_sdxl.py), at the same settings: a
-batch of 1, gradient checkpointing, AdamW, no average. Each is a process of its own. Told are the most memory that it
-had (its resident set, in MiB), from its start, and in the steps after the first one, when nothing is loaded any more.
+loop of diffusers' script for it (train_text_to_image.py, _lora.py, _sdxl.py, _lora_sdxl.py, train_controlnet.py,
+_sdxl.py), at the same settings: a batch of 1, gradient checkpointing, AdamW, no average. Each is a process of its own.
+Told are the most memory that it had (its resident set, in MiB), from its start, and in the steps after the first one,
+when nothing is loaded any more.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pages import put_between
 PAGE = Path(__file__).parent.parent / "docs" / "training.md"
 MARKS = ("<!-- memory: by benchmarks/training_memory.py -->", "<!-- end of memory -->")
 STEPS, SIZE = 4, 256
-KINDS = ("sd-full", "sd-lora", "xl-full", "xl-lora")
+KINDS = ("sd-full", "sd-lora", "sd-control", "xl-full", "xl-lora", "xl-control")
 WIDTHS = (128, 256, 512, 512)
 
 
@@ -110,7 +111,7 @@ def peak() -> int:
 
 def ours(kind: str, precision: str, model: Path, data: Path, out: Path) -> dict[str, int]:
     from ddim.training.run import make_trainer
-    from ddim.training.settings import LoraSettings, TextToImageSettings
+    from ddim.training.settings import ControlNetSettings, LoraSettings, TextToImageSettings
 
     options: dict[str, Any] = {
         "output_dir": str(out),
@@ -125,7 +126,9 @@ def ours(kind: str, precision: str, model: Path, data: Path, out: Path) -> dict[
         "validation_steps": 0,
         "report_to": "none",
     }
-    trainer = make_trainer((LoraSettings if "lora" in kind else TextToImageSettings)(**options))
+    options |= {"condition": "layout"} if "control" in kind else {}
+    settings: Any = {"full": TextToImageSettings, "lora": LoraSettings, "control": ControlNetSettings}[kind[3:]]
+    trainer = make_trainer(settings(**options))
     accumulate, most = trainer._accumulate, {"steps": 0}
 
     def noted(batches: Any, log: Any) -> None:
@@ -151,7 +154,7 @@ def theirs(kind: str, precision: str, model: Path, data: Path, out: Path) -> dic
     from PIL import Image
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    is_lora, is_xl = "lora" in kind, "xl" in kind
+    is_lora, is_control, is_xl = "lora" in kind, "control" in kind, "xl" in kind
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     unet = diffusers.UNet2DConditionModel.from_pretrained(model / "unet")
     vae: Any = diffusers.AutoencoderKL.from_pretrained(model / "vae").requires_grad_(False)
@@ -169,9 +172,15 @@ def theirs(kind: str, precision: str, model: Path, data: Path, out: Path) -> dic
         unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
         for parameter in unet.parameters():
             parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    network: Any = unet
+    if is_control:
+        network = diffusers.ControlNetModel.from_unet(unet)
+        network.enable_gradient_checkpointing()
+        unet.requires_grad_(False)
+        unet.to(dtype)
     unet.enable_gradient_checkpointing()
-    unet.train()
-    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    network.train()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     scheduler = diffusers.DDPMScheduler.from_pretrained(model / "scheduler")
 
@@ -189,8 +198,16 @@ def theirs(kind: str, precision: str, model: Path, data: Path, out: Path) -> dic
         image = torch.from_numpy(np.array(Image.open(data / f"{number}.png"))).permute(2, 0, 1)[None] / 127.5 - 1
         return vae.encode(image.to(vae.dtype)).latent_dist.sample() * vae.config.scaling_factor
 
+    def shown(number: int) -> Any:
+        image = torch.from_numpy(np.array(Image.open(data / f"{number}.png"))).permute(2, 0, 1)[None] / 255
+        return image.to(dtype)
+
     known: dict[int, tuple[Any, Any]] = {}
-    if is_xl and not is_lora:  # this script encodes all beforehand and gives the networks up
+    texts: dict[int, Any] = {}
+    if is_xl and is_control:  # this script encodes the texts beforehand and gives their encoders up
+        texts, encoders = {number: told(f"a picture {number}") for number in range(4)}, []
+        gc.collect()
+    elif is_xl and not is_lora:  # and this one all, with the autoencoder
         known = {number: (latents(number), told(f"a picture {number}")) for number in range(4)}
         vae, encoders = None, []
         gc.collect()
@@ -202,19 +219,25 @@ def theirs(kind: str, precision: str, model: Path, data: Path, out: Path) -> dic
         elif step == STEPS - 1:
             steps = peak()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            x, (embeds, pooled) = known.get(step) or (latents(step), told(f"a picture {step}"))
-            x = x.to(dtype) if is_lora or not is_xl else x
+            x, (embeds, pooled) = known.get(step) or (latents(step), texts.get(step) or told(f"a picture {step}"))
+            x = x.to(dtype) if is_lora or is_control or not is_xl else x
             noise, timesteps = torch.randn_like(x), torch.randint(0, 1000, (1,))
             noisy = scheduler.add_noise(x, noise, timesteps)
             sizes = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]]).to(dtype)
             added = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}} if is_xl else {}
+            if is_control:
+                down, middle = network(noisy, timesteps, embeds, shown(step), **added, return_dict=False)
+                down, middle = [each.to(dtype) for each in down], middle.to(dtype)
+                added |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
             out_ = unet(noisy, timesteps, embeds, **added, return_dict=False)[0]
             loss = F.mse_loss(out_.float(), noise.float())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    if is_lora:
+    if is_control:
+        network.save_pretrained(out)
+    elif is_lora:
         unet.save_lora_adapter(out)
     else:
         diffusers.DiffusionPipeline.from_pretrained(model, unet=unet).save_pretrained(out)
