@@ -40,7 +40,10 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
 myst_dmath_double_inline = True
 html_math_renderer = "mathml"
-suppress_warnings = ["misc.highlighting_failure"]
+suppress_warnings = [
+    "misc.highlighting_failure",
+    "ref.python",  # an attribute that several classes have by one name, such as denoising_start
+]
 
 # The reference. Types are named as the code names them (`Eta`, not what it stands for), and link to what they are.
 default_role = "py:obj"

@@ -1,4 +1,4 @@
-"""The thirty questions of docs/questions.md are answered within two clicks from the first page; links and terms lead on."""
+"""The thirty questions of docs/questions.md are answered within two clicks of the first page, and links lead there."""
 
 from __future__ import annotations
 
