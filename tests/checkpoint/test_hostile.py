@@ -536,7 +536,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.filterwarnings("ignore:.*does not know these settings:UserWarning")
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.thin(every=3)
+@pytest.mark.thin(every=4)
 def test_is_one_clear_error(name: str, good: Path, tmp_path: Path) -> None:
     case = CASES[name]
     folder = prepare(case, good, tmp_path)

@@ -464,7 +464,7 @@ def test_errors_of_each_class(served: Served, heart: Image.Image, models: dict[s
 def test_a_deadline(models: dict[str, Callable[[], Any]]) -> None:
     with serving(models) as served:
         served.client().images.generate(prompt="x", extra_body={"steps": 1})
-        served.running.app.state.server.limits = Limits(deadline=1.0)
+        served.running.app.state.server.limits = Limits(deadline=0.4)
         error = refused(
             served.client(max_retries=2).images.generate,
             openai.InternalServerError,

@@ -142,7 +142,7 @@ KINDS = ["texts", "distilled", "hooked", "inpainter", "classes", "variance", "th
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=2)
 @given(seed=st.integers(0, 10**6), slots=st.sampled_from([1, 3, 16]), decoded=st.sampled_from([1, 2, 4]))
-@pytest.mark.thin(fast=["texts", "variance"])
+@pytest.mark.thin(fast=["texts"])
 def test_the_bits_of_a_picture_do_not_depend_on_companions(
     kind: str, seed: int, slots: int, decoded: int, pipes: Make
 ) -> None:
