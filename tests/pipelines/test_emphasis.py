@@ -55,6 +55,8 @@ def test_the_web_ui(text: str, parts: list[tuple[str | None, float]]) -> None:
         ("a red+ cat", [("a ", 1), ("red", 1.1), (" cat", 1)]),
         ("red++, blue---", [("red", 1.1**2), (", ", 1), ("blue", 0.9**3)]),
         ("(a cat)1.3 x", [("a cat", 1.3), (" x", 1)]),
+        ("a- red-  cat- dog", [("a red  cat", 0.9), (" dog", 1)]),
+        ("a-, red- (cat)0.9 b-- c", [("a", 0.9), (", ", 1), ("red cat", 0.9), (" ", 1), ("b", 0.81), (" c", 1)]),
         ("(a cat).5", [("a cat", 0.5)]),
         ("(a (red)++ cat)0.5", [("a ", 0.5), ("red", 0.5 * 1.1**2), (" cat", 0.5)]),
         ('"a cat"-- sat', [("a cat", 0.9**2), (" sat", 1)]),

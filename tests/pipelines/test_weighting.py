@@ -173,6 +173,7 @@ def test_compel_goes_away_from_the_empty_text_and_towards_that_without_a_word(bo
         "a (photo of (red)++ cat)0.6, stars",
         "blue- castle++ (smoke)0.3, (bad)0",
         'a "red cat"+++ photo',
+        'a "red photo"- dog-- cat--, (blue).5 (castle).5',
         "",
     ],
 )

@@ -7,6 +7,7 @@ multiplied. A backslash before a sign makes it a plain one. docs/prompts.md has 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
@@ -168,7 +169,14 @@ def _parse_compel(text: str) -> list[Part]:
             add('"')
             if match[4]:
                 add(match[4])
-    return [Part(part, weight) for part, weight in zip(texts, _multiplied(weights, closed), strict=True) if part]
+    parts = [Part(part, weight) for part, weight in zip(texts, _multiplied(weights, closed), strict=True) if part]
+    words = [number for number, part in enumerate(parts) if not str(part.text).isspace()]
+    for before, after in itertools.pairwise(words):  # blanks do not part what weighs the same
+        if parts[before].weight == parts[after].weight:
+            parts[before + 1 : after] = [
+                each._replace(weight=parts[before].weight) for each in parts[before + 1 : after]
+            ]
+    return parts
 
 
 def _steps(signs: str | None) -> float:
