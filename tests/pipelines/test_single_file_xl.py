@@ -282,6 +282,22 @@ def test_types(stored: torch.dtype, wanted: torch.dtype | None, tmp_path: Path) 
         assert all(torch.equal(got[key], found.state[key].to(wanted or torch.float32)) for key in found.state)
 
 
+def test_auto_is_the_type_that_each_network_is_stored_in(tmp_path: Path) -> None:
+    """Of 8 bits, in which nothing can be computed, it is bfloat16, which has all of their numbers."""
+    types = {UNET: torch.float8_e4m3fn, VAE: torch.float32, FIRST: torch.float16, SECOND: torch.bfloat16}
+    tensors = original.tensors(original.xl_shapes())
+    small = {f"{UNET}out.2.bias"}  # some programs leave small tensors as they were
+    for prefix, dtype in types.items():
+        names = [name for name in tensors if name.startswith(prefix) and name not in small and "_ids" not in name]
+        tensors |= {name: tensors[name].to(dtype) for name in names}
+    save_file(tensors, tmp_path / "x.safetensors")
+    loaded = load_single_file(tmp_path / "x.safetensors", dtype="auto")
+    got = {name: loaded[name].dtype for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    assert [*got.values()] == [torch.bfloat16, torch.float32, torch.float16, torch.bfloat16]
+    own = tensors[f"{UNET}time_embed.0.weight"]
+    assert torch.equal(loaded["unet"].time_embedding.linear_1.weight, own.to(torch.bfloat16))
+
+
 def test_averaged_weights(files: dict[str, Path]) -> None:
     tensors = original.tensors(original.xl_shapes(ema=True))
     averaged = load_single_file(files["base"], parts=["unet"], use_ema=True)["unet"]
@@ -499,7 +515,8 @@ def test_what_a_file_says(
 
 
 @pytest.mark.parametrize(
-    "name", ["noobaiXL_vPred10", "model-v-pred", "Model_V-Prediction_fp16", "x.v_pred", "illustrious_v_param"]
+    "name",
+    ["noobaiXL_vPred10", "model-v-pred", "Model_V-Prediction_fp16", "x.v_pred", "illustrious_v_param", "noobaiXLVPred"],
 )
 @pytest.mark.thin(every=2)
 def test_a_name_alone_says_too_little(name: str, tmp_path: Path) -> None:
@@ -627,6 +644,7 @@ def test_what_belongs_to_another_family(files: dict[str, Path], tmp_path: Path) 
         ("down_blocks.0.resnets.0.conv1.weight", "a U-Net in diffusers' layout"),
         ("model.diffusion_model.double_blocks.0.img_attn.proj.weight", "Flux"),
         ("edm_mean", "a model of EDM's noise levels"),
+        ("scaled_fp8", "one whose weights of 8 bits need scales"),
     ],
 )
 def test_other_kinds_of_file_are_named(name: str, what: str, tmp_path: Path) -> None:

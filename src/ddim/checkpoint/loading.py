@@ -40,7 +40,7 @@ def fill(
     model: nn.Module,
     state: Mapping[str, Tensor],
     read: Callable[[Collection[str]], Mapping[str, Tensor]],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     what: str,
 ) -> None:
     """Put a file's tensors into a network that was made in `skeleton`.
@@ -54,12 +54,14 @@ def fill(
         model: the network; its names and shapes are those of `state`.
         state: the file's tensors by the network's names; only their types and sizes are looked at.
         read: given names, maps the file anew and returns the tensors of these names.
-        dtype: the floating-point type that the network gets.
+        dtype: the floating-point type that the network gets; None is `stored_type`.
         what: the error's first words, which say what does not fit what.
 
     Raises:
         WeightsError: a tensor cannot be converted to `dtype`.
     """
+    if dtype is None:
+        dtype = stored_type(state)
     others = {
         key: tensor.nbytes + AROUND for key, tensor in state.items() if _kind(tensor)[0] and tensor.dtype != dtype
     }
@@ -75,6 +77,16 @@ def fill(
         size += others[key]
     ready |= _converted(read(batch), dtype, what)
     model.load_state_dict(ready, strict=True, assign=True)
+
+
+def stored_type(state: Mapping[str, Tensor]) -> torch.dtype:
+    """The type of a network that is to be of the type that it is stored in, which is that of its largest tensor.
+
+    Networks cannot compute in 8 bits; bfloat16 has all numbers of these types.
+    """
+    floating = [tensor for tensor in state.values() if tensor.is_floating_point()]
+    dtype = max(floating, key=torch.numel).dtype if floating else torch.float32
+    return torch.bfloat16 if dtype.itemsize == 1 else dtype
 
 
 def _converted(state: Mapping[str, Tensor], dtype: torch.dtype, what: str) -> dict[str, Tensor]:

@@ -615,7 +615,7 @@ def load_weights(model: PretrainedModel, files: list[Path], dtype: torch.dtype |
     Args:
         model: the network.
         files: what `find_weights` found.
-        dtype: the type that the network's parameters get; None is that of the first floating-point tensor stored.
+        dtype: the type that the network's parameters get; None is that of what is stored, see `loading.stored_type`.
 
     Raises:
         WeightsError: names are missing or unexpected, or shapes or types are wrong, of which one message lists all; or
@@ -633,8 +633,6 @@ def load_weights(model: PretrainedModel, files: list[Path], dtype: torch.dtype |
                 raise WeightsError(f"{what}: {stored[:200]} is there twice, maybe under an older name or in two files")
             places[key], state[key] = (file, stored), tensor
     check_state(model.state_dict(), state, what)
-    if dtype is None:
-        dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
 
     def read(keys: Collection[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -215,8 +215,8 @@ class ControlNetModel(TextBackbone):
         cls,
         pretrained_model_link_or_path: str | os.PathLike[str],
         *,
-        torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
         like: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Self:
@@ -226,7 +226,8 @@ class ControlNetModel(TextBackbone):
             pretrained_model_link_or_path: the file, or its address at huggingface.co. It is in the original layout
                 (`control_model.…`, or the same names without that; a model beside the ControlNet is left out) or in
                 diffusers'.
-            dtype: the parameters' type, float32 unless told; `torch_dtype` is its older name.
+            dtype: the parameters' type, float32 unless told, "auto" for the one that is stored; `torch_dtype` is its
+                older name.
             like: the config of the U-Net that the ControlNet is for. If its widths are the file's, it says what names
                 and shapes do not, such as the number of heads; otherwise that is as in Stable Diffusion 1, 2 or XL.
             options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub. Any other is a
@@ -239,7 +240,7 @@ class ControlNetModel(TextBackbone):
             ConfigError: the file is of another kind; or the weights are of no sensible structure.
             TypeError: there is no such option.
         """
-        dtype = choose_dtype(dtype, torch_dtype)
+        chosen = choose_dtype(dtype, torch_dtype, auto=None)
         if "config" in options or "original_config" in options:
             raise TypeError("config= and original_config= are not needed: the structure is seen in the file")
         options = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
@@ -265,7 +266,7 @@ class ControlNetModel(TextBackbone):
             mapped = read_tensors(file, {part.stored[key] for key in keys})
             return {key: mapped[part.stored[key]] for key in keys}
 
-        fill(network, part.state, read, dtype, f"{file} does not fit {cls.__name__}")
+        fill(network, part.state, read, chosen, f"{file} does not fit {cls.__name__}")
         return network.eval()
 
     def load_base(self, repository: Repository, subfolder: str | None) -> None:

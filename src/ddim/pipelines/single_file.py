@@ -74,11 +74,13 @@ OTHERS = {
     "edm_": "a model of EDM's noise levels (such as Playground 2.5 and CosXL), which are continuous and which DDIM, "
     "whose levels are those of a table of timesteps, has no schedule for",
     "down_blocks.": "a U-Net in diffusers' layout, whose folder from_pretrained loads",
+    "scaled_fp8": "one whose weights of 8 bits need scales beside them, as some programs write it, which is not "
+    "implemented: take the same model in float16 or bfloat16",
 }
 # What diffusers' users pass, as its networks' structure comes from elsewhere than the file.
 NOT_READ = ("config", "original_config", "original_config_file")
 # By which the name of a file says that its network predicts v.
-V_IN_NAME = re.compile(r"(?<![a-z])v[-_ .]?(pred|param)", re.IGNORECASE)
+V_IN_NAME = re.compile(r"((?<![A-Za-z])v|V)[-_ .]?(?i:pred|param)")
 # The beginning of names that a Stable Diffusion 1 or 2 has.
 SURELY_SD = re.compile(r"cond_stage_model\.|(model\.diffusion_model\.)?input_blocks\.")
 
@@ -89,8 +91,8 @@ def load_single_file(
     parts: Sequence[str] | None = None,
     tokenizer: Any = None,
     tokenizer_2: Any = None,
-    dtype: torch.dtype | None = None,
-    torch_dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
     prediction_type: PredictionType | None = None,
     use_ema: bool = False,
     families: Sequence[Family] = (SD, XL, XL_REFINER),
@@ -106,7 +108,8 @@ def load_single_file(
         tokenizer: there is none in such a file. One that is given is returned; of a folder or a hub id (of a tokenizer,
             or of a pipeline that has one) one is loaded that fills texts up as the file's text encoder knows it.
         tokenizer_2: the same for "text_encoder_2". If one of the two is given, the other is made of it.
-        dtype: the parameters' type, float32 unless told; `torch_dtype` is its older name.
+        dtype: the parameters' type, float32 unless told, "auto" for those that are stored; `torch_dtype` is its older
+            name.
         prediction_type: what the U-Net predicts, whatever the file says. The weights do not say it; many files have a
             note of it (`checkpoint.predicted`), and of zero terminal SNR. Without one, "epsilon" is right for Stable
             Diffusion 1 and XL, "v_prediction" is taken for Stable Diffusion 2, with a warning, as its models for
@@ -127,7 +130,7 @@ def load_single_file(
     Warns:
         UserWarning: what is predicted had to be guessed, or the file's zero terminal SNR cannot be had with it.
     """
-    dtype = choose_dtype(dtype, torch_dtype)
+    chosen = choose_dtype(dtype, torch_dtype, auto=None)
     unknown = sorted(set(parts or ()) - set(PARTS))
     if unknown:
         raise ValueError(f"a single file has no part {', '.join(unknown)}: its parts are {', '.join(PARTS)}")
@@ -179,7 +182,7 @@ def load_single_file(
             state = convert({**tensors, **mapped}, use_ema, family)[0][name].state
             return {key: state[key].contiguous() for key in keys}
 
-        fill(network, part.state, read, dtype, f"{file} does not fit {type(network).__name__}")
+        fill(network, part.state, read, chosen, f"{file} does not fit {type(network).__name__}")
         network.eval()
     made: dict[str, Any] = {**networks}
     if prediction_type is not None and "scheduler" in parts:
@@ -357,8 +360,8 @@ class FromSingleFile:
         *,
         tokenizer: Any = None,
         tokenizer_2: Any = None,
-        torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
         prediction_type: PredictionType | None = None,
         use_ema: bool = False,
         **options: Any,
@@ -369,7 +372,8 @@ class FromSingleFile:
             pretrained_model_link_or_path: the file, or its address at huggingface.co.
             tokenizer: one, or where one is, such as "openai/clip-vit-large-patch14": there is none in such a file.
             tokenizer_2: of a second text encoder. If one of the two is given, the other is made of it.
-            dtype: the networks' type, float32 unless told; `torch_dtype` is its older name.
+            dtype: the networks' type, float32 unless told, "auto" for those that are stored; `torch_dtype` is its older
+                name.
             prediction_type, use_ema: see `single_file.load_single_file`.
             options: the hub's; a part by its name (`vae=…`, `scheduler=…`) is used instead of the file's, and other
                 arguments of the constructor are passed on. Those in `WITHOUT_EFFECT` are without effect.
