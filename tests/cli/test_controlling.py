@@ -108,7 +108,7 @@ def test_what_is_shown_decides_the_size_unless_something_else_does(here: Path, t
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--controlnet", "{here}/a"], "there are no picture for it|no picture for it"),
+        (["--controlnet", "{here}/a"], "there is no picture for it"),
         (["--control-image", "{here}/0.png"], "are for --controlnet"),
         (["--controlnet", "{here}/nowhere", "--control-image", "{here}/0.png"], "there is no folder"),
         (["--controlnet", "{here}/0.png", "--control-image", "{here}/0.png"], "is no .safetensors file: give one"),
@@ -121,7 +121,7 @@ def test_what_is_shown_decides_the_size_unless_something_else_does(here: Path, t
         (["--controlnet", "{here}/model/unet", "--control-image", "{here}/0.png"], "not a ControlNetModel"),
         (
             ["--controlnet", "{here}/a", "{here}/b", "--control-image", "{here}/0.png"],
-            "2 ControlNets and 1 pictures for them",
+            "2 ControlNets and 1 picture for them",
         ),
     ],
 )

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import original
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_xl import tiny_xl
 
 import ddim
 from ddim.cli import main
+from ddim.models.tokenizer import CLIPTokenizer
 from ddim.noise import seeded_generators
 from ddim.pipelines import StableDiffusionXLPipeline
 
@@ -141,6 +144,16 @@ def test_the_refiner_makes_the_last_steps(start: bool, models: dict[str, Path], 
     assert np.array_equal(drawn(again), drawn(out))
 
 
+def test_a_refiner_of_one_file_has_the_models_tokenizer(models: dict[str, Path], tmp_path: Path) -> None:
+    words = len(CLIPTokenizer.from_pretrained(models["base"] / "tokenizer"))
+    of_text = {**original.TINY_BIG_G, "words": words, "positions": 77}
+    file, out = tmp_path / "refiner.safetensors", tmp_path / "a.png"
+    save_file(original.tensors(original.xl_shapes(refiner=True, of_text_2=of_text)), file)
+    asked = ["a red cat", "--model", models["base"], "--refiner", file, "--steps", 2, "--refiner-start", 0.5]
+    assert run("sample", *asked, "--height", 16, "--width", 16, "--out", out) == 0
+    assert out.exists()
+
+
 def test_a_recipe_names_no_refiner(models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a.png"
     asked = ["a", "--model", models["base"], "--refiner", models["refiner"], "--steps", 4, "--batch", 2]
@@ -157,6 +170,11 @@ def test_a_recipe_names_no_refiner(models: dict[str, Path], tmp_path: Path, caps
         (["--model", "BASE", "--refiner", "emoji"], "--refiner emoji is a StableDiffusionPipeline, and no Stable"),
         (["--model", "BASE", "--refiner-start", "0.5"], "--refiner-start says where --refiner takes over"),
         (["--model", "BASE", "--refiner", "BASE", "--refiner-start", "2"], "--refiner-start"),
+        (["--model", "BASE", "--refiner", "BASE", "--refiner-start", "1"], "must be above 0 and below 1, not 1"),
+        (
+            ["--model", "BASE", "--negative-prompt-2", "b", "--guidance-scale", "1"],
+            "--negative-prompt-2 changes nothing without guidance",
+        ),
         (["--model", "BASE", "--crop", "-1", "0"], "--crop"),
         (["--model", "BASE", "--denoising-start", "0.5"], "--denoising-start needs what another model left there"),
         (["--model", "BASE", "--denoising-end", "0"], "--denoising-end must be above 0"),

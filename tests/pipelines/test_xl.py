@@ -495,6 +495,15 @@ def test_an_index_that_cannot_be_followed(change: dict[str, Any], message: str, 
         StableDiffusionXLPipeline.from_pretrained(tmp_path)
 
 
+def test_arguments_of_the_constructor_are_passed_on(base: Pair) -> None:
+    without = dict.fromkeys(("vae", "unet", "text_encoder", "text_encoder_2"))
+    assert ddim.DiffusionPipeline.from_pretrained(base.folder, add_watermarker=False, **without).vae is None
+    with pytest.warns(UserWarning, match="pictures are not watermarked"):
+        ddim.StableDiffusionXLInpaintPipeline.from_pretrained(base.folder, add_watermarker=True, **without)
+    with pytest.raises(TypeError, match="has no argument watermark;"):
+        ddim.DiffusionPipeline.from_pretrained(base.folder, watermark=False, **without)
+
+
 def test_an_index_may_be_silent_and_have_null(base: Pair, tmp_path: Path) -> None:
     index = json.loads((base.folder / "model_index.json").read_text())
     shutil.copytree(base.folder, tmp_path, dirs_exist_ok=True)

@@ -132,6 +132,14 @@ def test_a_part_of_a_recommendation() -> None:
     assert choose_steps(DDIMScheduler(recommended_order=2).config, 50) == Steps(50, 1, "leading")
 
 
+@pytest.mark.parametrize("given", ["7", [7.0], {}])
+def test_guidance_that_is_no_number(given: Any) -> None:
+    with pytest.raises(ConfigError, match="guidance_scale must be a number, not"):
+        choose_guidance({}, given, None, 7.5)
+    with pytest.raises(ConfigError, match="guidance_rescale must be a number, not"):
+        choose_guidance({}, 7.5, given, 7.5)
+
+
 def test_guidance() -> None:
     config = recommending().config
     assert choose_guidance(config, None, None, usual=7.5) == (3.0, 0.7)

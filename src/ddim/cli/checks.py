@@ -65,19 +65,22 @@ def check(words: str, settings: Any, given: Collection[str] = ()) -> None:
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def number(least: float = -math.inf, most: float = math.inf, *, above: bool = False) -> Rule:
-    """A rule for numbers from `least`, itself allowed unless `above`, to `most`; texts, such as sigma_hat, may be."""
+def number(least: float = -math.inf, most: float = math.inf, *, above: bool = False, below: bool = False) -> Rule:
+    """A rule for numbers from `least`, itself allowed unless `above`, to `most`, allowed unless `below`; texts, such as
+    sigma_hat, may be."""
     low = "" if least == -math.inf else f"above {least:g}" if above else f"{least:g} or more"
     if most == math.inf:
         wanted = low or "a finite number"
     else:
-        wanted = f"above {least:g} and up to {most:g}" if above else f"from {least:g} to {most:g}"
+        wanted = f"above {least:g}" if above else f"from {least:g}"
+        wanted += f" and below {most:g}" if below else f" and up to {most:g}" if above else f" to {most:g}"
 
     def rule(value: Any, option: str) -> None:
         if isinstance(value, str):
             return
         is_finite = isinstance(value, int) or math.isfinite(value)
-        if not is_finite or not least <= value <= most or (above and value == least):
+        is_end = (above and value == least) or (below and value == most)
+        if not is_finite or not least <= value <= most or is_end:
             raise ConfigError(f"{option} must be {wanted}, not {value!s:.30}")
 
     return rule
@@ -346,9 +349,9 @@ RULES: dict[str, Rule] = {
     "negative_target_size": NATURAL,
     "aesthetic_score": number(-1000, 1000),
     "negative_aesthetic_score": number(-1000, 1000),
-    "denoising_start": number(0, 1),
+    "denoising_start": number(0, 1, below=True),
     "denoising_end": number(0, 1, above=True),
-    "refiner_start": number(0, 1, above=True),
+    "refiner_start": number(0, 1, above=True, below=True),
     "width": COUNT,
     # of a job
     "threads": COUNT,

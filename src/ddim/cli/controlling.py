@@ -101,8 +101,11 @@ def check_together(settings: SampleSettings) -> None:
         return
     if not networks:
         raise ConfigError("--control-image and --control-from are for --controlnet: give one, or leave them out")
-    counted = f"{networks} ControlNets and {pictures} pictures for them" if networks > 1 else "no picture for it"
-    raise ConfigError(f"--controlnet: there are {counted}: give a --control-image for each, or --control-from")
+    if networks > 1:
+        counted = f"are {networks} ControlNets and {pictures} picture{'s' * (pictures != 1)} for them"
+    else:
+        counted = "is no picture for it" if not pictures else f"are {pictures} pictures for one ControlNet"
+    raise ConfigError(f"--controlnet: there {counted}: give one --control-image for each, or --control-from")
 
 
 def check_how(settings: Any, networks: int) -> None:

@@ -117,7 +117,7 @@ class SampleSettings:
     denoising_end: DenoisingEnd = None
     refiner: Refiner = None
     refiner_start: float = 0.8
-    """The share of the way at which --refiner takes over, from 0 to 1."""
+    """The share of the way at which --refiner takes over, between 0 and 1."""
     class_labels: tuple[int, ...] = ()
     """The classes to draw, in turn, with a class-conditional model. If not given, all of its classes."""
     guidance_scale: GuidanceScale = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ddim.cli.checks import is_single_file
 from ddim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -183,7 +184,10 @@ def open_refiner(settings: Any, pipe: DiffusionPipeline) -> Any:
     from ddim.pipelines import StableDiffusionXLPipeline
 
     plain = {"model": settings.refiner, "lora": (), "textual_inversion": (), "controlnet": (), "vae": None}
-    plain |= {"tokenizer": None}
+    plain |= {"tokenizer": None, "prediction_type": None}
+    if is_single_file(settings.refiner):  # it has no tokenizer, and the model has one, or was told of one
+        place = settings.tokenizer if is_single_file(str(settings.model)) else settings.model
+        plain |= {"tokenizer": place, "variant": None}
     refiner = open_pipeline(dataclasses.replace(settings, **plain))
     if not isinstance(refiner, StableDiffusionXLPipeline):
         raise ConfigError(f"--refiner {settings.refiner} is a {type(refiner).__name__}, and no Stable Diffusion XL")

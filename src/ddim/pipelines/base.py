@@ -236,8 +236,8 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
             device_map: a device, such as "cuda", that all networks go to. "auto", "balanced" and the like put them on
                 the first GPU if there is one, as they are not divided here.
             options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub; a part by its
-                name (`unet=…`, `scheduler=…`) is used instead of the stored one. Those in `WITHOUT_EFFECT` are without
-                effect.
+                name (`unet=…`, `scheduler=…`) is used instead of the stored one, and other arguments of the class are
+                passed on (`add_watermarker=False`). Those in `WITHOUT_EFFECT` are without effect.
 
         Raises:
             CheckpointError: a file is missing, broken, or names a class that this package does not have.
@@ -251,7 +251,8 @@ class DiffusionPipeline(Familiar, SavesMemory, Savable):
         path = find_index(repository)
         index = read_json(path)
         pipeline = cls._choose(index, path)
-        unknown = sorted(set(options) - {*pipeline.parts, *pipeline.left_out, *pipeline.settings, *pipeline.extra})
+        taken = {*pipeline.parts, *pipeline.left_out, *pipeline.settings, *pipeline.extra, *_named(pipeline)}
+        unknown = sorted(set(options) - taken)
         if unknown:
             raise TypeError(
                 f"{pipeline.__name__}.from_pretrained has no argument {', '.join(unknown)}; "
@@ -634,6 +635,12 @@ def _settings(cls: type[DiffusionPipeline], index: Mapping[str, Any], path: Path
         if not isinstance(value, bool):
             raise CheckpointError(f"{path}: {name} must be true or false, not {reprlib.repr(value)}")
     return found
+
+
+def _named(cls: type[DiffusionPipeline]) -> list[str]:
+    """The names of the arguments of a pipeline's constructor."""
+    parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
+    return [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
 
 
 def _entry(part: Any) -> list[str | None]:

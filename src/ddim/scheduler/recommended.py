@@ -104,8 +104,12 @@ def choose_guidance(
         usual: the scale where neither was given nor is recommended. The usual rescale is 0.
 
     Raises:
-        ConfigError: the config's recommendation is to be used, and is no number in the range.
+        ConfigError: what was given is no number; or the config's recommendation is to be used, and is no number in the
+            range.
     """
+    for name, given in (("guidance_scale", scale), ("guidance_rescale", rescale)):
+        if given is not None and (isinstance(given, (str, bytes)) or not hasattr(given, "__float__")):
+            raise ConfigError(f"{name} must be a number, not {given!r:.50}")
     if scale is None:
         scale = _number(config, "guidance_scale", -math.inf, math.inf)
     scale = usual if scale is None else scale
