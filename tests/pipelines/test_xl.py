@@ -619,6 +619,15 @@ def test_an_image_of_a_seed_does_not_depend_on_the_batch(ours: StableDiffusionXL
     torch.testing.assert_close(pixels(ours, prompt=[PROMPT, PROMPT], seed=3, eta=0.5), both)
 
 
+def test_each_result_begins_with_the_picture_of_its_prompt(ours: StableDiffusionXLPipeline) -> None:
+    starts = [picture(seed=1), picture(seed=2)]
+    how: dict[str, Any] = {"strength": 0.5, "num_images_per_prompt": 2}
+    both = pixels(ours, prompt=[PROMPT, OTHER], image=starts, seed=[5, 6, 7, 8], **how)
+    for number, prompt in enumerate((PROMPT, OTHER)):
+        alone = pixels(ours, prompt=prompt, image=starts[number], seed=[5 + 2 * number, 6 + 2 * number], **how)
+        torch.testing.assert_close(both[2 * number : 2 * number + 2], alone)
+
+
 def test_threads_share_one_pipeline(ours: StableDiffusionXLPipeline) -> None:
     asked = [
         {"prompt": prompt, "seed": k, "original_size": (100 + 50 * k, 200), "guidance_scale": 1.0 + k}
