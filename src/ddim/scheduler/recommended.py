@@ -107,7 +107,8 @@ def choose_guidance(
         ConfigError: what was given is no number; or the config's recommendation is to be used, and is no number in the
             range.
     """
-    for name, given in (("guidance_scale", scale), ("guidance_rescale", rescale)):
+    every: dict[str, Any] = {"guidance_scale": scale, "guidance_rescale": rescale}
+    for name, given in every.items():
         if given is not None and (isinstance(given, (str, bytes)) or not hasattr(given, "__float__")):
             raise ConfigError(f"{name} must be a number, not {given!r:.50}")
     if scale is None:
