@@ -996,6 +996,17 @@ def test_a_compiled_step_is_compiled_once_for_all_timesteps(clip: str, eta: floa
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("clip", CLIPS)
+def test_a_compiled_step_takes_what_is_not_contiguous(clip: str) -> None:
+    """As the predictions of robots' policies are, whose networks have the channels before the horizon."""
+    torch._dynamo.reset()
+    plan = make_plan(Settings(**CLIPS[clip]), 10, 0.0)
+    out, x = (each.transpose(1, 2) for each in pair(2, 7, 16))
+    t = plan.timesteps[3]
+    step = torch.compile(lambda out, x: plan.step(out, t, x).prev_sample, backend="eager", fullgraph=True)
+    torch.testing.assert_close(step(out, x), plan.step(out, t, x).prev_sample, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("clip", CLIPS)
 def test_a_step_compiled_to_machine_code_agrees(clip: str) -> None:

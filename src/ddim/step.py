@@ -478,7 +478,7 @@ def threshold(x0: Tensor, ratio: float, maximum: float, out: Tensor | None = Non
         x0: the predicted images, (batch, …), float32 or float64.
         ratio: in [0, 1].
         maximum: the largest s, which is positive.
-        out: a tensor for the result, which may be x0 itself; None makes one.
+        out: a tensor that may be used for the result, such as x0 itself; None makes one.
 
     Returns:
         (batch, …), in [-1, 1].
@@ -492,6 +492,8 @@ def threshold(x0: Tensor, ratio: float, maximum: float, out: Tensor | None = Non
     else:
         scale = _quantile(samples.abs(), ratio)
     scale = scale.clamp(1, maximum).view((*x0.shape[:1], *[1] * (x0.ndim - 1)))  # (b 1 …)
+    if torch.compiler.is_compiling():  # it refuses an `out` that is not contiguous, and needs none
+        out = None
     return torch.div(torch.clamp(x0, -scale, scale, out=out), scale, out=out)
 
 
