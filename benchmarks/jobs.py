@@ -235,7 +235,7 @@ class Predictor:
 model, table, out, size = sys.argv[1:5]
 STEPS = int(sys.argv[5])
 rows = [json.loads(line) for line in open(table)]
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 found = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // int(size))).map_batches(
     Predictor, fn_constructor_args=(model,), batch_size=int(size), concurrency=1, num_cpus=1)
 os.makedirs(out)
@@ -245,7 +245,10 @@ for row in found.iter_rows():
 
 
 def example(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One worker of one thread each; pictures a second after the first 16, and how long the whole run took."""
+    """One worker of one thread each: how long the whole run took, from the start of Ray to the last picture.
+
+    Ray's example writes what it has drawn in bursts, so that times of files do not say how fast it draws.
+    """
     model, steps, prompts = "emoji", 25, folder / "prompts.jsonl"
     quiet(model).save_pretrained(folder / "model")
     lines = [{"id": str(n), "prompt": PROMPTS[n % len(PROMPTS)], "seed": n} for n in range(options.rows)]
@@ -261,34 +264,25 @@ def example(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for size in (1, 16)
     }
     runs["ddim generate"] = command(str(prompts), folder / "ours", *settings, *worker, model=model)
-    outs = [folder / "theirs-1", folder / "theirs-16", folder / "ours"]
-    rates: dict[str, float] = {}
     whole: dict[str, float] = {}
-    for (name, typed), out in zip(runs.items(), outs, strict=True):
+    for name, typed in runs.items():
         started = time.perf_counter()
         env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-        subprocess.run(typed, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-        rates[name], whole[name] = rate_after(out, 16), time.perf_counter() - started
+        subprocess.run(typed, check=True, stdout=subprocess.DEVNULL, env=env)
+        whole[name] = time.perf_counter() - started
     differences = [
         difference(folder / "ours" / f"{n // 1000:05d}" / f"{n}.png", folder / "theirs-1" / f"{n}.png")
         for n in range(options.rows)
     ]
+    own = whole.pop("ddim generate")
     return {
         "rows": options.rows,
-        "pictures a second": {name: round(rate, 2) for name, rate in rates.items()},
+        "seconds of the whole run of ours": round(own, 1),
         "seconds of the whole run": {name: round(seconds, 1) for name, seconds in whole.items()},
-        "ours against theirs": {
-            name: round(rates["ddim generate"] / rate, 2) for name, rate in rates.items() if name != "ddim generate"
-        },
+        "times that ours is as fast": {name: round(seconds / own, 2) for name, seconds in whole.items()},
         "largest difference of a value of a pixel, of 255": max(most for most, _ in differences),
         "share of values that differ": round(sum(share for _, share in differences) / options.rows, 5),
     }
-
-
-def rate_after(out: Path, first: int) -> float:
-    """Pictures a second, of those after the first ones, which come when all is loaded."""
-    times = sorted(path.stat().st_mtime for path in out.rglob("*.png"))
-    return (len(times) - first) / (times[-1] - times[first - 1])
 
 
 def difference(one: Path, other: Path) -> tuple[int, float]:
