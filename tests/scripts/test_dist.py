@@ -187,7 +187,7 @@ def test_the_tests_of_a_source_distribution_pass_in_it(
     # An environment that has it installed, and beside it what is installed here.
     own = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(own)], check=True)
-    (site,) = own.glob("lib*/python*/site-packages")
+    (site,) = own.glob("lib/python*/site-packages")
     here = [path for path in sys.path if path.endswith("-packages")]
     (site / "others.pth").write_text("\n".join(here), encoding="utf-8")
     monkeypatch.delenv("PYTHONPATH", raising=False)
