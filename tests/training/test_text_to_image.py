@@ -331,25 +331,28 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path: Pat
         command = _command(tmp_path / name, place)
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
+    def newest() -> int:
+        return max((int(path.name[11:]) for path in checkpoints(tmp_path / "killed")), default=0)
+
     began = time.monotonic()
-    whole = start("whole")
-    while whole.poll() is None and not checkpoints(tmp_path / "whole"):
-        time.sleep(0.05)
-    first = time.monotonic() - began  # until the first checkpoint
-    assert whole.wait() == 0
-    rest = time.monotonic() - began - first
+    assert start("whole").wait() == 0
+    seconds = time.monotonic() - began
     rng = random.Random(0)
     steps = []
-    for _ in range(20):
-        process = start("killed")
-        time.sleep(rng.uniform(0.6 * first, first + 0.2 * rest))
+    for number in range(20):
+        process, before = start("killed"), newest()
+        if number % 4:  # soon after it has saved something; the others at any time, mostly before that
+            while process.poll() is None and newest() == before:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, 0.02 * seconds))
+        else:
+            time.sleep(rng.uniform(0.0, 0.5 * seconds))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        found = checkpoints(tmp_path / "killed")
-        for checkpoint in found:
+        for checkpoint in checkpoints(tmp_path / "killed"):
             for file in ("model", "average", "optimizer"):
                 read_tensors(checkpoint / f"{file}.safetensors")
-        steps.append(max((int(path.name[11:]) for path in found), default=0))
+        steps.append(newest())
     assert start("killed").wait() == 0
     assert steps == sorted(steps)
     assert len(set(steps)) > 5
