@@ -26,8 +26,8 @@ import torch
 import train as stages
 from PIL import Image
 
-from ddim import ControlNetModel, DiffusionPipeline, UNet2DConditionModel
-from ddim.checkpoint import write_json
+from ddim import ControlNetModel, DiffusionPipeline
+from ddim.checkpoint import Repository, write_json
 from ddim.checkpoint.difference import DIFFERENCE, save_difference
 from ddim.checkpoint.hub import BASE, BUNDLED
 from ddim.images import condition_image, image_grid
@@ -111,14 +111,12 @@ def steered(network: ControlNetModel | None) -> Any:
 def ship() -> None:
     """Put what was trained into the package, in place of what is there."""
     network, step = trained()
-    base = UNet2DConditionModel.from_pretrained("emoji", subfolder="unet", dtype="auto").state_dict()
-    exact = network.state_dict()
-    kind = next(iter(base.values())).dtype
-    whole = {name: base[name] if name in base else torch.zeros_like(one, dtype=kind) for name, one in exact.items()}
     SHIPPED.mkdir(parents=True, exist_ok=True)
     network.save_config(SHIPPED)
-    save_difference(SHIPPED / DIFFERENCE, whole, exact)
     write_json(SHIPPED / BASE, {"base": "emoji"})
+    base = ControlNetModel.from_config(network.config)
+    base.load_base(Repository(SHIPPED.name), None)
+    save_difference(SHIPPED / DIFFERENCE, base.state_dict(), network.state_dict())
     write_json(SHIPPED / "training.json", {"step": step, "settings": dataclasses.asdict(CONTROL)})
     size = sum(path.stat().st_size for path in SHIPPED.iterdir())
     drawings = held_out(16)
